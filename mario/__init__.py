@@ -1,0 +1,1 @@
+"""MLOps around an agent that learns to play Super Mario Bros."""

@@ -1,0 +1,1 @@
+"""Standardised evaluation: protocol, records, statistics, gate, report."""

@@ -1,0 +1,1 @@
+"""The console and the Gymnasium environment."""

@@ -1,0 +1,1 @@
+"""One file an arrow of the loop; the only place that wires the parts together."""

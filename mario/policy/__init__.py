@@ -1,0 +1,1 @@
+"""The policy artefact: what maps an observation to an action, on disk and at run time."""

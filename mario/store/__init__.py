@@ -1,0 +1,1 @@
+"""One SQL database: runs, episodes, evaluations, verdicts, promotions."""

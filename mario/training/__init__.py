@@ -1,0 +1,1 @@
+"""PPO and DQN on stable-baselines3: callbacks, checkpoints, health."""
