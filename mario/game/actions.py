@@ -1,0 +1,125 @@
+"""Buttons of the controller and the discrete action sets a policy chooses from.
+
+A button byte is laid out as nes-py's controller register, most significant bit first: right, left,
+down, up, start, select, B, A. Other formats order the same eight buttons differently; convert with
+:func:`buttons_from_smbdataset` and :func:`buttons_from_fm2`, never by hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntFlag
+from types import MappingProxyType
+
+from mario.errors import ConfigError
+
+
+class Button(IntFlag):
+    """One button of the controller as its bit in the button byte."""
+
+    A = 0x01
+    B = 0x02
+    SELECT = 0x04
+    START = 0x08
+    UP = 0x10
+    DOWN = 0x20
+    LEFT = 0x40
+    RIGHT = 0x80
+
+
+@dataclass(frozen=True)
+class Action:
+    """One choice of a policy.
+
+    Attributes:
+        name: what a person reads, for example ``"right+A"``.
+        buttons: the button byte, 0…255.
+    """
+
+    name: str
+    buttons: int
+
+
+ActionSet = tuple[Action, ...]
+
+
+def _action(*buttons: Button) -> Action:
+    name = "+".join(b.name if b in (Button.A, Button.B) else b.name.lower() for b in buttons)  # type: ignore[union-attr]
+    return Action(name or "noop", int(sum(buttons)))
+
+
+_NOOP = _action()
+_RIGHT = _action(Button.RIGHT)
+_RIGHT_ONLY: ActionSet = (
+    _NOOP,
+    _RIGHT,
+    _action(Button.RIGHT, Button.A),
+    _action(Button.RIGHT, Button.B),
+    _action(Button.RIGHT, Button.A, Button.B),
+)
+_SIMPLE: ActionSet = (*_RIGHT_ONLY, _action(Button.A), _action(Button.LEFT))
+_COMPLEX: ActionSet = (
+    *_SIMPLE,
+    _action(Button.LEFT, Button.A),
+    _action(Button.LEFT, Button.B),
+    _action(Button.LEFT, Button.A, Button.B),
+    _action(Button.DOWN),
+    _action(Button.UP),
+)
+
+#: The action sets of gym-super-mario-bros in its order, and SIMPLE with a jump to the left.
+ACTION_SETS: MappingProxyType[str, ActionSet] = MappingProxyType(
+    {
+        "right_only": _RIGHT_ONLY,
+        "simple": _SIMPLE,
+        "simple_left_jump": (*_SIMPLE, _action(Button.LEFT, Button.A)),
+        "complex": _COMPLEX,
+    }
+)
+
+
+def action_set(name: str) -> ActionSet:
+    """Look an action set up by name.
+
+    Raises:
+        ConfigError: there is no action set of that name.
+    """
+    try:
+        return ACTION_SETS[name]
+    except KeyError:
+        raise ConfigError(
+            f"unknown action set {name!r}: expected one of {', '.join(ACTION_SETS)}; "
+            "correct `game.actions`"
+        ) from None
+
+
+# smbdataset's BP1 byte and FM2's columns, most significant bit / first column first.
+_SMBDATASET_ORDER = (
+    Button.A, Button.UP, Button.LEFT, Button.B,
+    Button.START, Button.RIGHT, Button.DOWN, Button.SELECT,
+)  # fmt: skip
+_FM2_ORDER = (
+    Button.RIGHT, Button.LEFT, Button.DOWN, Button.UP,
+    Button.START, Button.SELECT, Button.B, Button.A,
+)  # fmt: skip
+
+
+def buttons_from_smbdataset(byte: int) -> int:
+    """Convert smbdataset's button byte (A, up, left, B, start, right, down, select) to ours."""
+    return int(sum(b for i, b in enumerate(_SMBDATASET_ORDER) if byte >> (7 - i) & 1))
+
+
+def buttons_from_fm2(field: str) -> int:
+    """Convert a controller field of an FM2 film, for example ``"R......A"``, to a button byte.
+
+    A space or a dot is a button that is up; anything else is a button that is down.
+
+    Raises:
+        ConfigError: the field has not eight characters.
+    """
+    if len(field) != 8:
+        raise ConfigError(
+            f"FM2 controller field {field!r} has {len(field)} characters: expected 8 (RLDUTSBA); "
+            "check that the film is for one standard controller"
+        )
+    return int(sum(b for b, c in zip(_FM2_ORDER, field, strict=True) if c not in " ."))

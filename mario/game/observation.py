@@ -1,0 +1,115 @@
+"""The observation: its only definition, used by training, evaluation and serving alike.
+
+uint8 (4, 84, 84), channels first, newest frame last: the grey screen, resized by exact area
+average. Everything is integer arithmetic, so that every implementation gives the same bytes.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+
+from mario.errors import ConsoleError
+
+UInt8Array = npt.NDArray[np.uint8]
+
+STACK = 4
+SIZE_PX = 84
+OBSERVATION_SHAPE = (STACK, SIZE_PX, SIZE_PX)
+
+#: Written into every artefact; a policy trained on another observation is refused.
+OBSERVATION_SPEC = {
+    "name": "mario-observation-v1",
+    "shape": list(OBSERVATION_SHAPE),
+    "dtype": "uint8",
+    "grey": "(299 R + 587 G + 114 B + 500) // 1000",
+    "resize": "exact area average, rounded half up",
+    "order": "channels first, newest frame last",
+}
+
+
+def grey(rgb: UInt8Array) -> UInt8Array:
+    """Turn a picture grey by the luma weights of ITU-R BT.601.
+
+    Args:
+        rgb: uint8 (..., 3), red first.
+
+    Returns:
+        uint8 (...): (299 R + 587 G + 114 B + 500) // 1000.
+    """
+    wide = rgb.astype(np.uint32)
+    luma = 299 * wide[..., 0] + 587 * wide[..., 1] + 114 * wide[..., 2] + 500
+    return (luma // 1000).astype(np.uint8)
+
+
+@cache
+def _overlap(pixels_in: int, pixels_out: int) -> npt.NDArray[np.int64]:
+    """Overlap of output pixel o with input pixel i along one axis, int64 (out, in).
+
+    Lengths are in units of 1 / lcm, where an input pixel is `unit_in` and an output pixel
+    `unit_out` long, so that every overlap is a whole number.
+    """
+    lcm = int(np.lcm(pixels_in, pixels_out))
+    unit_in, unit_out = lcm // pixels_in, lcm // pixels_out
+    out = np.arange(pixels_out)[:, None] * unit_out
+    inp = np.arange(pixels_in)[None, :] * unit_in
+    return np.clip(np.minimum(out + unit_out, inp + unit_in) - np.maximum(out, inp), 0, None)
+
+
+def area_resize(screen: UInt8Array) -> UInt8Array:
+    """Resize a grey screen to 84 × 84 by exact area average, rounded half up.
+
+    The same average as OpenCV's `INTER_AREA` (which rounds in float32: at most one level apart).
+
+    Args:
+        screen: uint8 (height, width), the screen's 240 × 256 in practice.
+
+    Returns:
+        uint8 (84, 84).
+    """
+    rows = _overlap(screen.shape[0], SIZE_PX)
+    columns = _overlap(screen.shape[1], SIZE_PX)
+    area = int(rows[0].sum() * columns[0].sum())
+    # float64 is exact here: every partial sum is a whole number below 2**53, and BLAS is fast.
+    total = rows.astype(np.float64) @ screen.astype(np.float64) @ columns.T.astype(np.float64)
+    return ((total.astype(np.int64) + area // 2) // area).astype(np.uint8)
+
+
+def frame_from_rgb(rgb: UInt8Array) -> UInt8Array:
+    """Make one frame of the observation, uint8 (84, 84), from a picture, uint8 (240, 256, 3).
+
+    Raises:
+        ConsoleError: the picture has another shape or dtype.
+    """
+    if rgb.ndim != 3 or rgb.shape != (240, 256, 3) or rgb.dtype != np.uint8:
+        raise ConsoleError(
+            f"screen of shape {rgb.shape} and dtype {rgb.dtype}: expected uint8 (240, 256, 3)"
+        )
+    return area_resize(grey(rgb))
+
+
+class FrameStack:
+    """The last four frames, oldest first."""
+
+    def __init__(self) -> None:
+        """Start with black frames; call :meth:`fill` before use."""
+        self._frames = np.zeros(OBSERVATION_SHAPE, dtype=np.uint8)
+
+    def fill(self, frame: UInt8Array) -> None:
+        """Start an episode: the first frame, uint8 (84, 84), four times."""
+        self._frames[:] = frame
+
+    def push(self, frame: UInt8Array) -> None:
+        """Drop the oldest frame and append the newest, uint8 (84, 84)."""
+        self._frames[:-1] = self._frames[1:]
+        self._frames[-1] = frame
+
+    def observation(self) -> UInt8Array:
+        """Copy the stack: uint8 (4, 84, 84), newest frame last."""
+        return self._frames.copy()
+
+    def restore(self, frames: UInt8Array) -> None:
+        """Set the whole stack, uint8 (4, 84, 84)."""
+        self._frames[:] = frames
