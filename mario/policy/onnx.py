@@ -1,0 +1,264 @@
+"""Runs a policy artefact with ONNX Runtime; imports neither torch nor anything that trains.
+
+Answers do not depend on the batch. Evaluation promises the same records with 1, 2 or 8 parallel
+environments, so an observation's logits must be the same bits whatever shares its batch. ONNX
+Runtime does not promise that: its matrix kernels may add in another order for other batch sizes.
+On the machines tried (AVX2 and AVX-512, onnxruntime 1.32) a Nature CNN gives the same bits for
+every batch size from 1 to 64, and running whole batches is 1.3 to 2 times as fast as one by one.
+So the session is probed when it is loaded: a mixed set of observations is answered one at a time
+and in several batch sizes, and unless all bits agree, every later batch is run one by one.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from mario.errors import ArtefactError
+from mario.policy.artefact import Artefact, load_artefact
+from mario.policy.manifest import (
+    OBSERVATION_SHAPE,
+    ActionSelection,
+    ActionSpec,
+    Float32Array,
+    Uint8Array,
+    check_observations,
+)
+from mario.policy.policy import Generators, PolicyOutput, choose, softmax
+
+INPUT_NAME = "observation"
+OUTPUT_NAMES = ("logits", "value")
+GOLDEN_TOLERANCE = 1e-4
+"""Largest difference of a logit or value from the recorded answer; the contract for ONNX export."""
+
+MAX_BATCH = 64
+"""Larger batches are cut: beyond 64 nothing gets faster and only the peak of memory grows."""
+
+_PROBE_SIZES = (2, 3, 5, 8, 17, MAX_BATCH)
+
+
+class OnnxPolicy:
+    """A policy artefact behind an ONNX Runtime session.
+
+    Safe to call from several threads at once.
+    """
+
+    def __init__(
+        self, artefact: Artefact, *, threads: int = 1, batch_invariant: bool | None = None
+    ) -> None:
+        """Open a session on a verified artefact.
+
+        Args:
+            artefact: what :func:`mario.policy.artefact.load_artefact` gave.
+            threads: threads that one call may use, at least 1.
+            batch_invariant: whether whole batches may be run at once; None probes the session.
+
+        Raises:
+            ArtefactError: the network does not load, or its inputs and outputs are not those of
+                the contract.
+        """
+        if threads < 1:
+            raise ArtefactError(f"threads: got {threads}; expected at least 1; correct the setting")
+        self._artefact = artefact
+        self._session = _open_session(artefact, threads)
+        self._check_contract()
+        self._whole_batches = (
+            self._probe_batch_invariance() if batch_invariant is None else batch_invariant
+        )
+
+    @classmethod
+    def from_folder(cls, folder: Path | str, *, threads: int = 1) -> Self:
+        """Load and verify the artefact in ``folder`` and open a session on it.
+
+        Raises:
+            ArtefactError: see :func:`mario.policy.artefact.load_artefact`.
+        """
+        return cls(load_artefact(folder), threads=threads)
+
+    @property
+    def artefact(self) -> Artefact:
+        """The artefact it runs."""
+        return self._artefact
+
+    @property
+    def actions(self) -> tuple[ActionSpec, ...]:
+        """The actions it chooses from, in the order of the logits."""
+        return self._artefact.manifest.actions
+
+    @property
+    def selection(self) -> ActionSelection:
+        """The artefact's action selection."""
+        return self._artefact.manifest.action_selection
+
+    @property
+    def frame_skip(self) -> int:
+        """Console frames that one decision lasts."""
+        return self._artefact.manifest.frame_skip
+
+    @property
+    def batch_invariant(self) -> bool:
+        """Whether whole batches are run at once, as the session gives the same bits either way."""
+        return self._whole_batches
+
+    def infer(self, observations: Uint8Array) -> tuple[Float32Array, Float32Array]:
+        """Run the network.
+
+        Args:
+            observations: uint8 (N, 4, 84, 84), 0..255, newest frame last; N may be 0.
+
+        Returns:
+            ``logits`` float32 (N, A) and ``values`` float32 (N,).
+
+        Raises:
+            ArtefactError: observations of another shape or dtype, or answers that are not finite.
+        """
+        check_observations(observations)
+        count = len(observations)
+        if count == 0:
+            return (
+                np.empty((0, len(self.actions)), dtype=np.float32),
+                np.empty(0, dtype=np.float32),
+            )
+        size = MAX_BATCH if self._whole_batches else 1
+        if count <= size:
+            logits, values = self._run(observations)
+        else:
+            parts = [self._run(observations[i : i + size]) for i in range(0, count, size)]
+            logits = np.concatenate([part[0] for part in parts])
+            values = np.concatenate([part[1] for part in parts])
+        if not (np.isfinite(logits).all() and np.isfinite(values).all()):
+            raise ArtefactError(
+                f"{self._artefact.folder}: got logits or values that are not finite; expected "
+                "finite numbers; the weights are broken, promote another version"
+            )
+        return logits, values
+
+    def act(
+        self,
+        observations: Uint8Array,
+        generator: Generators | None = None,
+        *,
+        selection: ActionSelection | None = None,
+    ) -> PolicyOutput:
+        """Choose an action for each observation; see :meth:`mario.policy.policy.Policy.act`."""
+        logits, values = self.infer(observations)
+        probabilities = softmax(logits) if len(logits) else logits
+        actions = choose(probabilities, selection or self.selection, generator)
+        return PolicyOutput(actions, probabilities, values)
+
+    def check_golden(self, tolerance: float = GOLDEN_TOLERANCE) -> float:
+        """Answer the golden observations and compare with what was recorded.
+
+        Args:
+            tolerance: largest absolute difference of a logit or value that passes.
+
+        Returns:
+            The largest absolute difference; 0.0 where the artefact has no golden answers.
+
+        Raises:
+            ArtefactError: a difference above the tolerance.
+        """
+        golden = self._artefact.golden
+        if golden is None:
+            return 0.0
+        logits, values = self.infer(golden.observations)
+        difference = float(
+            max(np.abs(logits - golden.logits).max(), np.abs(values - golden.values).max())
+        )
+        if difference > tolerance:
+            raise ArtefactError(
+                f"{self._artefact.folder}: golden answers differ by {difference:.3g}; expected at "
+                f"most {tolerance:.3g}; not the network that was trained, export it again"
+            )
+        return difference
+
+    def _run(self, observations: Uint8Array) -> tuple[Float32Array, Float32Array]:
+        logits, values = self._session.run(
+            list(OUTPUT_NAMES), {INPUT_NAME: np.ascontiguousarray(observations)}
+        )
+        return logits, values
+
+    def _check_contract(self) -> None:
+        inputs = {item.name: item for item in self._session.get_inputs()}
+        outputs = [item.name for item in self._session.get_outputs()]
+        where = self._artefact.folder
+        fits = (
+            list(inputs) == [INPUT_NAME]
+            and inputs[INPUT_NAME].type == "tensor(uint8)"
+            and tuple(inputs[INPUT_NAME].shape[1:]) == OBSERVATION_SHAPE
+            and not isinstance(inputs[INPUT_NAME].shape[0], int)
+            and set(OUTPUT_NAMES) <= set(outputs)
+        )
+        if not fits:
+            described = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs.values())
+            raise ArtefactError(
+                f"{where}: got a network with inputs {described} and outputs {outputs}; expected "
+                "input observation tensor(uint8) (N, 4, 84, 84) and outputs logits, value; export "
+                "the policy again"
+            )
+        # Declared output shapes may be symbolic, so what counts is what comes out of two rows.
+        try:
+            logits, values = self._run(np.zeros((2, *OBSERVATION_SHAPE), dtype=np.uint8))
+        except Exception as error:  # onnxruntime's exceptions share no public base class
+            raise ArtefactError(
+                f"{where}: the network fails on two observations ({_first_line(error)}); expected "
+                "an answer; export the policy again"
+            ) from error
+        expected = (2, len(self.actions))
+        if (
+            logits.shape != expected
+            or values.shape != (2,)
+            or logits.dtype != np.float32
+            or values.dtype != np.float32
+        ):
+            raise ArtefactError(
+                f"{where}: got logits {logits.dtype} {logits.shape} and value {values.dtype} "
+                f"{values.shape} for two observations; expected float32 {expected} and float32 "
+                "(2,); actions in policy.json and network do not fit, export the policy again"
+            )
+
+    def _probe_batch_invariance(self) -> bool:
+        generator = np.random.default_rng(0)
+        observations = generator.integers(0, 256, (MAX_BATCH, *OBSERVATION_SHAPE), dtype=np.uint8)
+        singles = [self._run(observations[i : i + 1]) for i in range(MAX_BATCH)]
+        logits = np.concatenate([single[0] for single in singles])
+        values = np.concatenate([single[1] for single in singles])
+        for size in _PROBE_SIZES:
+            got_logits, got_values = self._run(observations[:size])
+            same = np.array_equal(got_logits, logits[:size]) and np.array_equal(
+                got_values, values[:size]
+            )
+            if not same:
+                return False
+        return True
+
+
+def _open_session(artefact: Artefact, threads: int) -> Any:
+    # The telemetry of some builds must not be started by an import, and the environment is read
+    # when the library is loaded: import it here, where a session is wanted.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 3
+    # Spinning workers would take the second core away from whatever shares the machine.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return onnxruntime.InferenceSession(
+            artefact.onnx, sess_options=options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # onnxruntime's exceptions share no public base class
+        raise ArtefactError(
+            f"{artefact.folder}: got a policy.onnx that does not load ({_first_line(error)}); "
+            "expected an ONNX network; export the policy again"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
