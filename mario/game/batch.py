@@ -3,6 +3,12 @@
 Two implementations pass the same contract tests: `console_batch.ConsoleBatch` (Python, over any
 console) and `native_batch.NativeBatch` (C++, threads). An episode depends on its spec and the
 actions only: not on the number of slots, the slot, the threads or what was played before.
+
+An episode, in order: the level's first controllable frame (or the spec's save-state); k frames of
+no input, k drawn first of all by the episode's generator (they stop early if the game ends); the
+first observation, four times in the stack. Then steps of `frame_skip` controllable frames, each:
+draw whether it is sticky, play it, look for the end, and if there is none skip what cannot be
+played. The step stops at the frame that ends the episode. The observation shows the last picture.
 """
 
 from __future__ import annotations
@@ -96,11 +102,15 @@ class BatchStep:
 
     Attributes:
         before: STATE_DTYPE (N,), the 13 values when the step began.
-        after: STATE_DTYPE (N,), when it ended; on the last step of an episode the end itself.
+        after: STATE_DTYPE (N,), after its last controllable frame and before any skipping of
+            unplayable frames, so that a change of area is never a jump within a step; on the last
+            step of an episode the end itself.
         furthest_x_px: int32 (N,), furthest x of the episode so far, this step included.
         end: int8 (N,), an :class:`EndReason`; RUNNING where the episode goes on.
         steps: int32 (N,), steps of the episode so far, this one included.
-        frames: int32 (N,), controllable frames of the episode so far.
+        frames: int32 (N,), controllable frames of the episode so far (start no-ops not counted).
+        game_reward: int32 (N,), gym-super-mario-bros' own reward summed over the step's frames (it
+            is clipped frame by frame, so no function of `before` and `after` gives it).
         terminal_observations: uint8 (N, 4, 84, 84), written where `end` is not RUNNING (the
             caller's buffer already shows the next episode there).
         active: bool (N,), whether the slot played in this step.
@@ -112,6 +122,7 @@ class BatchStep:
     end: npt.NDArray[np.int8]
     steps: npt.NDArray[np.int32]
     frames: npt.NDArray[np.int32]
+    game_reward: npt.NDArray[np.int32]
     terminal_observations: UInt8Array
     active: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
 
@@ -125,6 +136,7 @@ class BatchStep:
             end=np.zeros(slots, np.int8),
             steps=np.zeros(slots, np.int32),
             frames=np.zeros(slots, np.int32),
+            game_reward=np.zeros(slots, np.int32),
             terminal_observations=np.zeros((slots, *OBSERVATION_SHAPE), np.uint8),
             active=np.zeros(slots, np.bool_),
         )
