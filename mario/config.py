@@ -1,0 +1,381 @@
+"""The experiment: one YAML file, one frozen ExperimentConfig, one content hash.
+
+Unknown keys, wrong types and impossible combinations are refused with the file, the key, what was
+got and what is allowed. Every duration says its unit in its name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mario.errors import ConfigError
+
+LEVEL_PATTERN = r"^[1-8]-[1-4]$"
+LevelName = Annotated[str, Field(pattern=LEVEL_PATTERN)]
+PositiveInt = Annotated[int, Field(ge=1, strict=True)]
+NonNegativeInt = Annotated[int, Field(ge=0, strict=True)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+ScheduleName = Literal["constant", "linear"]
+
+
+class _Section(BaseModel):
+    """A part of the configuration: frozen, and no key that is not known."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
+    )
+
+
+class RewardConfig(_Section):
+    """How a step is rewarded; see `mario.game.rewards` for the meaning of each name.
+
+    Every number is in reward units per px, step or event, before `scale`. Where a number is left
+    out, the named reward's own default holds.
+    """
+
+    name: Literal["game", "standard", "speedrun", "progress"] = "progress"
+    scale: Annotated[float, Field(gt=0)] = 1.0
+    forward_per_px: float | None = None
+    backward_per_px: float | None = None
+    idle_per_step: float | None = None
+    time_per_unit: float | None = None
+    flag: float | None = None
+    death: float | None = None
+    milestones: dict[int, float] | None = None
+
+
+class GameConfig(_Section):
+    """The game as the policy meets it while training."""
+
+    console: Literal["native", "nes-py"] = "native"
+    actions: Literal["right_only", "simple", "simple_left_jump", "complex"] = "simple"
+    frame_skip: PositiveInt = 4
+    max_pool: bool = False
+    no_op_max_frames: NonNegativeInt = 30
+    sticky_probability: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    max_steps: PositiveInt = 3000
+    stuck_limit_steps: NonNegativeInt = 0
+    reward: RewardConfig = RewardConfig()
+
+
+class PPOConfig(_Section):
+    """Proximal policy optimisation (Schulman et al. 2017) as stable-baselines3 has it."""
+
+    name: Literal["ppo"] = "ppo"
+    learning_rate: Annotated[float, Field(gt=0)] = 2.5e-4
+    learning_rate_schedule: ScheduleName = "constant"
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.95
+    gae_lambda: Probability = 0.95
+    n_steps: PositiveInt = 128
+    n_epochs: PositiveInt = 4
+    batch_size: PositiveInt = 256
+    clip_range: Annotated[float, Field(gt=0)] = 0.2
+    clip_range_schedule: ScheduleName = "constant"
+    entropy_coefficient: Annotated[float, Field(ge=0)] = 0.01
+    entropy_schedule: ScheduleName = "constant"
+    value_coefficient: Annotated[float, Field(ge=0)] = 0.5
+    max_grad_norm: Annotated[float, Field(gt=0)] = 0.5
+    target_kl: Annotated[float, Field(gt=0)] | None = None
+    normalize_advantage: bool = True
+
+
+class DQNConfig(_Section):
+    """Deep Q-learning (Mnih et al. 2015) as stable-baselines3 has it."""
+
+    name: Literal["dqn"]
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    learning_rate_schedule: ScheduleName = "constant"
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.99
+    buffer_size: PositiveInt = 100_000
+    learning_starts_steps: NonNegativeInt = 10_000
+    batch_size: PositiveInt = 32
+    train_frequency_steps: PositiveInt = 4
+    gradient_steps: PositiveInt = 1
+    target_update_steps: PositiveInt = 1_000
+    exploration_initial: Probability = 1.0
+    exploration_final: Probability = 0.1
+    exploration_fraction: Probability = 0.2
+    max_grad_norm: Annotated[float, Field(gt=0)] = 10.0
+
+
+class NetworkConfig(_Section):
+    """The network and how it is computed; the precision changes speed, hardly the result."""
+
+    features: Literal["nature"] = "nature"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    channels_last: bool = True
+    compile: bool = False
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: NonNegativeInt = 0
+
+
+class CheckpointConfig(_Section):
+    """When the training state is written, and how many are kept."""
+
+    every_steps: PositiveInt = 50_000
+    keep: PositiveInt = 3
+
+
+class SelectionConfig(_Section):
+    """Choosing the best checkpoint, on selection seeds, while training goes on."""
+
+    every_steps: PositiveInt = 100_000
+    units: NonNegativeInt = 20
+
+
+class CollapseConfig(_Section):
+    """What happens when health.py says that the policy has collapsed."""
+
+    action: Literal["warn", "stop", "rollback"] = "stop"
+    max_rollbacks: NonNegativeInt = 2
+    rollback_learning_rate_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
+
+
+class SinksConfig(_Section):
+    """Where training is recorded beside the store; none of them can stop a run."""
+
+    mlflow: bool = True
+    prometheus: bool = True
+    tensorboard: bool = False
+    wandb: Literal["off", "offline", "online"] = "off"
+
+
+class EvaluationConfig(_Section):
+    """The evaluation and the gate a version goes through."""
+
+    units: PositiveInt = 60
+    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    primary: Literal["score", "clear"] = "score"
+    smallest_effect: Annotated[float, Field(gt=0, lt=1)] = 0.10
+    environments: PositiveInt = 8
+    action_selection: Literal["greedy", "sample"] = "greedy"
+
+
+class ExperimentConfig(_Section):
+    """One reproducible experiment."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+    description: str = ""
+    task: Annotated[str, Field(pattern=r"^([1-8]-[1-4]|all|[a-z][a-z0-9-]{0,31})$")] = "1-1"
+    levels: tuple[LevelName, ...] = ()
+    seed: NonNegativeInt = 0
+    total_steps: PositiveInt
+    environments: PositiveInt = 16
+    algorithm: PPOConfig | DQNConfig = Field(default=PPOConfig(), discriminator="name")
+    game: GameConfig = GameConfig()
+    network: NetworkConfig = NetworkConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    selection: SelectionConfig = SelectionConfig()
+    collapse: CollapseConfig = CollapseConfig()
+    sinks: SinksConfig = SinksConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Self:
+        """Refuse values that are fine alone and impossible together."""
+        known = self.task == "all" or "-" in self.task and self.task[0].isdigit()
+        if not known and not self.levels:
+            raise ValueError(
+                f"task: got the name {self.task!r} without levels, expected a level (\"1-1\"), "
+                "\"all\", or a name together with `levels: [...]`"
+            )
+        if known and self.levels:
+            raise ValueError(
+                f"levels: got {list(self.levels)} beside task {self.task!r}, expected levels only "
+                "for a task with a name of its own; remove one of them"
+            )
+        if len(set(self.levels)) != len(self.levels):
+            raise ValueError(f"levels: got {list(self.levels)}, expected each level once")
+        if isinstance(self.algorithm, PPOConfig):
+            rollout = self.algorithm.n_steps * self.environments
+            if self.algorithm.batch_size < 2:
+                raise ValueError("algorithm.batch_size: got 1, expected at least 2")
+            if rollout % self.algorithm.batch_size:
+                raise ValueError(
+                    f"algorithm.batch_size: got {self.algorithm.batch_size}, expected a divisor of "
+                    f"the rollout, n_steps x environments = {self.algorithm.n_steps} x "
+                    f"{self.environments} = {rollout}"
+                )
+        elif self.algorithm.exploration_final > self.algorithm.exploration_initial:
+            raise ValueError(
+                f"algorithm.exploration_final: got {self.algorithm.exploration_final}, expected at "
+                f"most exploration_initial = {self.algorithm.exploration_initial}"
+            )
+        elif self.algorithm.learning_starts_steps >= self.total_steps:
+            raise ValueError(
+                f"algorithm.learning_starts_steps: got {self.algorithm.learning_starts_steps}, "
+                f"expected less than total_steps = {self.total_steps}, or nothing is learned"
+            )
+        stuck = self.game.stuck_limit_steps
+        if stuck >= self.game.max_steps:
+            raise ValueError(
+                f"game.stuck_limit_steps: got {stuck}, expected less than max_steps = "
+                f"{self.game.max_steps} (0 = off)"
+            )
+        return self
+
+    @property
+    def level_names(self) -> tuple[str, ...]:
+        """The levels of the task, in order."""
+        if self.levels:
+            return self.levels
+        if self.task == "all":
+            return tuple(f"{w}-{s}" for w in range(1, 9) for s in range(1, 5))
+        return (self.task,)
+
+    @property
+    def model_name(self) -> str:
+        """The registered model of the task."""
+        return f"mario-{self.task}"
+
+    def content_hash(self) -> str:
+        """Hash everything that can change the result; 64 hexadecimal characters (SHA-256).
+
+        The name and the description do not count: the same experiment under another name is the
+        same experiment.
+        """
+        values = self.model_dump(mode="json", exclude={"name", "description"})
+        text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def to_yaml(self) -> str:
+        """Write the whole configuration, defaults included, as YAML that loads to the same."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML as the safe loader reads it, but a key given twice is an error, not a silent choice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuse duplicates, then build the mapping."""
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            key = str(key_node.value)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def load_config(path: Path | str, overrides: tuple[str, ...] = ()) -> ExperimentConfig:
+    """Read an experiment.
+
+    Args:
+        path: the YAML file.
+        overrides: ``"key.sub=value"`` each, the value read as YAML; they win over the file.
+
+    Raises:
+        ConfigError: the file cannot be read, or does not describe an experiment that can be run.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        known = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml"))) or "none there"
+        raise ConfigError(
+            f"{path}: no such file; expected an experiment's YAML (found: {known})"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error}); check the file") from None
+    try:
+        values = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or error
+        raise ConfigError(f"{path}:{where} not valid YAML: {problem}; correct it") from None
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{path}: got {type(values).__name__} at the top, expected keys and values such as "
+            "`name:` and `total_steps:`"
+        )
+    for override in overrides:
+        _apply(values, override)
+    return parse_config(values, str(path))
+
+
+def parse_config(values: dict[str, Any], source: str) -> ExperimentConfig:
+    """Turn plain values into an experiment.
+
+    Args:
+        values: as YAML or JSON gives them.
+        source: what the error message names as the place to correct.
+
+    Raises:
+        ConfigError: with the key, what was got and what is allowed, for every fault.
+    """
+    if isinstance(values.get("algorithm"), dict):
+        values = {**values, "algorithm": {"name": "ppo", **values["algorithm"]}}
+    try:
+        return ExperimentConfig.model_validate(values)
+    except ValidationError as error:
+        faults = "; ".join(_describe(fault) for fault in error.errors())
+        raise ConfigError(f"{source}: {faults}") from None
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(f"--set {override!r}: expected key=value, such as algorithm.gamma=0.9")
+    *parents, last = key.strip().split(".")
+    target = values
+    for parent in parents:
+        target = target.setdefault(parent, {})
+        if not isinstance(target, dict):
+            raise ConfigError(f"--set {override!r}: {parent} is a value, not a section with keys")
+    try:
+        target[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {override!r}: the value is not valid YAML; quote it") from None
+
+
+def _describe(fault: Any) -> str:
+    """Say one fault as `key: got …, expected …`."""
+    parts = [str(part) for part in fault["loc"] if part not in ("ppo", "dqn")]
+    key = ".".join(parts)
+    kind, context = fault["type"], fault.get("ctx", {})
+    if kind == "value_error":
+        return str(context["error"])
+    if kind == "extra_forbidden":
+        known = _keys_beside(parts)
+        near = difflib.get_close_matches(parts[-1], known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
+        return f"{key}: unknown key; {hint}"
+    if kind == "missing":
+        return f"{key}: missing; expected a value, it has no default"
+    if kind == "union_tag_invalid":
+        return f"algorithm.name: got {context['tag']}, expected {context['expected_tags']}"
+    message = fault["msg"][0].lower() + fault["msg"][1:]
+    if key == "levels" or parts[0] == "levels" or (key == "task" and kind.startswith("string")):
+        message = 'expected "1-1" to "8-4" (world 1-8, stage 1-4)' + (
+            ', "all", or a name with `levels`' if key == "task" else ""
+        )
+    return f"{key}: got {fault['input']!r}, {message}"
+
+
+def _keys_beside(parts: list[str]) -> list[str]:
+    """Name the keys that are allowed where an unknown one was found."""
+    model: Any = ExperimentConfig
+    for part in parts[:-1]:
+        if part == "algorithm":
+            return sorted({*PPOConfig.model_fields, *DQNConfig.model_fields})
+        annotation = model.model_fields[part].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return sorted(model.model_fields)
+
+
+def default_environments() -> int:
+    """Number of environments a machine of this many cores keeps busy: 8 a core, 8…128."""
+    return max(8, min(128, 8 * (os.cpu_count() or 1)))
