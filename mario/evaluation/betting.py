@@ -1,0 +1,215 @@
+"""Betting on a bounded mean: e-processes and confidence sequences, valid at any stopping time.
+
+Observations are paired differences d in [-1, 1] (challenger minus champion on the same unit). To
+test "the mean is at most m", imagine capital 1 and bet at every unit: capital is multiplied by
+
+    1 + theta * (d - m) / (1 + m),        0 < theta < 1.
+
+The factor is never negative and, when the mean is at most m, at most 1 in expectation: capital is
+a non-negative supermartingale, and by Ville's inequality it ever reaches 1/alpha with probability
+at most alpha (Waudby-Smith & Ramdas 2024, "Estimating means of bounded random variables by
+betting", JRSS-B 86(1), Theorem 1 and section 4; Ville 1939). We split the capital once over a
+fixed grid of theta (the method of mixtures, Robbins 1970; the "hedged" and grid capitals of the
+same paper, section 4.4). A fixed mixture needs no tuning while the test runs, is within a constant
+of the best theta in hindsight, and does not depend on the order of the units.
+
+**Blocks.** With several levels a block holds one unit of each, in random order, and the level
+means mu_l differ. Units of a block are independent given the past, so for one theta the block's
+expected factor is the product over l of (1 + theta (mu_l - m)/(1 + m)), which by the inequality of
+arithmetic and geometric means is at most (1 + theta (mean(mu) - m)/(1 + m))^L. So capital looked
+at the ends of blocks is valid for the *average over levels* without assuming the levels alike.
+Inside a block it is not a supermartingale: decide at the ends of blocks only.
+
+The confidence sequence inverts the test: at any time it holds every m whose capital has never
+reached the threshold (same paper, Theorem 2). For fixed theta, capital decreases in m, so each end
+is found by bisection.
+
+All functions are pure; arrays are float64.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mario.errors import EvaluationError
+
+FloatArray = NDArray[np.float64]
+
+# The grid and its prior are part of mario-gate-v1. For a clear-rate difference of .1 to .3 the
+# best theta is .3 to .6; for small scores with little spread it is the greatest there is.
+THETAS: Final[FloatArray] = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 0.99])
+PRIOR: Final[FloatArray] = np.array([0.05, 0.10, 0.15, 0.20, 0.15, 0.10, 0.10, 0.15])
+_LOG_PRIOR: Final[FloatArray] = np.log(PRIOR)
+# Differences of scores are computed in floating point; this much outside [-1, 1] is rounding.
+_ROUNDING = 1e-9
+
+
+def _checked(differences: NDArray[np.floating] | list[float]) -> FloatArray:
+    values = np.asarray(differences, dtype=np.float64)
+    if values.size and not np.all(np.abs(values) <= 1 + _ROUNDING):
+        raise EvaluationError(
+            f"got differences between {np.nanmin(values)} and {np.nanmax(values)}; expected every "
+            "one in [-1, 1]; use score, clear or progress, which lie in [0, 1]"
+        )
+    return np.clip(values, -1.0, 1.0)
+
+
+def log_factors(differences: FloatArray, mean: float | FloatArray) -> FloatArray:
+    """Log of the capital factors against "mean at most `mean`", for each theta.
+
+    Args:
+        differences: any shape S, values in [-1, 1].
+        mean: the null value in (-1, 1); a scalar or an array that broadcasts against S.
+
+    Returns:
+        float64 `(J, *S)` with J = len(THETAS).
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    ratio = (values - mean) / (1.0 + np.asarray(mean))
+    shape = (-1,) + (1,) * ratio.ndim
+    return np.asarray(np.log1p(THETAS.reshape(shape) * ratio), dtype=np.float64)
+
+
+def log_mixture(log_capitals: FloatArray) -> FloatArray:
+    """Log of the mixed capital from log capitals `(J, *S)`; returns `S`."""
+    shape = (-1,) + (1,) * (log_capitals.ndim - 1)
+    weighted = log_capitals + _LOG_PRIOR.reshape(shape)
+    top = weighted.max(axis=0)
+    return np.asarray(top + np.log(np.exp(weighted - top).sum(axis=0)), dtype=np.float64)
+
+
+def log_wealth(
+    differences: NDArray[np.floating] | list[float], mean: float = 0.0, axis: int = -1
+) -> FloatArray:
+    """Log capital over time against "mean at most `mean`".
+
+    Args:
+        differences: float `(…, n)` in [-1, 1], in order of play along `axis`.
+        mean: the null value, in (-1, 1).
+        axis: the axis of time.
+
+    Returns:
+        float64, same shape: log capital after each unit. `exp` of it is an e-process at the ends
+        of blocks; evidence for "mean below b" is `log_wealth(-d, -b)`.
+
+    Raises:
+        EvaluationError: a difference outside [-1, 1].
+    """
+    values = np.moveaxis(_checked(differences), axis, -1)
+    out = log_mixture(np.cumsum(log_factors(values, mean), axis=-1))
+    return np.moveaxis(out, -1, axis)
+
+
+class EProcess:
+    """Capital against "mean at most `mean`", fed block by block.
+
+    Attributes:
+        mean: the null value.
+        units: units seen.
+        log_e: log capital now, after the last block.
+        max_log_e: greatest log capital at any block's end, at least 0 (the start).
+    """
+
+    def __init__(self, mean: float = 0.0) -> None:
+        if not -1.0 < mean < 1.0:
+            raise EvaluationError(f"got null mean {mean}; expected it in (-1, 1)")
+        self.mean = mean
+        self.units = 0
+        self.log_e = 0.0
+        self.max_log_e = 0.0
+        self._log_capitals: FloatArray = np.zeros(len(THETAS))
+
+    def update(self, block: NDArray[np.floating] | list[float]) -> float:
+        """Bets on a whole block, float `(L,)` in [-1, 1]; returns the log capital after it."""
+        values = _checked(block)
+        # Sorted first, so that not even rounding depends on the order within a block.
+        self._log_capitals += log_factors(np.sort(values), self.mean).sum(axis=-1)
+        self.units += values.size
+        self.log_e = float(log_mixture(self._log_capitals))
+        self.max_log_e = max(self.max_log_e, self.log_e)
+        return self.log_e
+
+    @property
+    def p_value(self) -> float:
+        """Anytime-valid p-value in (0, 1]: one over the greatest capital reached."""
+        return float(np.exp(-self.max_log_e))
+
+
+def lower_bound(
+    differences: NDArray[np.floating] | list[float], alpha: float, iterations: int = 50
+) -> float:
+    """Lower end of the confidence sequence after the last unit, at this time alone.
+
+    Args:
+        differences: float `(n,)` in [-1, 1].
+        alpha: chance, in (0, 1), that the bound is ever above the mean.
+        iterations: halvings of [-1, 1]; 50 gives 2e-15.
+
+    Returns:
+        The greatest m in [-1, 1] whose "mean at most m" is rejected at level alpha; -1 for none.
+    """
+    values = _checked(differences)
+    if values.size == 0:
+        return -1.0
+    threshold = -np.log(alpha)
+    low, high = -1.0, 1.0
+    for _ in range(iterations):
+        middle = 0.5 * (low + high)
+        capital = float(log_mixture(log_factors(values, middle).sum(axis=-1)))
+        if capital >= threshold:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def confidence_sequence(
+    differences: NDArray[np.floating] | list[float],
+    alpha: float,
+    *,
+    block: int = 1,
+    points: int = 801,
+) -> tuple[FloatArray, FloatArray]:
+    """Both ends of the running confidence sequence at every block's end.
+
+    Each end alone errs at any time with probability at most alpha, so the pair covers the mean at
+    all times together with probability at least 1 - 2 alpha. The ends are running extremes (a
+    value once rejected stays rejected) and are rounded outwards to a grid, then the last ones are
+    refined by bisection.
+
+    Args:
+        differences: float `(n,)` in [-1, 1], n a multiple of `block`.
+        alpha: error of each end, in (0, 0.5).
+        block: units in a block, ≥ 1.
+        points: grid points on [-1, 1].
+
+    Returns:
+        Two float64 arrays `(n / block,)`: lower and upper ends, in [-1, 1].
+
+    Raises:
+        EvaluationError: n not a multiple of `block`, or values outside [-1, 1].
+    """
+    values = _checked(differences)
+    if values.size % block:
+        raise EvaluationError(
+            f"got {values.size} units in blocks of {block}; expected whole blocks; feed the rest"
+        )
+    if values.size == 0:
+        return np.empty(0), np.empty(0)
+    lower = _running_lower(values, alpha, block, points)
+    upper = -_running_lower(-values, alpha, block, points)
+    return lower, upper
+
+
+def _running_lower(values: FloatArray, alpha: float, block: int, points: int) -> FloatArray:
+    # The grid leaves out -1 itself, where the factor divides by 0.
+    grid = np.linspace(-1.0, 1.0, points)[1:-1]
+    totals = log_factors(values[None, :], grid[:, None]).cumsum(axis=-1)[..., block - 1 :: block]
+    rejected = np.maximum.accumulate(log_mixture(totals) >= -np.log(alpha), axis=-1)
+    count = rejected.cumprod(axis=0).sum(axis=0)  # rejected means, from the least upwards
+    lower = np.concatenate(([-1.0], grid))[count]
+    lower[-1] = max(lower[-1], lower_bound(values, alpha))
+    return np.asarray(lower, dtype=np.float64)
