@@ -1,0 +1,155 @@
+"""MarioEnv: the game as a Gymnasium environment, what a person steps in a notebook.
+
+One game of a batch; the observation, the noise and the ends are those of `mario.game.batch`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+
+from mario.config import GameConfig
+from mario.errors import ConsoleError
+from mario.game.actions import action_set
+from mario.game.batch import BatchSettings, EndReason, EpisodeSpec, open_batch
+from mario.game.console import UInt8Array
+from mario.game.levels import level as find_level
+from mario.game.observation import OBSERVATION_SHAPE
+from mario.game.rewards import make_reward
+from mario.game.state import STATE_FIELDS, StateArray
+
+StepInfo = dict[str, Any]
+
+
+def batch_settings(game: GameConfig, threads: int = 0) -> BatchSettings:
+    """The batch settings that a game configuration asks for."""
+    return BatchSettings(
+        buttons=tuple(action.buttons for action in action_set(game.actions)),
+        frame_skip=game.frame_skip,
+        max_pool=game.max_pool,
+        no_op_max_frames=game.no_op_max_frames,
+        sticky_probability=game.sticky_probability,
+        max_steps=game.max_steps,
+        stuck_limit_steps=game.stuck_limit_steps,
+        threads=threads,
+    )
+
+
+def state_info(state: StateArray) -> StepInfo:
+    """Turn one row of the 13 values into plain integers by name."""
+    return {name: int(state[name]) for name in STATE_FIELDS}
+
+
+class MarioEnv(gymnasium.Env[UInt8Array, np.int64]):
+    """One level of Super Mario Bros (or the whole game) as a Gymnasium environment.
+
+    Observation: uint8 (4, 84, 84), see `mario.game.observation`. Action: an index into the action
+    set. Reward: as configured. `info` holds the 13 values of `mario.game.state` and
+    `furthest_x_px`, `steps`, `frames`, `end` (name of the end reason, lower case).
+
+    Attributes:
+        metadata: Gymnasium's; pictures come once a step.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 15}
+
+    def __init__(
+        self,
+        level: str | None = "1-1",
+        game: GameConfig | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        """Switch the console on.
+
+        Args:
+            level: ``"1-1"`` … ``"8-4"``, or None for the whole game with three lives.
+            game: actions, frame skip, noise, reward and console; None takes the defaults.
+            render_mode: None or ``"rgb_array"``.
+
+        Raises:
+            ConfigError: unknown level.
+            ConsoleError: no such render mode, or no console to be had.
+        """
+        if level is not None:
+            find_level(level)
+        if render_mode not in (None, "rgb_array"):
+            raise ConsoleError(
+                f"render_mode {render_mode!r}: expected None or 'rgb_array'; write a video with "
+                "mario.game.recorder"
+            )
+        self.level = level
+        self.game = game or GameConfig()
+        self.render_mode = render_mode
+        self.actions = action_set(self.game.actions)
+        self.observation_space = gymnasium.spaces.Box(0, 255, OBSERVATION_SHAPE, np.uint8)
+        self.action_space = gymnasium.spaces.Discrete(len(self.actions))
+        self._reward = make_reward(self.game.reward)
+        self._batch = open_batch(1, batch_settings(self.game, threads=1), self.game.console)
+        self._observations = np.zeros((1, *OBSERVATION_SHAPE), np.uint8)
+        self._playing = False
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[UInt8Array, StepInfo]:
+        """Start an episode.
+
+        Args:
+            seed: seeds the environment's generator, from which each episode's seed is drawn.
+            options: ``{"state": bytes}`` starts from a console save-state, ``{"episode_seed":
+                int}`` sets the episode's seed itself, as evaluation does.
+
+        Returns:
+            The first observation and the info.
+        """
+        super().reset(seed=seed)
+        options = options or {}
+        episode_seed = options.get("episode_seed")
+        if episode_seed is None:
+            episode_seed = int(self.np_random.integers(0, 2**63))
+        spec = EpisodeSpec(self.level, int(episode_seed), options.get("state"))
+        self._batch.begin(0, spec, self._observations)
+        self._playing = True
+        state = self._batch.states()[0]
+        info = {**state_info(state), "furthest_x_px": int(state["x_px"]), "steps": 0, "frames": 0}
+        return self._observations[0].copy(), {**info, "end": EndReason.RUNNING.name.lower()}
+
+    def step(self, action: np.int64 | int) -> tuple[UInt8Array, float, bool, bool, StepInfo]:
+        """Hold an action for one step.
+
+        Returns:
+            Observation, reward, terminated (flag, death, clock), truncated (step or stuck limit),
+            info.
+
+        Raises:
+            ConsoleError: the episode has ended, or there is no such action.
+        """
+        if not self._playing:
+            raise ConsoleError("step() after the end of an episode: expected reset() first; call it")
+        result = self._batch.step(np.array([int(action)], np.int64), self._observations)
+        reward = float(self._reward(result)[0])
+        end = EndReason(int(result.end[0]))
+        info = {
+            **state_info(result.after[0]),
+            "furthest_x_px": int(result.furthest_x_px[0]),
+            "steps": int(result.steps[0]),
+            "frames": int(result.frames[0]),
+            "end": end.name.lower(),
+        }
+        self._playing = end is EndReason.RUNNING
+        terminated = end in (EndReason.FLAG, EndReason.DEATH, EndReason.TIME_OUT)
+        observation = self._observations[0] if self._playing else result.terminal_observations[0]
+        return observation.copy(), reward, terminated, end is EndReason.TRUNCATED, info
+
+    def render(self) -> UInt8Array | None:  # type: ignore[override]
+        """Copy the picture, uint8 (240, 256, 3), where the render mode asks for it."""
+        return self._batch.screen_rgb(0) if self.render_mode == "rgb_array" else None
+
+    def save_state(self) -> bytes:
+        """Take the console's save-state, for ``reset(options={"state": …})``."""
+        return self._batch.console_state(0)
+
+    def close(self) -> None:
+        """Free the console."""
+        self._batch.close()
