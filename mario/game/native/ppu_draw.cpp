@@ -1,0 +1,184 @@
+// Pixels of the PPU: background tiles eight at a time, sprites on top, and the sprite-0 hit.
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+#include "ppu.hpp"
+
+namespace nes {
+namespace {
+
+// For each bit plane byte, eight bytes of 0x00 or 0xFF, leftmost pixel (bit 7) first in memory.
+struct PlaneMasks {
+  std::uint64_t words[256];
+  PlaneMasks() {
+    for (int plane = 0; plane < 256; ++plane) {
+      Byte bytes[8];
+      for (int x = 0; x < 8; ++x) bytes[x] = plane >> (7 - x) & 1 ? 0xFF : 0x00;
+      std::memcpy(&words[plane], bytes, 8);
+    }
+  }
+};
+const PlaneMasks kPlaneMasks;
+
+constexpr std::uint64_t broadcast(Byte value) { return value * 0x0101010101010101ull; }
+
+constexpr Byte reverse_bits(Byte b) {
+  b = static_cast<Byte>((b & 0xF0) >> 4 | (b & 0x0F) << 4);
+  b = static_cast<Byte>((b & 0xCC) >> 2 | (b & 0x33) << 2);
+  return static_cast<Byte>((b & 0xAA) >> 1 | (b & 0x55) << 1);
+}
+
+// A tile may begin up to 7 px before the part of a line that is drawn and end as far after it.
+constexpr int kMargin = 8;
+
+}  // namespace
+
+void Ppu::set_screen(Byte* screen, const std::array<Byte, 64>& shade) {
+  screen_ = screen;
+  shade_ = shade;
+  if (screen_) update_shades();
+}
+
+void Ppu::update_shades() {
+  for (std::size_t i = 0; i < 32; ++i) palette_shade_[i] = shade_[s_.palette[i] & 0x3F];
+  for (std::size_t p = 0; p < 4; ++p) {
+    // Colour 0 of every palette shows the backdrop, which is entry 0.
+    const Byte c0 = palette_shade_[0], c1 = palette_shade_[p * 4 + 1],
+               c2 = palette_shade_[p * 4 + 2], c3 = palette_shade_[p * 4 + 3];
+    words_[p] = {broadcast(c0), broadcast(c0 ^ c1), broadcast(c0 ^ c2),
+                 broadcast(c0 ^ c1 ^ c2 ^ c3)};
+  }
+}
+
+Ppu::PatternRow Ppu::background_row(Address v) const {
+  const Byte tile = nametable(v)[v & 0x3FF];
+  const Byte* pattern = chr_ + (s_.background_page << 12 | tile << 4 | (v >> 12 & 7));
+  return {pattern[0], pattern[8]};
+}
+
+Ppu::PatternRow Ppu::sprite_row(int index) const {
+  const Byte* sprite = &s_.oam[static_cast<std::size_t>(index) * 4];
+  const Byte top = static_cast<Byte>(sprite[0] + 1), tile = sprite[1], attributes = sprite[2];
+  const int height = s_.tall_sprites ? 16 : 8;
+  // Negative where the sprite moved after it was found; nes-py then reads before its pattern.
+  int row = (s_.line - top) % height;
+  if (attributes & 0x80) row ^= height - 1;
+  int address;
+  if (s_.tall_sprites) {
+    row = (row & 7) | (row & 8) << 1;
+    address = ((tile >> 1) * 32 + row) | (tile & 1) << 12;
+  } else {
+    address = tile * 16 + row + (s_.sprite_page << 12);
+  }
+  PatternRow pattern{read_bus(static_cast<Address>(address)),
+                     read_bus(static_cast<Address>(static_cast<Address>(address) + 8))};
+  if (attributes & 0x40) pattern = {reverse_bits(pattern.low), reverse_bits(pattern.high)};
+  return pattern;
+}
+
+// Returns the x of the first pixel in [x_begin, x_end) where sprite 0 and the background are both
+// opaque, or -1. (The hardware makes an exception of x = 255; nes-py does not.)
+int Ppu::find_sprite0_hit(int x_begin, int x_end) {
+  finish_evaluation();
+  if (s_.sprite_count == 0 || s_.sprites[0] != 0) return -1;
+  const int left = s_.oam[3];
+  int begin = std::max(x_begin, left);
+  const int end = std::min(x_end, left + 8);
+  if (s_.hide_edge_background || s_.hide_edge_sprites) begin = std::max(begin, 8);
+  if (begin >= end) return -1;
+  const PatternRow sprite = sprite_row(0);
+  const Byte sprite_opaque = sprite.low | sprite.high;
+  if (sprite_opaque == 0) return -1;
+  for (int x = begin; x < end; ++x) {
+    if (!(sprite_opaque >> (7 - (x - left)) & 1)) continue;
+    const int steps = (s_.fine_x + x) / 8 - (s_.fine_x + x_begin) / 8;
+    const int coarse = (s_.v & 0x1F) + steps;
+    const Address v =
+        static_cast<Address>(((s_.v & ~0x1F) | (coarse & 0x1F)) ^ (coarse & 0x20 ? 0x400 : 0));
+    const PatternRow row = background_row(v);
+    if ((row.low | row.high) >> (7 - (s_.fine_x + x) % 8) & 1) return x;
+  }
+  return -1;
+}
+
+void Ppu::draw(int x_begin, int x_end) {
+  alignas(16) Byte line[kScreenWidth + 2 * kMargin];
+  Byte opaque[kScreenWidth / 8 + 2];  // one bit a pixel, for each tile drawn
+  Byte* const row = line + kMargin;   // row[x] is pixel x
+  const int offset = (s_.fine_x + x_begin) & 7;
+  const int tiles_x = x_begin - offset;  // x of the first tile's left edge
+  const int tiles = (offset + x_end - x_begin + 7) / 8;
+
+  if (s_.show_background) {
+    const Byte* const chr = chr_ + (s_.background_page << 12 | (s_.v >> 12 & 7));
+    const int coarse_y = s_.v >> 5 & 0x1F;
+    const int attribute_shift = (coarse_y & 2) << 1;
+    Address nametable_of = s_.v;
+    int coarse_x = s_.v & 0x1F;
+    Byte* out = row + tiles_x;
+    int tile = 0;
+    while (tile < tiles) {
+      const Byte* const table = nametable(nametable_of);
+      const Byte* const names = table + coarse_y * 32;
+      const Byte* const attributes = table + 0x3C0 + (coarse_y >> 2) * 8;
+      const int stop = std::min(tiles, tile + 32 - coarse_x);
+      for (; tile < stop; ++tile, ++coarse_x, out += 8) {
+        const Byte* const pattern = chr + names[coarse_x] * 16;
+        const int palette =
+            attributes[coarse_x >> 2] >> (attribute_shift | (coarse_x & 2)) & 3;
+        const Byte low = pattern[0], high = pattern[8];
+        const PaletteWords& w = words_[static_cast<std::size_t>(palette)];
+        const std::uint64_t l = kPlaneMasks.words[low], h = kPlaneMasks.words[high];
+        const std::uint64_t pixels = w.base ^ (l & w.low) ^ (h & w.high) ^ (l & h & w.both);
+        std::memcpy(out, &pixels, 8);
+        opaque[tile] = low | high;
+      }
+      coarse_x = 0;
+      nametable_of ^= 0x400;
+    }
+    if (s_.hide_edge_background && x_begin < 8) {
+      std::memset(row + x_begin, palette_shade_[0], static_cast<std::size_t>(8 - x_begin));
+      for (int x = x_begin; x < std::min(8, x_end); ++x) {
+        const int bit = x - tiles_x;
+        opaque[bit >> 3] &= static_cast<Byte>(~(0x80 >> (bit & 7)));
+      }
+    }
+  } else {
+    std::memset(row + x_begin, palette_shade_[0], static_cast<std::size_t>(x_end - x_begin));
+    std::memset(opaque, 0, sizeof opaque);
+  }
+
+  if (s_.show_sprites) {
+    finish_evaluation();
+    if (s_.sprite_count > 0) draw_sprites(row, opaque, tiles_x, x_begin, x_end);
+  }
+  std::memcpy(screen_ + s_.line * kScreenWidth + x_begin, row + x_begin,
+              static_cast<std::size_t>(x_end - x_begin));
+}
+
+// The first sprite in the list that is opaque at a pixel has it, even where it is behind the
+// background (nesdev "PPU sprite priority").
+void Ppu::draw_sprites(Byte* row, const Byte* opaque, int opaque_x, int x_begin, int x_end) {
+  Byte taken[kScreenWidth + kMargin] = {};
+  if (s_.hide_edge_sprites) x_begin = std::max(x_begin, 8);
+  for (int n = 0; n < s_.sprite_count; ++n) {
+    const int index = s_.sprites[static_cast<std::size_t>(n)];
+    const Byte attributes = s_.oam[static_cast<std::size_t>(index) * 4 + 2];
+    const int left = s_.oam[static_cast<std::size_t>(index) * 4 + 3];
+    const PatternRow pattern = sprite_row(index);
+    const Byte* const shades = &palette_shade_[static_cast<std::size_t>(0x10 | (attributes & 3) << 2)];
+    const int begin = std::max(left, x_begin), end = std::min(left + 8, x_end);
+    for (int x = begin; x < end; ++x) {
+      const int bit = 7 - (x - left);
+      const int colour = (pattern.low >> bit & 1) | (pattern.high >> bit & 1) << 1;
+      if (colour == 0 || taken[x]) continue;
+      taken[x] = 1;
+      const int at = x - opaque_x;
+      const bool behind = attributes & 0x20;
+      if (!behind || !(opaque[at >> 3] >> (7 - (at & 7)) & 1)) row[x] = shades[colour];
+    }
+  }
+}
+
+}  // namespace nes
