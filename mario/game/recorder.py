@@ -49,7 +49,8 @@ def write_mp4(path: Path, frames: Iterable[UInt8Array], frame_skip: int = 4) -> 
             stream.options = {"crf": "23", "preset": "veryfast"}
             for picture in frames:
                 large = np.repeat(np.repeat(picture, SCALE, axis=0), SCALE, axis=1)
-                stream.height, stream.width = large.shape[:2]
+                if not count:  # the codec opens with the first picture and keeps its size
+                    stream.height, stream.width = large.shape[:2]
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(large, format="rgb24")))
                 count += 1
             if count:
