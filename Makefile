@@ -1,0 +1,76 @@
+# Every command of the project; `make help` lists them. CI calls these same targets.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+EXTRAS := train,serve,flows,dev
+DEMO_CONFIG ?= configs/demo.yaml
+SMOKE_CONFIG ?= configs/smoke.yaml
+PYTEST_ARGS ?=
+TRAINER_IMAGE ?= mario-trainer:dev
+SERVING_IMAGE ?= mario-serving:dev
+TORCH_FLAVOUR ?= cpu
+
+NATIVE_SOURCES := $(wildcard CMakeLists.txt) $(shell find mario -name '*.cpp' -o -name '*.hpp')
+
+# Libraries that call home are told not to, in everything that is run from here.
+export DO_NOT_TRACK := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export BENTOML_DO_NOT_TRACK := True
+export PYTHONUNBUFFERED := 1
+
+.PHONY: help setup demo smoke test test-slow lint types bench sanitize dashboards docs docker-build clean
+
+help: ## List the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.stamp-dependencies $(VENV)/.stamp-native ## Make .venv with pinned dependencies and the native console (second call: instant)
+
+$(VENV)/.stamp-dependencies: pyproject.toml constraints.txt scripts/setup.sh
+	bash scripts/setup.sh dependencies "$(PYTHON)" "$(VENV)" "$(EXTRAS)"
+	@touch $@
+
+$(VENV)/.stamp-native: $(VENV)/.stamp-dependencies $(NATIVE_SOURCES)
+	bash scripts/setup.sh native "$(PYTHON)" "$(VENV)" "$(EXTRAS)"
+	@touch $@
+
+demo: setup ## Train, register, evaluate, judge, promote and serve an agent on level 1-1 (about 6 minutes)
+	$(BIN)/mario pipeline --config $(DEMO_CONFIG)
+
+smoke: setup ## Train a few hundred steps, to see that training works at all
+	$(BIN)/mario train --config $(SMOKE_CONFIG)
+
+test: setup ## Run every test that is quick enough for each change
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-slow: setup ## Run the tests that take minutes (servers, Docker, browsers, chaos)
+	$(BIN)/python -m pytest -m slow --timeout 1800 $(PYTEST_ARGS)
+
+lint: setup ## Check style, layers, workflows, containers, manifests, alert rules and docs
+	BIN=$(BIN) bash scripts/lint.sh
+
+types: setup ## Check types (mypy, strict)
+	$(BIN)/mypy
+
+bench: setup ## Run every benchmark and rewrite benchmarks/results/
+	@set -e; for file in benchmarks/[!_]*.py; do echo "== $$file"; $(BIN)/python "$$file" $(BENCH_ARGS); done
+
+sanitize: setup ## Build the native console with address and undefined-behaviour checks and run its tests
+	bash scripts/sanitize.sh "$(BIN)"
+
+dashboards: setup ## Write the Grafana dashboards anew
+	$(BIN)/python monitoring/grafana/generate.py
+
+docs: setup ## Build the documentation site into site/
+	$(BIN)/mkdocs build --strict
+
+docker-build: ## Build both images (TORCH_FLAVOUR=cpu or cuda)
+	DOCKER_BUILDKIT=1 docker build --file docker/trainer.Dockerfile --build-arg TORCH_FLAVOUR=$(TORCH_FLAVOUR) --tag $(TRAINER_IMAGE) .
+	DOCKER_BUILDKIT=1 docker build --file docker/serving.Dockerfile --tag $(SERVING_IMAGE) .
+
+clean: ## Delete everything that was built here; runs/ stays
+	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
