@@ -109,8 +109,8 @@ class DQNConfig(_Section):
 class NetworkConfig(_Section):
     """The network and how it is computed; the precision changes speed, hardly the result."""
 
-    features: Literal["nature"] = "nature"
-    precision: Literal["float32", "bfloat16"] = "float32"
+    features: Literal["nature", "small"] = "nature"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     channels_last: bool = True
     compile: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -149,14 +149,35 @@ class SinksConfig(_Section):
 
 
 class EvaluationConfig(_Section):
-    """The evaluation and the gate a version goes through."""
+    """How a version is evaluated under `mario-eval-v1`."""
 
-    units: PositiveInt = 60
-    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
-    primary: Literal["score", "clear"] = "score"
-    smallest_effect: Annotated[float, Field(gt=0, lt=1)] = 0.10
+    screening_units: PositiveInt = 20
     environments: PositiveInt = 8
     action_selection: Literal["greedy", "sample"] = "greedy"
+
+
+class GateConfig(_Section):
+    """What must be shown for a promotion; `mario.evaluation.rule.GateRule` explains each."""
+
+    primary: Literal["score", "clear", "progress"] = "score"
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    beta: Annotated[float, Field(gt=0, lt=1)] = 0.10
+    delta: Annotated[float, Field(gt=0, lt=1)] | None = None
+    max_units: PositiveInt = 400
+    min_units: PositiveInt = 1
+    clear_rate_at_least: Annotated[float, Field(gt=0, lt=1)] | None = None
+    clear_units: PositiveInt = 59
+    max_latency_ratio: Annotated[float, Field(gt=0)] = 2.0
+
+    @model_validator(mode="after")
+    def _units(self) -> Self:
+        """Refuse a cap below what must be played."""
+        if self.min_units > self.max_units:
+            raise ValueError(
+                f"gate.min_units: got {self.min_units}, expected at most max_units = "
+                f"{self.max_units}"
+            )
+        return self
 
 
 class ExperimentConfig(_Section):
@@ -177,6 +198,7 @@ class ExperimentConfig(_Section):
     collapse: CollapseConfig = CollapseConfig()
     sinks: SinksConfig = SinksConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    gate: GateConfig = GateConfig()
 
     @model_validator(mode="after")
     def _combinations(self) -> Self:
