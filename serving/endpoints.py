@@ -1,0 +1,68 @@
+"""The endpoints that decide and that tell how the service is."""
+
+from __future__ import annotations
+
+from serving.application import Route
+from serving.engine import Engine
+from serving.http import BYTES, Request, Response, json_response
+from serving.instruments import Instruments
+from serving.parse import OBSERVATION_BYTES, parse_predict, parse_raw
+from serving.refusal import Refusal
+from serving.render import decision_bytes, decision_json
+
+SMALL_BODY_BYTES = 1 << 10
+
+
+class Endpoints:
+    """Handlers around an engine."""
+
+    def __init__(self, engine: Engine, instruments: Instruments) -> None:
+        """Answer with ``engine``."""
+        self._engine = engine
+        self._instruments = instruments
+        self._max_observations = engine.settings.max_observations
+
+    def routes(self) -> list[Route]:
+        """All routes of this module."""
+        raw_limit = self._max_observations * OBSERVATION_BYTES
+        small = SMALL_BODY_BYTES
+        return [
+            Route("GET", "/livez", self.live, public=True, max_body_bytes=small),
+            Route("GET", "/healthz", self.live, public=True, max_body_bytes=small),
+            Route("GET", "/readyz", self.ready, public=True, max_body_bytes=small),
+            Route("GET", "/metrics", self.metrics, max_body_bytes=small),
+            Route("POST", "/predict", self.predict),
+            Route("POST", "/predict/raw", self.predict_raw, max_body_bytes=raw_limit),
+        ]
+
+    async def live(self, request: Request) -> Response:
+        """Tell that the process answers."""
+        return json_response({"live": True})
+
+    async def ready(self, request: Request) -> Response:
+        """Tell whether there is a version to answer with."""
+        version = self._engine.champion.current
+        if version is None:
+            error = self._engine.champion.last_error or "no champion yet"
+            raise Refusal(503, "no_version", f"not ready: {error}", retry_after_seconds=2)
+        return json_response({"ready": True, "version": version.ref.version})
+
+    async def metrics(self, request: Request) -> Response:
+        """Write the metrics page."""
+        body, content_type = self._instruments.page()
+        return Response(200, body, content_type.encode())
+
+    async def predict(self, request: Request) -> Response:
+        """Answer JSON observations."""
+        request.require_content_type(b"application/json")
+        ask = parse_predict(request.body, self._max_observations)
+        return decision_json(request, await self._engine.decide(ask))
+
+    async def predict_raw(self, request: Request) -> Response:
+        """Answer raw observations."""
+        request.require_content_type(BYTES)
+        ask = parse_raw(request.body, request.query, self._max_observations)
+        decision = await self._engine.decide(ask)
+        if request.accepts_bytes():
+            return decision_bytes(request, decision)
+        return decision_json(request, decision)

@@ -1,0 +1,169 @@
+"""The live Prometheus instruments of the service, and the windows its gauges are computed over."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from prometheus_client import CollectorRegistry, generate_latest, multiprocess
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from mario.policy.manifest import Uint8Array, observation_features
+from mario.telemetry import SERVING_METRICS, instrument
+from serving.sources import Role
+from serving.versions import LoadedVersion
+
+
+class Instruments:
+    """Every serving metric by the part of its name after ``mario_serving_``."""
+
+    def __init__(self, drift_window: int) -> None:
+        """Make the instruments; ``drift_window`` is in observations."""
+        self.registry = CollectorRegistry()
+        self._instruments: dict[str, Any] = {
+            metric.name.removeprefix("mario_serving_"): instrument(metric, self.registry)
+            for metric in SERVING_METRICS
+        }
+        self._children: dict[tuple[str, ...], Any] = {}
+        self._window = Window(drift_window)
+
+    def get(self, name: str, *labels: str) -> Any:
+        """Return an instrument, or its child with these label values (looked up only once)."""
+        key = (name, *labels)
+        child = self._children.get(key)
+        if child is None:
+            child = self._instruments[name]
+            if labels:
+                child = child.labels(*labels)
+            self._children[key] = child
+        return child
+
+    def on_swap(
+        self, role: Role, result: str, before: LoadedVersion | None, now: LoadedVersion | None
+    ) -> None:
+        """Count what a look for another version brought."""
+        self.get("swaps_total", role, result).inc()
+        if before is now:
+            return
+        if before is not None:
+            self.get("version_info", *_version_labels(role, before)).set(0)
+        if now is not None:
+            self.get("version_info", *_version_labels(role, now)).set(1)
+            self.get("last_swap_timestamp_seconds", role).set(now.loaded_at)
+
+    def on_decisions(
+        self, version: LoadedVersion, observations: Uint8Array, actions: npt.NDArray[np.int64]
+    ) -> None:
+        """Count actions and take the observations into the window."""
+        names = version.policy.artefact.manifest.action_names
+        for action in actions.tolist():
+            self.get("actions_total", names[action]).inc()
+        self._window.add(version, observations, actions)
+
+    def refresh(self) -> None:
+        """Compute the window's gauges; call it now and then, not with each request."""
+        for name, value in self._window.summary().items():
+            self.get(name).set(value)
+
+    def page(self) -> tuple[bytes, str]:
+        """Write the metrics of all workers in Prometheus' text format, with its content type."""
+        self.refresh()
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            registry = CollectorRegistry()
+            multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+            return generate_latest(registry), CONTENT_TYPE_LATEST
+        return generate_latest(self.registry), CONTENT_TYPE_LATEST
+
+
+class Window:
+    """The last observations and actions, kept as bytes and summed up on demand.
+
+    Features cost as much as a tenth of an inference, so at most one observation of a batch and
+    one batch in ``_EVERY`` is looked at; actions are all counted.
+    """
+
+    _EVERY = 4
+
+    def __init__(self, size: int) -> None:
+        """Keep the last ``size`` observations' features and actions."""
+        self._features: deque[tuple[float, float, bool, bool]] = deque(maxlen=size)
+        self._actions: deque[int] = deque(maxlen=size)
+        self._version: LoadedVersion | None = None
+        self._calls = 0
+        self._lock = threading.Lock()
+
+    def add(
+        self, version: LoadedVersion, observations: Uint8Array, actions: npt.NDArray[np.int64]
+    ) -> None:
+        """Take in what was asked and answered."""
+        with self._lock:
+            if version is not self._version:
+                # Another version may have other actions and another training distribution.
+                self._version = version
+                self._actions.clear()
+                self._features.clear()
+                self._calls = 0
+            self._actions.extend(actions.tolist())
+            self._calls += 1
+            if self._calls % self._EVERY != 1:
+                return
+        features = observation_features(observations[:1])
+        item = (
+            float(features.brightness[0]),
+            float(features.contrast[0]),
+            bool(features.black[0]),
+            bool(features.frozen[0]),
+        )
+        with self._lock:
+            self._features.append(item)
+
+    def summary(self) -> dict[str, float]:
+        """Sum up the window: gauge name → value; empty before the first observation."""
+        with self._lock:
+            version, actions = self._version, np.array(self._actions, dtype=np.int64)
+            features = np.array(self._features, dtype=np.float64)
+        if version is None or len(actions) == 0 or len(features) == 0:
+            return {}
+        manifest = version.policy.artefact.manifest
+        brightness, contrast, black, frozen = features.mean(axis=0)
+        result = {
+            "action_entropy_ratio": entropy_ratio(actions, len(manifest.actions)),
+            "observation_brightness": float(brightness),
+            "observation_contrast": float(contrast),
+            "observation_black_ratio": float(black),
+            "observation_frozen_ratio": float(frozen),
+        }
+        training = manifest.training_statistics
+        if training is not None:
+            for name, now, mean, deviation in (
+                ("brightness", brightness, training.brightness_mean, training.brightness_std),
+                ("contrast", contrast, training.contrast_mean, training.contrast_std),
+            ):
+                # Half a grey level keeps a training set without variation from dividing by zero.
+                result[f"observation_{name}_drift"] = float((now - mean) / max(deviation, 0.5))
+        return result
+
+
+def entropy_ratio(actions: npt.NDArray[np.int64], action_count: int) -> float:
+    """Shannon entropy of the actions' frequencies over its maximum log(A).
+
+    Args:
+        actions: int64 (N,), 0..A-1, N ≥ 1.
+        action_count: A.
+
+    Returns:
+        0 (one action only) to 1 (all equally often); 1 where A is 1.
+    """
+    if action_count == 1:
+        return 1.0
+    shares = np.bincount(actions, minlength=action_count) / len(actions)
+    shares = shares[shares > 0]
+    return float(max(0.0, -(shares * np.log(shares)).sum() / np.log(action_count)))
+
+
+def _version_labels(role: Role, version: LoadedVersion) -> tuple[str, str, str, str]:
+    return (role, version.ref.model, version.ref.version, version.ref.digest)

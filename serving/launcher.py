@@ -1,0 +1,161 @@
+"""Starts the service: in the foreground, or on a free port for as long as a block runs."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mario.errors import ServingError
+from serving.settings import PREFIX, ServingSettings
+
+SERVICE = "serving.service:service"
+ROOT = Path(__file__).resolve().parents[1]
+_STOP_SECONDS = 15.0
+
+
+def serve(settings: ServingSettings) -> int:
+    """Run the service in the foreground until Ctrl-C or SIGTERM.
+
+    Args:
+        settings: how to serve; port 0 takes a free port.
+
+    Returns:
+        The exit code of the service, 0 after a clean stop.
+
+    Raises:
+        ServingError: the port is taken.
+    """
+    settings = _with_port(settings)
+    process = _start(settings, {})
+    print(f"serving on http://{settings.host}:{settings.port}/ (Ctrl-C to stop)", flush=True)
+    # The service is in a process group of its own, so that a Ctrl-C reaches it once, from here.
+    previous = {
+        number: signal.signal(number, lambda *_: _stop(process))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    return 0 if code in (0, -signal.SIGTERM, -signal.SIGINT) else code
+
+
+@contextmanager
+def running(
+    settings: ServingSettings,
+    *,
+    ready_seconds: float = 60,
+    log: Path | None = None,
+    environment: dict[str, str] | None = None,
+) -> Iterator[str]:
+    """Run the service in a process of its own while the block runs.
+
+    Args:
+        settings: how to serve; port 0 takes a free port.
+        ready_seconds: longest time until it answers as ready.
+        log: file that its output goes to; None takes a temporary one.
+        environment: further environment variables.
+
+    Yields:
+        The service's URL, without a slash at the end.
+
+    Raises:
+        ServingError: it ends or is not ready in time; the message ends with its last output.
+    """
+    settings = _with_port(settings)
+    with tempfile.TemporaryDirectory(prefix="mario-serving-") as folder:
+        path = log or Path(folder) / "service.log"
+        with path.open("wb") as output:
+            process = _start(settings, environment or {}, output)
+            try:
+                _wait_ready(process, settings, path, ready_seconds)
+                yield f"http://{settings.host}:{settings.port}"
+            finally:
+                _stop(process)
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """Find a port that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _with_port(settings: ServingSettings) -> ServingSettings:
+    if settings.port == 0:
+        return settings.model_copy(update={"port": free_port(settings.host)})
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            raise ServingError(
+                f"got {settings.host}:{settings.port}, which cannot be listened on "
+                f"({error.strerror}); expected a free port; choose another one"
+            ) from error
+    return settings
+
+
+def _start(
+    settings: ServingSettings, environment: dict[str, str], output: Any = None
+) -> subprocess.Popen[bytes]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    # The service itself does without what follows; it keeps BentoML from reporting its use.
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "bentoml", "serve", SERVICE, "--working-dir", str(ROOT)),
+            *("--host", settings.host, "--port", str(settings.port)),
+        ],
+        env=clean | {"BENTOML_DO_NOT_TRACK": "True"} | settings.to_env() | environment,
+        cwd=ROOT,
+        stdout=output,
+        stderr=output,
+        start_new_session=True,
+    )
+
+
+def _wait_ready(
+    process: subprocess.Popen[bytes], settings: ServingSettings, log: Path, seconds: float
+) -> None:
+    deadline = time.monotonic() + seconds
+    answer = "no answer"
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            connection = http.client.HTTPConnection(settings.host, settings.port, timeout=2)
+            connection.request("GET", "/readyz")
+            response = connection.getresponse()
+            answer = f"{response.status} {response.read().decode(errors='replace')[:300]}"
+            connection.close()
+            if response.status == 200:
+                return
+        except (OSError, http.client.HTTPException):
+            pass
+        time.sleep(0.1)
+    tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+    state = f"ended with {process.poll()}" if process.poll() is not None else f"said {answer}"
+    raise ServingError(
+        f"the service {state} and was not ready within {seconds:g} s; its last output: {tail}"
+    )
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End the service and its workers; by force if it does not end by itself."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(timeout=_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()

@@ -1,0 +1,187 @@
+"""The service's settings: frozen, checked, and read from MARIO_SERVING_* environment variables.
+
+They travel by environment because BentoML starts its workers as processes of their own.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+
+from mario.errors import ServingError
+
+PREFIX = "MARIO_SERVING_"
+MIN_TOKEN_LENGTH = 16
+
+
+class ServingSettings(BaseModel):
+    """Everything a person can set about the service; each field is ``MARIO_SERVING_<FIELD>``.
+
+    Attributes:
+        policy: folder to serve from; None follows the registry. See ``sources.FolderSource``.
+        task: task whose champion is served, when the registry is followed.
+        database_url: database with the promotion ledger; None takes the project's default.
+        tracking_uri: MLflow tracking URI; None takes the project's default.
+        cache: folder that artefacts are downloaded to; None makes a temporary one.
+        host: address to listen on. Anything but loopback demands tokens.
+        port: port to listen on; the launcher replaces 0 by a free one.
+        metrics_port: port of a listener that serves only ``/metrics``, without a token; 0 has
+            none, and ``/metrics`` of the main port then takes a token like the rest.
+        workers: worker processes.
+        threads: threads of one inference call.
+        tokens: bearer tokens, separated by commas or white space; several at once allow rotation.
+        tokens_file: file with one token a line; read again when it changes.
+        rate_limit_per_second: requests a second that one token (or, without tokens, one address)
+            may make, averaged over all workers; 0 sets no limit.
+        rate_limit_burst: requests it may make at once.
+        poll_seconds: how often the ledger is looked at for another version.
+        max_observations: largest number of observations in a request.
+        max_batch_observations: largest number of observations answered in one inference call.
+        max_body_bytes: largest request body.
+        max_header_bytes: largest sum of header names and values.
+        body_timeout_seconds: longest time a client may take to send its body.
+        max_in_flight: requests one worker holds at once; more are refused with 503.
+        max_queue_observations: observations that may wait in one worker; more are refused.
+        max_sessions: sessions held at once, over all workers.
+        session_timeout_seconds: a session unused for so long is forgotten.
+        session_file: file that workers share sessions through; None makes one for the service.
+        shadow_share: share of requests that the challenger answers too, unseen, 0..1.
+        canary_share: share of sessions that the challenger answers, 0..1.
+        comparison_flush_seconds: how often shadow and canary numbers go into the store.
+        max_watchers: pages that may watch a game at once, in one worker.
+        console: which console the page plays on.
+        drift_window: observations that drift and action distribution are computed over.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    policy: Path | None = None
+    task: str = "1-1"
+    database_url: str | None = None
+    tracking_uri: str | None = None
+    cache: Path | None = None
+    host: str = "127.0.0.1"
+    port: int = Field(default=3000, ge=0, le=65535)
+    metrics_port: int = Field(default=0, ge=0, le=65535)
+    workers: int = Field(default=1, ge=1, le=64)
+    threads: int = Field(default=1, ge=1, le=64)
+    tokens: SecretStr = SecretStr("")
+    tokens_file: Path | None = None
+    rate_limit_per_second: float = Field(default=0, ge=0)
+    rate_limit_burst: int = Field(default=100, ge=1)
+    poll_seconds: float = Field(default=1.0, ge=0.05, le=3600)
+    max_observations: int = Field(default=64, ge=1, le=1024)
+    max_batch_observations: int = Field(default=32, ge=1, le=1024)
+    max_body_bytes: int = Field(default=16 << 20, ge=1 << 10)
+    max_header_bytes: int = Field(default=32 << 10, ge=1 << 10)
+    body_timeout_seconds: float = Field(default=10, gt=0)
+    max_in_flight: int = Field(default=512, ge=1)
+    max_queue_observations: int = Field(default=1024, ge=1)
+    max_sessions: int = Field(default=256, ge=0, le=100_000)
+    session_timeout_seconds: float = Field(default=300, gt=0)
+    session_file: Path | None = None
+    shadow_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    canary_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    comparison_flush_seconds: float = Field(default=10, gt=0)
+    max_watchers: int = Field(default=4, ge=0)
+    console: Literal["auto", "native", "nes-py"] = "auto"
+    drift_window: int = Field(default=1000, ge=10)
+
+    @model_validator(mode="after")
+    def _safe_to_listen(self) -> Self:
+        self.token_list()
+        if not self.listens_on_loopback and not self.has_tokens:
+            raise ValueError(
+                f"got host {self.host}, which other machines reach, and no tokens; set "
+                f"{PREFIX}TOKENS or {PREFIX}TOKENS_FILE, or listen on 127.0.0.1"
+            )
+        return self
+
+    @property
+    def listens_on_loopback(self) -> bool:
+        """Whether only this machine can reach the service."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether requests need a bearer token."""
+        return bool(self.tokens.get_secret_value().strip()) or self.tokens_file is not None
+
+    def token_list(self) -> tuple[str, ...]:
+        """Read the tokens that are valid now, from the setting and from the file.
+
+        Raises:
+            ValueError: a token is too short or not printable ASCII, or the file is unreadable or
+                empty.
+        """
+        text = self.tokens.get_secret_value().replace(",", " ")
+        if self.tokens_file is not None:
+            try:
+                content = self.tokens_file.read_text()
+            except (OSError, UnicodeDecodeError) as error:
+                raise ValueError(f"tokens file cannot be read: {error}") from None
+            if not content.split():
+                raise ValueError(f"tokens file {self.tokens_file} holds no token")
+            text += " " + content
+        tokens = tuple(dict.fromkeys(text.split()))
+        for number, token in enumerate(tokens, 1):
+            # The token itself is never shown: this message goes to logs.
+            if len(token) < MIN_TOKEN_LENGTH or not token.isascii() or not token.isprintable():
+                raise ValueError(
+                    f"token number {number} has {len(token)} characters; expected at least "
+                    f"{MIN_TOKEN_LENGTH} printable ASCII characters"
+                )
+        return tokens
+
+    def to_env(self) -> dict[str, str]:
+        """Write the settings that differ from the defaults as environment variables."""
+        result = {}
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if value != field.default and value is not None:
+                text = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+                result[PREFIX + name.upper()] = text
+        return result
+
+    @classmethod
+    def from_env(cls, environment: Mapping[str, str] | None = None, **changes: Any) -> Self:
+        """Read the settings from ``MARIO_SERVING_*`` variables; ``changes`` go before them.
+
+        Raises:
+            ServingError: an unknown variable or a value that is not allowed, with its name.
+        """
+        source = os.environ if environment is None else environment
+        values: dict[str, Any] = {
+            name.removeprefix(PREFIX).lower(): value
+            for name, value in source.items()
+            if name.startswith(PREFIX) and value != ""
+        }
+        values.update({name: value for name, value in changes.items() if value is not None})
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise ServingError(_describe(error)) from None
+
+
+def _describe(error: ValidationError) -> str:
+    parts = []
+    for item in error.errors(include_url=False)[:3]:
+        if not item["loc"]:
+            parts.append(item["msg"].removeprefix("Value error, "))
+            continue
+        name = PREFIX + str(item["loc"][0]).upper()
+        got = "a value" if "TOKEN" in name else json.dumps(item["input"], default=str)[:80]
+        hint = "; remove it, there is no such setting" if item["type"] == "extra_forbidden" else ""
+        parts.append(f"{name}: got {got}; {item['msg'][:1].lower()}{item['msg'][1:]}{hint}")
+    return "serving settings: " + "; ".join(parts)

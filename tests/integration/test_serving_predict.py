@@ -1,0 +1,216 @@
+"""The real BentoML service in a process of its own: predictions, refusals, health, metrics."""
+
+from __future__ import annotations
+
+import base64
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from mario.policy.onnx import OnnxPolicy
+from mario.policy.policy import softmax
+from serving.launcher import running
+from serving.settings import ServingSettings
+from tests.support.onnx_networks import random_observations, write_test_artefact
+
+BYTES = {"content-type": "application/octet-stream"}
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> OnnxPolicy:
+    return OnnxPolicy(write_test_artefact(tmp_path_factory.mktemp("policy") / "v1"))
+
+
+@pytest.fixture(scope="module")
+def client(policy: OnnxPolicy) -> Iterator[httpx.Client]:
+    settings = ServingSettings(policy=policy.artefact.folder, port=0, max_observations=8)
+    with running(settings) as url, httpx.Client(base_url=url, timeout=30) as client:
+        yield client
+
+
+def test_json_raw_and_bytes_give_what_the_policy_gives(
+    client: httpx.Client, policy: OnnxPolicy
+) -> None:
+    observations = random_observations(3)
+    logits, values = policy.infer(observations)
+    probabilities = softmax(logits)
+    encoded = [base64.b64encode(o.tobytes()).decode() for o in observations]
+    answers = [
+        client.post("/predict", json={"observations": observations.tolist()}),
+        client.post("/predict", json={"observations": encoded, "mode": "greedy"}),
+        client.post("/predict/raw", content=observations.tobytes(), headers=BYTES),
+    ]
+    for answer in answers:
+        assert answer.status_code == 200, answer.text
+        document = answer.json()
+        assert document["version"] == "v1"
+        assert document["digest"] == policy.artefact.digest
+        assert 0 < document["latency_seconds"] < 30
+        assert len(document["predictions"]) == 3
+        for row, prediction in enumerate(document["predictions"]):
+            action = int(probabilities[row].argmax())
+            assert prediction["action"] == action
+            assert prediction["action_name"] == policy.actions[action].name
+            assert prediction["buttons"] == policy.actions[action].buttons
+            np.testing.assert_allclose(prediction["probabilities"], probabilities[row], atol=1e-6)
+            assert prediction["value"] == pytest.approx(float(values[row]), abs=1e-5)
+
+    answer = client.post(
+        "/predict/raw",
+        content=observations.tobytes(),
+        headers=BYTES | {"accept": "application/octet-stream"},
+    )
+    assert answer.headers["x-mario-digest"] == policy.artefact.digest
+    rows = np.frombuffer(answer.content, dtype="<f4").reshape(3, -1)
+    np.testing.assert_array_equal(rows[:, 0].copy().view("<i4"), probabilities.argmax(1))
+    np.testing.assert_array_equal(rows[:, 2], values)
+    np.testing.assert_array_equal(rows[:, 3:], probabilities)
+
+
+def test_one_observation_and_a_seed(client: httpx.Client) -> None:
+    observation = random_observations(1)[0].tolist()
+    asks = {"observation": observation, "mode": "sample", "seed": 7}
+    first, second = client.post("/predict", json=asks), client.post("/predict", json=asks)
+    assert first.json()["predictions"] == second.json()["predictions"]
+    assert first.json()["mode"] == "sample"
+    seen = {
+        client.post("/predict/raw?mode=sample", content=random_observations(1).tobytes(),
+                    headers=BYTES).json()["predictions"][0]["action"]
+        for _ in range(40)
+    }  # fmt: skip
+    assert len(seen) > 1
+
+
+def _nested() -> list[list[list[object]]]:
+    return [[[0] * 84 for _ in range(84)] for _ in range(4)]
+
+
+def _with(value: object) -> list[list[list[object]]]:
+    observation = _nested()
+    observation[2][3][4] = value
+    return observation
+
+
+@pytest.mark.parametrize(
+    ("document", "status", "words"),
+    [
+        ({}, 400, "either observation"),
+        ({"observation": _nested(), "observations": []}, 400, "either observation"),
+        ({"observation": _nested(), "extra": 1}, 400, "unknown key"),
+        ({"observations": []}, 400, "no observations"),
+        ({"observations": [_nested()] * 9}, 413, "at most 8"),
+        ({"observations": _nested()}, 400, "shape"),
+        ({"observations": {"a": 1}}, 400, "object"),
+        ({"observation": _with(256)}, 400, "[2][3][4]: got 256"),
+        ({"observation": _with(-1)}, 400, "[2][3][4]: got -1"),
+        ({"observation": _with(1.5)}, 400, "[2][3][4]: got 1.5"),
+        ({"observation": _with(1.0)}, 400, "[2][3][4]: got 1.0"),
+        ({"observation": _with(True)}, 400, "[2][3][4]: got True"),
+        ({"observation": _with("1")}, 400, "[2][3][4]: got 1"),
+        ({"observation": _with(None)}, 400, "[2][3][4]: got None"),
+        ({"observation": _with([])}, 400, "[2][3][4]"),
+        ({"observation": _with(10**30)}, 400, "[2][3][4]"),
+        ({"observation": _nested()[:3]}, 400, "3 frames"),
+        ({"observation": [*_nested()[:3], [[0] * 84] * 83]}, 400, "83 rows"),
+        ({"observation": np.zeros((84, 84, 4), int).tolist()}, 400, "84 frames"),
+        ({"observation": [0] * 28224}, 400, "28224 frames"),
+        ({"observation": "AAAA"}, 400, "4 characters"),
+        ({"observation": "*" * 37632}, 400, "base64"),
+        ({"observation": 3}, 400, "number"),
+        ({"observation": _nested(), "mode": "best"}, 400, "greedy or sample"),
+        ({"observation": _nested(), "seed": -1}, 400, "seed"),
+        ({"observation": _nested(), "seed": 1.0}, 400, "seed"),
+        ({"observation": _nested(), "seed": True}, 400, "seed"),
+    ],
+)
+def test_what_is_not_exactly_right_is_refused_with_a_sentence(
+    client: httpx.Client, document: object, status: int, words: str
+) -> None:
+    answer = client.post("/predict", json=document)
+    assert answer.status_code == status, answer.text
+    expected = "expected 4" if words == "shape" else words
+    assert expected in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "headers", "status"),
+    [
+        ("/predict", b'{"observation": NaN}', {"content-type": "application/json"}, 400),
+        ("/predict", b'{"observation": ', {"content-type": "application/json"}, 400),
+        ("/predict", b"[" * 100_000, {"content-type": "application/json"}, 400),
+        ("/predict", b"\xff\xfe", {"content-type": "application/json"}, 400),
+        ("/predict", b"[]", {"content-type": "application/json"}, 400),
+        ("/predict", b"{}", {"content-type": "text/plain"}, 415),
+        ("/predict", b"{}", {}, 415),
+        (
+            "/predict",
+            b"{}",
+            {"content-type": "application/json", "content-encoding": "gzip"},
+            415,
+        ),
+        ("/predict/raw", b"", BYTES, 400),
+        ("/predict/raw", b"\0" * 28223, BYTES, 400),
+        ("/predict/raw", b"\0" * 28225, BYTES, 400),
+        ("/predict/raw", b"\0" * 28224 * 9, BYTES, 413),
+        ("/predict/raw", b"\0" * 28224, {"content-type": "image/png"}, 415),
+        ("/predict/raw?mode=best", b"\0" * 28224, BYTES, 400),
+        ("/predict/raw?seed=1_0", b"\0" * 28224, BYTES, 400),
+        ("/predict/raw?seed=9999999999999999999", b"\0" * 28224, BYTES, 400),
+        ("/predict/raw?other=1", b"\0" * 28224, BYTES, 400),
+        ("/predict/raw?seed=1&seed=2", b"\0" * 28224, BYTES, 400),
+        ("/predict", b"x" * (17 << 20), {"content-type": "application/json"}, 413),
+        ("/../../etc/passwd", b"", {}, 404),
+        ("/predict/%2e%2e/metrics", b"", {}, 404),
+        ("/metrics", b"", {}, 405),
+    ],
+)
+def test_bad_bodies_types_and_paths(
+    client: httpx.Client, path: str, content: bytes, headers: dict[str, str], status: int
+) -> None:
+    answer = client.post(path, content=content, headers=headers)
+    assert answer.status_code == status, answer.text
+    assert len(answer.json()["error"]) > 10
+    assert "Traceback" not in answer.text
+
+
+def test_health_and_metrics(client: httpx.Client, policy: OnnxPolicy) -> None:
+    assert client.get("/livez").status_code == 200
+    assert client.get("/healthz").status_code == 200
+    assert client.get("/readyz").json() == {"ready": True, "version": "v1"}
+    client.post("/predict", json={})
+    client.post("/predict/raw", content=random_observations(2).tobytes(), headers=BYTES)
+    page = client.get("/metrics").text
+    assert 'mario_serving_requests_total{endpoint="/predict/raw",status="200"}' in page
+    assert 'mario_serving_errors_total{endpoint="/predict",reason="observations"}' in page
+    assert 'mario_serving_request_seconds_bucket{endpoint="/predict/raw",le="0.0001"}' in page
+    assert 'mario_serving_batch_observations_bucket{le="2.0",role="champion"}' in page
+    assert f'digest="{policy.artefact.digest}"' in page
+    assert 'mario_serving_swaps_total{result="swapped",role="champion"} 1.0' in page
+
+
+def test_the_service_needs_nothing_that_trains(policy: OnnxPolicy) -> None:
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'stable_baselines3', 'gymnasium', 'mario.training',\n"
+        "             'mario.evaluation', 'mario.imitation', 'mario.jobs'):\n"
+        "    sys.modules[name] = None\n"
+        "import serving.service, serving.launcher\n"
+        "async def inner(scope, receive, send): ...\n"
+        "serving.service.service.to_asgi()\n"
+        "print('assembled')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        env={"MARIO_SERVING_POLICY": str(policy.artefact.folder), "PATH": "/usr/bin:/bin"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "assembled" in done.stdout
