@@ -19,6 +19,7 @@ Console::Console(std::shared_ptr<const Cartridge> cartridge)
 void Console::reset() {
   now_ = MachineState{};
   has_before_ = false;
+  ppu_.state_replaced();
   cpu_.reset();
 }
 
@@ -37,8 +38,10 @@ void Console::redraw(Byte* screen, const Shades& shades) {
   }
   const MachineState now = now_;
   now_ = before_;
+  ppu_.state_replaced();
   ppu_.set_screen(screen, shades);
   run();
+  ppu_.state_replaced();
   now_ = now;  // what was poked since the frame ended is in here only
 }
 
@@ -73,9 +76,7 @@ std::vector<Byte> Console::save() const {
 
 void Console::load(const Byte* data, std::size_t size) {
   const SaveState state = read_save_state(data, size, cartridge_->identity());
-  now_ = state.now;
-  before_ = state.before;
-  has_before_ = state.has_before;
+  restore({state.now, state.before, state.has_before});
 }
 
 }  // namespace nes

@@ -65,6 +65,7 @@ class Console {
     now_ = snapshot.now;
     before_ = snapshot.before;
     has_before_ = snapshot.has_before;
+    ppu_.state_replaced();
   }
 
  private:

@@ -206,17 +206,24 @@ void Ppu::increment_y() {
 void Ppu::evaluate_sprites() {
   // The list was due at the end of the line before; line 0 and blanking keep that of line 239.
   const int line = s_.line >= 1 && s_.line < kVisible ? s_.line - 1 : kVisible - 1;
+  if (!sprite_table_valid_) build_sprite_table();
+  const LineSprites& found = sprite_table_[static_cast<std::size_t>(line)];
+  s_.sprite_count = found.count;
+  s_.sprites = found.index;
+  s_.evaluation_pending = false;
+}
+
+void Ppu::build_sprite_table() {
   const int height = s_.tall_sprites ? 16 : 8;
-  int count = 0;
+  sprite_table_.fill(LineSprites{});
   for (int i = s_.oam_address / 4; i < 64; ++i) {
-    const int row = line - s_.oam[i * 4];
-    if (row >= 0 && row < height) {
-      s_.sprites[count++] = static_cast<Byte>(i);
-      if (count == 8) break;
+    const int top = s_.oam[static_cast<std::size_t>(i) * 4];
+    for (int line = top; line < std::min(top + height, kVisible); ++line) {
+      LineSprites& found = sprite_table_[static_cast<std::size_t>(line)];
+      if (found.count < 8) found.index[found.count++] = static_cast<Byte>(i);
     }
   }
-  s_.sprite_count = static_cast<Byte>(count);
-  s_.evaluation_pending = false;
+  sprite_table_valid_ = true;
 }
 
 Byte Ppu::read_bus(Address address) const {
@@ -258,7 +265,7 @@ void Ppu::write_data(Byte value) {
 
 void Ppu::write_control(Byte value) {
   const bool tall = value & 0x20;
-  if (tall != s_.tall_sprites) finish_evaluation();
+  if (tall != s_.tall_sprites) before_sprites_change();
   s_.nmi_enabled = value & 0x80;
   s_.tall_sprites = tall;
   s_.background_page = (value >> 4) & 1;
@@ -275,17 +282,17 @@ void Ppu::write_mask(Byte value) {
 }
 
 void Ppu::write_oam_address(Byte value) {
-  if (value != s_.oam_address) finish_evaluation();
+  if (value != s_.oam_address) before_sprites_change();
   s_.oam_address = value;
 }
 
 void Ppu::write_oam(Byte value) {
-  finish_evaluation();
+  before_sprites_change();
   s_.oam[s_.oam_address++] = value;
 }
 
 void Ppu::oam_dma(const Byte* page) {
-  finish_evaluation();
+  before_sprites_change();
   const std::size_t head = 256 - s_.oam_address;
   std::memcpy(s_.oam.data() + s_.oam_address, page, head);
   std::memcpy(s_.oam.data(), page + head, s_.oam_address);

@@ -112,6 +112,8 @@ class Ppu {
     if (s_.evaluation_pending) evaluate_sprites();
   }
   bool sprite0_hit() const { return s_.sprite0_hit; }
+  // The state was replaced from outside: forget what was derived from it.
+  void state_replaced() { sprite_table_valid_ = false; }
 
  private:
   void run(int dots);
@@ -125,6 +127,12 @@ class Ppu {
   void advance_coarse_x(int steps);
   void increment_y();
   void evaluate_sprites();
+  void build_sprite_table();
+  // Sprite memory, or what it is searched with, is about to change.
+  void before_sprites_change() {
+    finish_evaluation();
+    sprite_table_valid_ = false;
+  }
 
   Byte read_bus(Address address) const;
   void write_bus(Address address, Byte value);
@@ -149,6 +157,14 @@ class Ppu {
   int done_ = 0;
   bool nmi_ = false;
   bool stop_at_hit_ = false;
+
+  // The sprites that the end of each visible line finds, all lines searched in one go.
+  struct LineSprites {
+    Byte count;
+    std::array<Byte, 8> index;
+  };
+  bool sprite_table_valid_ = false;
+  std::array<LineSprites, PpuState::kVisibleLines> sprite_table_{};
 
   Byte* screen_ = nullptr;
   std::array<Byte, 64> shade_{};
