@@ -1,0 +1,398 @@
+"""`mario-gate-v1`: is the challenger better than the champion? Sequential, and said in numbers.
+
+Both policies play the same units. Two e-processes bet on the paired difference of the primary
+metric (`betting.py`): one against "no better" (mean difference ≤ 0), one against "better by the
+smallest effect of interest or more" (mean difference ≥ delta). At the end of every block:
+
+* evidence against "no better" ≥ 1/alpha → the test says `promote`; a challenger that is no better
+  is ever promoted with probability ≤ alpha, whenever one looks and stops (Ville's inequality);
+* evidence against "≥ delta" ≥ 1/beta → `reject`; a challenger that is better by delta or more is
+  ever stopped so with probability ≤ beta;
+* the cap is reached → `inconclusive`.
+
+Then the guards: one that fails turns `promote` into `reject`. Anything but `promote` keeps the
+champion. A tied unit multiplies the first evidence by exactly 1, so ties never promote.
+
+For a runner:
+    >>> from mario.evaluation.seeds import schedule
+    >>> rule = GateRule(primary="clear", max_units=60)
+    >>> gate = SequentialGate(rule, levels=("1-1",))
+    >>> blocks = schedule(gate.levels, "confirmation", key="ab" * 32, units=gate.cap)
+    >>> len(next(blocks)), gate.state.done
+    (1, False)
+
+    while not gate.state.done:  play the next block(s) with both policies, `gate.feed(pairs)`
+    verdict = decide(all_pairs, rule, levels, guards=[onnx_agreement(...), ...])
+
+`decide` is a pure function of pairs in order of play; it runs the same `SequentialGate`, so a
+verdict can be made again from stored records.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mario.errors import EvaluationError
+from mario.evaluation.betting import (
+    EProcess,
+    FloatArray,
+    confidence_sequence,
+    lower_bound,
+)
+from mario.evaluation.guards import (
+    action_distribution,
+    clear_rate_bound,
+    distinct_trajectories,
+    level_non_inferiority,
+)
+from mario.evaluation.records import EpisodeRecord, PairedUnit
+from mario.evaluation.rule import GATE, METRICS, GateRule, Metric
+from mario.evaluation.statistics import clopper_pearson, paired_permutation, successes_needed
+from mario.evaluation.verdict import (
+    Decision,
+    Effect,
+    EvidencePoint,
+    GuardResult,
+    LevelResult,
+    PolicySummary,
+    Verdict,
+)
+
+__all__ = [
+    "GATE",
+    "Decision",
+    "GateRule",
+    "GateState",
+    "GuardResult",
+    "Metric",
+    "SequentialGate",
+    "Verdict",
+    "decide",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class GateState:
+    """Where the sequential test stands after a block.
+
+    Attributes:
+        units: units counted.
+        log_e_better: natural log of the evidence against "no better", now.
+        log_e_futility: natural log of the evidence against "better by delta or more", now.
+        decision: None while undecided.
+        reason: one sentence.
+    """
+
+    units: int
+    log_e_better: float
+    log_e_futility: float
+    decision: Decision | None
+    reason: str
+
+    @property
+    def done(self) -> bool:
+        """Whether no further unit will be counted."""
+        return self.decision is not None
+
+
+class SequentialGate:
+    """The test without its guards: feed pairs block by block, stop when `state.done`.
+
+    Args:
+        rule: what must be shown.
+        levels: the task's levels; a block is one unit of each.
+
+    Attributes:
+        rule: the rule.
+        levels: the levels.
+        cap: most units that can be counted, a multiple of the number of levels.
+        state: where the test stands.
+
+    Raises:
+        EvaluationError: no level or a level twice, or a rule whose numbers of units hold no
+            complete block or not the clear-rate bound.
+    """
+
+    def __init__(self, rule: GateRule, levels: Sequence[str]) -> None:
+        self.rule = rule
+        self.levels = tuple(levels)
+        if not self.levels or len(set(self.levels)) != len(self.levels):
+            raise EvaluationError(
+                f"got levels {list(levels)}; expected at least one, each once; correct the task"
+            )
+        self.cap = rule.max_units // len(self.levels) * len(self.levels)
+        bound_units = 0 if rule.clear_rate_at_least is None else rule.clear_units
+        if self.cap < max(1, bound_units, rule.min_units):
+            raise EvaluationError(
+                f"got max_units={rule.max_units} for {len(self.levels)} levels, which is "
+                f"{self.cap} units in whole blocks; expected at least "
+                f"{max(len(self.levels), bound_units, rule.min_units)}; raise max_units"
+            )
+        self._better = EProcess(0.0)
+        # "better by delta or more" is "mean of -d at most -delta".
+        self._futile = EProcess(-rule.smallest_effect)
+        self._bound_units = bound_units
+        self._clears_seen: list[bool] = []
+        needed = (
+            None
+            if rule.clear_rate_at_least is None
+            else successes_needed(rule.clear_units, rule.clear_rate_at_least, rule.clear_confidence)
+        )
+        self._clears_needed = rule.clear_units + 1 if needed is None else needed
+        self.state = GateState(0, 0.0, 0.0, None, "nothing played yet")
+
+    @property
+    def log_e_better_max(self) -> float:
+        """Greatest log evidence against "no better" at any block's end so far."""
+        return self._better.max_log_e
+
+    @property
+    def log_e_futility_max(self) -> float:
+        """Greatest log evidence against "better by delta or more" so far."""
+        return self._futile.max_log_e
+
+    def feed(self, pairs: Sequence[PairedUnit]) -> GateState:
+        """Counts whole blocks, in order, until a decision falls.
+
+        Args:
+            pairs: one or several blocks; within a block any order. Units after the decision (a
+                batched runner plays ahead) do not count.
+
+        Returns:
+            The new state.
+
+        Raises:
+            EvaluationError: not whole blocks with each level once.
+        """
+        size = len(self.levels)
+        if len(pairs) % size:
+            raise EvaluationError(
+                f"got {len(pairs)} pairs; expected blocks of {size} (one unit of each level); "
+                "feed complete blocks"
+            )
+        for start in range(0, len(pairs), size):
+            if self.state.done:
+                break
+            block = pairs[start : start + size]
+            if sorted(p.level for p in block) != sorted(self.levels):
+                raise EvaluationError(
+                    f"got a block with levels {[p.level for p in block]}; expected each of "
+                    f"{list(self.levels)} once; keep the schedule's order"
+                )
+            self._feed_block(block)
+        return self.state
+
+    def _feed_block(self, block: Sequence[PairedUnit]) -> None:
+        differences = np.array([p.difference(self.rule.primary) for p in block])
+        self._better.update(differences)
+        self._futile.update(-differences)
+        self._clears_seen.extend(p.challenger.cleared for p in block)
+        decision, reason = self._judge()
+        self.state = GateState(
+            self._better.units, self._better.log_e, self._futile.log_e, decision, reason
+        )
+
+    def _judge(self) -> tuple[Decision | None, str]:
+        rule, units = self.rule, self._better.units
+        counted = self._clears_seen[: self._bound_units]
+        failures_allowed = self._bound_units - self._clears_needed
+        if self._bound_units and len(counted) - sum(counted) > failures_allowed:
+            return "reject", (
+                f"{sum(counted)} of {len(counted)} units cleared: a clear rate of at least "
+                f"{rule.clear_rate_at_least} can no longer be proven on {self._bound_units} units"
+            )
+        if units < rule.min_units:
+            return None, f"at least {rule.min_units} units are played"
+        better = self._better.max_log_e >= -math.log(rule.alpha)
+        if better and units >= self._bound_units:
+            return "promote", (
+                f"evidence {_e(self._better.max_log_e)} ≥ {1 / rule.alpha:.4g} against 'no better "
+                f"in {rule.primary}' after {units} units"
+            )
+        if not better and self._futile.max_log_e >= -math.log(rule.beta):
+            return "reject", (
+                f"evidence {_e(self._futile.max_log_e)} ≥ {1 / rule.beta:.4g} against 'better in "
+                f"{rule.primary} by {rule.smallest_effect:g} or more' after {units} units"
+            )
+        if units >= self.cap:
+            return "inconclusive", (
+                f"cap of {self.cap} units reached with evidence {_e(self._better.max_log_e)} < "
+                f"{1 / rule.alpha:.4g} against 'no better in {rule.primary}'"
+            )
+        return None, "undecided"
+
+
+def decide(
+    pairs: Sequence[PairedUnit],
+    rule: GateRule,
+    levels: Sequence[str] | None = None,
+    *,
+    guards: Sequence[GuardResult] = (),
+    generator: np.random.Generator | None = None,
+) -> Verdict:
+    """The verdict on pairs in order of play.
+
+    Args:
+        pairs: whole blocks in order of play; those after the stop are ignored.
+        rule: what must be shown.
+        levels: the task's levels; None takes those of the pairs, in order of first appearance.
+        guards: results of guards that the caller ran (`onnx_agreement`, `inference_latency`).
+        generator: source of the secondary permutation test; None derives one from the units'
+            seeds, so that the same records give the same verdict, digit for digit.
+
+    Returns:
+        The verdict. When the pairs end before the test has decided, it is `inconclusive`.
+
+    Raises:
+        EvaluationError: no pairs, incomplete blocks, or several policies on one side.
+    """
+    if not pairs:
+        raise EvaluationError("got no units; expected at least one block; evaluate first")
+    for side in ("challenger", "champion"):
+        digests = {getattr(p, side).policy_digest for p in pairs}
+        if len(digests) > 1:
+            raise EvaluationError(
+                f"got records of {len(digests)} policies as the {side}; expected one; do not mix "
+                "evaluations"
+            )
+    task = tuple(dict.fromkeys(p.level for p in pairs)) if levels is None else tuple(levels)
+    gate = SequentialGate(rule, task)
+    path = _play(gate, pairs)
+    counted = pairs[: gate.state.units]
+    # Sorted within blocks: no number of the verdict depends on the order there, not by rounding.
+    differences = {
+        m: np.sort(
+            np.array([p.difference(m) for p in counted]).reshape(-1, len(task)), axis=1
+        ).ravel()
+        for m in METRICS
+    }
+    test_decision: Decision = gate.state.decision or "inconclusive"
+    reason = (
+        gate.state.reason
+        if gate.state.decision
+        else f"the units ended at {len(pairs)}, before the test decided (cap {gate.cap})"
+    )
+    ran, level_results = _record_guards(counted, rule, task)
+    if rule.clear_rate_at_least is not None and len(counted) >= rule.clear_units:
+        ran.append(clear_rate_bound(counted, rule))
+    ran.extend(guards)
+    failed = [g for g in ran if not g.passed]
+    decision: Decision = "reject" if failed and test_decision == "promote" else test_decision
+    source = generator or np.random.Generator(np.random.PCG64(_entropy(counted)))
+    primary = differences[rule.primary]
+    lower, upper = confidence_sequence(primary, rule.alpha, block=len(task))
+    return Verdict(
+        decision=decision,
+        reasons=_reasons(rule, reason, failed, primary, (float(lower[-1]), float(upper[-1]))),
+        rule=rule,
+        protocol=counted[0].challenger.protocol,
+        levels=task,
+        units=len(counted),
+        units_given=len(pairs),
+        test_decision=test_decision,
+        e_better=_exp(gate.log_e_better_max),
+        e_futility=_exp(gate.log_e_futility_max),
+        p_value=math.exp(-gate.log_e_better_max),
+        p_permutation=paired_permutation(primary, source),
+        effects={
+            **{m: _effect(d, rule.alpha) for m, d in differences.items()},
+            rule.primary: Effect(
+                float(primary.mean()), float(lower[-1]), float(upper[-1]), rule.alpha
+            ),
+        },
+        challenger=summarise([p.challenger for p in counted]),
+        champion=summarise([p.champion for p in counted]),
+        level_results=level_results,
+        guards=tuple(ran),
+        path=tuple(
+            EvidencePoint(s.units, s.log_e_better, s.log_e_futility, mean, low, high)
+            for s, mean, low, high in zip(
+                path,
+                (float(primary[: s.units].mean()) for s in path),
+                lower.tolist(),
+                upper.tolist(),
+                strict=True,
+            )
+        ),
+    )
+
+
+def summarise(records: Sequence[EpisodeRecord]) -> PolicySummary:
+    """One policy over its counted episodes, with the exact 95% interval of the clear rate."""
+    clears = sum(r.cleared for r in records)
+    low, high = clopper_pearson(clears, len(records))
+    return PolicySummary(
+        digest=records[0].policy_digest,
+        clears=clears,
+        clear_rate=clears / len(records),
+        clear_low=low,
+        clear_high=high,
+        mean_score=float(np.mean([r.episode_score for r in records])),
+        mean_progress=float(np.mean([r.progress for r in records])),
+        mean_furthest_px=float(np.mean([r.furthest_px for r in records])),
+        median_steps=float(np.median([r.steps for r in records])),
+    )
+
+
+def _play(gate: SequentialGate, pairs: Sequence[PairedUnit]) -> list[GateState]:
+    """Feeds block by block and keeps every state."""
+    path = []
+    size = len(gate.levels)
+    for start in range(0, len(pairs), size):
+        path.append(gate.feed(pairs[start : start + size]))
+        if gate.state.done:
+            break
+    return path
+
+
+def _record_guards(
+    counted: Sequence[PairedUnit], rule: GateRule, levels: Sequence[str]
+) -> tuple[list[GuardResult], tuple[LevelResult, ...]]:
+    challenger = [p.challenger for p in counted]
+    guard, level_results = level_non_inferiority(counted, rule, levels)
+    return [
+        guard,
+        distinct_trajectories(challenger, rule, "challenger"),
+        distinct_trajectories([p.champion for p in counted], rule, "champion"),
+        action_distribution(challenger, rule),
+    ], level_results
+
+
+def _effect(differences: FloatArray, alpha: float) -> Effect:
+    """Effect in a metric that is not tested: ends at this time alone, valid at any time."""
+    lower, upper = lower_bound(differences, alpha), -lower_bound(-differences, alpha)
+    return Effect(float(differences.mean()), lower, upper, alpha)
+
+
+def _reasons(
+    rule: GateRule,
+    reason: str,
+    failed: Sequence[GuardResult],
+    differences: FloatArray,
+    ends: tuple[float, float],
+) -> tuple[str, ...]:
+    effect = (
+        f"{rule.primary} differs by {differences.mean():+.4f} per unit, between {ends[0]:+.4f} and "
+        f"{ends[1]:+.4f} (each end at {1 - rule.alpha:.4g}, at any time)"
+    )
+    guards = [f"guard {g.name} refuses: {g.detail} (limit {g.limit:g})" for g in failed]
+    return (*guards, reason, effect) if guards else (reason, effect, "every guard passed")
+
+
+def _e(log_e: float) -> str:
+    return f"{_exp(log_e):.3g}"
+
+
+def _exp(log_e: float) -> float:
+    """Exponential that stays a JSON number: e-values can pass the range of a float."""
+    return math.exp(min(log_e, 700.0))
+
+
+def _entropy(pairs: Sequence[PairedUnit]) -> int:
+    text = ",".join(f"{p.level}:{p.seed}" for p in pairs)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big")

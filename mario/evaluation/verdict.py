@@ -1,0 +1,338 @@
+"""What the gate answers: the verdict with every reason and number, as types, JSON and schema.
+
+A verdict stands alone: it names the policies, the rule, what was played, the evidence after every
+block, effects with confidence sequences, exact clear rates, every level and every guard. `to_dict`
+and `from_dict` are inverse to each other; `VERDICT_SCHEMA` (JSON Schema 2020-12) describes the
+JSON; `docs/guides/gate.md` explains how to read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal, get_args
+
+from mario.errors import EvaluationError
+from mario.evaluation.rule import METRICS, GateRule
+
+VERDICT = "mario-verdict-v1"
+Decision = Literal["promote", "reject", "inconclusive"]
+DECISIONS: tuple[str, ...] = get_args(Decision)
+
+
+@dataclass(frozen=True, slots=True)
+class GuardResult:
+    """One guard's answer.
+
+    Attributes:
+        name: which guard.
+        passed: False keeps the champion whatever the test says.
+        value: what was measured.
+        limit: what it was held against.
+        detail: one sentence for a person, units included.
+    """
+
+    name: str
+    passed: bool
+    value: float
+    limit: float
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """Challenger minus champion in one metric, per unit, averaged over levels.
+
+    Attributes:
+        mean: average paired difference, in [-1, 1].
+        lower: lower end of the confidence sequence, in [-1, 1].
+        upper: upper end, in [-1, 1].
+        end_error: chance that one end is ever on the wrong side of the truth; the pair covers at
+            all times together with probability at least 1 - 2 end_error.
+    """
+
+    mean: float
+    lower: float
+    upper: float
+    end_error: float
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySummary:
+    """One policy over the units that were counted.
+
+    Attributes:
+        digest: which policy.
+        clears: units cleared.
+        clear_rate: share of units cleared, in [0, 1].
+        clear_low: lower end of the exact 95% interval (Clopper-Pearson).
+        clear_high: upper end.
+        mean_score: average episode score, in [0, 1].
+        mean_progress: average share of the level covered, in [0, 1].
+        mean_furthest_px: average furthest x, in pixels.
+        median_steps: median length of an episode, in steps.
+    """
+
+    digest: str
+    clears: int
+    clear_rate: float
+    clear_low: float
+    clear_high: float
+    mean_score: float
+    mean_progress: float
+    mean_furthest_px: float
+    median_steps: float
+
+
+@dataclass(frozen=True, slots=True)
+class LevelResult:
+    """One level in the primary metric.
+
+    Attributes:
+        level: `"1-1"` … `"8-4"`.
+        units: units played on it.
+        mean: average paired difference, in [-1, 1].
+        lower: lower end of its own confidence sequence.
+        upper: upper end.
+        p_worse: anytime-valid p-value against "not worse by more than the margin".
+        p_holm: the same after Holm's correction over levels.
+        challenger_clears: units that the challenger cleared.
+        champion_clears: units that the champion cleared.
+    """
+
+    level: str
+    units: int
+    mean: float
+    lower: float
+    upper: float
+    p_worse: float
+    p_holm: float
+    challenger_clears: int
+    champion_clears: int
+
+
+@dataclass(frozen=True, slots=True)
+class EvidencePoint:
+    """The test after one block.
+
+    Attributes:
+        units: units so far.
+        log_e_better: natural log of the evidence against "no better".
+        log_e_futility: natural log of the evidence against "better by delta or more".
+        mean: average paired difference so far.
+        lower: running lower end of the confidence sequence.
+        upper: running upper end.
+    """
+
+    units: int
+    log_e_better: float
+    log_e_futility: float
+    mean: float
+    lower: float
+    upper: float
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The gate's answer.
+
+    Attributes:
+        decision: `promote`, `reject` or `inconclusive`; only the first moves the alias.
+        reasons: sentences, the most important first.
+        rule: what was asked.
+        protocol: under which the episodes were played.
+        levels: levels of the task.
+        units: pairs that were counted.
+        units_given: pairs that were handed in; those after the stop do not count.
+        test_decision: what the sequential test alone said, before the guards.
+        e_better: greatest evidence against "no better" at a block's end (an e-value).
+        e_futility: greatest evidence against "better by delta or more".
+        p_value: anytime-valid, one over `e_better`, at most 1.
+        p_permutation: fixed-sample paired permutation test; secondary, ignores the stopping.
+        effects: by metric.
+        challenger: summary.
+        champion: summary.
+        level_results: one per level, in the task's order.
+        guards: every guard that was run.
+        path: the test after every block.
+        version: of the verdict's layout.
+    """
+
+    decision: Decision
+    reasons: tuple[str, ...]
+    rule: GateRule
+    protocol: str
+    levels: tuple[str, ...]
+    units: int
+    units_given: int
+    test_decision: Decision
+    e_better: float
+    e_futility: float
+    p_value: float
+    p_permutation: float
+    effects: Mapping[str, Effect]
+    challenger: PolicySummary
+    champion: PolicySummary
+    level_results: tuple[LevelResult, ...]
+    guards: tuple[GuardResult, ...]
+    path: tuple[EvidencePoint, ...]
+    version: str = VERDICT
+
+    @property
+    def promoted(self) -> bool:
+        """Whether the alias may move."""
+        return self.decision == "promote"
+
+    @property
+    def effect(self) -> Effect:
+        """Effect in the rule's primary metric."""
+        return self.effects[self.rule.primary]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, valid under `VERDICT_SCHEMA`."""
+        data = asdict(self)
+        for name in ("reasons", "levels", "level_results", "guards", "path"):
+            data[name] = list(data[name])
+        data["effects"] = {name: asdict(effect) for name, effect in self.effects.items()}
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Verdict:
+        """Reads `to_dict`'s form back.
+
+        Raises:
+            EvaluationError: another layout, or fields missing or unknown.
+        """
+        if data.get("version") != VERDICT:
+            raise EvaluationError(
+                f"got a verdict of version {data.get('version')!r}; expected {VERDICT}; judge the "
+                "records again with `mario gate`"
+            )
+        values = dict(data)
+        try:
+            values["rule"] = GateRule.from_mapping(values["rule"], "verdict: rule")
+            values["effects"] = {k: Effect(**v) for k, v in values["effects"].items()}
+            values["challenger"] = PolicySummary(**values["challenger"])
+            values["champion"] = PolicySummary(**values["champion"])
+            values["level_results"] = tuple(LevelResult(**v) for v in values["level_results"])
+            values["guards"] = tuple(GuardResult(**v) for v in values["guards"])
+            values["path"] = tuple(EvidencePoint(**v) for v in values["path"])
+            values["reasons"] = tuple(values["reasons"])
+            values["levels"] = tuple(values["levels"])
+            return cls(**values)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise EvaluationError(
+                f"got a verdict that cannot be read ({error!r}); expected the fields of {VERDICT}; "
+                "judge the records again with `mario gate`"
+            ) from error
+
+
+_NUMBER: Final = {"type": "number"}
+_UNIT: Final = {"type": "number", "minimum": 0, "maximum": 1}
+_SIGNED: Final = {"type": "number", "minimum": -1, "maximum": 1}
+_COUNT: Final = {"type": "integer", "minimum": 0}
+_TEXT: Final = {"type": "string"}
+_LEVEL: Final = {"type": "string", "pattern": "^[1-8]-[1-4]$"}
+
+
+def _object(**properties: Any) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": sorted(properties),
+        "additionalProperties": False,
+    }
+
+
+def _list(items: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": dict(items)}
+
+
+_EFFECT: Final = _object(mean=_SIGNED, lower=_SIGNED, upper=_SIGNED, end_error=_UNIT)
+_SUMMARY: Final = _object(
+    digest=_TEXT,
+    clears=_COUNT,
+    clear_rate=_UNIT,
+    clear_low=_UNIT,
+    clear_high=_UNIT,
+    mean_score=_UNIT,
+    mean_progress=_UNIT,
+    mean_furthest_px={"type": "number", "minimum": 0},
+    median_steps={"type": "number", "minimum": 0},
+)
+
+#: JSON Schema of `Verdict.to_dict()`.
+VERDICT_SCHEMA: Final[dict[str, Any]] = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "$id": f"urn:{VERDICT}",
+    "title": "Verdict of mario-gate-v1",
+    **_object(
+        version={"const": VERDICT},
+        decision={"enum": list(DECISIONS)},
+        test_decision={"enum": list(DECISIONS)},
+        reasons={**_list(_TEXT), "minItems": 1},
+        rule={
+            **_object(
+                primary={"enum": list(METRICS)},
+                alpha=_UNIT,
+                beta=_UNIT,
+                delta={"anyOf": [_UNIT, {"type": "null"}]},
+                max_units={"type": "integer", "minimum": 1},
+                min_units={"type": "integer", "minimum": 1},
+                clear_rate_at_least={"anyOf": [_UNIT, {"type": "null"}]},
+                clear_units={"type": "integer", "minimum": 1},
+                clear_confidence=_UNIT,
+                level_alpha=_UNIT,
+                level_margin=_UNIT,
+                max_duplicate_share=_UNIT,
+                max_logit_difference=_NUMBER,
+                max_action_share=_UNIT,
+                max_latency_ratio=_NUMBER,
+                version=_TEXT,
+            )
+        },
+        protocol=_TEXT,
+        levels={**_list(_LEVEL), "minItems": 1},
+        units={"type": "integer", "minimum": 1},
+        units_given={"type": "integer", "minimum": 1},
+        e_better={"type": "number", "minimum": 0},
+        e_futility={"type": "number", "minimum": 0},
+        p_value=_UNIT,
+        p_permutation=_UNIT,
+        effects=_object(**dict.fromkeys(METRICS, _EFFECT)),
+        challenger=_SUMMARY,
+        champion=_SUMMARY,
+        level_results=_list(
+            _object(
+                level=_LEVEL,
+                units=_COUNT,
+                mean=_SIGNED,
+                lower=_SIGNED,
+                upper=_SIGNED,
+                p_worse=_UNIT,
+                p_holm=_UNIT,
+                challenger_clears=_COUNT,
+                champion_clears=_COUNT,
+            )
+        ),
+        guards=_list(
+            _object(
+                name=_TEXT,
+                passed={"type": "boolean"},
+                value=_NUMBER,
+                limit=_NUMBER,
+                detail=_TEXT,
+            )
+        ),
+        path=_list(
+            _object(
+                units=_COUNT,
+                log_e_better=_NUMBER,
+                log_e_futility=_NUMBER,
+                mean=_SIGNED,
+                lower=_SIGNED,
+                upper=_SIGNED,
+            )
+        ),
+    ),
+}
