@@ -1,0 +1,311 @@
+"""The command line: thin; every command is one job. Exit codes: 0 done, 2 bad input, 3 collapsed, 4 gate said no.
+
+Heavy imports are inside the commands, so that `mario --help` answers at once and the serving image,
+which has no trainer, can still run `mario serve`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mario.errors import MarioError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help=(
+        "Train, evaluate, judge, promote and serve agents that play Super Mario Bros.\n\n"
+        "Start with `mario pipeline --config configs/demo.yaml`. Without servers everything is "
+        "kept under runs/ (SQLite); MARIO_DATABASE_URL, MLFLOW_TRACKING_URI and MARIO_RUNS_DIR "
+        "point elsewhere. Exit codes: 0 done, 2 bad input, 3 the policy collapsed, 4 the gate "
+        "kept the champion."
+    ),
+)
+registry_app = typer.Typer(no_args_is_help=True, help="Versions, champions and the ledger.")
+store_app = typer.Typer(no_args_is_help=True, help="The SQL store of runs and verdicts.")
+flows_app = typer.Typer(no_args_is_help=True, help="Prefect pools, deployments and automations.")
+app.add_typer(registry_app, name="registry")
+app.add_typer(store_app, name="store")
+
+ConfigOption = Annotated[
+    Path, typer.Option("--config", "-c", help="The experiment's YAML, such as configs/demo.yaml.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a key of the config: --set algorithm.gamma=0.9"),
+]
+TaskOption = Annotated[
+    str, typer.Option("--task", "-t", help='The task: a level ("1-1") or "all".')
+]
+PolicyArgument = Annotated[
+    str,
+    typer.Argument(
+        help="Which policy: champion, challenger, a version number, random, or an artefact folder."
+    ),
+]
+
+
+@app.command()
+def train(
+    config: ConfigOption = Path("configs/demo.yaml"),
+    set_: SetOption = None,
+    resume: Annotated[str | None, typer.Option(help="Go on with this run, by its id.")] = None,
+) -> None:
+    """Train a policy; Ctrl-C ends cleanly with a checkpoint that --resume goes on from."""
+    from mario.config import load_config
+    from mario.jobs.runtime import Runtime
+    from mario.jobs.train import train_from_terminal
+
+    outcome = train_from_terminal(
+        load_config(config, tuple(set_ or ())), Runtime.from_environment(), resume=resume
+    )
+    raise typer.Exit(outcome.exit_code)
+
+
+@app.command()
+def register(
+    run: Annotated[str, typer.Argument(help="A finished run's id.")],
+) -> None:
+    """Register a finished run's best policy as a new version."""
+    from mario.jobs.register import register_run
+    from mario.jobs.runtime import Runtime
+
+    version = register_run(run, Runtime.from_environment())
+    typer.echo(f"{version.model} version {version.version} ({version.digest[:12]})")
+
+
+@app.command()
+def evaluate(
+    policy: PolicyArgument = "champion",
+    task: TaskOption = "1-1",
+    units: Annotated[int, typer.Option(min=1, help="Units (level, seed) to play.")] = 60,
+    family: Annotated[
+        str, typer.Option(help="Seeds: selection, screening or confirmation.")
+    ] = "screening",
+    environments: Annotated[int, typer.Option(min=1, help="Units played at once.")] = 8,
+    console: Annotated[str, typer.Option(help="native or nes-py.")] = "native",
+    output: Annotated[Path | None, typer.Option(help="Also write the records as JSONL.")] = None,
+) -> None:
+    """Play a policy under mario-eval-v1 and store every episode (an interrupted one goes on)."""
+    from mario.jobs.evaluate import evaluate_from_terminal
+    from mario.jobs.runtime import Runtime
+
+    evaluate_from_terminal(
+        policy,
+        task,
+        Runtime.from_environment(),
+        units=units,
+        family=family,
+        environments=environments,
+        console=console,
+        output=output,
+    )
+
+
+@app.command()
+def gate(
+    challenger: PolicyArgument = "challenger",
+    task: TaskOption = "1-1",
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="Take the rule from this experiment.")
+    ] = None,
+    console: Annotated[str, typer.Option(help="native or nes-py.")] = "native",
+) -> None:
+    """Judge a challenger against the champion under mario-gate-v1; exit code 4 when it says no."""
+    from mario.jobs.gate import gate_from_terminal
+    from mario.jobs.runtime import Runtime
+
+    decision = gate_from_terminal(
+        challenger, task, Runtime.from_environment(), config=config, console=console
+    )
+    raise typer.Exit(0 if decision == "promote" else 4)
+
+
+@app.command()
+def promote(
+    verdict: Annotated[str, typer.Argument(help="Id of a stored verdict that says promote.")],
+) -> None:
+    """Make the challenger of a verdict the champion: ledger first, alias second."""
+    from mario.jobs.promote import promote_verdict
+    from mario.jobs.runtime import Runtime
+
+    promotion = promote_verdict(verdict, Runtime.from_environment())
+    typer.echo(f"{promotion.model} champion is now version {promotion.version}")
+
+
+@app.command()
+def pipeline(
+    config: ConfigOption = Path("configs/demo.yaml"),
+    set_: SetOption = None,
+    try_serving: Annotated[
+        bool, typer.Option(help="Also start the service and ask it for one action.")
+    ] = True,
+) -> None:
+    """Train, register, evaluate, judge, promote and serve, as one Prefect flow in this process."""
+    from flows.pipeline import run_in_process
+    from mario.config import load_config
+    from mario.jobs.runtime import Runtime
+
+    code = run_in_process(
+        load_config(config, tuple(set_ or ())),
+        Runtime.from_environment(),
+        try_serving=try_serving,
+    )
+    raise typer.Exit(code)
+
+
+@app.command()
+def report(
+    verdict: Annotated[str, typer.Argument(help="Id of a stored verdict.")],
+    output: Annotated[Path | None, typer.Option(help="Where to write the page.")] = None,
+) -> None:
+    """Write a stored verdict's page again, with videos of the median and the worst episode."""
+    from mario.jobs.report import report_verdict
+    from mario.jobs.runtime import Runtime
+
+    typer.echo(str(report_verdict(verdict, Runtime.from_environment(), output)))
+
+
+@app.command()
+def record(
+    policy: PolicyArgument = "champion",
+    level: Annotated[str, typer.Option(help="The level to play.")] = "1-1",
+    task: TaskOption = "1-1",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the episode.")] = 0,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The MP4.")] = Path("episode.mp4"),
+    console: Annotated[str, typer.Option(help="native or nes-py.")] = "native",
+) -> None:
+    """Play one episode and write it as a video."""
+    from mario.jobs.record import record_episode
+    from mario.jobs.runtime import Runtime
+
+    pictures = record_episode(
+        policy, task, (level, seed), output, Runtime.from_environment(), console=console
+    )
+    typer.echo(f"{output} ({pictures} pictures)")
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def serve(context: typer.Context) -> None:
+    """Serve the champion over HTTP (BentoML); `mario serve --help-service` lists its options."""
+    from serving.launcher import main as serve_main
+
+    raise typer.Exit(serve_main(context.args))
+
+
+@registry_app.command("list")
+def registry_list(task: TaskOption = "1-1") -> None:
+    """List the versions of a task, the champion marked."""
+    from mario.jobs.runtime import Runtime
+    from mario.jobs.versions import list_versions
+
+    typer.echo(list_versions(task, Runtime.from_environment()))
+
+
+@registry_app.command("ledger")
+def registry_ledger(task: TaskOption = "1-1") -> None:
+    """Show every promotion and rollback of a task, oldest first."""
+    from mario.jobs.runtime import Runtime
+    from mario.jobs.versions import show_ledger
+
+    typer.echo(show_ledger(task, Runtime.from_environment()))
+
+
+@registry_app.command("reconcile")
+def registry_reconcile(task: TaskOption = "1-1") -> None:
+    """Bring MLflow in line with the ledger, and clear what a killed registration left."""
+    from mario.jobs.runtime import Runtime
+    from mario.jobs.versions import reconcile
+
+    typer.echo(reconcile(task, Runtime.from_environment()))
+
+
+@registry_app.command("rollback")
+def registry_rollback(
+    version: Annotated[int | None, typer.Option(help="Default: the champion before.")] = None,
+    task: TaskOption = "1-1",
+    note: Annotated[str, typer.Option(help="Why; kept in the ledger.")] = "",
+) -> None:
+    """Make an earlier version the champion again."""
+    from mario.jobs.runtime import Runtime
+    from mario.jobs.versions import rollback
+
+    typer.echo(rollback(task, Runtime.from_environment(), version=version, note=note))
+
+
+@store_app.command("upgrade")
+def store_upgrade() -> None:
+    """Create the tables, or bring them to this version's shape."""
+    from mario.jobs.runtime import Runtime
+    from mario.jobs.storekeeping import upgrade
+
+    typer.echo(upgrade(Runtime.from_environment()))
+
+
+@store_app.command("check")
+def store_check() -> None:
+    """Verify every invariant of the store; exit code 2 where one is broken."""
+    from mario.jobs.runtime import Runtime
+    from mario.jobs.storekeeping import check
+
+    sound, text = check(Runtime.from_environment())
+    typer.echo(text)
+    raise typer.Exit(0 if sound else 2)
+
+
+@store_app.command("import-legacy")
+def store_import_legacy(
+    source: Annotated[str, typer.Argument(help="Database URL of the older project.")],
+) -> None:
+    """Read the runs of the older Mario project (experiments, episodes, …) into the store."""
+    from mario.jobs.runtime import Runtime
+    from mario.jobs.storekeeping import import_legacy
+
+    typer.echo(import_legacy(source, Runtime.from_environment()))
+
+
+@store_app.command("export")
+def store_export(
+    folder: Annotated[Path, typer.Argument(help="Folder for the Parquet files.")],
+) -> None:
+    """Write every table as Parquet."""
+    from mario.jobs.runtime import Runtime
+    from mario.jobs.storekeeping import export
+
+    typer.echo(export(folder, Runtime.from_environment()))
+
+
+def main() -> None:
+    """Run the command line; errors that a person can mend are one line on standard error."""
+    # MLflow and Prefect would call home; whoever wants that sets the variables.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    try:
+        app()
+    except MarioError as error:
+        print(f"mario: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] in {"mario", "flows", "serving"}:
+            raise
+        print(
+            f"mario: package {error.name} is not installed; this command needs another role's "
+            "packages: pip install 'mario-mlops[train,serve,flows]'",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("mario: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""Evaluate: play units under mario-eval-v1, every finished episode stored once, resumable."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast, get_args
+
+import numpy as np
+
+from mario.config import load_config
+from mario.errors import EvaluationError
+from mario.evaluation.protocol import play_units
+from mario.evaluation.records import PROTOCOL, EpisodeRecord, write_jsonl
+from mario.evaluation.seeds import Family, schedule
+from mario.evaluation.statistics import clopper_pearson
+from mario.game.console import ConsoleName
+from mario.game.levels import task_levels
+from mario.jobs.policies import LoadedPolicy, load_policy
+from mario.jobs.runtime import Runtime
+from mario.store.records import EvaluationKey
+from mario.store.store import ExperimentStore
+
+#: Episodes are stored in groups of this many seconds, so that a killed job loses no more.
+_STORE_EVERY_SECONDS = 2.0
+
+OnProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class EvaluationOutcome:
+    """A finished evaluation.
+
+    Attributes:
+        evaluation_id: its id in the store.
+        records: one for each unit, in the order asked for.
+    """
+
+    evaluation_id: str
+    records: tuple[EpisodeRecord, ...]
+
+
+def evaluation_key(
+    loaded: LoadedPolicy, family: Family, source: str, levels: Sequence[str]
+) -> EvaluationKey:
+    """Name the evaluation of a policy on a family of seeds."""
+    return EvaluationKey(
+        policy_digest=loaded.digest,
+        protocol=PROTOCOL,
+        seed_family=family,
+        seed_source=source,
+        levels=tuple(levels),
+    )
+
+
+def evaluate_stored(
+    loaded: LoadedPolicy,
+    units: Sequence[tuple[str, int]],
+    key: EvaluationKey,
+    store: ExperimentStore,
+    *,
+    environments: int = 8,
+    console: ConsoleName = "native",
+    planned_units: int | None = None,
+    run_id: str | None = None,
+    finish: bool = True,
+    on_progress: OnProgress | None = None,
+) -> EvaluationOutcome:
+    """Play what is not stored yet of some units, and return the records of all of them.
+
+    Args:
+        loaded: who plays.
+        units: (level, seed) each, every unit once.
+        key: the evaluation that they belong to.
+        store: where finished episodes are looked up and kept.
+        environments: units played at once.
+        console: which emulator.
+        planned_units: how many units the whole evaluation has; None: these.
+        run_id: the training run it belongs to.
+        finish: mark the evaluation finished at the end.
+        on_progress: called with (finished, all) after each episode.
+
+    Raises:
+        EvaluationError, StoreError: see the protocol and the store.
+    """
+    evaluation = store.evaluations.open(
+        key,
+        planned_units=planned_units or len(units),
+        policy_label=loaded.label,
+        run_id=run_id,
+    )
+    records = {record.unit: record for record in store.evaluations.records(evaluation.id)}
+    missing = [unit for unit in units if unit not in records]
+    waiting: list[EpisodeRecord] = []
+    stored_at = time.monotonic()
+    done = len(units) - len(missing)
+    try:
+        for record in play_units(
+            loaded.policy,
+            missing,
+            policy_digest=loaded.digest,
+            environments=environments,
+            console=console,
+        ):
+            records[record.unit] = record
+            waiting.append(record)
+            done += 1
+            if time.monotonic() - stored_at > _STORE_EVERY_SECONDS:
+                store.evaluations.add(evaluation.id, waiting)
+                waiting, stored_at = [], time.monotonic()
+            if on_progress is not None:
+                on_progress(done, len(units))
+    finally:
+        if waiting:
+            store.evaluations.add(evaluation.id, waiting)
+    if finish:
+        store.evaluations.finish(evaluation.id)
+    return EvaluationOutcome(evaluation.id, tuple(records[unit] for unit in units))
+
+
+def family_named(name: str) -> Family:
+    """Check the name of a seed family.
+
+    Raises:
+        EvaluationError: there is no such family.
+    """
+    if name not in get_args(Family):
+        raise EvaluationError(
+            f"got seed family {name!r}; expected one of {', '.join(get_args(Family))}"
+        )
+    return cast(Family, name)
+
+
+def levels_of(task: str, config: Path | None = None) -> tuple[str, ...]:
+    """Name the levels of a task: from its experiment where it has a name of its own."""
+    return load_config(config).level_names if config is not None else task_levels(task)
+
+
+def units_of(
+    levels: Sequence[str], family: Family, source: str, count: int
+) -> tuple[tuple[str, int], ...]:
+    """The first `count` units of a family, whole blocks of all levels."""
+    blocks = schedule(levels, family, key=source, units=count)
+    return tuple(unit.key for block in blocks for unit in block)
+
+
+def summary_line(loaded: LoadedPolicy, records: Sequence[EpisodeRecord]) -> str:
+    """Say an evaluation in one line."""
+    clears = sum(record.cleared for record in records)
+    low, high = clopper_pearson(clears, len(records))
+    furthest = np.array([record.furthest_px for record in records])
+    score = np.mean([record.episode_score for record in records])
+    return (
+        f"{loaded.label}: {len(records)} units, cleared {clears} "
+        f"({clears / len(records):.0%}, 95% interval {low:.0%} to {high:.0%}), furthest x "
+        f"{furthest.mean():.0f} px on average ({furthest.min()} to {furthest.max()}), "
+        f"score {score:.3f}"
+    )
+
+
+def evaluate_from_terminal(
+    reference: str,
+    task: str,
+    runtime: Runtime,
+    *,
+    units: int,
+    family: str,
+    environments: int,
+    console: str,
+    output: Path | None,
+) -> EvaluationOutcome:
+    """What `mario evaluate` does."""
+    chosen = family_named(family)
+    loaded = load_policy(reference, task, runtime)
+    levels = levels_of(task)
+    # Confirmation seeds exist only for a policy; the others are the same for all.
+    source = loaded.digest if chosen == "confirmation" else ""
+
+    def show(done: int, total: int) -> None:
+        print(f"\r{done}/{total} units", end="", file=sys.stderr, flush=True)
+
+    with ExperimentStore.open(runtime.database_url) as store:
+        outcome = evaluate_stored(
+            loaded,
+            units_of(levels, chosen, source, units),
+            evaluation_key(loaded, chosen, source, levels),
+            store,
+            environments=environments,
+            console=cast(ConsoleName, console),
+            on_progress=show if sys.stderr.isatty() else None,
+        )
+    print(summary_line(loaded, outcome.records))
+    print(f"evaluation {outcome.evaluation_id} in {store.redacted_url}")
+    if output is not None:
+        write_jsonl(output, outcome.records)
+    return outcome

@@ -1,0 +1,91 @@
+"""From what a person types (champion, 3, random, a folder) to a policy that plays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mario.errors import RegistryError
+from mario.game.actions import action_set
+from mario.jobs.runtime import Runtime
+from mario.policy.artefact import Artefact, load_artefact
+from mario.policy.manifest import ActionSpec
+from mario.policy.onnx import OnnxPolicy
+from mario.policy.policy import Policy, RandomPolicy
+
+
+@dataclass(frozen=True)
+class LoadedPolicy:
+    """A policy that can play, and what it is called.
+
+    Attributes:
+        policy: who plays.
+        digest: identifies it in records: the artefact's digest, or ``random:<actions>``.
+        label: what people call it.
+        version: its registry version, where it has one.
+        artefact: the artefact it was loaded from, where there is one.
+    """
+
+    policy: Policy
+    digest: str
+    label: str
+    version: int | None = None
+    artefact: Artefact | None = None
+
+
+def random_policy(actions: tuple[ActionSpec, ...], frame_skip: int) -> LoadedPolicy:
+    """The random policy over some actions: the baseline a first champion must beat."""
+    buttons = "".join(f"{action.buttons:02x}" for action in actions)
+    return LoadedPolicy(
+        RandomPolicy(actions, frame_skip), f"random:{buttons}:{frame_skip}", "random policy"
+    )
+
+
+def policy_from_artefact(
+    folder: Path | str, *, label: str | None = None, version: int | None = None, threads: int = 1
+) -> LoadedPolicy:
+    """Load and verify an artefact folder.
+
+    Raises:
+        ArtefactError: it is missing or broken.
+    """
+    artefact = load_artefact(folder)
+    policy = OnnxPolicy(artefact, threads=threads)
+    policy.check_golden()
+    return LoadedPolicy(policy, artefact.digest, label or str(folder), version, artefact)
+
+
+def load_policy(reference: str, task: str, runtime: Runtime, *, threads: int = 1) -> LoadedPolicy:
+    """Find the policy a person means.
+
+    Args:
+        reference: ``champion``, ``challenger``, a version number, ``random`` (uniform over the
+            action set `simple`), or an artefact folder.
+        task: the task whose registered model is meant.
+        runtime: where the registry is.
+        threads: threads of one inference.
+
+    Raises:
+        RegistryError: no such version, or the alias points nowhere.
+        ArtefactError: the version's artefact is missing or broken.
+    """
+    if reference == "random":
+        specs = tuple(ActionSpec(name=a.name, buttons=a.buttons) for a in action_set("simple"))
+        return random_policy(specs, frame_skip=4)
+    folder = Path(reference)
+    if folder.is_dir() or "/" in reference:
+        return policy_from_artefact(folder, threads=threads)
+    from mario.jobs.versions import fetch_version
+
+    if reference not in ("champion", "challenger") and not reference.isdigit():
+        raise RegistryError(
+            f"got policy {reference!r}; expected champion, challenger, a version number, random "
+            "or an artefact folder; `mario registry list` shows the versions"
+        )
+    fetched = fetch_version(reference, task, runtime)
+    return policy_from_artefact(
+        fetched.folder,
+        label=f"{fetched.model} v{fetched.version}",
+        version=fetched.version,
+        threads=threads,
+    )

@@ -1,0 +1,33 @@
+"""Record: one evaluation episode as a video."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+from mario.evaluation.protocol import record_frames
+from mario.game.console import ConsoleName
+from mario.game.recorder import write_mp4
+from mario.jobs.policies import load_policy
+from mario.jobs.runtime import Runtime
+
+
+def record_episode(
+    reference: str,
+    task: str,
+    unit: tuple[str, int],
+    output: Path,
+    runtime: Runtime,
+    *,
+    console: str = "native",
+) -> int:
+    """Play a unit and write it as an MP4; returns the number of pictures.
+
+    Raises:
+        RegistryError, ArtefactError: the policy cannot be had.
+        ConfigError: unknown level.
+        ConsoleError: PyAV is missing.
+    """
+    policy = load_policy(reference, task, runtime).policy
+    frames = record_frames(policy, unit, cast(ConsoleName, console))
+    return write_mp4(output, frames, policy.frame_skip)
