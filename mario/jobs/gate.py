@@ -1,0 +1,247 @@
+"""Gate: challenger and champion play the same confirmation units until the test has decided."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+
+from mario.config import GateConfig, load_config
+from mario.errors import EvaluationError
+from mario.evaluation.gate import GuardResult, SequentialGate, Verdict, decide
+from mario.evaluation.guards import inference_latency, onnx_agreement
+from mario.evaluation.records import PairedUnit, pair_records
+from mario.evaluation.rule import GateRule
+from mario.evaluation.seeds import Unit, schedule
+from mario.game.console import ConsoleName, UInt8Array
+from mario.jobs.evaluate import evaluate_stored, evaluation_key, levels_of
+from mario.jobs.policies import LoadedPolicy, load_policy, random_policy
+from mario.jobs.runtime import Runtime
+from mario.policy.onnx import OnnxPolicy
+from mario.store.records import NewVerdict
+from mario.store.store import ExperimentStore
+
+#: Observations that both networks answer for the latency guard, one at a time, taking turns.
+_LATENCY_CALLS = 60
+
+OnUnits = Callable[[int, int, float], None]
+
+
+@dataclass(frozen=True)
+class GateOutcome:
+    """A stored verdict.
+
+    Attributes:
+        verdict_id: its id in the store.
+        verdict: every number of it.
+        pairs: what was played, in order; those after the stop are not counted.
+        challenger: who was judged.
+        champion: against whom.
+    """
+
+    verdict_id: str
+    verdict: Verdict
+    pairs: tuple[PairedUnit, ...]
+    challenger: LoadedPolicy
+    champion: LoadedPolicy
+
+
+def rule_from(config: GateConfig) -> GateRule:
+    """The gate's rule as an experiment states it."""
+    return GateRule.from_mapping(config.model_dump(), "gate")
+
+
+def champion_for(
+    challenger: LoadedPolicy, task: str, runtime: Runtime, store: ExperimentStore
+) -> LoadedPolicy:
+    """The champion as the ledger has it now, or the random policy while there is none."""
+    current = store.ledger.champion(f"mario-{task}")
+    if current is None:
+        return random_policy(challenger.policy.actions, challenger.policy.frame_skip)
+    return load_policy(str(current.version), task, runtime)
+
+
+def judge(
+    challenger: LoadedPolicy,
+    champion: LoadedPolicy,
+    rule: GateRule,
+    task: str,
+    levels: tuple[str, ...],
+    store: ExperimentStore,
+    *,
+    environments: int = 8,
+    console: ConsoleName = "native",
+    on_units: OnUnits | None = None,
+) -> GateOutcome:
+    """Play confirmation units with both policies until the gate decides, and store the verdict.
+
+    The seeds are derived from the challenger's digest, so the same challenger meets the same
+    units however often it is judged, and an interrupted judgement goes on where it was.
+
+    Args:
+        challenger: the version under test.
+        champion: whom it must beat.
+        rule: what must be shown.
+        task: names the registered model.
+        levels: the task's levels.
+        store: keeps episodes and verdict.
+        environments: units played at once by each.
+        console: which emulator.
+        on_units: called with (units counted, cap, p-value so far) after every round.
+
+    Raises:
+        EvaluationError: both are the same policy.
+        StoreError: the store does not take the records.
+    """
+    if challenger.digest == champion.digest:
+        raise EvaluationError(
+            f"got {challenger.label} as challenger and as champion; expected two policies; a "
+            "champion has nothing to prove against itself"
+        )
+    gate = SequentialGate(rule, levels)
+    blocks = schedule(levels, "confirmation", key=challenger.digest, units=gate.cap)
+    mine = evaluation_key(challenger, "confirmation", challenger.digest, levels)
+    theirs = evaluation_key(champion, "confirmation", challenger.digest, levels)
+    pairs: list[PairedUnit] = []
+    evaluation_ids = ("", "")
+    for group in _rounds(blocks, environments):
+        units = [unit.key for unit in group]
+        sides = [
+            evaluate_stored(
+                loaded,
+                units,
+                key,
+                store,
+                environments=environments,
+                console=console,
+                planned_units=gate.cap,
+                finish=False,
+            )
+            for loaded, key in ((challenger, mine), (champion, theirs))
+        ]
+        evaluation_ids = (sides[0].evaluation_id, sides[1].evaluation_id)
+        fresh = pair_records(sides[0].records, sides[1].records, units)
+        pairs.extend(fresh)
+        gate.feed(fresh)
+        if on_units is not None:
+            on_units(gate.state.units, gate.cap, min(1.0, float(np.exp(-gate.state.log_e_better))))
+        if gate.state.done:
+            break
+    for evaluation_id in evaluation_ids:
+        store.evaluations.finish(evaluation_id)
+    verdict = decide(pairs, rule, levels, guards=network_guards(challenger, champion, rule))
+    stored = store.evaluations.record_verdict(
+        NewVerdict(
+            model=f"mario-{task}",
+            challenger_digest=challenger.digest,
+            challenger_evaluation_id=evaluation_ids[0],
+            champion_digest=champion.digest,
+            champion_evaluation_id=evaluation_ids[1],
+            gate=rule.version,
+            decision=verdict.decision,
+            detail=verdict.to_dict(),
+            challenger_version=challenger.version,
+            champion_version=champion.version,
+        )
+    )
+    return GateOutcome(stored.id, verdict, tuple(pairs), challenger, champion)
+
+
+def _rounds(blocks: Iterator[tuple[Unit, ...]], environments: int) -> Iterator[list[Unit]]:
+    """Group blocks so that each round keeps about `environments` games busy."""
+    first = next(blocks, None)
+    if first is None:
+        return
+    size = max(1, environments // len(first))
+    yield [*first, *(unit for block in islice(blocks, size - 1) for unit in block)]
+    while group := [unit for block in islice(blocks, size) for unit in block]:
+        yield group
+
+
+def network_guards(
+    challenger: LoadedPolicy, champion: LoadedPolicy, rule: GateRule
+) -> tuple[GuardResult, ...]:
+    """Guards that look at the networks: the export answers as trained, and fast enough.
+
+    The trained network's answers are the golden ones in the artefact, recorded by torch at export.
+    The random policy has no network, so nothing is compared with it.
+    """
+    artefact = challenger.artefact
+    if artefact is None or artefact.golden is None or not isinstance(challenger.policy, OnnxPolicy):
+        return ()
+    golden = artefact.golden
+    logits, _ = challenger.policy.infer(golden.observations)
+    guards = [onnx_agreement(logits, golden.logits, rule)]
+    if isinstance(champion.policy, OnnxPolicy):
+        guards.append(
+            inference_latency(
+                *_interleaved_seconds(challenger.policy, champion.policy, golden.observations), rule
+            )
+        )
+    return tuple(guards)
+
+
+def _interleaved_seconds(
+    first: OnnxPolicy, second: OnnxPolicy, observations: UInt8Array
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Time single answers of two networks in turns, so that a busy moment meets both."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for call in range(_LATENCY_CALLS + 10):
+        row = call % len(observations)
+        for times, policy in zip(seconds, (first, second), strict=True):
+            started = time.perf_counter()
+            policy.infer(observations[row : row + 1])
+            times.append(time.perf_counter() - started)
+    return np.array(seconds[0][10:]), np.array(seconds[1][10:])
+
+
+def verdict_lines(outcome: GateOutcome) -> list[str]:
+    """Say a verdict in a few lines."""
+    verdict = outcome.verdict
+    ours, theirs = verdict.challenger, verdict.champion
+    return [
+        f"{verdict.decision.upper()}: {outcome.challenger.label} against {outcome.champion.label} "
+        f"over {verdict.units} units, p = {verdict.p_value:.2g} "
+        f"(fixed-sample permutation p = {verdict.p_permutation:.2g})",
+        f"furthest x {ours.mean_furthest_px:.0f} px against {theirs.mean_furthest_px:.0f} px "
+        f"({ours.mean_furthest_px / max(theirs.mean_furthest_px, 1.0):.2f} times as far); cleared "
+        f"{ours.clears} against {theirs.clears}; score {ours.mean_score:.3f} against "
+        f"{theirs.mean_score:.3f}",
+        *(f"- {reason}" for reason in verdict.reasons),
+    ]
+
+
+def gate_from_terminal(
+    reference: str, task: str, runtime: Runtime, *, config: Path | None, console: str
+) -> str:
+    """What `mario gate` does; returns the decision."""
+    settings = load_config(config) if config is not None else None
+    rule = rule_from(settings.gate if settings else GateConfig())
+    with ExperimentStore.open(runtime.database_url) as store:
+        challenger = load_policy(reference, task, runtime)
+        champion = champion_for(challenger, task, runtime, store)
+
+        def show(units: int, cap: int, p_value: float) -> None:
+            print(f"{units} of at most {cap} units, p = {p_value:.3g}", file=sys.stderr)
+
+        outcome = judge(
+            challenger,
+            champion,
+            rule,
+            task,
+            levels_of(task, config),
+            store,
+            environments=settings.evaluation.environments if settings else 8,
+            console=cast(ConsoleName, console),
+            on_units=show,
+        )
+    print("\n".join(verdict_lines(outcome)))
+    print(f"verdict {outcome.verdict_id}; promote with: mario promote {outcome.verdict_id}")
+    return outcome.verdict.decision

@@ -1,0 +1,39 @@
+"""Register: a finished run's best policy becomes a version, whole or not at all."""
+
+from __future__ import annotations
+
+from mario.errors import RegistryError
+from mario.jobs.runtime import Runtime
+from mario.jobs.versions import open_registry
+from mario.registry import model_name
+from mario.store.records import RegisteredVersion
+
+#: The artefact that training leaves in the run's folder.
+ARTEFACT_FOLDER = "policy"
+
+
+def register_run(run_id: str, runtime: Runtime) -> RegisteredVersion:
+    """Register the artefact of a run and point the alias `challenger` at it.
+
+    Registering the same run again returns the same version.
+
+    Raises:
+        StoreError: no such run.
+        RegistryError: the run has no policy to register.
+        ArtefactError: its artefact is broken.
+    """
+    with open_registry(runtime) as registry:
+        run = registry.store.runs.get(run_id)
+        folder = runtime.run_dir(run_id) / ARTEFACT_FOLDER
+        if not folder.is_dir():
+            raise RegistryError(
+                f"run {run_id} ({run.status}) has no policy in {folder}; expected a run that "
+                "finished; go on with it by `mario train --resume`"
+            )
+        model = model_name(run.task)
+        row = registry.register(model, folder, run_id=run_id)
+        assert row.version is not None, "a complete registration has a number"
+        champion = registry.store.ledger.champion(model)
+        if champion is None or champion.version != row.version:
+            registry.set_challenger(model, row.version)
+        return row

@@ -1,0 +1,116 @@
+"""Versions: fetch one, list them, show the ledger, reconcile, roll back."""
+
+from __future__ import annotations
+
+import getpass
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from mario.jobs.runtime import Runtime
+from mario.registry import ModelRegistry, model_name
+from mario.store.store import ExperimentStore
+
+
+@dataclass(frozen=True)
+class FetchedVersion:
+    """A version whose artefact lies in a local folder, verified.
+
+    Attributes:
+        model: ``mario-<task>``.
+        version: its number.
+        folder: the artefact.
+    """
+
+    model: str
+    version: int
+    folder: Path
+
+
+@contextmanager
+def open_registry(runtime: Runtime) -> Iterator[ModelRegistry]:
+    """Open the store and the registry under its ledger."""
+    with ExperimentStore.open(runtime.database_url) as store:
+        yield ModelRegistry(runtime.tracking_uri, store, runtime.artifact_dir)
+
+
+def who() -> str:
+    """Name the person and machine for the ledger."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        user = "unknown"
+    return f"{user}@{socket.gethostname()}"
+
+
+def fetch_version(reference: str, task: str, runtime: Runtime) -> FetchedVersion:
+    """Download a version's artefact (once) and verify it.
+
+    Args:
+        reference: ``champion``, ``challenger`` or a number.
+        task: the task whose registered model is meant.
+        runtime: where the registry is.
+
+    Raises:
+        RegistryError: no such version. ArtefactError: its artefact is missing or broken.
+    """
+    with open_registry(runtime) as registry:
+        resolved = registry.resolve(model_name(task), reference)
+        folder = runtime.runs_dir / "versions" / resolved.model / f"v{resolved.version}"
+        registry.download(resolved, folder)
+    return FetchedVersion(resolved.model, resolved.version, folder)
+
+
+def list_versions(task: str, runtime: Runtime) -> str:
+    """Describe the versions of a task, one line each."""
+    with open_registry(runtime) as registry:
+        found = registry.versions(model_name(task))
+    if not found:
+        return f"{model_name(task)} has no versions yet; train one with `mario pipeline`"
+    lines = []
+    for version in found:
+        marks = " ".join([*(("CHAMPION",) if version.champion else ()), *version.aliases])
+        lines.append(
+            f"v{version.version if version.version is not None else '-':<4} {version.state:<9} "
+            f"{(version.digest or '')[:12]:<12} {version.run_id or '':<34} {marks}".rstrip()
+        )
+    return "\n".join(lines)
+
+
+def show_ledger(task: str, runtime: Runtime) -> str:
+    """Describe the ledger of a task, one line a row, oldest first."""
+    with ExperimentStore.open(runtime.database_url) as store:
+        rows = store.ledger.history(model_name(task))
+    if not rows:
+        return f"the ledger of {model_name(task)} is empty; nothing was promoted yet"
+    return "\n".join(
+        f"{row.sequence:>3} {row.promoted_at:%Y-%m-%d %H:%M:%S} v{row.version} ({row.reason}) "
+        f"by {row.promoted_by}, verdict {row.verdict_id or '-'}"
+        + (f": {row.note}" if row.note else "")
+        for row in rows
+    )
+
+
+def reconcile(task: str, runtime: Runtime) -> str:
+    """Repair what a killed registration or promotion left; describe what was done."""
+    with open_registry(runtime) as registry:
+        repairs = registry.reconcile(model_name(task))
+    if not repairs:
+        return f"{model_name(task)}: MLflow and the ledger agree; nothing to repair"
+    return "\n".join(
+        f"{'repaired' if repair.done else 'needs a person'}: {repair.what}" for repair in repairs
+    )
+
+
+def rollback(task: str, runtime: Runtime, *, version: int | None, note: str) -> str:
+    """Make an earlier champion the champion again; describe it."""
+    with open_registry(runtime) as registry:
+        promotion = registry.rollback(
+            model_name(task), version, promoted_by=who(), note=note or None
+        )
+    return (
+        f"{promotion.model} champion is v{promotion.version} again "
+        f"(was v{promotion.previous_version}); ledger row {promotion.sequence}"
+    )
