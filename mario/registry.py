@@ -1,0 +1,596 @@
+"""MLflow behind the ledger: register a version, resolve it, move aliases, repair what was broken.
+
+The promotion ledger in SQL is the truth (docs/adr/0005): every promotion is written there first,
+and the MLflow alias ``champion`` only follows. MLflow aliases have no atomic swap and no history,
+so whatever is killed between the two steps is repaired by ``reconcile``.
+
+Reading (``resolve``, ``download``) needs ``mlflow-skinny`` only; registering needs ``mlflow``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mario.errors import ArtefactError, RegistryError
+from mario.policy.artefact import MANIFEST_FILE, ONNX_FILE, Artefact, load_artefact
+from mario.store.records import Promotion, RegisteredVersion
+from mario.store.store import ExperimentStore
+from mario.tracking import (
+    ensure_experiment,
+    prepare_tracking,
+    tracking_client,
+    write_model_folder,
+)
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.tracking import MlflowClient
+
+CHAMPION = "champion"
+CHALLENGER = "challenger"
+TAG_DIGEST = "mario.digest"
+TAG_ONNX = "mario.onnx_sha256"
+TAG_REGISTRATION = "mario.registration_id"
+TAG_STATE = "mario.state"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedVersion:
+    """A version that may be loaded.
+
+    Attributes:
+        model: ``mario-<task>``.
+        version: its number.
+        digest: SHA-256 of its ``policy.json``, which the download must have.
+        source: where MLflow keeps the artefact.
+        run_id: the training run it comes from, if known.
+        promotion: the ledger row that made it champion, when it was resolved as champion.
+    """
+
+    model: str
+    version: int
+    digest: str
+    source: str
+    run_id: str | None
+    promotion: Promotion | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class VersionSummary:
+    """One line of ``mario registry list``; ``state`` is what the store says, or ``unknown``."""
+
+    model: str
+    version: int | None
+    digest: str | None
+    state: str
+    aliases: tuple[str, ...]
+    champion: bool
+    run_id: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repair:
+    """One thing that ``reconcile`` put right, or could not."""
+
+    model: str
+    what: str
+    done: bool = True
+
+
+class ModelRegistry:
+    """Versions and aliases of one MLflow registry, under one store's ledger.
+
+    Args:
+        tracking_uri: ``sqlite:///runs/mlflow.db`` or ``http://mlflow:5000``.
+        store: the opened store with the ledger.
+        artifact_dir: where an embedded registry keeps artefacts; a server has its own place.
+    """
+
+    def __init__(
+        self, tracking_uri: str, store: ExperimentStore, artifact_dir: Path | str | None = None
+    ) -> None:
+        self.tracking_uri = tracking_uri
+        self.store = store
+        self._artifact_dir = None if artifact_dir is None else Path(artifact_dir)
+
+    @property
+    def client(self) -> MlflowClient:
+        """The MLflow client of this registry's address."""
+        return tracking_client(self.tracking_uri)
+
+    @contextmanager
+    def _translated(self, doing: str) -> Iterator[None]:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            yield
+        except MlflowException as error:
+            text = str(error).splitlines()[0][:300]
+            raise RegistryError(
+                f"cannot {doing} at {self.tracking_uri} ({text}); expected a registry that "
+                "answers; start MLflow, or name another with MLFLOW_TRACKING_URI"
+            ) from error
+
+    # -- registering ------------------------------------------------------------------------
+
+    def register(
+        self,
+        model: str,
+        folder: Path | str,
+        *,
+        run_id: str | None = None,
+        registration_key: str | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> RegisteredVersion:
+        """Register an artefact folder as a new version, complete or not at all.
+
+        First a ``pending`` row in the store, then the upload, then the MLflow version, then
+        ``complete``. Registering the same key again goes on with what was broken off and returns
+        the same version.
+
+        Args:
+            model: ``mario-<task>``.
+            folder: a policy artefact.
+            run_id: the training run in the store that it comes from.
+            registration_key: identity of this registration; ``<run_id>:<digest>`` if None.
+            tags: more tags for the MLflow version.
+
+        Raises:
+            ArtefactError: if the folder is no sound artefact.
+            RegistryError: if MLflow does not answer or the key means another policy.
+            StoreError: if the store does not answer.
+        """
+        artefact = load_artefact(folder)
+        run = None if run_id is None else self.store.runs.get(run_id)
+        row = self.store.versions.begin(
+            model,
+            registration_key or f"{run_id or 'import'}:{artefact.digest}",
+            digest=artefact.digest,
+            run_id=run_id,
+        )
+        if row.state == "complete":
+            return row
+        prepare_tracking(self.tracking_uri, self._artifact_dir)
+        with self._translated(f"register {model}"):
+            found = self._find_registration(model, row.id)
+            if found is None:
+                found = self._upload(
+                    model, row, artefact, run.mlflow_run_id if run else None, tags or {}
+                )
+            version = int(found.version)
+            completed = self.store.versions.complete(
+                row.id, version=version, mlflow_run_id=found.run_id, source=str(found.source)
+            )
+            self.client.set_model_version_tag(model, str(version), TAG_STATE, "complete")
+        return completed
+
+    def _find_registration(self, model: str, registration_id: str) -> ModelVersion | None:
+        found = self.client.search_model_versions(
+            f"name='{model}' and tags.`{TAG_REGISTRATION}`='{registration_id}'"
+        )
+        return found[0] if found else None
+
+    def _upload(
+        self,
+        model: str,
+        row: RegisteredVersion,
+        artefact: Artefact,
+        mlflow_run_id: str | None,
+        tags: Mapping[str, str],
+    ) -> ModelVersion:
+        from mlflow.exceptions import MlflowException
+
+        client = self.client
+        manifest = artefact.manifest
+        lineage = {
+            TAG_DIGEST: artefact.digest,
+            TAG_ONNX: manifest.onnx_sha256,
+            TAG_REGISTRATION: row.id,
+            TAG_STATE: "pending",
+            "mario.task": manifest.task or model.removeprefix("mario-"),
+            "mario.config_hash": manifest.training_config_hash,
+            "mario.git_commit": manifest.git_commit,
+            "mario.frame_skip": str(manifest.frame_skip),
+            **({"mario.run_id": row.run_id} if row.run_id else {}),
+            **tags,
+        }
+        try:
+            client.create_registered_model(model, tags={"mario.system": "mario-mlops"})
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        own_run = mlflow_run_id is None
+        if mlflow_run_id is None:
+            mlflow_run_id = self._registration_run(model, row)
+        path = f"policies/{row.id}"
+        with tempfile.TemporaryDirectory(prefix="mario-register-") as temporary:
+            prepared = write_model_folder(artefact, Path(temporary) / "model")
+            client.log_artifacts(mlflow_run_id, str(prepared), path)
+        source = f"{client.get_run(mlflow_run_id).info.artifact_uri}/{path}"
+        version = client.create_model_version(
+            model,
+            source,
+            run_id=mlflow_run_id,
+            tags=lineage,
+            description=f"policy {artefact.digest[:12]}",
+        )
+        if own_run:
+            client.set_terminated(mlflow_run_id)
+        return version
+
+    def _registration_run(self, model: str, row: RegisteredVersion) -> str:
+        """The MLflow run that holds a version which comes from no tracked training run."""
+        experiment = ensure_experiment(self.client, model, self._artifact_dir)
+        run = self.client.create_run(
+            experiment, run_name=f"register {row.id}", tags={TAG_REGISTRATION: row.id}
+        )
+        return str(run.info.run_id)
+
+    # -- reading ----------------------------------------------------------------------------
+
+    def resolve(self, model: str, which: str | int = CHAMPION) -> ResolvedVersion:
+        """Find the version behind ``champion``, ``challenger`` or a number.
+
+        The champion is the ledger's, whatever the alias says.
+
+        Raises:
+            RegistryError: if there is no such version, it is half-registered, or MLflow does not
+                know it.
+        """
+        promotion: Promotion | None = None
+        if str(which) == CHAMPION:
+            promotion = self.store.ledger.champion(model)
+            if promotion is None:
+                raise RegistryError(
+                    f"{model} has no champion; expected one in the ledger; run `mario pipeline` "
+                    "or `mario promote` first"
+                )
+            number = promotion.version
+        elif str(which) == CHALLENGER:
+            number = self._alias(model, CHALLENGER)
+        else:
+            try:
+                number = int(str(which).removeprefix("v"))
+            except ValueError:
+                raise RegistryError(
+                    f"got the version {which!r} of {model}; expected champion, challenger or a "
+                    "number; list them with `mario registry list`"
+                ) from None
+        row = self.store.versions.get(model, number)
+        if row is None or row.state != "complete":
+            raise RegistryError(
+                f"{model} v{number} is {'not registered' if row is None else row.state}; expected "
+                "a completely registered version; list them with `mario registry list`"
+            )
+        with self._translated(f"find {model} v{number}"):
+            source = self.client.get_model_version_download_uri(model, str(number))
+        return ResolvedVersion(
+            model=model,
+            version=number,
+            digest=row.digest,
+            source=source,
+            run_id=row.run_id,
+            promotion=promotion,
+        )
+
+    def _alias(self, model: str, alias: str) -> int:
+        found = self._aliases(model).get(alias)
+        if found is None:
+            raise RegistryError(
+                f"{model} has no {alias}; expected the alias on a version; register one with "
+                "`mario register`, or name a version by its number"
+            )
+        return found
+
+    def _aliases(self, model: str) -> dict[str, int]:
+        from mlflow.exceptions import MlflowException
+
+        with self._translated(f"read the aliases of {model}"):
+            try:
+                aliases = self.client.get_registered_model(model).aliases
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return {}
+                raise
+        return {name: int(version) for name, version in aliases.items()}
+
+    def download(self, version: ResolvedVersion, folder: Path | str) -> Artefact:
+        """Download a version's artefact, verify it, and put it in place whole.
+
+        Args:
+            version: from ``resolve``.
+            folder: where it shall be; what is there with the same digest is used as it is,
+                anything else is replaced.
+
+        Raises:
+            ArtefactError: if the artefact is missing, incomplete, or has another digest.
+            RegistryError: if MLflow does not answer.
+        """
+        target = Path(folder)
+        if target.is_dir():
+            try:
+                present = load_artefact(target)
+            except ArtefactError:
+                present = None
+            if present is not None and present.digest == version.digest:
+                return present
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+        try:
+            self._fetch(version, aside)
+            artefact = load_artefact(aside)
+            if artefact.digest != version.digest:
+                raise ArtefactError(
+                    f"{version.model} v{version.version} came with digest {artefact.digest[:12]}; "
+                    f"expected {version.digest[:12]} as registered; the artefact was changed: "
+                    "roll back with `mario registry rollback`, then register it again"
+                )
+            aside.chmod(0o755)
+            shutil.rmtree(target, ignore_errors=True)
+            aside.replace(target)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        return load_artefact(target)
+
+    def _fetch(self, version: ResolvedVersion, folder: Path) -> None:
+        import mlflow.artifacts
+        from mlflow.exceptions import MlflowException
+
+        try:
+            mlflow.artifacts.download_artifacts(
+                artifact_uri=version.source,
+                dst_path=str(folder),
+                tracking_uri=self.tracking_uri,
+            )
+        except (MlflowException, OSError) as error:
+            raise ArtefactError(
+                f"the artefact of {version.model} v{version.version} cannot be downloaded from "
+                f"{version.source} ({str(error).splitlines()[0][:200]}); expected a folder with "
+                f"{ONNX_FILE}; choose another version, or register it again"
+            ) from error
+        nested = folder / Path(version.source.rstrip("/")).name
+        if not (folder / MANIFEST_FILE).exists() and nested.is_dir():
+            for item in nested.iterdir():
+                item.replace(folder / item.name)
+            nested.rmdir()
+
+    def versions(self, model: str) -> tuple[VersionSummary, ...]:
+        """Every version that the store or MLflow knows, pending ones included, by number."""
+        champion = self.store.ledger.champion(model)
+        aliases: dict[int, list[str]] = {}
+        for name, number in self._aliases(model).items():
+            aliases.setdefault(number, []).append(name)
+        found = [
+            VersionSummary(
+                model=model,
+                version=row.version,
+                digest=row.digest,
+                state=row.state,
+                aliases=tuple(sorted(aliases.get(row.version or 0, ()))),
+                champion=champion is not None and champion.version == row.version,
+                run_id=row.run_id,
+            )
+            for row in self.store.versions.list(model)
+        ]
+        known = {summary.version for summary in found}
+        with self._translated(f"list the versions of {model}"):
+            for entry in self.client.search_model_versions(f"name='{model}'"):
+                if int(entry.version) not in known:
+                    found.append(
+                        VersionSummary(
+                            model=model,
+                            version=int(entry.version),
+                            digest=entry.tags.get(TAG_DIGEST),
+                            state="unknown",
+                            aliases=tuple(sorted(aliases.get(int(entry.version), ()))),
+                            champion=False,
+                            run_id=entry.tags.get("mario.run_id"),
+                        )
+                    )
+        return tuple(sorted(found, key=lambda summary: (summary.version is None, summary.version)))
+
+    # -- aliases and promotion --------------------------------------------------------------
+
+    def set_challenger(self, model: str, version: int) -> None:
+        """Point the alias ``challenger`` at a completely registered version."""
+        resolved = self.resolve(model, version)
+        with self._translated(f"set the challenger of {model}"):
+            self.client.set_registered_model_alias(model, CHALLENGER, str(resolved.version))
+
+    def promote(
+        self,
+        model: str,
+        version: int,
+        *,
+        verdict_id: str | None,
+        promoted_by: str,
+        note: str | None = None,
+    ) -> Promotion:
+        """Promote a version: the ledger's transaction first, the alias second.
+
+        Called again with a verdict that already made the present champion, it only brings the
+        alias in line: a promotion that was killed in between can be repeated.
+
+        Raises:
+            PromotionConflict: if another promoter was first; names the champion.
+            RegistryError: if the version or the verdict does not allow it, or has no artefact.
+        """
+        current = self.store.ledger.champion(model)
+        if (
+            current is not None
+            and verdict_id is not None
+            and (current.verdict_id, current.version) == (verdict_id, version)
+        ):
+            self._follow(current)
+            return current
+        self.require_artefact(self.resolve(model, version))
+        promotion = self.store.ledger.promote(
+            model, version, verdict_id=verdict_id, promoted_by=promoted_by, note=note
+        )
+        self._follow(promotion)
+        return promotion
+
+    def rollback(
+        self,
+        model: str,
+        version: int | None = None,
+        *,
+        promoted_by: str,
+        note: str | None = None,
+    ) -> Promotion:
+        """Make a former champion champion again: ledger first, alias second.
+
+        Raises:
+            RegistryError: if there is nothing to go back to.
+        """
+        promotion = self.store.ledger.rollback(model, version, promoted_by=promoted_by, note=note)
+        self._follow(promotion)
+        return promotion
+
+    def require_artefact(self, version: ResolvedVersion) -> None:
+        """Refuse a version whose artefact is gone or damaged.
+
+        Raises:
+            RegistryError: with what to do.
+        """
+        with tempfile.TemporaryDirectory(prefix="mario-verify-") as temporary:
+            try:
+                self.download(version, Path(temporary) / "policy")
+            except ArtefactError as error:
+                raise RegistryError(
+                    f"{version.model} v{version.version} has no sound artefact: {error}"
+                ) from error
+
+    def _follow(self, promotion: Promotion) -> bool:
+        """Bring the alias in line with the ledger's newest row; a failure is only a warning."""
+        newest = self.store.ledger.champion(promotion.model) or promotion
+        try:
+            self._point_champion(newest)
+        except RegistryError as error:
+            _log.warning(
+                "the ledger says %s v%s, but the alias could not follow (%s); it will with "
+                "`mario registry reconcile`",
+                newest.model,
+                newest.version,
+                error,
+            )
+            return False
+        return True
+
+    def _point_champion(self, promotion: Promotion) -> None:
+        from mlflow.exceptions import MlflowException
+
+        number = str(promotion.version)
+        with self._translated(f"move the champion of {promotion.model}"):
+            client = self.client
+            client.set_registered_model_alias(promotion.model, CHAMPION, number)
+            client.set_model_version_tag(
+                promotion.model,
+                number,
+                "mario.promotion",
+                json.dumps(
+                    {
+                        "sequence": promotion.sequence,
+                        "reason": promotion.reason,
+                        "verdict_id": promotion.verdict_id,
+                        "at": promotion.promoted_at.isoformat(),
+                    }
+                ),
+            )
+            try:
+                challenger = client.get_registered_model(promotion.model).aliases.get(CHALLENGER)
+                if challenger is not None and str(challenger) == number:
+                    client.delete_registered_model_alias(promotion.model, CHALLENGER)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+
+    # -- repair -----------------------------------------------------------------------------
+
+    def reconcile(self, model: str) -> tuple[Repair, ...]:
+        """Bring MLflow in line with the ledger and finish or bury half registrations.
+
+        Safe at any time, also beside running promotions; a second call finds nothing to do.
+
+        Returns:
+            What was done, and what needs a person (``done`` False).
+        """
+        prepare_tracking(self.tracking_uri, self._artifact_dir)
+        return (
+            *self._reconcile_registrations(model),
+            *self._reconcile_unknown(model),
+            *self._reconcile_alias(model),
+        )
+
+    def _reconcile_registrations(self, model: str) -> Iterator[Repair]:
+        for row in self.store.versions.list(model, state="pending"):
+            with self._translated(f"look for registration {row.id}"):
+                found = self._find_registration(model, row.id)
+            if found is None:
+                self.store.versions.mark_broken(row.id)
+                yield Repair(model=model, what=f"registration {row.id} never arrived: buried")
+                continue
+            self.store.versions.complete(
+                row.id,
+                version=int(found.version),
+                mlflow_run_id=found.run_id,
+                source=str(found.source),
+            )
+            with self._translated(f"complete v{found.version}"):
+                self.client.set_model_version_tag(model, found.version, TAG_STATE, "complete")
+            yield Repair(model=model, what=f"v{found.version} was half-registered: completed")
+
+    def _reconcile_unknown(self, model: str) -> Iterator[Repair]:
+        known = {row.version for row in self.store.versions.list(model)}
+        with self._translated(f"list the versions of {model}"):
+            entries = self.client.search_model_versions(f"name='{model}'")
+        for entry in entries:
+            if int(entry.version) not in known:
+                yield Repair(
+                    model=model,
+                    what=f"v{entry.version} is in MLflow but not in the store; it can be neither "
+                    "gated nor promoted: register its artefact with `mario register`",
+                    done=False,
+                )
+            elif entry.tags.get(TAG_STATE) == "pending":
+                with self._translated(f"tag v{entry.version}"):
+                    self.client.set_model_version_tag(model, entry.version, TAG_STATE, "complete")
+
+    def _reconcile_alias(self, model: str) -> Iterator[Repair]:
+        champion = self.store.ledger.champion(model)
+        alias = self._aliases(model).get(CHAMPION)
+        if champion is None:
+            if alias is not None:
+                with self._translated(f"remove the champion alias of {model}"):
+                    self.client.delete_registered_model_alias(model, CHAMPION)
+                yield Repair(
+                    model=model, what=f"alias champion on v{alias} had no ledger entry: removed"
+                )
+            return
+        if alias == champion.version:
+            return
+        try:
+            self._point_champion(champion)
+        except RegistryError as error:
+            yield Repair(model=model, what=f"alias champion cannot follow: {error}", done=False)
+            return
+        yield Repair(
+            model=model,
+            what=f"alias champion moved from {'nothing' if alias is None else f'v{alias}'} to "
+            f"v{champion.version}, as the ledger says",
+        )
+
+
+def model_name(task: str) -> str:
+    """The registered model of a task: ``mario-<task>``."""
+    return f"mario-{task}"

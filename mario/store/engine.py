@@ -1,0 +1,235 @@
+"""One way to open a database: SQLite or PostgreSQL behind the same calls and the same errors.
+
+SQLite is opened with write-ahead logging, foreign keys on and a busy timeout, and with explicit
+``BEGIN`` statements, because the driver's own transactions neither cover data definition nor take
+the write lock before the first write (https://docs.sqlalchemy.org/en/21/dialects/sqlite.html,
+"Serializable isolation / Savepoints / Transactional DDL"). A write transaction on SQLite starts
+with ``BEGIN IMMEDIATE``, so two of them never read the same "before".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import exc as sa_exc
+
+from mario.errors import StoreError
+
+SQLITE_BUSY_TIMEOUT_SECONDS = 30.0
+POSTGRES_CONNECT_TIMEOUT_SECONDS = 5
+WRITE_OPTION = "mario_write"
+_SUPPORTED = "sqlite:///PATH or postgresql+psycopg2://USER:PASSWORD@HOST:PORT/NAME"
+# Driver messages that mean "nobody answered" rather than "you wrote nonsense".
+_OUTAGE_MARKERS = (
+    "could not connect",
+    "connection refused",
+    "connection to server",
+    "server closed the connection",
+    "terminating connection",
+    "connection already closed",
+    "the database system is",
+    "could not translate host",
+    "timeout expired",
+    "database is locked",
+    "unable to open database file",
+    "disk i/o error",
+    "database or disk is full",
+    "no space left",
+)
+
+
+class StoreUnavailableError(StoreError):
+    """The database does not answer now; the same call may succeed later."""
+
+
+class StoreConstraintError(StoreError):
+    """The database refused a row because it contradicts what is already stored."""
+
+
+def redact(url: str | sa.URL) -> str:
+    """Return a database URL without its password, fit for messages and logs."""
+    try:
+        return sa.make_url(url).render_as_string(hide_password=True)
+    except sa_exc.ArgumentError:
+        return "<unreadable database URL>"
+
+
+def parse_url(url: str) -> sa.URL:
+    """Parse a database URL and refuse what the store does not run on.
+
+    Args:
+        url: ``sqlite:///runs/mario.db`` or ``postgresql+psycopg2://user:password@host:port/name``.
+
+    Raises:
+        StoreError: if the text is no URL, or names another database or driver.
+    """
+    try:
+        parsed = sa.make_url(url)
+    except sa_exc.ArgumentError as error:
+        raise StoreError(
+            f"the database URL cannot be read; expected {_SUPPORTED}; check MARIO_DATABASE_URL"
+        ) from error
+    if parsed.drivername in ("sqlite", "sqlite+pysqlite"):
+        if not parsed.database or parsed.database == ":memory:":
+            raise StoreError(
+                f"got the database URL {redact(parsed)}, which is lost when the process ends; "
+                "expected a file: write sqlite:///runs/mario.db"
+            )
+        return parsed
+    if parsed.drivername == "postgresql+psycopg2":
+        return parsed
+    raise StoreError(
+        f"got a database URL for {parsed.drivername!r} ({redact(parsed)}); expected {_SUPPORTED}"
+    )
+
+
+def sqlite_path(url: str | sa.URL) -> Path | None:
+    """Return the file behind a SQLite URL, or None for a server."""
+    parsed = sa.make_url(url)
+    if parsed.get_backend_name() != "sqlite" or parsed.database is None:
+        return None
+    return Path(parsed.database)
+
+
+def make_engine(url: str) -> sa.Engine:
+    """Build the engine for a database URL; nothing is opened yet.
+
+    Raises:
+        StoreError: as ``parse_url``.
+    """
+    parsed = parse_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        engine = sa.create_engine(
+            parsed, connect_args={"timeout": SQLITE_BUSY_TIMEOUT_SECONDS}, pool_size=5
+        )
+        sa.event.listen(engine, "connect", _prepare_sqlite_connection)
+        sa.event.listen(engine, "begin", _begin_sqlite)
+        return engine
+    return sa.create_engine(
+        parsed,
+        connect_args={
+            "connect_timeout": POSTGRES_CONNECT_TIMEOUT_SECONDS,
+            "application_name": "mario",
+            # A dead network must not hang a writer for the kernel's default two hours.
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+        },
+        pool_pre_ping=True,
+        pool_size=5,
+    )
+
+
+def _prepare_sqlite_connection(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # transactions are ours: see _begin_sqlite
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout={int(SQLITE_BUSY_TIMEOUT_SECONDS * 1000)}")
+    cursor.execute("PRAGMA journal_mode=WAL")
+    # With write-ahead logging NORMAL survives the death of any process; only a power cut may
+    # lose the last commits, and never the file.
+    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    # Without this, INSERT OR REPLACE would slip past the delete triggers of append-only tables.
+    cursor.execute("PRAGMA recursive_triggers=ON")
+    cursor.close()
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    write = connection.get_execution_options().get(WRITE_OPTION, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+@contextmanager
+def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """One consistent read; errors come out of the store's tree."""
+    with translated(engine.url), engine.connect() as connection:
+        yield connection
+
+
+@contextmanager
+def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """One write transaction: committed at the end, rolled back on any exception.
+
+    On SQLite it holds the write lock from its first statement.
+    """
+    with (
+        translated(engine.url),
+        engine.connect().execution_options(**{WRITE_OPTION: True}) as connection,
+        connection.begin(),
+    ):
+        yield connection
+
+
+@contextmanager
+def translated(url: str | sa.URL) -> Iterator[None]:
+    """Turn driver exceptions into ``StoreError`` with one line that says what to do."""
+    try:
+        yield
+    except sa_exc.DBAPIError as error:
+        raise explain(error, url) from error
+    except sa_exc.TimeoutError as error:
+        raise StoreUnavailableError(
+            f"no free connection to {redact(url)}; expected one within 30 s; "
+            "fewer processes at once, or a larger pool on the server"
+        ) from error
+
+
+# What the driver says (lower case, all of a row's words), and what a person should do about it.
+_EXPLANATIONS: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("no such table",), "the database {0} lacks the store's tables ({1}); {upgrade}"),
+    (("relation", "does not exist"), "the database {0} lacks the store's tables ({1}); {upgrade}"),
+    (("file is not a database",), "{0} is not a SQLite database ({1}); move it away or {other}"),
+    (("malformed",), "{0} is a damaged SQLite database ({1}); restore it or {other}"),
+    (("readonly database",), "{0} may not be written ({1}); check who owns it, or {other}"),
+    (("permission denied",), "{0} may not be used ({1}); check the user's rights, or {other}"),
+    (("password authentication failed",), "{0} refused the log-in ({1}); correct it, or {other}"),
+    (("no password supplied",), "{0} wants a password ({1}); put it into the URL, or {other}"),
+    (("role", "does not exist"), "{0} does not know this user ({1}); create it, or {other}"),
+    (
+        ("database", "does not exist"),
+        "the server of {0} has no such database ({1}); create it, then {upgrade}",
+    ),
+)
+_UPGRADE = "run `mario store upgrade`"
+_OTHER = "name another database with MARIO_DATABASE_URL"
+
+
+def explain(error: sa_exc.DBAPIError, url: str | sa.URL) -> StoreError:
+    """Translate a driver error: unavailable, refused by a constraint, or anything else."""
+    where, reason = redact(url), _first_line(error)
+    lowered = str(error.orig).lower()
+    if isinstance(error, sa_exc.IntegrityError | sa_exc.DataError):
+        return StoreConstraintError(f"the database {where} refused a row: {reason}")
+    for marks, text in _EXPLANATIONS:
+        if all(mark in lowered for mark in marks):
+            return StoreError(text.format(where, reason, upgrade=_UPGRADE, other=_OTHER))
+    away = error.connection_invalidated or any(mark in lowered for mark in _OUTAGE_MARKERS)
+    if away or isinstance(error, sa_exc.OperationalError | sa_exc.InterfaceError):
+        return StoreUnavailableError(
+            f"cannot reach the database {where} ({reason}); start it, or {_OTHER}"
+        )
+    return StoreError(f"the database {where} failed: {reason}; see the database's own log")
+
+
+def _first_line(error: sa_exc.DBAPIError) -> str:
+    text = str(error.orig).strip() or type(error.orig).__name__
+    return text.splitlines()[0].strip()
+
+
+def encode_json(value: Any) -> Any:
+    """Make a value storable as JSON on both databases: non-finite floats become text.
+
+    PostgreSQL refuses the ``NaN`` and ``Infinity`` tokens that Python writes.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    if isinstance(value, dict):
+        return {str(key): encode_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [encode_json(item) for item in value]
+    return value

@@ -1,0 +1,118 @@
+"""Upgrade, downgrade and check the database's schema; one transaction each, safe to race."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from alembic.util.exc import CommandError
+
+from mario.errors import StoreError
+from mario.store.engine import make_engine, reading, redact, sqlite_path, writing
+
+# Any constant will do: it only has to be the same for every upgrader of one server.
+_POSTGRES_LOCK = 0x6D6172696F  # "mario"
+
+
+def _config(connection: sa.Connection | None = None) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["connection"] = connection
+    return config
+
+
+def head_revision() -> str:
+    """The revision that this version of the package works with."""
+    head = ScriptDirectory.from_config(_config()).get_current_head()
+    if head is None:
+        raise StoreError("the package holds no migrations; expected at least one; reinstall it")
+    return head
+
+
+def current_revision(engine: sa.Engine) -> str | None:
+    """The revision that the database is at; None when it holds no tables of the store.
+
+    Raises:
+        StoreError: if the database does not answer.
+    """
+    with reading(engine) as connection:
+        return MigrationContext.configure(connection).get_current_revision()
+
+
+def upgrade(url: str, revision: str = "head") -> str:
+    """Bring a database to a revision, creating a SQLite file where there is none.
+
+    Two upgraders at once are harmless: the second waits and finds nothing to do.
+
+    Args:
+        url: database URL.
+        revision: Alembic revision, ``head`` for the newest.
+
+    Returns:
+        The revision the database is at now.
+
+    Raises:
+        StoreError: if the database is away, or newer than this package.
+    """
+    return _migrate(url, revision, down=False)
+
+
+def downgrade(url: str, revision: str) -> str | None:
+    """Take a database back to a revision (``base`` removes every table and all data).
+
+    Raises:
+        StoreError: if the database is away or the revision unknown.
+    """
+    return _migrate(url, revision, down=True) or None
+
+
+def _migrate(url: str, revision: str, *, down: bool) -> str:
+    engine = make_engine(url)
+    _make_sqlite_folder(url)
+    try:
+        with writing(engine) as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execute(
+                    sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _POSTGRES_LOCK}
+                )
+            config = _config(connection)
+            (command.downgrade if down else command.upgrade)(config, revision)
+            return MigrationContext.configure(connection).get_current_revision() or ""
+    except CommandError as error:
+        raise StoreError(
+            f"cannot bring {redact(url)} to revision {revision!r} ({error}); expected a revision "
+            "of this package: a database written by a newer version needs that newer version"
+        ) from error
+    finally:
+        engine.dispose()
+
+
+def _make_sqlite_folder(url: str) -> None:
+    path = sqlite_path(url)
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"cannot create the folder of {redact(url)} ({error.strerror}); name a database in a "
+            "folder that can be written, with MARIO_DATABASE_URL"
+        ) from error
+
+
+def require_current(engine: sa.Engine) -> None:
+    """Refuse a database that is not at this package's revision.
+
+    Raises:
+        StoreError: with the two revisions and what to do.
+    """
+    current, head = current_revision(engine), head_revision()
+    if current != head:
+        raise StoreError(
+            f"the database {redact(engine.url)} is at revision {current or 'none'}; expected "
+            f"{head}; run `mario store upgrade`"
+        )

@@ -1,0 +1,429 @@
+"""The tables: what is true in the store is held true by the database, not only by Python.
+
+Natural keys throughout, so that writing a row again is harmless and no row exists twice. Three
+tables are append-only (triggers in the migrations): ``verdicts``, ``promotions`` and
+``alpha_entries``. A change here needs a migration; a test compares the two.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from mario.store.types import UInt64, UtcDateTime, json_type
+
+RUN_STATUSES = ("running", "finished", "interrupted", "collapsed", "failed", "killed")
+HEALTH_STATES = ("warming", "healthy", "warning", "collapsed", "diverged")
+EVALUATION_STATUSES = ("running", "finished", "interrupted", "failed")
+SEED_FAMILIES = ("selection", "screening", "confirmation")
+DECISIONS = ("promote", "reject", "inconclusive")
+VERSION_STATES = ("pending", "complete", "broken")
+PROMOTION_REASONS = ("gate", "first", "rollback")
+ALPHA_KINDS = ("grant", "spend", "earn")
+APPEND_ONLY = ("verdicts", "promotions", "alpha_entries")
+#: The 13 values of the game at an episode's end, as the console's state names them.
+GAME_VALUES = (
+    "x_px",
+    "y_px",
+    "score",
+    "coins",
+    "time_left",
+    "life",
+    "status",
+    "world",
+    "stage",
+    "area",
+    "flag",
+    "dying",
+    "player_state",
+)
+
+
+def _one_of(column: str, values: tuple[str, ...]) -> str:
+    return f"{column} IN ({', '.join(repr(value) for value in values)})"
+
+
+class Base(DeclarativeBase):
+    """Base of every table; constraint names are fixed so that migrations can name them."""
+
+    metadata = sa.MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class Model(Base):
+    """A registered model (``mario-<task>``); its row is what promoters lock."""
+
+    __tablename__ = "models"
+    name: Mapped[str] = mapped_column(sa.String(128), primary_key=True)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class Run(Base):
+    """One training run, however often it was resumed."""
+
+    __tablename__ = "runs"
+    __table_args__ = (
+        CheckConstraint(_one_of("status", RUN_STATUSES), name="status"),
+        CheckConstraint("(status = 'running') = (ended_at IS NULL)", name="ended"),
+        CheckConstraint("parent_run_id IS NULL OR parent_run_id <> id", name="parent"),
+        Index(None, "task", "started_at"),
+    )
+    id: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    name: Mapped[str] = mapped_column(sa.String(256))
+    task: Mapped[str] = mapped_column(sa.String(128))
+    algorithm: Mapped[str] = mapped_column(sa.String(64))
+    config: Mapped[dict[str, Any]] = mapped_column(json_type())
+    config_hash: Mapped[str] = mapped_column(sa.String(64), index=True)
+    git_commit: Mapped[str | None] = mapped_column(sa.String(64))
+    git_diff: Mapped[str | None] = mapped_column(sa.Text)
+    library_versions: Mapped[dict[str, Any]] = mapped_column(json_type())
+    hardware: Mapped[dict[str, Any]] = mapped_column(json_type())
+    status: Mapped[str] = mapped_column(sa.String(16))
+    status_reason: Mapped[str | None] = mapped_column(sa.Text)
+    parent_run_id: Mapped[str | None] = mapped_column(ForeignKey("runs.id"))
+    mlflow_run_id: Mapped[str | None] = mapped_column(sa.String(64))
+    imported: Mapped[bool] = mapped_column(sa.Boolean)
+    extra: Mapped[dict[str, Any] | None] = mapped_column(json_type())
+    started_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class RunAttempt(Base):
+    """One process's share of a run: the first start is attempt 1, each resume adds one."""
+
+    __tablename__ = "run_attempts"
+    __table_args__ = (
+        CheckConstraint("attempt >= 1", name="attempt"),
+        CheckConstraint(_one_of("status", RUN_STATUSES), name="status"),
+        CheckConstraint("(status = 'running') = (ended_at IS NULL)", name="ended"),
+    )
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    host: Mapped[str] = mapped_column(sa.String(256))
+    pid: Mapped[int] = mapped_column(sa.BigInteger)
+    status: Mapped[str] = mapped_column(sa.String(16))
+    start_steps: Mapped[int] = mapped_column(sa.BigInteger)
+    end_steps: Mapped[int | None] = mapped_column(sa.BigInteger)
+    started_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    heartbeat_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class Hyperparameter(Base):
+    """One leaf of a run's configuration, by its dotted name, for queries over runs."""
+
+    __tablename__ = "hyperparameters"
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    name: Mapped[str] = mapped_column(sa.String(256), primary_key=True)
+    value: Mapped[str] = mapped_column(sa.Text)
+
+
+class Episode(Base):
+    """One finished training episode; an episode is stored once, whoever writes it again."""
+
+    __tablename__ = "episodes"
+    __table_args__ = (
+        CheckConstraint("env_index >= 0 AND episode_index >= 0", name="index"),
+        CheckConstraint("length_steps >= 0 AND total_steps >= 0", name="steps"),
+        CheckConstraint(
+            "imported OR (" + " AND ".join(f"{name} IS NOT NULL" for name in GAME_VALUES) + ")",
+            name="game_values",
+        ),
+    )
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    env_index: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    episode_index: Mapped[int] = mapped_column(sa.BigInteger, primary_key=True, autoincrement=False)
+    attempt: Mapped[int] = mapped_column()
+    imported: Mapped[bool] = mapped_column(sa.Boolean)
+    seed: Mapped[int | None] = mapped_column(UInt64)
+    level: Mapped[str | None] = mapped_column(sa.String(8))
+    total_steps: Mapped[int] = mapped_column(sa.BigInteger)
+    length_steps: Mapped[int] = mapped_column(sa.BigInteger)
+    shaped_return: Mapped[float] = mapped_column(sa.Double)
+    furthest_x_px: Mapped[int | None] = mapped_column()
+    end_reason: Mapped[str] = mapped_column(sa.String(32))
+    x_px: Mapped[int | None] = mapped_column()
+    y_px: Mapped[int | None] = mapped_column()
+    score: Mapped[int | None] = mapped_column()
+    coins: Mapped[int | None] = mapped_column()
+    time_left: Mapped[int | None] = mapped_column()
+    life: Mapped[int | None] = mapped_column()
+    status: Mapped[int | None] = mapped_column()
+    world: Mapped[int | None] = mapped_column()
+    stage: Mapped[int | None] = mapped_column()
+    area: Mapped[int | None] = mapped_column()
+    flag: Mapped[bool | None] = mapped_column(sa.Boolean)
+    dying: Mapped[bool | None] = mapped_column(sa.Boolean)
+    player_state: Mapped[int | None] = mapped_column()
+    ended_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class HealthSample(Base):
+    """What the collapse detector saw at one update."""
+
+    __tablename__ = "health_samples"
+    __table_args__ = (CheckConstraint(_one_of("state", HEALTH_STATES), name="state"),)
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    update_index: Mapped[int] = mapped_column(sa.BigInteger, primary_key=True, autoincrement=False)
+    attempt: Mapped[int] = mapped_column()
+    total_steps: Mapped[int] = mapped_column(sa.BigInteger)
+    state: Mapped[str] = mapped_column(sa.String(16))
+    signals: Mapped[dict[str, Any]] = mapped_column(json_type())
+    at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class HealthChange(Base):
+    """A change of the collapse detector's state, with its reasons."""
+
+    __tablename__ = "health_changes"
+    __table_args__ = (
+        CheckConstraint(_one_of("from_state", HEALTH_STATES), name="from_state"),
+        CheckConstraint(_one_of("to_state", HEALTH_STATES), name="to_state"),
+    )
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    update_index: Mapped[int] = mapped_column(sa.BigInteger, primary_key=True, autoincrement=False)
+    attempt: Mapped[int] = mapped_column()
+    total_steps: Mapped[int] = mapped_column(sa.BigInteger)
+    from_state: Mapped[str] = mapped_column(sa.String(16))
+    to_state: Mapped[str] = mapped_column(sa.String(16))
+    reasons: Mapped[list[str]] = mapped_column(json_type())
+    at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class Checkpoint(Base):
+    """A checkpoint that was completely written."""
+
+    __tablename__ = "checkpoints"
+    __table_args__ = (
+        CheckConstraint(_one_of("kind", ("last", "best")), name="kind"),
+        CheckConstraint("length(sha256) = 64", name="sha256"),
+    )
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    kind: Mapped[str] = mapped_column(sa.String(8), primary_key=True)
+    total_steps: Mapped[int] = mapped_column(sa.BigInteger, primary_key=True, autoincrement=False)
+    attempt: Mapped[int] = mapped_column()
+    path: Mapped[str] = mapped_column(sa.Text)
+    sha256: Mapped[str] = mapped_column(sa.String(64))
+    size_bytes: Mapped[int] = mapped_column(sa.BigInteger)
+    at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class Evaluation(Base):
+    """One policy playing one fixed set of units; resumed under the same key."""
+
+    __tablename__ = "evaluations"
+    __table_args__ = (
+        CheckConstraint(_one_of("status", EVALUATION_STATUSES), name="status"),
+        CheckConstraint(_one_of("seed_family", SEED_FAMILIES), name="seed_family"),
+        CheckConstraint("planned_units >= 1", name="planned_units"),
+        CheckConstraint("(status = 'running') = (ended_at IS NULL)", name="ended"),
+        UniqueConstraint("policy_digest", "protocol", "seed_family", "seed_source", "level_set"),
+        # So that a verdict can be held to the policies that were really evaluated.
+        UniqueConstraint("id", "policy_digest"),
+    )
+    id: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    policy_digest: Mapped[str] = mapped_column(sa.String(128))
+    policy_label: Mapped[str] = mapped_column(sa.String(256))
+    protocol: Mapped[str] = mapped_column(sa.String(128))
+    seed_family: Mapped[str] = mapped_column(sa.String(16))
+    seed_source: Mapped[str] = mapped_column(sa.String(128))
+    level_set: Mapped[str] = mapped_column(sa.String(512))
+    planned_units: Mapped[int] = mapped_column()
+    status: Mapped[str] = mapped_column(sa.String(16))
+    run_id: Mapped[str | None] = mapped_column(ForeignKey("runs.id"))
+    started_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class EvaluationEpisode(Base):
+    """One finished unit of an evaluation; the columns are those of ``EpisodeRecord``.
+
+    ``episode_score`` repeats what the other columns give, for plain SQL; reading recomputes it.
+    """
+
+    __tablename__ = "evaluation_episodes"
+    __table_args__ = (
+        CheckConstraint("cleared = (end_reason = 'flag')", name="cleared"),
+        CheckConstraint("episode_score >= 0 AND episode_score <= 1", name="episode_score"),
+    )
+    evaluation_id: Mapped[str] = mapped_column(ForeignKey("evaluations.id"), primary_key=True)
+    level: Mapped[str] = mapped_column(sa.String(8), primary_key=True)
+    seed: Mapped[int] = mapped_column(UInt64, primary_key=True, autoincrement=False)
+    cleared: Mapped[bool] = mapped_column(sa.Boolean)
+    furthest_px: Mapped[int] = mapped_column()
+    level_length_px: Mapped[int] = mapped_column()
+    score_points: Mapped[int] = mapped_column()
+    coins: Mapped[int] = mapped_column()
+    time_left: Mapped[int] = mapped_column()
+    time_start: Mapped[int] = mapped_column()
+    status: Mapped[int] = mapped_column()
+    steps: Mapped[int] = mapped_column()
+    shaped_return: Mapped[float] = mapped_column(sa.Double)
+    action_counts: Mapped[list[int]] = mapped_column(json_type())
+    trajectory_hash: Mapped[str] = mapped_column(sa.String(128))
+    end_reason: Mapped[str] = mapped_column(sa.String(32))
+    protocol: Mapped[str] = mapped_column(sa.String(64))
+    record_version: Mapped[int] = mapped_column()
+    episode_score: Mapped[float] = mapped_column(sa.Double)
+    recorded_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class Verdict(Base):
+    """The gate's answer, with every number; never changed, never deleted."""
+
+    __tablename__ = "verdicts"
+    __table_args__ = (
+        CheckConstraint(_one_of("decision", DECISIONS), name="decision"),
+        # No verdict without evaluation, and none about a policy that was not evaluated.
+        ForeignKeyConstraint(
+            ["challenger_evaluation_id", "challenger_digest"],
+            ["evaluations.id", "evaluations.policy_digest"],
+        ),
+        ForeignKeyConstraint(
+            ["champion_evaluation_id", "champion_digest"],
+            ["evaluations.id", "evaluations.policy_digest"],
+        ),
+        UniqueConstraint("id", "model", "challenger_digest", "decision"),
+        Index(None, "model", "created_at"),
+    )
+    id: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    model: Mapped[str] = mapped_column(ForeignKey("models.name"))
+    challenger_version: Mapped[int | None] = mapped_column()
+    challenger_digest: Mapped[str] = mapped_column(sa.String(128))
+    challenger_evaluation_id: Mapped[str] = mapped_column(sa.String(64))
+    champion_version: Mapped[int | None] = mapped_column()
+    champion_digest: Mapped[str] = mapped_column(sa.String(128))
+    champion_evaluation_id: Mapped[str] = mapped_column(sa.String(64))
+    gate: Mapped[str] = mapped_column(sa.String(128))
+    decision: Mapped[str] = mapped_column(sa.String(16))
+    detail: Mapped[dict[str, Any]] = mapped_column(json_type())
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class RegisteredVersion(Base):
+    """A version in the registry: ``pending`` before its upload, ``complete`` after."""
+
+    __tablename__ = "registered_versions"
+    __table_args__ = (
+        CheckConstraint(_one_of("state", VERSION_STATES), name="state"),
+        CheckConstraint("state <> 'complete' OR version IS NOT NULL", name="complete"),
+        CheckConstraint("state <> 'pending' OR version IS NULL", name="pending"),
+        CheckConstraint("length(digest) = 64", name="digest"),
+        UniqueConstraint("model", "registration_key"),
+        UniqueConstraint("model", "version", "digest"),
+        UniqueConstraint("model", "version"),
+    )
+    id: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    model: Mapped[str] = mapped_column(ForeignKey("models.name"))
+    registration_key: Mapped[str] = mapped_column(sa.String(256))
+    version: Mapped[int | None] = mapped_column()
+    digest: Mapped[str] = mapped_column(sa.String(64))
+    run_id: Mapped[str | None] = mapped_column(ForeignKey("runs.id"))
+    mlflow_run_id: Mapped[str | None] = mapped_column(sa.String(64))
+    source: Mapped[str | None] = mapped_column(sa.Text)
+    state: Mapped[str] = mapped_column(sa.String(16))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    completed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class Promotion(Base):
+    """The ledger: its last row of a model names the champion; append-only.
+
+    Each row points at the one before it by number and by version, so there is exactly one chain:
+    two promoters who read the same champion write the same ``sequence``, and one is refused.
+    """
+
+    __tablename__ = "promotions"
+    __table_args__ = (
+        CheckConstraint(_one_of("reason", PROMOTION_REASONS), name="reason"),
+        CheckConstraint("(reason = 'first') = (sequence = 1)", name="first"),
+        CheckConstraint("reason <> 'gate' OR verdict_id IS NOT NULL", name="gate_has_verdict"),
+        CheckConstraint("reason <> 'rollback' OR verdict_id IS NULL", name="rollback_has_none"),
+        CheckConstraint(
+            "(verdict_id IS NULL) = (verdict_decision IS NULL)", name="verdict_complete"
+        ),
+        CheckConstraint(
+            "verdict_decision IS NULL OR verdict_decision = 'promote'", name="verdict_promotes"
+        ),
+        CheckConstraint(
+            "(sequence = 1 AND previous_sequence IS NULL AND previous_version IS NULL) OR "
+            "(sequence > 1 AND previous_sequence = sequence - 1 AND previous_version IS NOT NULL)",
+            name="chain",
+        ),
+        CheckConstraint(
+            "previous_version IS NULL OR previous_version <> version", name="changes_champion"
+        ),
+        UniqueConstraint("model", "sequence", "version"),
+        UniqueConstraint("verdict_id"),
+        ForeignKeyConstraint(
+            ["model", "previous_sequence", "previous_version"],
+            ["promotions.model", "promotions.sequence", "promotions.version"],
+        ),
+        ForeignKeyConstraint(
+            ["model", "version", "digest"],
+            [
+                "registered_versions.model",
+                "registered_versions.version",
+                "registered_versions.digest",
+            ],
+        ),
+        # Only a verdict that says promote, about this very policy, may be quoted.
+        ForeignKeyConstraint(
+            ["verdict_id", "model", "digest", "verdict_decision"],
+            ["verdicts.id", "verdicts.model", "verdicts.challenger_digest", "verdicts.decision"],
+        ),
+    )
+    model: Mapped[str] = mapped_column(ForeignKey("models.name"), primary_key=True)
+    sequence: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    version: Mapped[int] = mapped_column()
+    digest: Mapped[str] = mapped_column(sa.String(64))
+    previous_sequence: Mapped[int | None] = mapped_column()
+    previous_version: Mapped[int | None] = mapped_column()
+    reason: Mapped[str] = mapped_column(sa.String(16))
+    verdict_id: Mapped[str | None] = mapped_column(sa.String(64))
+    verdict_decision: Mapped[str | None] = mapped_column(sa.String(16))
+    promoted_by: Mapped[str] = mapped_column(sa.String(256))
+    note: Mapped[str | None] = mapped_column(sa.Text)
+    alpha_wealth_before: Mapped[float | None] = mapped_column(sa.Double)
+    alpha_wealth_after: Mapped[float | None] = mapped_column(sa.Double)
+    promoted_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class AlphaEntry(Base):
+    """One movement of a model's alpha wealth; append-only, one chain like the ledger."""
+
+    __tablename__ = "alpha_entries"
+    __table_args__ = (
+        CheckConstraint(_one_of("kind", ALPHA_KINDS), name="kind"),
+        CheckConstraint("(kind = 'grant') = (sequence = 1)", name="grant_first"),
+        CheckConstraint("wealth_before >= 0 AND wealth_after >= 0", name="wealth"),
+        CheckConstraint("amount >= 0", name="amount"),
+        CheckConstraint(
+            "(kind = 'spend' AND wealth_after <= wealth_before) OR "
+            "(kind <> 'spend' AND wealth_after >= wealth_before)",
+            name="direction",
+        ),
+        CheckConstraint("kind <> 'earn' OR verdict_id IS NOT NULL", name="earn_has_verdict"),
+        # A test is paid for once and pays out once, however often it is resumed.
+        UniqueConstraint("model", "kind", "test_key"),
+    )
+    model: Mapped[str] = mapped_column(ForeignKey("models.name"), primary_key=True)
+    sequence: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    kind: Mapped[str] = mapped_column(sa.String(8))
+    test_key: Mapped[str] = mapped_column(sa.String(256))
+    amount: Mapped[float] = mapped_column(sa.Double)
+    wealth_before: Mapped[float] = mapped_column(sa.Double)
+    wealth_after: Mapped[float] = mapped_column(sa.Double)
+    verdict_id: Mapped[str | None] = mapped_column(ForeignKey("verdicts.id"))
+    at: Mapped[datetime] = mapped_column(UtcDateTime)

@@ -1,0 +1,342 @@
+"""Runs in the store: start, resume, end, and read back with everything that belongs to them."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from mario.errors import StoreError
+from mario.store import models
+from mario.store.engine import encode_json, reading, redact, writing
+from mario.store.records import (
+    Attempt,
+    CheckpointKind,
+    CheckpointRow,
+    EpisodeRow,
+    HealthChangeRow,
+    HealthSampleRow,
+    NewRun,
+    Run,
+    RunEndRow,
+    RunStatus,
+    TrainingRow,
+    utc_now,
+)
+from mario.store.write import write_training_rows
+
+_PAGE_ROWS = 5_000
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Flatten a nested configuration to dotted names and text, as MLflow parameters are.
+
+    Example:
+        >>> flatten({"ppo": {"gamma": 0.95}, "levels": ["1-1"]})
+        {'ppo.gamma': '0.95', 'levels': "['1-1']"}
+    """
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{name}."))
+        else:
+            flat[name] = str(value)
+    return flat
+
+
+class Runs:
+    """The runs of one database; reached as ``ExperimentStore.runs``."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+
+    def start(self, new: NewRun) -> Run:
+        """Store a new run, its hyperparameters and its first attempt (this process).
+
+        Raises:
+            StoreUnavailableError: if the database does not answer.
+            StoreConstraintError: if the id is taken or the parent is unknown.
+        """
+        now = utc_now()
+        with writing(self._engine) as connection:
+            connection.execute(
+                sa.insert(models.Run).values(
+                    id=new.id,
+                    name=new.name,
+                    task=new.task,
+                    algorithm=new.algorithm,
+                    config=encode_json(dict(new.config)),
+                    config_hash=new.config_hash,
+                    git_commit=new.git_commit,
+                    git_diff=new.git_diff,
+                    library_versions=dict(new.library_versions),
+                    hardware=encode_json(dict(new.hardware)),
+                    status="running",
+                    parent_run_id=new.parent_run_id,
+                    mlflow_run_id=new.mlflow_run_id,
+                    imported=False,
+                    started_at=now,
+                )
+            )
+            parameters = [
+                {"run_id": new.id, "name": name, "value": value}
+                for name, value in flatten(new.config).items()
+            ]
+            if parameters:
+                connection.execute(sa.insert(models.Hyperparameter), parameters)
+            self._begin_attempt(connection, new.id, 1, start_steps=0)
+        return self.get(new.id)
+
+    def resume(self, run_id: str, *, start_steps: int) -> Run:
+        """Begin the next attempt of a run in this process.
+
+        An attempt still marked running is marked killed: its process is gone, or it would hold
+        the run.
+
+        Args:
+            run_id: the run.
+            start_steps: environment steps done at the checkpoint that is gone on from.
+
+        Raises:
+            StoreError: if the run is unknown, imported, or alive on this machine.
+        """
+        with writing(self._engine) as connection:
+            run = models.Run
+            found = connection.execute(
+                sa.select(run.imported).where(run.id == run_id).with_for_update()
+            ).one_or_none()
+            if found is None:
+                raise self._unknown(run_id)
+            if found.imported:
+                raise StoreError(
+                    f"got the imported run {run_id}; expected one of this system: an imported run "
+                    "has no checkpoint to go on from"
+                )
+            attempt = models.RunAttempt
+            last = connection.execute(
+                sa.select(attempt)
+                .where(attempt.run_id == run_id)
+                .order_by(attempt.attempt.desc())
+                .limit(1)
+            ).one()
+            if last.status == "running":
+                if last.pid != os.getpid() and is_alive(last.host, last.pid):
+                    raise StoreError(
+                        f"run {run_id} is being trained by process {last.pid} on this machine; "
+                        "expected it ended; stop that process first, or start a new run"
+                    )
+                connection.execute(
+                    sa.update(attempt)
+                    .where(attempt.run_id == run_id, attempt.attempt == last.attempt)
+                    .values(status="killed", ended_at=last.heartbeat_at)
+                )
+            connection.execute(
+                sa.update(run)
+                .where(run.id == run_id)
+                .values(status="running", status_reason=None, ended_at=None)
+            )
+            self._begin_attempt(connection, run_id, last.attempt + 1, start_steps=start_steps)
+        return self.get(run_id)
+
+    @staticmethod
+    def _begin_attempt(
+        connection: sa.Connection, run_id: str, attempt: int, *, start_steps: int
+    ) -> None:
+        now = utc_now()
+        connection.execute(
+            sa.insert(models.RunAttempt).values(
+                run_id=run_id,
+                attempt=attempt,
+                host=socket.gethostname(),
+                pid=os.getpid(),
+                status="running",
+                start_steps=start_steps,
+                started_at=now,
+                heartbeat_at=now,
+            )
+        )
+
+    def set_mlflow_run(self, run_id: str, mlflow_run_id: str) -> None:
+        """Note the tracking run that belongs to a run.
+
+        Raises:
+            StoreError: if the run is unknown.
+        """
+        with writing(self._engine) as connection:
+            done = connection.execute(
+                sa.update(models.Run)
+                .where(models.Run.id == run_id)
+                .values(mlflow_run_id=mlflow_run_id)
+            )
+            if done.rowcount != 1:
+                raise self._unknown(run_id)
+
+    def end(self, end: RunEndRow) -> None:
+        """Store the end of an attempt at once; training uses the writer thread instead."""
+        self.write([end])
+
+    def write(self, rows: Sequence[TrainingRow]) -> None:
+        """Store training rows at once, in one transaction, idempotently.
+
+        Raises:
+            StoreUnavailableError, StoreConstraintError: see ``write.write_training_rows``.
+        """
+        write_training_rows(self._engine, rows)
+
+    def mark_killed(self, run_id: str, reason: str) -> bool:
+        """Mark a run that is ``running`` but whose process is gone; True if it was."""
+        with writing(self._engine) as connection:
+            run, attempt = models.Run, models.RunAttempt
+            row = connection.execute(
+                sa.select(attempt.attempt, attempt.heartbeat_at)
+                .where(attempt.run_id == run_id, attempt.status == "running")
+                .order_by(attempt.attempt.desc())
+                .limit(1)
+            ).one_or_none()
+            if row is None:
+                return False
+            connection.execute(
+                sa.update(attempt)
+                .where(attempt.run_id == run_id, attempt.status == "running")
+                .values(status="killed", ended_at=attempt.heartbeat_at)
+            )
+            done = connection.execute(
+                sa.update(run)
+                .where(run.id == run_id, run.status == "running")
+                .values(status="killed", status_reason=reason, ended_at=row.heartbeat_at)
+            )
+            return bool(done.rowcount)
+
+    def get(self, run_id: str) -> Run:
+        """Read one run.
+
+        Raises:
+            StoreError: if it is unknown.
+        """
+        runs = self._select(models.Run.id == run_id, limit=1)
+        if not runs:
+            raise self._unknown(run_id)
+        return runs[0]
+
+    def list(
+        self, *, task: str | None = None, status: RunStatus | None = None, limit: int = 1_000
+    ) -> tuple[Run, ...]:
+        """Read runs, newest first."""
+        conditions = []
+        if task is not None:
+            conditions.append(models.Run.task == task)
+        if status is not None:
+            conditions.append(models.Run.status == status)
+        return self._select(*conditions, limit=limit)
+
+    def _select(self, *conditions: sa.ColumnElement[bool], limit: int) -> tuple[Run, ...]:
+        attempts: dict[str, list[Attempt]] = {}
+        with reading(self._engine) as connection:
+            rows = connection.execute(
+                sa.select(models.Run)
+                .where(*conditions)
+                .order_by(models.Run.started_at.desc(), models.Run.id.desc())
+                .limit(limit)
+            ).all()
+            for row in connection.execute(
+                sa.select(models.RunAttempt)
+                .where(models.RunAttempt.run_id.in_([row.id for row in rows]))
+                .order_by(models.RunAttempt.attempt)
+            ):
+                values = dict(row._mapping)
+                attempts.setdefault(values.pop("run_id"), []).append(Attempt(**values))
+        return tuple(Run(**row._mapping, attempts=tuple(attempts.get(row.id, ()))) for row in rows)
+
+    def hyperparameters(self, run_id: str) -> dict[str, str]:
+        """Read a run's hyperparameters by dotted name."""
+        table = models.Hyperparameter
+        with reading(self._engine) as connection:
+            rows = connection.execute(
+                sa.select(table.name, table.value).where(table.run_id == run_id)
+            )
+            return {row.name: row.value for row in rows}
+
+    def count_episodes(self, run_id: str) -> int:
+        """How many training episodes of a run are stored."""
+        with reading(self._engine) as connection:
+            return int(
+                connection.execute(
+                    sa.select(sa.func.count())
+                    .select_from(models.Episode)
+                    .where(models.Episode.run_id == run_id)
+                ).scalar_one()
+            )
+
+    def episodes(self, run_id: str) -> Iterator[EpisodeRow]:
+        """Read a run's own (not imported) episodes by environment, then by index."""
+        table = models.Episode
+        names = list(EpisodeRow.__dataclass_fields__)
+        last = (-1, -1)
+        while True:
+            with reading(self._engine) as connection:
+                rows = connection.execute(
+                    sa.select(*(getattr(table, name) for name in names))
+                    .where(
+                        table.run_id == run_id,
+                        table.imported.is_(False),
+                        sa.tuple_(table.env_index, table.episode_index) > sa.tuple_(*last),
+                    )
+                    .order_by(table.env_index, table.episode_index)
+                    .limit(_PAGE_ROWS)
+                ).all()
+            for row in rows:
+                yield EpisodeRow(**row._mapping)
+            if len(rows) < _PAGE_ROWS:
+                return
+            last = (rows[-1].env_index, rows[-1].episode_index)
+
+    def health_samples(self, run_id: str) -> tuple[HealthSampleRow, ...]:
+        """Read a run's health samples in order of updates."""
+        rows = self._ordered(models.HealthSample, run_id, models.HealthSample.update_index)
+        return tuple(HealthSampleRow(**row._mapping) for row in rows)
+
+    def health_changes(self, run_id: str) -> tuple[HealthChangeRow, ...]:
+        """Read a run's changes of health in order of updates."""
+        rows = self._ordered(models.HealthChange, run_id, models.HealthChange.update_index)
+        return tuple(
+            HealthChangeRow(**{**row._mapping, "reasons": tuple(row.reasons)}) for row in rows
+        )
+
+    def checkpoints(
+        self, run_id: str, kind: CheckpointKind | None = None
+    ) -> tuple[CheckpointRow, ...]:
+        """Read a run's checkpoints in order of steps."""
+        rows = self._ordered(models.Checkpoint, run_id, models.Checkpoint.total_steps)
+        found = (CheckpointRow(**row._mapping) for row in rows)
+        return tuple(row for row in found if kind is None or row.kind == kind)
+
+    def _ordered(
+        self, table: Any, run_id: str, order: sa.ColumnElement[Any] | Any
+    ) -> Sequence[sa.Row[Any]]:
+        with reading(self._engine) as connection:
+            return connection.execute(
+                sa.select(*table.__table__.columns).where(table.run_id == run_id).order_by(order)
+            ).all()
+
+    def _unknown(self, run_id: str) -> StoreError:
+        return StoreError(
+            f"got the run {run_id!r}, which is not in {redact(self._engine.url)}; expected a "
+            "stored run; list them with `mario store check`"
+        )
+
+
+def is_alive(host: str, pid: int) -> bool:
+    """Whether a process of this machine is there; on another machine nobody can tell: False."""
+    if host != socket.gethostname() or pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

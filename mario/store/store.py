@@ -1,0 +1,86 @@
+"""ExperimentStore: the one door to the database, for jobs, flows, serving and the CLI."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from mario.errors import StoreError
+from mario.store import migrate
+from mario.store.engine import make_engine, redact, sqlite_path
+from mario.store.evaluations import Evaluations
+from mario.store.ledger import Ledger
+from mario.store.runs import Runs
+from mario.store.versions import Versions
+
+
+class ExperimentStore:
+    """Everything the system remembers, on SQLite or PostgreSQL.
+
+    Attributes:
+        runs: runs, episodes, health, checkpoints.
+        evaluations: evaluations, their episodes, verdicts.
+        versions: registered versions and their state.
+        ledger: promotions and alpha wealth.
+
+    Example:
+        >>> with ExperimentStore.open("sqlite:///runs/mario.db") as store:  # doctest: +SKIP
+        ...     champion = store.ledger.champion("mario-1-1")
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.engine = make_engine(url)
+        self.runs = Runs(self.engine)
+        self.evaluations = Evaluations(self.engine)
+        self.versions = Versions(self.engine)
+        self.ledger = Ledger(self.engine)
+
+    @classmethod
+    def open(cls, url: str, *, create: bool = True) -> Self:
+        """Open a database and check that its schema is this package's.
+
+        Args:
+            url: ``sqlite:///runs/mario.db`` or ``postgresql+psycopg2://…``.
+            create: make or upgrade an embedded (SQLite) database on the way; a server's database
+                is only upgraded by ``mario store upgrade``. False where only reading makes sense.
+
+        Raises:
+            StoreError: if the database is not there, does not answer, or is at another revision.
+        """
+        path = sqlite_path(make_engine(url).url)
+        if path is not None:
+            if create:
+                migrate.upgrade(url)
+            elif not path.is_file():
+                raise StoreError(
+                    f"there is no database at {redact(url)}; expected a file; create it with "
+                    "`mario store upgrade`, or name another with MARIO_DATABASE_URL"
+                )
+        store = cls(url)
+        try:
+            migrate.require_current(store.engine)
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    @property
+    def redacted_url(self) -> str:
+        """The database's URL without its password, for messages."""
+        return redact(self.url)
+
+    def close(self) -> None:
+        """Close every connection."""
+        self.engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

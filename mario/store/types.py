@@ -1,0 +1,69 @@
+"""Column types that behave the same on SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+_SIGN = 1 << 63
+_MODULUS = 1 << 64
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A moment with its zone; SQLite, which knows no zones, keeps it as UTC."""
+
+    impl = sa.DateTime
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> TypeEngine[Any]:
+        """Use ``timestamptz`` where the database has it."""
+        return dialect.type_descriptor(sa.DateTime(timezone=dialect.name == "postgresql"))
+
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        """Refuse moments without a zone: they mean a different hour on every machine."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"got the naive time {value!r}; expected one with a time zone")
+        value = value.astimezone(UTC)
+        return value if dialect.name == "postgresql" else value.replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        """Give every moment back in UTC."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class UInt64(TypeDecorator[int]):
+    """An unsigned 64-bit integer (a seed) in a signed 64-bit column, as two's complement.
+
+    Seeds below 2**63 read the same in plain SQL; above, SQL shows ``seed - 2**64``.
+    """
+
+    impl = sa.BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: int | None, dialect: sa.Dialect) -> int | None:
+        """Fold [0, 2**64) onto the signed range; refuse anything else."""
+        if value is None:
+            return None
+        value = int(value)
+        if not 0 <= value < _MODULUS:
+            raise ValueError(f"got the seed {value}; expected 0 <= seed < 2**64")
+        return value - _MODULUS if value >= _SIGN else value
+
+    def process_result_value(self, value: int | None, dialect: sa.Dialect) -> int | None:
+        """Unfold to [0, 2**64)."""
+        if value is None:
+            return None
+        return value + _MODULUS if value < 0 else value
+
+
+def json_type() -> sa.types.TypeEngine[Any]:
+    """JSON, binary and indexable on PostgreSQL; None is SQL NULL, never the JSON ``null``."""
+    return sa.JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")

@@ -1,0 +1,130 @@
+"""Registered versions in the store: a row before the upload, so that a half one is visible."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from mario.errors import RegistryError
+from mario.store import models
+from mario.store.engine import reading, writing
+from mario.store.ledger import lock_model
+from mario.store.records import RegisteredVersion, VersionState, new_id, utc_now
+from mario.store.write import insert_into
+
+
+class Versions:
+    """The registered versions of one database; reached as ``ExperimentStore.versions``."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+
+    def begin(
+        self,
+        model: str,
+        registration_key: str,
+        *,
+        digest: str,
+        run_id: str | None = None,
+    ) -> RegisteredVersion:
+        """Announce a version before its upload, or find the one announced under this key.
+
+        Args:
+            model: ``mario-<task>``.
+            registration_key: what makes registering again the same registration.
+            digest: SHA-256 of the ONNX file.
+            run_id: the training run it comes from, if any.
+
+        Raises:
+            RegistryError: if the key is taken by another digest.
+            StoreConstraintError: if the run is unknown.
+        """
+        table = models.RegisteredVersion
+        with writing(self._engine) as connection:
+            lock_model(connection, model)
+            connection.execute(
+                insert_into(connection, table)
+                .values(
+                    id=new_id("version"),
+                    model=model,
+                    registration_key=registration_key,
+                    digest=digest,
+                    run_id=run_id,
+                    state="pending",
+                    created_at=utc_now(),
+                )
+                .on_conflict_do_nothing(index_elements=["model", "registration_key"])
+            )
+        found = self._one(table.model == model, table.registration_key == registration_key)
+        if found is None or found.digest != digest:
+            raise RegistryError(
+                f"registration {registration_key!r} of {model} is already taken by digest "
+                f"{found.digest[:12] if found else '?'}; got {digest[:12]}; register under "
+                "another run"
+            )
+        return found
+
+    def complete(
+        self, version_id: str, *, version: int, mlflow_run_id: str | None, source: str
+    ) -> RegisteredVersion:
+        """Note that a version's upload is complete; idempotent.
+
+        Raises:
+            RegistryError: if it is unknown.
+            StoreConstraintError: if the version number is taken.
+        """
+        table = models.RegisteredVersion
+        with writing(self._engine) as connection:
+            connection.execute(
+                sa.update(table)
+                .where(table.id == version_id, table.state != "complete")
+                .values(
+                    version=version,
+                    state="complete",
+                    mlflow_run_id=mlflow_run_id,
+                    source=source,
+                    completed_at=utc_now(),
+                )
+            )
+        found = self._one(table.id == version_id)
+        if found is None:
+            raise RegistryError(f"got the registration {version_id!r}; expected one begun before")
+        return found
+
+    def mark_broken(self, version_id: str) -> None:
+        """Note that a version cannot be used: its upload was lost or its artefact is damaged."""
+        table = models.RegisteredVersion
+        with writing(self._engine) as connection:
+            connection.execute(
+                sa.update(table).where(table.id == version_id).values(state="broken")
+            )
+
+    def get(self, model: str, version: int) -> RegisteredVersion | None:
+        """Read a version by its number; None if the store does not know it."""
+        table = models.RegisteredVersion
+        return self._one(table.model == model, table.version == version)
+
+    def list(
+        self, model: str | None = None, *, state: VersionState | None = None
+    ) -> tuple[RegisteredVersion, ...]:
+        """Read versions in the order of their registration."""
+        table = models.RegisteredVersion
+        conditions: list[sa.ColumnElement[bool]] = []
+        if model is not None:
+            conditions.append(table.model == model)
+        if state is not None:
+            conditions.append(table.state == state)
+        return self._select(*conditions)
+
+    def _one(self, *conditions: sa.ColumnElement[bool]) -> RegisteredVersion | None:
+        found = self._select(*conditions)
+        return found[0] if found else None
+
+    def _select(self, *conditions: sa.ColumnElement[bool]) -> tuple[RegisteredVersion, ...]:
+        table = models.RegisteredVersion
+        with reading(self._engine) as connection:
+            rows = connection.execute(
+                sa.select(*table.__table__.columns)
+                .where(*conditions)
+                .order_by(table.created_at, table.id)
+            ).all()
+        return tuple(RegisteredVersion(**row._mapping) for row in rows)

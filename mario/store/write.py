@@ -1,0 +1,153 @@
+"""Writing what training leaves behind, in batches, so that writing it again changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from mario.store import models
+from mario.store.engine import encode_json, writing
+from mario.store.records import (
+    CheckpointRow,
+    EpisodeRow,
+    HealthChangeRow,
+    HealthSampleRow,
+    HeartbeatRow,
+    RunEndRow,
+    TrainingRow,
+)
+
+_TABLES: dict[type, type[models.Base]] = {
+    EpisodeRow: models.Episode,
+    HealthSampleRow: models.HealthSample,
+    HealthChangeRow: models.HealthChange,
+    CheckpointRow: models.Checkpoint,
+}
+_FIELDS: dict[type, tuple[str, ...]] = {
+    kind: tuple(item.name for item in fields(kind)) for kind in _TABLES
+}
+_JSON_FIELDS = {HealthSampleRow: ("signals",), HealthChangeRow: ("reasons",)}
+
+
+def insert_into(
+    connection: sa.Connection, table: type[models.Base] | sa.Table
+) -> postgresql.Insert | sqlite.Insert:
+    """An INSERT that knows ``ON CONFLICT``, in the connection's dialect."""
+    if connection.dialect.name == "postgresql":
+        return postgresql.insert(table)
+    return sqlite.insert(table)
+
+
+def write_training_rows(engine: sa.Engine, rows: Iterable[TrainingRow]) -> None:
+    """Write rows of any kind in one transaction.
+
+    A row that is there already is left alone, unless the new one comes from a later attempt of
+    the run: after a resume the later attempt's history is the run's history.
+
+    Args:
+        engine: the database.
+        rows: any mixture; of two rows with one key the later attempt's wins.
+
+    Raises:
+        StoreUnavailableError: if the database does not answer; nothing was written.
+        StoreConstraintError: if a row contradicts the database; nothing was written.
+    """
+    groups: dict[type, list[Any]] = {}
+    for row in rows:
+        groups.setdefault(type(row), []).append(row)
+    if not groups:
+        return
+    with writing(engine) as connection:
+        for kind, table in _TABLES.items():
+            if kind in groups:
+                upsert(connection, table, [_values(row) for row in groups[kind]])
+        for heartbeat in _newest_heartbeats(groups.get(HeartbeatRow, ())):
+            _beat(connection, heartbeat)
+        for end in groups.get(RunEndRow, ()):
+            _end(connection, end)
+
+
+def _values(row: Any) -> dict[str, Any]:
+    kind = type(row)
+    values = {name: getattr(row, name) for name in _FIELDS[kind]}
+    for name in _JSON_FIELDS.get(kind, ()):
+        values[name] = encode_json(values[name])
+    if kind is EpisodeRow:
+        values["imported"] = False
+        values["flag"] = bool(values["flag"])
+        values["dying"] = bool(values["dying"])
+    return values
+
+
+def upsert(
+    connection: sa.Connection, table: type[models.Base], values: Sequence[Mapping[str, Any]]
+) -> None:
+    """Insert rows that have an ``attempt``; on a key that exists the later attempt stays.
+
+    Args:
+        connection: inside a write transaction.
+        table: a model with an ``attempt`` column.
+        values: column name to value, the same columns in each.
+    """
+    key = [column.name for column in sa.inspect(table).primary_key]
+    newest: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+    for row in values:
+        identity = tuple(row[name] for name in key)
+        if identity not in newest or newest[identity]["attempt"] <= row["attempt"]:
+            newest[identity] = row
+    statement = insert_into(connection, table)
+    excluded = statement.excluded
+    statement = statement.on_conflict_do_update(
+        index_elements=key,
+        set_={name: excluded[name] for name in values[0] if name not in key},
+        where=table.__table__.c.attempt < excluded["attempt"],
+    )
+    connection.execute(statement, [dict(row) for row in newest.values()])
+
+
+def _newest_heartbeats(rows: Sequence[HeartbeatRow]) -> list[HeartbeatRow]:
+    newest: dict[tuple[str, int], HeartbeatRow] = {}
+    for row in rows:
+        newest[row.run_id, row.attempt] = row
+    return list(newest.values())
+
+
+def _beat(connection: sa.Connection, row: HeartbeatRow) -> None:
+    attempt = models.RunAttempt
+    connection.execute(
+        sa.update(attempt)
+        .where(
+            attempt.run_id == row.run_id,
+            attempt.attempt == row.attempt,
+            attempt.heartbeat_at < row.at,
+        )
+        .values(heartbeat_at=row.at)
+    )
+
+
+def _end(connection: sa.Connection, row: RunEndRow) -> None:
+    """End an attempt, and the run if no later attempt has begun; a killed one may still say how."""
+    attempt, run = models.RunAttempt, models.Run
+    connection.execute(
+        sa.update(attempt)
+        .where(
+            attempt.run_id == row.run_id,
+            attempt.attempt == row.attempt,
+            attempt.status.in_(("running", "killed")),
+        )
+        .values(status=row.status, end_steps=row.end_steps, ended_at=row.at, heartbeat_at=row.at)
+    )
+    newest = (
+        sa.select(sa.func.max(attempt.attempt))
+        .where(attempt.run_id == row.run_id)
+        .scalar_subquery()
+    )
+    connection.execute(
+        sa.update(run)
+        .where(run.id == row.run_id, newest == row.attempt, run.status.in_(("running", "killed")))
+        .values(status=row.status, status_reason=row.reason, ended_at=row.at)
+    )
