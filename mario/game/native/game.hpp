@@ -1,0 +1,52 @@
+// Super Mario Bros on a console: what its memory says, how a level starts, what nobody plays.
+//
+// The order of events is gym-super-mario-bros 7.4.0's (`SuperMarioBrosEnv`, `NESEnv.step`); the same
+// in Python is mario/game/state.py and stage.py. Addresses: datacrystal "Super Mario Bros. RAM map".
+#pragma once
+
+#include <cstdint>
+
+#include "console.hpp"
+#include "types.hpp"
+
+namespace nes {
+
+// The 13 values of mario/game/state.py's STATE_DTYPE, in its order.
+struct GameState {
+  std::int32_t x_px, y_px, score, coins, time_left, life, status, world, stage, area, flag, dying,
+      player_state;
+};
+static_assert(sizeof(GameState) == 13 * sizeof(std::int32_t));
+
+// 0 ... 31 for "1-1" ... "8-4", or the whole game with three lives.
+using LevelIndex = std::int32_t;
+inline constexpr LevelIndex kWholeGame = -1;
+inline constexpr LevelIndex kLevels = 32;
+
+class Game {
+ public:
+  explicit Game(Console& console) : console_(console) {}
+
+  GameState state() const;
+  // Whether the episode has ended: flag or death in one level, no lives left in the whole game.
+  bool is_over(bool single_level) const;
+
+  // Switches the console on and goes to the first frame on which Mario can be moved.
+  void start_level(LevelIndex level);
+  // After a frame that did not end the episode: goes on to the next one that can be played.
+  // Returns the frames skipped. Throws ConsoleError when there is none.
+  int skip_unplayable(bool single_level);
+
+ private:
+  Byte ram(std::size_t address) const { return console_.ram()[address]; }
+  std::int32_t time_left() const;
+  bool is_dying() const;
+  bool is_dead() const;
+  bool is_busy() const;
+  bool is_world_over() const;
+  bool is_flag() const;
+
+  Console& console_;
+};
+
+}  // namespace nes
