@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+from pathlib import Path
+
 from mario.errors import ServingError
 from serving.application import Application
+from serving.comparison import Comparer
 from serving.endpoints import Endpoints
 from serving.engine import Engine
 from serving.http import AsgiApp
 from serving.instruments import Instruments
+from serving.oip import OpenInference
+from serving.session_endpoints import SessionEndpoints
+from serving.sessions import SessionTable
 from serving.settings import ServingSettings
 from serving.sources import FolderSource, PolicySource
 
@@ -25,15 +33,33 @@ def open_source(settings: ServingSettings) -> PolicySource:
     )
 
 
+def _own_session_file() -> Path:
+    """Name the file that the workers of this service share and no other service does.
+
+    The workers are children of one BentoML process, and the file is gone from the folder with it.
+    """
+    return Path(tempfile.gettempdir()) / f"mario-sessions-{os.getuid()}" / f"{os.getppid()}.table"
+
+
 def assemble(settings: ServingSettings, inner: AsgiApp) -> Application:
     """Build the application of one worker around BentoML's own."""
     instruments = Instruments(settings.drift_window)
-    engine = Engine(settings, open_source(settings), instruments)
-    endpoints = Endpoints(engine, instruments)
+    comparer = Comparer(None, settings.comparison_flush_seconds)
+    engine = Engine(settings, open_source(settings), instruments, comparer)
+    table = SessionTable(
+        settings.session_file or _own_session_file(),
+        settings.max_sessions,
+        settings.session_timeout_seconds,
+    )
+    routes = [
+        *Endpoints(engine, instruments).routes(),
+        *SessionEndpoints(engine, table).routes(),
+        *OpenInference(engine).routes(),
+    ]
     return Application(
         settings,
         instruments,
-        endpoints.routes(),
+        routes,
         inner=inner,
         on_startup=engine.start,
         on_shutdown=engine.stop,

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
+import random
+import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from mario.policy.manifest import ActionSelection, Float32Array
-from mario.policy.policy import choose, softmax
-from serving.batcher import Batcher
+from mario.policy.manifest import ActionSelection, Float32Array, Uint8Array
+from mario.policy.policy import choose, sample_at, softmax
+from serving.batcher import Answer, Batcher
+from serving.comparison import Comparer
 from serving.instruments import Instruments
 from serving.parse import Ask
+from serving.refusal import Refusal
+from serving.sessions import Session
 from serving.settings import ServingSettings
-from serving.sources import PolicySource
+from serving.sources import PolicySource, Role
 from serving.versions import LoadedVersion, VersionFollower
 
 logger = logging.getLogger("mario.serving")
+
+#: Observations that may wait for the shadow; beyond that it is too slow, and they are dropped.
+_SHADOW_QUEUE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,42 +54,69 @@ class Engine:
     """Everything behind the endpoints that decides."""
 
     def __init__(
-        self, settings: ServingSettings, source: PolicySource, instruments: Instruments
+        self,
+        settings: ServingSettings,
+        source: PolicySource,
+        instruments: Instruments,
+        comparer: Comparer,
     ) -> None:
         """Wire the parts together; nothing runs before :meth:`start`."""
         self.settings = settings
         self.instruments = instruments
-        self.champion = VersionFollower(
+        self.comparer = comparer
+        self.champion = self._follower(source, "champion")
+        self.champion_batcher = self._batcher("champion", self.champion.require)
+        self.compares = settings.shadow_share > 0 or settings.canary_share > 0
+        self.challenger = self._follower(source, "challenger")
+        self.challenger_batcher = self._batcher("challenger", self.challenger.require)
+        self._random = random.Random(secrets.randbits(64))
+        self._shadows: set[asyncio.Future[Answer]] = set()
+        self._queue_gauge = instruments.get("queue_observations")
+
+    def _follower(self, source: PolicySource, role: Role) -> VersionFollower:
+        return VersionFollower(
             source,
-            "champion",
-            poll_seconds=settings.poll_seconds,
-            threads=settings.threads,
-            on_swap=instruments.on_swap,
+            role,
+            poll_seconds=self.settings.poll_seconds,
+            threads=self.settings.threads,
+            on_swap=self.instruments.on_swap,
         )
-        inference_seconds = instruments.get("inference_seconds", "champion")
-        batch_observations = instruments.get("batch_observations", "champion")
+
+    def _batcher(self, role: Role, version: Callable[[], LoadedVersion]) -> Batcher:
+        inference_seconds = self.instruments.get("inference_seconds", role)
+        batch_observations = self.instruments.get("batch_observations", role)
 
         def on_batch(count: int, seconds: float) -> None:
             inference_seconds.observe(seconds)
             batch_observations.observe(count)
+            self.comparer.took(role, count, seconds)
 
-        self.batcher = Batcher(
-            self.champion.require,
-            max_batch_observations=settings.max_batch_observations,
-            max_queue_observations=settings.max_queue_observations,
+        return Batcher(
+            version,
+            max_batch_observations=self.settings.max_batch_observations,
+            max_queue_observations=self.settings.max_queue_observations,
             on_batch=on_batch,
+            name=f"inference-{role}",
         )
 
     def start(self) -> None:
-        """Load the champion, start the threads; call it in the event loop."""
+        """Load the versions, start the threads; call it in the event loop."""
         self.champion.start()
-        self.batcher.start()
+        self.champion_batcher.start()
+        if self.compares:
+            self.challenger.start()
+            self.challenger_batcher.start()
+            self.comparer.start()
         quiet_the_collector()
 
     def stop(self) -> None:
         """Answer what waits and stop the threads."""
         self.champion.stop()
-        self.batcher.stop()
+        self.champion_batcher.stop()
+        if self.compares:
+            self.challenger.stop()
+            self.challenger_batcher.stop()
+            self.comparer.stop()
 
     @property
     def ready(self) -> bool:
@@ -87,19 +124,100 @@ class Engine:
         return self.champion.current is not None
 
     async def decide(self, ask: Ask) -> Decision:
-        """Answer observations with one version.
+        """Answer observations with one version, and let the challenger answer unseen.
 
         Raises:
             Refusal: 503, there is no version or the queue is full.
         """
-        answer = await self.batcher.submit(ask.observations)
-        version = answer.version
-        mode = ask.mode or version.policy.selection
+        answer = await self._ask(self.champion_batcher, ask.observations)
+        mode = ask.mode or answer.version.policy.selection
         probabilities = softmax(answer.logits)
         generator = np.random.default_rng(ask.seed) if mode == "sample" else None
-        actions = choose(probabilities, mode, generator)
-        self.instruments.on_decisions(version, ask.observations, actions)
-        return Decision(version, actions, probabilities, answer.values, mode)
+        decision = Decision(
+            answer.version,
+            choose(probabilities, mode, generator),
+            probabilities,
+            answer.values,
+            mode,
+        )
+        self.instruments.on_decisions(answer.version, ask.observations, decision.actions)
+        if self.settings.shadow_share and self._random.random() < self.settings.shadow_share:
+            self._shadow(ask.observations, decision)
+        return decision
+
+    def role_for_session(self) -> Role:
+        """Draw which version a new session is answered by."""
+        if self.settings.canary_share == 0 or self.challenger.current is None:
+            return "champion"
+        drawn = self._random.random() < self.settings.canary_share
+        return "challenger" if drawn else "champion"
+
+    async def decide_in_session(self, session: Session, observation: Uint8Array) -> Decision:
+        """Answer one observation uint8 (4, 84, 84) of a session.
+
+        Raises:
+            Refusal: 503, there is no version or the queue is full.
+        """
+        champion, challenger = self.champion.current, self.challenger.current
+        role: Role = "challenger" if session.role == "challenger" and challenger else "champion"
+        batcher = self.challenger_batcher if role == "challenger" else self.champion_batcher
+        answer = await self._ask(batcher, observation[None])
+        mode = session.mode or answer.version.policy.selection
+        probabilities = softmax(answer.logits)
+        if mode == "sample":
+            actions = sample_at(probabilities, np.array([session.generator.uniform()]))
+        else:
+            actions = choose(probabilities, "greedy", None)
+        self.instruments.get("canary_decisions_total", role).inc()
+        if champion is not None and challenger is not None and self.compares:
+            self.comparer.decided(champion.ref, challenger.ref, role)
+        if role == "champion":
+            self.instruments.on_decisions(answer.version, observation[None], actions)
+        return Decision(answer.version, actions, probabilities, answer.values, mode)
+
+    async def _ask(self, batcher: Batcher, observations: Uint8Array) -> Answer:
+        future = batcher.submit(observations)
+        self._queue_gauge.set(self.champion_batcher.queued_observations)
+        return await future
+
+    def _shadow(self, observations: Uint8Array, decision: Decision) -> None:
+        challenger = self.challenger.current
+        if challenger is None:
+            return
+        champion = decision.version
+        count = len(observations)
+        total = self.instruments.get
+        if self.challenger_batcher.queued_observations + count > _SHADOW_QUEUE:
+            total("shadow_observations_total", "dropped").inc(count)
+            self.comparer.dropped(champion.ref, challenger.ref, count)
+            return
+
+        def compare(future: asyncio.Future[Answer]) -> None:
+            self._shadows.discard(future)
+            error = None if future.cancelled() else future.exception()
+            if future.cancelled() or error is not None:
+                total("shadow_observations_total", "dropped").inc(count)
+                return
+            answer = future.result()
+            # The same buttons, whatever their place in the list of actions; the most probable
+            # action of both, so that the luck of a draw is not taken for a difference.
+            ours = np.array(champion.policy.artefact.manifest.button_bytes)
+            theirs = np.array(answer.version.policy.artefact.manifest.button_bytes)
+            same = (
+                ours[decision.probabilities.argmax(axis=1)] == theirs[answer.logits.argmax(axis=1)]
+            )
+            agreed = int(same.sum())
+            total("shadow_observations_total", "agree").inc(agreed)
+            total("shadow_observations_total", "differ").inc(count - agreed)
+            self.comparer.shadow(champion.ref, answer.version.ref, count, agreed)
+
+        try:
+            future = self.challenger_batcher.submit(observations)
+        except Refusal:
+            total("shadow_observations_total", "dropped").inc(count)
+            return
+        self._shadows.add(future)
+        future.add_done_callback(compare)
 
 
 def quiet_the_collector() -> None:

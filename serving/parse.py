@@ -108,11 +108,8 @@ def parse_raw(body: bytes, query: bytes, max_observations: int) -> Ask:
         )
     check_count(count, max_observations)
     observations = np.frombuffer(body, dtype=np.uint8).reshape(count, *OBSERVATION_SHAPE)
-    seed = parameters.get("seed")
     return Ask(
-        observations,
-        parse_mode(parameters.get("mode")),
-        None if seed is None else parse_seed(_integer(seed, "seed")),
+        observations, parse_mode(parameters.get("mode")), parse_seed_text(parameters.get("seed"))
     )
 
 
@@ -156,6 +153,20 @@ def parse_seed(value: object) -> int | None:
             "seed", f"seed: got {str(value)[:40]!r}; expected a whole number from 0 to {MAX_SEED}"
         )
     return value
+
+
+def parse_seed_text(text: str | None) -> int | None:
+    """Check a seed that came in a query string; None where it is absent.
+
+    Raises:
+        Refusal: 400.
+    """
+    if text is None:
+        return None
+    # int() would take spaces, underscores, signs and other scripts' digits.
+    if not (text.isascii() and text.isdigit() and len(text) <= 19):
+        raise bad_request("seed", f"seed: got {text[:40]!r}; expected a whole number")
+    return parse_seed(int(text))
 
 
 def parse_query(query: bytes, allowed: Iterable[str]) -> dict[str, str]:
@@ -206,13 +217,6 @@ def decode_base64(text: str, where: str, length: int | None = None) -> bytes:
     if length is not None and len(data) != length:
         raise bad_request("size", f"{where}: got {len(data)} bytes; expected {length}")
     return data
-
-
-def _integer(text: str, name: str) -> int:
-    # int() would take spaces, underscores, signs and other scripts' digits.
-    if not (text.isascii() and text.isdigit() and len(text) <= 19):
-        raise bad_request(name, f"{name}: got {text[:40]!r}; expected a whole number")
-    return int(text)
 
 
 def _observation(value: object, where: str, suspicious: bool) -> Uint8Array:

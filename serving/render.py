@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from serving.engine import Decision
@@ -9,7 +11,12 @@ from serving.http import BYTES, Request, Response, json_response
 
 
 def decision_json(request: Request, decision: Decision) -> Response:
-    """Answer with JSON: one prediction an observation, and the version that made them all."""
+    """Answer with JSON: see :func:`decision_document`."""
+    return json_response(decision_document(request, decision))
+
+
+def decision_document(request: Request, decision: Decision) -> dict[str, Any]:
+    """Describe a decision: one prediction an observation, and the version that made them all."""
     actions = decision.version.policy.actions
     predictions = [
         {
@@ -22,16 +29,14 @@ def decision_json(request: Request, decision: Decision) -> Response:
         for row, action in enumerate(decision.actions.tolist())
     ]
     ref = decision.version.ref
-    return json_response(
-        {
-            "predictions": predictions,
-            "mode": decision.mode,
-            "model": ref.model,
-            "version": ref.version,
-            "digest": ref.digest,
-            "latency_seconds": request.elapsed_seconds(),
-        }
-    )
+    return {
+        "predictions": predictions,
+        "mode": decision.mode,
+        "model": ref.model,
+        "version": ref.version,
+        "digest": ref.digest,
+        "latency_seconds": request.elapsed_seconds(),
+    }
 
 
 def decision_bytes(request: Request, decision: Decision) -> Response:

@@ -118,6 +118,21 @@ def choose(
             f"got {len(generator)} generators for {count} observations; expected one for each "
             "row, or a single one"
         )
+    return sample_at(probabilities, uniforms)
+
+
+def sample_at(
+    probabilities: Float32Array, uniforms: npt.NDArray[np.float64]
+) -> npt.NDArray[np.int64]:
+    """Sample one action a row by inverting the cumulative distribution.
+
+    Args:
+        probabilities: float32 (N, A), rows sum to 1 within rounding.
+        uniforms: float64 (N,), in [0, 1).
+
+    Returns:
+        int64 (N,), 0..A-1.
+    """
     cumulative = np.cumsum(probabilities, axis=1, dtype=np.float64)
     # Scaling by the last column keeps the choice inside 0..A-1 when rounding leaves the sum off 1.
     chosen = np.sum(cumulative <= uniforms[:, None] * cumulative[:, -1:], axis=1, dtype=np.int64)

@@ -1,0 +1,95 @@
+"""The endpoints that take screens: one-off, and in sessions that remember the last four."""
+
+from __future__ import annotations
+
+import asyncio
+
+from mario.policy.manifest import Uint8Array
+from serving.application import Route
+from serving.engine import Engine
+from serving.frames import (
+    MAX_PNG_BYTES,
+    SCREEN_BYTES,
+    STACK,
+    frame_from_bytes,
+    frame_from_png,
+    parse_frames_bytes,
+    parse_frames_json,
+)
+from serving.http import BYTES, JSON, Request, Response, json_response
+from serving.parse import parse_mode, parse_object, parse_query, parse_seed, parse_seed_text
+from serving.render import decision_document, decision_json
+from serving.sessions import SessionTable
+
+PNG = b"image/png"
+
+
+class SessionEndpoints:
+    """Handlers around an engine and a session table."""
+
+    def __init__(self, engine: Engine, table: SessionTable) -> None:
+        """Answer with ``engine``; remember in ``table``."""
+        self._engine = engine
+        self._table = table
+        self._gauge = engine.instruments.get("sessions")
+
+    def routes(self) -> list[Route]:
+        """All routes of this module."""
+        one = max(MAX_PNG_BYTES, SCREEN_BYTES)
+        return [
+            Route("POST", "/predict/frames", self.frames, max_body_bytes=4 << 20),
+            Route("POST", "/sessions", self.create, max_body_bytes=1 << 10),
+            Route("POST", "/sessions/{id}/act", self.act, max_body_bytes=one),
+            Route("DELETE", "/sessions/{id}", self.delete, max_body_bytes=1 << 10),
+        ]
+
+    async def frames(self, request: Request) -> Response:
+        """Answer the last four screens."""
+        if request.require_content_type(JSON, BYTES) == JSON:
+            parse_query(request.query, ())
+            ask = await asyncio.to_thread(parse_frames_json, request.body)
+        else:
+            parameters = parse_query(request.query, ("mode", "seed"))
+            seed = parse_seed_text(parameters.get("seed"))
+            ask = await asyncio.to_thread(parse_frames_bytes, request.body, parameters, seed)
+        return decision_json(request, await self._engine.decide(ask))
+
+    async def create(self, request: Request) -> Response:
+        """Start a session."""
+        document = {}
+        if request.body:
+            request.require_content_type(JSON)
+            document = parse_object(request.body, ("mode", "seed"))
+        mode, seed = parse_mode(document.get("mode")), parse_seed(document.get("seed"))
+        self._engine.champion.require()
+        name = self._table.create(self._engine.role_for_session(), mode, seed)
+        self._gauge.set(self._table.count())
+        return json_response(
+            {"session": name, "expires_in_seconds": self._table.timeout_seconds},
+            201,
+            [(b"location", f"/sessions/{name}/act".encode())],
+        )
+
+    async def act(self, request: Request) -> Response:
+        """Take one screen into a session and answer it."""
+        kind = request.require_content_type(PNG, BYTES)
+        with self._table.use(request.parameters["id"]) as session:
+            observation = session.push(await self._frame(kind, request.body))
+            decision = await self._engine.decide_in_session(session, observation)
+            document = decision_document(request, decision)
+            prediction = document.pop("predictions")[0]
+            return json_response({**prediction, "frames": min(session.frames, STACK), **document})
+
+    async def delete(self, request: Request) -> Response:
+        """End a session."""
+        self._table.delete(request.parameters["id"])
+        self._gauge.set(self._table.count())
+        return json_response({"ended": True})
+
+    @staticmethod
+    async def _frame(kind: bytes, body: bytes) -> Uint8Array:
+        if kind == PNG:
+            return await asyncio.to_thread(frame_from_png, body, "the screen")
+        if len(body) == SCREEN_BYTES:
+            return await asyncio.to_thread(frame_from_bytes, body, "the screen")
+        return frame_from_bytes(body, "the screen")
