@@ -1,0 +1,98 @@
+"""The callback between stable-baselines3's loop and this project's trainer; sees every environment.
+
+stable-baselines3 calls back at each step and before each rollout. Before a rollout the networks are
+between two updates: that is the *boundary*, where a run is observed, selected and saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.ppo import PPO
+
+from mario.config import PPOConfig
+from mario.game.sb3_vec_env import EpisodeRecord
+from mario.training.schedules import Schedule, schedule
+from mario.training.signals import rollout_signals
+
+
+class TrainerHooks(Protocol):
+    """What the trainer does when it is called back; each method may raise to end `learn`."""
+
+    def step(self, records: list[EpisodeRecord]) -> None:
+        """All environments made a step; `records` are the episodes that ended in it."""
+        ...
+
+    def boundary(self, scalars: Mapping[str, Any], rollout: Mapping[str, Any]) -> None:
+        """The networks are between two updates.
+
+        Args:
+            scalars: what the last update logged; empty before the first.
+            rollout: signals of the rollout before it.
+        """
+        ...
+
+
+class TrainerCallback(BaseCallback):
+    """Calls the trainer at steps and boundaries, and follows the entropy schedule."""
+
+    def __init__(
+        self,
+        hooks: TrainerHooks,
+        algorithm: object,
+        total_steps: int,
+        boundary_every_steps: int = 0,
+    ) -> None:
+        """Connect to the trainer.
+
+        Args:
+            hooks: the trainer.
+            algorithm: the algorithm's configuration.
+            total_steps: agent steps of the whole run, for the schedule.
+            boundary_every_steps: agent steps between two boundaries; 0 = before every rollout.
+                For DQN, whose rollouts are a few steps long.
+        """
+        super().__init__()
+        self._hooks = hooks
+        self._total_steps = total_steps
+        self._every_steps = boundary_every_steps
+        self._next_boundary = 0
+        self._rollout: dict[str, Any] = {}
+        self._entropy: Schedule | None = None
+        if isinstance(algorithm, PPOConfig):
+            self._entropy = schedule(algorithm.entropy_coefficient, algorithm.entropy_schedule)
+
+    def _on_step(self) -> bool:
+        infos: list[dict[str, Any]] = self.locals["infos"]
+        dones = self.locals["dones"]
+        # Every environment, not only the first: the run this system was born from read index 0.
+        records = [infos[i]["record"] for i in range(len(infos)) if dones[i]]
+        self._hooks.step(records)
+        return True
+
+    def _on_rollout_start(self) -> None:
+        if self.num_timesteps < self._next_boundary:
+            return
+        # Multiples of the interval, so that a resumed run has the same boundaries.
+        if self._every_steps:
+            self._next_boundary = (self.num_timesteps // self._every_steps + 1) * self._every_steps
+        self._report()
+
+    def _on_rollout_end(self) -> None:
+        if isinstance(self.model, PPO):
+            self._rollout = rollout_signals(self.model)
+            if self._entropy is not None:
+                remaining = 1.0 - self.model.num_timesteps / self._total_steps
+                self.model.ent_coef = self._entropy(remaining)
+
+    def _on_training_end(self) -> None:
+        self._report()
+
+    def _report(self) -> None:
+        if not isinstance(self.model, PPO):
+            self._rollout = rollout_signals(self.model)
+        logged: Mapping[str, Callable[[], Any] | Any] = self.model.logger.name_to_value
+        scalars = {name: value for name, value in logged.items() if name.startswith("train/")}
+        self._hooks.boundary(scalars, self._rollout)

@@ -1,0 +1,256 @@
+"""Checkpoints: folders that are complete or absent, verified on load, pruned by policy.
+
+A checkpoint is a folder of three files: `state.json` (plain values and the SHA-256 of the other
+two), `tensors.pt` (networks and optimizer, read by torch's weights-only loader) and `arrays.npz`
+(generators, environments, buffers; read without pickle). It is written into a folder aside, synced,
+and renamed; so a kill or a full disk leaves an old checkpoint or none, never half of one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mario.errors import CheckpointError
+
+log = logging.getLogger(__name__)
+
+STATE_FILE, TENSORS_FILE, ARRAYS_FILE = "state.json", "tensors.pt", "arrays.npz"
+_FORMAT = 1
+_NAME = re.compile(r"^steps-(\d{12})$")
+_ASIDE = ".writing-"
+
+
+@dataclass(frozen=True)
+class CheckpointContent:
+    """What a checkpoint holds.
+
+    Attributes:
+        values: JSON types.
+        tensors: nested dicts and lists of tensors, numbers and strings.
+        arrays: arrays by name, no objects among them.
+    """
+
+    values: Mapping[str, Any]
+    tensors: Mapping[str, Any]
+    arrays: Mapping[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """A checkpoint on the disk.
+
+    Attributes:
+        path: its folder.
+        total_steps: agent steps of the run when it was taken.
+        sha256: digest of its `state.json`, which names the digests of the rest.
+        size_bytes: of all its files.
+    """
+
+    path: Path
+    total_steps: int
+    sha256: str
+    size_bytes: int
+
+
+def checkpoint_name(total_steps: int) -> str:
+    """Name a checkpoint's folder so that names sort by steps."""
+    return f"steps-{total_steps:012d}"
+
+
+def write_checkpoint(target: Path, total_steps: int, content: CheckpointContent) -> CheckpointInfo:
+    """Write a checkpoint so that the folder `target` is complete or absent.
+
+    An existing checkpoint of that name is replaced.
+
+    Raises:
+        CheckpointError: the disk is full or cannot be written; nothing is left behind.
+    """
+    aside: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=_ASIDE, dir=target.parent))
+        digests = {
+            TENSORS_FILE: _write(aside / TENSORS_FILE, _tensor_bytes(content.tensors)),
+            ARRAYS_FILE: _write(aside / ARRAYS_FILE, _array_bytes(content.arrays)),
+        }
+        state = {
+            "format": _FORMAT,
+            "total_steps": total_steps,
+            "files": digests,
+            "values": dict(content.values),
+        }
+        text = json.dumps(state, sort_keys=True, allow_nan=True).encode()
+        # The state carries its own digest, so that a flipped bit in it is found as well.
+        own = hashlib.sha256(text).hexdigest()
+        _write(aside / STATE_FILE, own.encode() + b"\n" + text)
+        _sync_folder(aside)
+        size = sum(file.stat().st_size for file in aside.iterdir())
+        if target.exists():
+            # Rename replaces no folder that holds files; the old one has the same content.
+            old = Path(tempfile.mkdtemp(prefix=_ASIDE, dir=target.parent))
+            target.replace(old / "old")
+            aside.replace(target)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            aside.replace(target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        raise CheckpointError(
+            f"{target}: checkpoint not written ({error.strerror or error}); expected room and "
+            "permission to write; free disk space, training goes on from the one before"
+        ) from error
+    finally:
+        if aside is not None:
+            shutil.rmtree(aside, ignore_errors=True)
+    return CheckpointInfo(target, total_steps, own, size)
+
+
+def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> CheckpointContent:
+    """Read and verify a checkpoint; nothing pickled is opened.
+
+    Raises:
+        CheckpointError: it is missing, incomplete, damaged, or of another format.
+    """
+    state = _read_state(path)
+    for name, expected in state["files"].items():
+        data = _read(path / name)
+        got = hashlib.sha256(data).hexdigest()
+        if got != expected:
+            raise CheckpointError(
+                f"{path / name}: got SHA-256 {got[:16]}…, expected {expected[:16]}…; the "
+                "checkpoint is damaged, resume from another one"
+            )
+    try:
+        tensors = torch.load(path / TENSORS_FILE, map_location=device, weights_only=True)
+        with np.load(path / ARRAYS_FILE, allow_pickle=False) as opened:
+            arrays = {name: opened[name] for name in opened.files}
+    except Exception as error:  # torch and numpy each raise their own
+        raise CheckpointError(
+            f"{path}: cannot be read ({str(error).splitlines()[0][:120]}); expected a checkpoint "
+            "of this version; resume from another one"
+        ) from None
+    return CheckpointContent(state["values"], tensors, arrays)
+
+
+def read_values(path: Path) -> Mapping[str, Any]:
+    """Read a checkpoint's plain values alone.
+
+    Raises:
+        CheckpointError: its state file is missing or damaged.
+    """
+    values: Mapping[str, Any] = _read_state(path)["values"]
+    return values
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """List the checkpoints in a folder, the newest first; not yet verified."""
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if _NAME.match(path.name)]
+    return sorted(found, key=lambda path: path.name, reverse=True)
+
+
+def load_latest(
+    folder: Path, device: torch.device | str = "cpu"
+) -> tuple[Path, CheckpointContent] | None:
+    """Load the newest checkpoint that is whole; a broken one is skipped with a warning.
+
+    Returns:
+        Its folder and content; None where there is no checkpoint at all.
+
+    Raises:
+        CheckpointError: there are checkpoints and none of them is whole.
+    """
+    paths = list_checkpoints(folder)
+    for path in paths:
+        try:
+            return path, read_checkpoint(path, device)
+        except CheckpointError as error:
+            log.warning("skipping a broken checkpoint: %s", error)
+    if paths:
+        raise CheckpointError(
+            f"{folder}: got {len(paths)} checkpoints and none of them whole; expected one that "
+            "verifies; start the run again without resuming"
+        )
+    return None
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Delete all but the `keep` newest checkpoints, and what killed writers left aside."""
+    for path in list_checkpoints(folder)[keep:]:
+        # Under a name that is no checkpoint's first: a kill in between leaves rubbish, not a half.
+        doomed = path.with_name(f"{_ASIDE}{path.name}")
+        path.replace(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+    if folder.is_dir():
+        for path in folder.glob(f"{_ASIDE}*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    digest, _, text = _read(path / STATE_FILE).partition(b"\n")
+    if hashlib.sha256(text).hexdigest().encode() != digest:
+        raise CheckpointError(
+            f"{path / STATE_FILE}: does not have the SHA-256 that it names; the checkpoint is "
+            "damaged, resume from another one"
+        )
+    state: dict[str, Any] = json.loads(text)
+    if state.get("format") != _FORMAT:
+        raise CheckpointError(
+            f"{path}: got checkpoint format {state.get('format')}, expected {_FORMAT}; resume with "
+            "the version of this program that wrote it"
+        )
+    return state
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be read ({error.strerror}); expected a file of a checkpoint; resume "
+            "from another one"
+        ) from None
+
+
+def _tensor_bytes(tensors: Mapping[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(dict(tensors), buffer)
+    return buffer.getvalue()
+
+
+def _array_bytes(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **dict(arrays))
+    return buffer.getvalue()
+
+
+def _write(path: Path, data: bytes) -> str:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return hashlib.sha256(data).hexdigest()
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,378 @@
+"""The collapse detector: a stream of samples in, a state with reasons out. Pure.
+
+A sample is what one network update and the episodes around it looked like, over *every*
+environment. Each rule judges one signal and says `ok`, `suspicious` or `bad`; a rule that is bad
+long enough ends in `collapsed` (or `diverged`, where numbers left all bounds). One bad sample is
+chance, several in a row are not: every rule has its patience, in updates.
+
+The thresholds were chosen on the tuning half of the traces of `benchmarks/collapse.py` and judged
+on the other half; `docs/guides/collapse.md` says what each rule is for and where it comes from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from statistics import median
+from typing import Any, Literal
+
+State = Literal["warming", "healthy", "warning", "collapsed", "diverged"]
+Outcome = Literal["collapsed", "diverged"]
+Verdict = Literal["ok", "suspicious", "bad"]
+
+
+@dataclass(frozen=True)
+class HealthSample:
+    """What one update looked like. None: the algorithm has no such signal, or not yet.
+
+    Attributes:
+        update: number of the update in the run, from 1.
+        total_steps: agent steps of the run so far.
+        progress: share of the run that is done, 0 … 1.
+        mean_return: shaped return, mean over the last 100 episodes of all environments.
+        mean_furthest_px: furthest x in px, likewise.
+        environments_furthest_px: for each environment the mean furthest x of its last episodes
+            (5 at most), NaN before its first.
+        return_progress_correlation: Spearman correlation of return and furthest x over the last
+            100 episodes, −1 … 1.
+        episodes_finished: episodes that the environments finished in the run.
+        episodes_seen: episodes that were recorded; fewer means that some environment is unseen.
+        entropy_ratio: entropy of the action distribution over its maximum, 0 … 1.
+        dominant_action_share: share of the most frequent action in the rollout, 0 … 1.
+        approx_kl: Kullback-Leibler divergence of the update (Schulman's k3 estimator), ≥ 0.
+        clip_fraction: share of samples whose probability ratio was clipped, 0 … 1.
+        explained_variance: of the returns by the value network, ≤ 1.
+        value_loss: mean squared error of the value network (DQN: the temporal difference loss).
+        gradient_norm: L2 norm before clipping, mean over the update.
+        non_finite: whether a loss, gradient or weight was infinite or not a number.
+        dormant_share: share of units that hardly ever fire (Sokar et al. 2023, τ = 0.025), 0 … 1.
+        q_max: largest Q-value on recent observations (DQN).
+        q_bound: largest return that is possible, from the rewards seen (DQN).
+        frozen_observation_share: share of observations whose four frames are equal, 0 … 1.
+        seconds_since_update: age of the last update; None while updates arrive.
+    """
+
+    update: int
+    total_steps: int
+    progress: float = 0.0
+    mean_return: float | None = None
+    mean_furthest_px: float | None = None
+    environments_furthest_px: tuple[float, ...] = ()
+    return_progress_correlation: float | None = None
+    episodes_finished: int = 0
+    episodes_seen: int = 0
+    entropy_ratio: float | None = None
+    dominant_action_share: float | None = None
+    approx_kl: float | None = None
+    clip_fraction: float | None = None
+    explained_variance: float | None = None
+    value_loss: float | None = None
+    gradient_norm: float | None = None
+    non_finite: bool = False
+    dormant_share: float | None = None
+    q_max: float | None = None
+    q_bound: float | None = None
+    frozen_observation_share: float | None = None
+    seconds_since_update: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All signals as JSON types (non-finite floats among them)."""
+        values = asdict(self)
+        values["environments_furthest_px"] = list(self.environments_furthest_px)
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> HealthSample:
+        """Read what :meth:`to_dict` wrote; unknown keys are ignored."""
+        known = {item.name for item in fields(cls)}
+        taken = {name: value for name, value in values.items() if name in known}
+        taken["environments_furthest_px"] = tuple(taken.get("environments_furthest_px", ()))
+        return cls(**taken)
+
+
+@dataclass(frozen=True)
+class Health:
+    """What the detector says after a sample.
+
+    Attributes:
+        state: the run's state.
+        reasons: one sentence for each rule that is not content, the gravest first.
+        changed: whether the state is another one than after the sample before.
+        rules: names of the rules behind `reasons`.
+    """
+
+    state: State
+    reasons: tuple[str, ...] = ()
+    changed: bool = False
+    rules: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class HealthRules:
+    """Every threshold of the detector.
+
+    Attributes:
+        warmup_updates: updates before a rule that compares with the past may speak.
+        drop_share: collapsed when furthest x (or return) falls below this share of its best.
+        drop_warning_share: suspicious below this share.
+        drop_patience: updates in a row.
+        environment_drop_share: an environment is down below this share of the best mean.
+        environments_down_share: bad when at least this share of the environments is down.
+        entropy_low: suspicious below, of the maximum entropy.
+        entropy_collapsed: bad below.
+        dominant_share: bad when one action is chosen more often.
+        kl_high: bad above.
+        kl_dead: suspicious below, with a clip fraction of 0: the policy no longer changes.
+        clip_fraction_high: bad above.
+        explained_variance_low: bad below: the value network is worse than a constant.
+        value_loss_factor: bad above this many times the running median.
+        gradient_factor: bad above this many times the running median.
+        dormant_share: bad above.
+        frozen_share: bad above.
+        correlation_low: bad below: reward is paid for going back.
+        patience: updates in a row for the rules that have no patience of their own.
+        stale_seconds: warning when the last update is older.
+    """
+
+    warmup_updates: int = 10
+    drop_share: float = 0.6
+    drop_warning_share: float = 0.75
+    drop_patience: int = 3
+    environment_drop_share: float = 0.5
+    environments_down_share: float = 0.75
+    entropy_low: float = 0.10
+    entropy_collapsed: float = 0.03
+    dominant_share: float = 0.97
+    kl_high: float = 0.15
+    kl_dead: float = 1e-6
+    clip_fraction_high: float = 0.6
+    explained_variance_low: float = -1.0
+    value_loss_factor: float = 50.0
+    gradient_factor: float = 100.0
+    dormant_share: float = 0.9
+    frozen_share: float = 0.9
+    correlation_low: float = -0.3
+    patience: int = 3
+    stale_seconds: float = 600.0
+
+
+@dataclass
+class _Memory:
+    """What the detector remembers between samples; plain values, so that it can be saved."""
+
+    samples: int = 0
+    state: State = "warming"
+    best_furthest_px: float = 0.0
+    best_return: float = -math.inf
+    lowest_return: float = math.inf
+    streaks: dict[str, int] = field(default_factory=dict)
+    value_losses: list[float] = field(default_factory=list)
+    gradient_norms: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Finding:
+    rule: str
+    verdict: Verdict
+    reason: str
+    patience: int
+    outcome: Outcome = "collapsed"
+
+
+_MEDIAN_WINDOW = 50
+
+
+class CollapseDetector:
+    """Judges a run, sample by sample.
+
+    `collapsed` and `diverged` are final until :meth:`restart`.
+    """
+
+    def __init__(self, rules: HealthRules | None = None) -> None:
+        """Start with a run that has not been seen yet."""
+        self.rules = rules or HealthRules()
+        self._memory = _Memory()
+
+    @property
+    def state(self) -> State:
+        """The state after the last sample."""
+        return self._memory.state
+
+    def update(self, sample: HealthSample) -> Health:
+        """Take the next sample.
+
+        Args:
+            sample: later than the one before.
+
+        Returns:
+            The state with its reasons.
+        """
+        memory = self._memory
+        before = memory.state
+        memory.samples += 1
+        findings = [finding for finding in self._judge(sample) if finding.verdict != "ok"]
+        self._remember(sample)
+        bad = {finding.rule for finding in findings if finding.verdict == "bad"}
+        memory.streaks = {rule: memory.streaks.get(rule, 0) + 1 for rule in sorted(bad)}
+        fatal = [f for f in findings if f.rule in bad and memory.streaks[f.rule] >= f.patience]
+        state: State
+        if before in ("collapsed", "diverged"):
+            state = before
+        elif fatal:
+            state = "diverged" if any(f.outcome == "diverged" for f in fatal) else "collapsed"
+        elif findings:
+            state = "warning"
+        else:
+            state = "warming" if memory.samples < self.rules.warmup_updates else "healthy"
+        memory.state = state
+        ordered = fatal + [finding for finding in findings if finding not in fatal]
+        return Health(
+            state,
+            tuple(finding.reason for finding in ordered),
+            state != before,
+            tuple(finding.rule for finding in ordered),
+        )
+
+    def restart(self) -> None:
+        """Begin anew after a rollback; what was reached so far stays the measure."""
+        kept = self._memory
+        self._memory = _Memory(best_furthest_px=kept.best_furthest_px)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything remembered, as JSON types."""
+        return asdict(self._memory)
+
+    def restore(self, values: Mapping[str, Any]) -> None:
+        """Go on from :meth:`to_dict`."""
+        self._memory = _Memory(**{**values, "streaks": dict(values["streaks"])})
+
+    def _judge(self, sample: HealthSample) -> list[_Finding]:
+        rules, memory = self.rules, self._memory
+        warm = memory.samples > rules.warmup_updates
+        findings: list[_Finding] = []
+
+        def add(rule: str, bad: bool, suspicious: bool, reason: str, patience: int | None = None,
+                outcome: Outcome = "collapsed") -> None:  # fmt: skip
+            verdict: Verdict = "bad" if bad else "suspicious" if suspicious else "ok"
+            limit = rules.patience if patience is None else patience
+            findings.append(_Finding(rule, verdict, reason, limit, outcome))
+
+        if sample.non_finite:
+            add("non_finite", True, False, "a loss, gradient or weight is not finite", 1,
+                "diverged")  # fmt: skip
+        if sample.frozen_observation_share is not None:
+            share = sample.frozen_observation_share
+            add("frozen_observations", share > rules.frozen_share, False,
+                f"{share:.0%} of the observations do not move")  # fmt: skip
+        if sample.episodes_seen < sample.episodes_finished:
+            add("unseen_episodes", False, True,
+                f"{sample.episodes_finished} episodes finished and {sample.episodes_seen} seen: "
+                "some environment is not recorded")  # fmt: skip
+        if (age := sample.seconds_since_update) is not None:
+            add("stale", False, age > rules.stale_seconds, f"no update for {age:.0f} s")
+        if (share_ := sample.dormant_share) is not None:
+            add("dormant", share_ > rules.dormant_share, False,
+                f"{share_:.0%} of the units never fire")  # fmt: skip
+        self._judge_policy(sample, add)
+        self._judge_values(sample, add, warm)
+        if warm:
+            self._judge_progress(sample, add)
+        return findings
+
+    def _judge_policy(self, sample: HealthSample, add: Any) -> None:
+        rules = self.rules
+        if (entropy := sample.entropy_ratio) is not None:
+            add("entropy", entropy < rules.entropy_collapsed, entropy < rules.entropy_low,
+                f"entropy {entropy:.1%} of its maximum")  # fmt: skip
+        if (dominant := sample.dominant_action_share) is not None:
+            add("dominant_action", dominant > rules.dominant_share, False,
+                f"one action in {dominant:.0%} of the steps")  # fmt: skip
+        if (kl := sample.approx_kl) is not None:
+            add("kl_high", kl > rules.kl_high, kl > rules.kl_high / 2,
+                f"KL divergence {kl:.3g} in one update")  # fmt: skip
+            dead = kl < rules.kl_dead and sample.clip_fraction == 0.0
+            add("kl_dead", False, dead, f"KL divergence {kl:.1g}: the policy no longer changes")
+        if (clipped := sample.clip_fraction) is not None:
+            add("clip_fraction", clipped > rules.clip_fraction_high, False,
+                f"{clipped:.0%} of the samples clipped")  # fmt: skip
+        correlation = sample.return_progress_correlation
+        if correlation is not None:
+            add("reward_against_progress", correlation < rules.correlation_low, correlation < 0,
+                f"return falls with furthest x (correlation {correlation:.2f})")  # fmt: skip
+
+    def _judge_values(self, sample: HealthSample, add: Any, warm: bool) -> None:
+        rules, memory = self.rules, self._memory
+        if (explained := sample.explained_variance) is not None:
+            add("explained_variance", warm and explained < rules.explained_variance_low,
+                warm and explained < 0,
+                f"value network explains {explained:.2f} of the variance")  # fmt: skip
+        if (loss := sample.value_loss) is not None and len(memory.value_losses) >= 5:
+            usual = median(memory.value_losses)
+            add("value_loss", loss > rules.value_loss_factor * usual > 0,
+                loss > rules.value_loss_factor / 5 * usual > 0,
+                f"value loss {loss:.3g}, {loss / max(usual, 1e-12):.0f} times the usual",
+                outcome="diverged")  # fmt: skip
+        if (norm := sample.gradient_norm) is not None and len(memory.gradient_norms) >= 5:
+            usual = median(memory.gradient_norms)
+            add("gradient", norm > rules.gradient_factor * usual > 0,
+                norm > rules.gradient_factor / 5 * usual > 0,
+                f"gradient norm {norm:.3g}, {norm / max(usual, 1e-12):.0f} times the usual",
+                outcome="diverged")  # fmt: skip
+        if sample.q_max is not None and sample.q_bound is not None:
+            add("q_bound", sample.q_max > 2 * sample.q_bound, sample.q_max > sample.q_bound,
+                f"Q-value {sample.q_max:.3g} above the possible return {sample.q_bound:.3g}",
+                outcome="diverged")  # fmt: skip
+
+    def _judge_progress(self, sample: HealthSample, add: Any) -> None:
+        rules, memory = self.rules, self._memory
+        best = memory.best_furthest_px
+        if (mean := sample.mean_furthest_px) is not None and best > 0:
+            add("furthest_x", mean < rules.drop_share * best,
+                mean < rules.drop_warning_share * best,
+                f"furthest x {mean:.0f} px after a best of {best:.0f} px",
+                rules.drop_patience)  # fmt: skip
+        known = [x for x in sample.environments_furthest_px if not math.isnan(x)]
+        if len(known) > 1 and best > 0:
+            down = sum(x < rules.environment_drop_share * best for x in known)
+            add("environments", down >= rules.environments_down_share * len(known), False,
+                f"{down} of {len(known)} environments below "
+                f"{rules.environment_drop_share:.0%} of the best mean, {best:.0f} px",
+                rules.drop_patience)  # fmt: skip
+        if (value := sample.mean_return) is not None and memory.best_return > -math.inf:
+            # Returns have no natural zero: the drop is measured on the span seen so far.
+            span = memory.best_return - memory.lowest_return
+            share = (value - memory.lowest_return) / span if span > 0 else 1.0
+            add("return", False, share < rules.drop_warning_share - 0.35,
+                f"return {value:.3g} after a best of {memory.best_return:.3g}",
+                rules.drop_patience)  # fmt: skip
+
+    def _remember(self, sample: HealthSample) -> None:
+        memory = self._memory
+        if sample.mean_furthest_px is not None:
+            memory.best_furthest_px = max(memory.best_furthest_px, sample.mean_furthest_px)
+        if (value := sample.mean_return) is not None and math.isfinite(value):
+            memory.best_return = max(memory.best_return, value)
+            memory.lowest_return = min(memory.lowest_return, value)
+        for values, new in (
+            (memory.value_losses, sample.value_loss),
+            (memory.gradient_norms, sample.gradient_norm),
+        ):
+            if new is not None and math.isfinite(new):
+                values.append(new)
+                del values[:-_MEDIAN_WINDOW]
+
+
+def spearman(first: deque[float] | list[float], second: deque[float] | list[float]) -> float | None:
+    """Rank correlation of two series of equal length; None where one of them is constant.
+
+    Spearman 1904; ties take their mean rank.
+    """
+    import numpy as np
+    from scipy.stats import rankdata
+
+    if len(first) < 3 or len(set(first)) < 2 or len(set(second)) < 2:
+        return None
+    ranks = np.corrcoef(rankdata(list(first)), rankdata(list(second)))
+    return float(ranks[0, 1])

@@ -1,0 +1,180 @@
+"""Exact resume: take everything that decides how training goes on, and put it back.
+
+Networks, optimizer, every generator (Python, NumPy, torch, CUDA, the action space), counters, the
+observation the policy sees next, the environments with their partly finished episodes, and DQN's
+replay buffer. What is left out is rebuilt the same or changes no weight (PPO's rollout buffer is
+empty between two updates, which is when a checkpoint is taken).
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.dqn import DQN
+
+from mario.errors import CheckpointError, SaveStateError
+from mario.game.sb3_vec_env import GameVecEnv, VecSnapshot
+from mario.training.algorithm import learning_rate
+from mario.training.checkpoint import CheckpointContent
+
+_COUNTERS = ("num_timesteps", "_n_updates", "_episode_num", "_current_progress_remaining")
+_DQN_COUNTERS = ("_n_calls", "exploration_rate")
+_REPLAY_ARRAYS = ("observations", "actions", "rewards", "dones")
+
+
+def capture(model: BaseAlgorithm, env: GameVecEnv, values: Mapping[str, Any]) -> CheckpointContent:
+    """Copy the whole state of a run, between two updates.
+
+    Args:
+        model: the algorithm.
+        env: its games.
+        values: what the trainer itself must remember, as JSON types.
+    """
+    policy: Any = model.policy
+    tensors: dict[str, Any] = {
+        "policy": copy.deepcopy(policy.state_dict()),
+        "optimizer": copy.deepcopy(policy.optimizer.state_dict()),
+        "torch_rng": torch.get_rng_state().clone(),
+    }
+    if torch.cuda.is_available():
+        tensors["cuda_rng"] = torch.cuda.get_rng_state_all()
+    _, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - SB3 draws from it
+    snapshot = env.snapshot()
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "numpy_rng": np.asarray(keys),
+        "last_observations": np.array(model._last_obs),
+        "last_episode_starts": np.array(model._last_episode_starts),
+        "env_episodes": snapshot.episodes,
+        "env_returns": snapshot.returns,
+        "env_furthest_px": snapshot.furthest_px,
+        "env_observations": snapshot.observations,
+    }
+    for index, slot in enumerate(snapshot.slots):
+        arrays[f"env_slot_{index}"] = np.frombuffer(slot, np.uint8)
+    state: dict[str, Any] = {
+        "trainer": dict(values),
+        "counters": {name: getattr(model, name) for name in _COUNTERS},
+        "learning_rate_factor": learning_rate(model).factor,
+        "python_rng": _listed(random.getstate()),
+        "numpy_rng": [int(position), int(has_gauss), float(gauss)],
+        "action_space_rng": model.action_space.np_random.bit_generator.state,
+        "env_total_steps": snapshot.total_steps,
+        "env_count": len(snapshot.slots),
+        "threads": torch.get_num_threads(),
+    }
+    if isinstance(model, DQN):
+        state["dqn"] = {name: getattr(model, name) for name in _DQN_COUNTERS}
+        replay: Any = model.replay_buffer
+        state["replay"] = {"position": int(replay.pos), "full": bool(replay.full)}
+        # One row more than filled: with one array for both, it holds the last next observation.
+        filled = replay.buffer_size if replay.full else min(replay.pos + 1, replay.buffer_size)
+        for name in _REPLAY_ARRAYS:
+            arrays[f"replay_{name}"] = getattr(replay, name)[:filled].copy()
+    return CheckpointContent(state, tensors, arrays)
+
+
+def restore(model: BaseAlgorithm, env: GameVecEnv, content: CheckpointContent) -> dict[str, Any]:
+    """Put a captured state back.
+
+    Args:
+        model: freshly built from the same configuration.
+        env: freshly opened, likewise.
+        content: from :func:`capture`.
+
+    Returns:
+        The trainer's own values.
+
+    Raises:
+        CheckpointError: the state does not fit the model or the games.
+    """
+    values, arrays = content.values, content.arrays
+    try:
+        restore_networks(model, content)
+        for name, value in values["counters"].items():
+            setattr(model, name, value)
+        count = values["env_count"]
+        observations = env.restore(
+            VecSnapshot(
+                slots=[arrays[f"env_slot_{index}"].tobytes() for index in range(count)],
+                episodes=arrays["env_episodes"],
+                returns=arrays["env_returns"],
+                furthest_px=arrays["env_furthest_px"],
+                observations=arrays["env_observations"],
+                total_steps=values["env_total_steps"],
+            )
+        )
+        if not np.array_equal(observations, arrays["last_observations"]):
+            raise SaveStateError("the observations differ from those that were saved")
+        model._last_obs = arrays["last_observations"].copy()
+        model._last_episode_starts = arrays["last_episode_starts"].copy()
+        learning_rate(model).factor = values["learning_rate_factor"]
+        if isinstance(model, DQN):
+            _restore_dqn(model, content)
+        _restore_generators(model, content)
+    except (KeyError, ValueError, TypeError, RuntimeError, SaveStateError) as error:
+        raise CheckpointError(
+            f"checkpoint does not fit this run ({str(error).splitlines()[0][:160]}); expected one "
+            "of the same configuration, console and version; start the run again"
+        ) from error
+    trainer: dict[str, Any] = dict(values["trainer"])
+    return trainer
+
+
+def restore_networks(model: BaseAlgorithm, content: CheckpointContent) -> None:
+    """Put the networks and the optimizer back, and nothing else (a rollback)."""
+    policy: Any = model.policy
+    policy.load_state_dict(content.tensors["policy"])
+    policy.optimizer.load_state_dict(content.tensors["optimizer"])
+
+
+def _restore_dqn(model: DQN, content: CheckpointContent) -> None:
+    for name, value in content.values["dqn"].items():
+        setattr(model, name, value)
+    replay: Any = model.replay_buffer
+    for name in _REPLAY_ARRAYS:
+        saved = content.arrays[f"replay_{name}"]
+        getattr(replay, name)[: len(saved)] = saved
+    replay.pos = content.values["replay"]["position"]
+    replay.full = content.values["replay"]["full"]
+
+
+def _restore_generators(model: BaseAlgorithm, content: CheckpointContent) -> None:
+    values = content.values
+    version, words, gauss = values["python_rng"]
+    random.setstate((version, tuple(words), gauss))
+    position, has_gauss, cached = values["numpy_rng"]
+    np.random.set_state(  # noqa: NPY002 - SB3 draws from it
+        ("MT19937", content.arrays["numpy_rng"], position, has_gauss, cached)
+    )
+    model.action_space.np_random.bit_generator.state = values["action_space_rng"]
+    torch.set_rng_state(content.tensors["torch_rng"].cpu())
+    if torch.cuda.is_available() and "cuda_rng" in content.tensors:
+        torch.cuda.set_rng_state_all([state.cpu() for state in content.tensors["cuda_rng"]])
+
+
+def _listed(value: Any) -> Any:
+    """Turn tuples into lists, as JSON has them."""
+    return [_listed(item) for item in value] if isinstance(value, tuple) else value
+
+
+class PreservedGenerators:
+    """Context that leaves the global generators as they were: selection must not steer training."""
+
+    def __enter__(self) -> None:
+        """Remember the generators' states."""
+        self._python = random.getstate()
+        self._numpy = np.random.get_state()  # noqa: NPY002 - SB3 draws from it
+        self._torch = torch.get_rng_state()
+
+    def __exit__(self, *_: object) -> None:
+        """Put them back."""
+        random.setstate(self._python)
+        np.random.set_state(self._numpy)  # noqa: NPY002 - SB3 draws from it
+        torch.set_rng_state(self._torch)

@@ -1,0 +1,34 @@
+"""Schedules of learning rate, clip range and entropy: constant or linear to zero."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mario.config import ScheduleName
+
+Schedule = Callable[[float], float]
+"""Share of the run that remains, 1 … 0 → value."""
+
+
+class ScaledSchedule:
+    """A schedule that the run can lower: a rollback goes on with a smaller learning rate.
+
+    Attributes:
+        factor: what every value is multiplied with, > 0.
+    """
+
+    def __init__(self, initial: float, kind: ScheduleName) -> None:
+        """Start at `initial`; `linear` falls to 0 at the end of the run."""
+        self._initial = initial
+        self._kind = kind
+        self.factor = 1.0
+
+    def __call__(self, remaining: float) -> float:
+        """Give the value where the share `remaining` (1 … 0) of the run is left."""
+        share = 1.0 if self._kind == "constant" else min(max(remaining, 0.0), 1.0)
+        return self._initial * share * self.factor
+
+
+def schedule(initial: float, kind: ScheduleName) -> ScaledSchedule:
+    """Make a schedule that starts at `initial`."""
+    return ScaledSchedule(initial, kind)

@@ -1,0 +1,269 @@
+"""Measures what the collapse detector looks at: episodes of every environment, networks, rollouts."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.dqn import DQN
+from stable_baselines3.ppo import PPO
+
+from mario.game.console import UInt8Array
+from mario.game.sb3_vec_env import EpisodeRecord
+from mario.training.health import HealthSample, spearman
+
+_WINDOW_EPISODES = 100
+_WINDOW_ENVIRONMENT_EPISODES = 5
+_PROBE_OBSERVATIONS = 64
+#: A unit is dormant when its mean activation is below this share of its layer's mean
+#: (Sokar et al. 2023, "The Dormant Neuron Phenomenon in Deep Reinforcement Learning").
+_DORMANT_TAU = 0.025
+
+
+class EpisodeWindow:
+    """The last episodes of a run, of every environment."""
+
+    def __init__(self, environments: int) -> None:
+        """Start empty."""
+        self.finished = 0
+        self.seen = 0
+        self.returns: deque[float] = deque(maxlen=_WINDOW_EPISODES)
+        self.furthest_px: deque[float] = deque(maxlen=_WINDOW_EPISODES)
+        self.scores: deque[float] = deque(maxlen=_WINDOW_EPISODES)
+        self._by_environment: list[deque[float]] = [
+            deque(maxlen=_WINDOW_ENVIRONMENT_EPISODES) for _ in range(environments)
+        ]
+
+    def add(self, record: EpisodeRecord, score: float) -> None:
+        """Take an episode in; `score` in [0, 1] as the evaluation protocol has it."""
+        self.seen += 1
+        self.returns.append(record.shaped_return)
+        self.furthest_px.append(float(record.furthest_x_px))
+        self.scores.append(score)
+        self._by_environment[record.env_index].append(float(record.furthest_x_px))
+
+    def environments_furthest_px(self) -> tuple[float, ...]:
+        """Mean furthest x of each environment's last episodes, NaN before its first."""
+        return tuple(float(np.mean(v)) if v else math.nan for v in self._by_environment)
+
+    def mean_return(self) -> float | None:
+        """Mean shaped return; None before the first episode."""
+        return _mean(self.returns)
+
+    def mean_furthest_px(self) -> float | None:
+        """Mean furthest x; None before the first episode."""
+        return _mean(self.furthest_px)
+
+    def mean_score(self) -> float | None:
+        """Mean score; None before the first episode."""
+        return _mean(self.scores)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON types."""
+        return {
+            "finished": self.finished,
+            "seen": self.seen,
+            "returns": list(self.returns),
+            "furthest_px": list(self.furthest_px),
+            "scores": list(self.scores),
+            "by_environment": [list(values) for values in self._by_environment],
+        }
+
+    def restore(self, values: Mapping[str, Any]) -> None:
+        """Go on from :meth:`to_dict`."""
+        self.finished, self.seen = values["finished"], values["seen"]
+        for name in ("returns", "furthest_px", "scores"):
+            window = getattr(self, name)
+            window.clear()
+            window.extend(values[name])
+        for window, saved in zip(self._by_environment, values["by_environment"], strict=True):
+            window.clear()
+            window.extend(saved)
+
+
+class GradientMeter:
+    """Measures the gradient's norm before stable-baselines3 clips it, and guards each update.
+
+    Hooks on the parameters see every gradient as backward finishes it; a hook on the optimizer
+    sees that an update is about to happen.
+    """
+
+    def __init__(self, model: BaseAlgorithm, guard: Callable[[float], None]) -> None:
+        """Hook into the model.
+
+        Args:
+            model: the algorithm.
+            guard: called with each update's norm before the weights change; may raise.
+        """
+        self._squares: list[torch.Tensor] = []
+        self._norms: list[float] = []
+        self._guard = guard
+        policy: Any = model.policy
+        trained = {id(p): p for group in policy.optimizer.param_groups for p in group["params"]}
+        self._handles = [
+            parameter.register_post_accumulate_grad_hook(self._see) for parameter in trained.values()
+        ]
+        self._handles.append(policy.optimizer.register_step_pre_hook(self._before_step))
+
+    def take(self) -> float | None:
+        """Give the mean norm since the last call; None where there was no update."""
+        norms, self._norms = self._norms, []
+        return float(np.mean(norms)) if norms else None
+
+    def close(self) -> None:
+        """Take the hooks out."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _see(self, parameter: torch.Tensor) -> None:
+        if parameter.grad is not None:
+            self._squares.append(parameter.grad.detach().pow(2).sum())
+
+    def _before_step(self, *_: object) -> None:
+        norm = float(torch.stack(self._squares).sum().sqrt()) if self._squares else 0.0
+        self._squares = []
+        self._norms.append(norm)
+        self._guard(norm)
+
+
+def dormant_share(model: BaseAlgorithm, observations: UInt8Array) -> float | None:
+    """Measure the share of units that hardly ever fire.
+
+    Args:
+        model: PPO or DQN on this project's network.
+        observations: uint8 (N, 4, 84, 84), recent ones.
+
+    Returns:
+        0 … 1 over all hidden layers; None for a network that cannot be looked into.
+    """
+    policy: Any = model.policy
+    extractor = model.q_net.features_extractor if isinstance(model, DQN) else getattr(
+        policy, "features_extractor", None
+    )  # fmt: skip
+    if not hasattr(extractor, "activations"):
+        return None
+    with torch.no_grad():
+        layers = extractor.activations(torch.as_tensor(observations, device=model.device))
+    dormant = units = 0
+    for layer in layers:
+        # A unit is a channel of a convolution, or an output of a dense layer.
+        activity = layer.abs().transpose(0, 1).flatten(1).mean(dim=1)
+        mean = float(activity.mean())
+        score = activity / mean if mean > 0 else torch.zeros_like(activity)
+        dormant += int((score <= _DORMANT_TAU).sum())
+        units += activity.numel()
+    return dormant / units
+
+
+def make_sample(
+    model: BaseAlgorithm,
+    window: EpisodeWindow,
+    *,
+    update: int,
+    target_steps: int,
+    gradient_norm: float | None,
+    scalars: Mapping[str, Any],
+    rollout: Mapping[str, Any],
+) -> HealthSample:
+    """Put together what an update looked like.
+
+    Args:
+        model: the algorithm, after the update.
+        window: the last episodes.
+        update: its number, from 1.
+        target_steps: agent steps of the whole run.
+        gradient_norm: from :class:`GradientMeter`.
+        scalars: what stable-baselines3 logged in `train()`.
+        rollout: from :func:`rollout_signals`.
+    """
+    loss = scalars.get("train/value_loss", scalars.get("train/loss"))
+    finite = all(math.isfinite(value) for name, value in scalars.items()
+                 if name.startswith("train/") and name != "train/explained_variance")  # fmt: skip
+    return HealthSample(
+        update=update,
+        total_steps=model.num_timesteps,
+        progress=min(model.num_timesteps / target_steps, 1.0),
+        mean_return=window.mean_return(),
+        mean_furthest_px=window.mean_furthest_px(),
+        environments_furthest_px=window.environments_furthest_px(),
+        return_progress_correlation=(
+            spearman(window.returns, window.furthest_px) if len(window.returns) >= 20 else None
+        ),
+        episodes_finished=window.finished,
+        episodes_seen=window.seen,
+        approx_kl=_scalar(scalars, "train/approx_kl"),
+        clip_fraction=_scalar(scalars, "train/clip_fraction"),
+        explained_variance=_finite(_scalar(scalars, "train/explained_variance")),
+        value_loss=None if loss is None else float(loss),
+        gradient_norm=gradient_norm,
+        non_finite=not finite or not math.isfinite(gradient_norm or 0.0),
+        **rollout,
+    )
+
+
+def rollout_signals(model: BaseAlgorithm) -> dict[str, Any]:
+    """Measure what the policy did lately: PPO's rollout before its update, DQN's last transitions.
+
+    Returns:
+        Fields of :class:`HealthSample`; none before there is anything to look at.
+    """
+    actions, observations, rewards = _recent(model)
+    if len(actions) == 0:
+        return {}
+    counts = np.bincount(actions.astype(np.int64), minlength=int(model.action_space.n))  # type: ignore[attr-defined]
+    chosen = np.unique(np.linspace(0, len(observations) - 1, _PROBE_OBSERVATIONS).astype(int))
+    probe = observations[chosen]
+    frozen = np.all(probe[:, 1:] == probe[:, :1], axis=(1, 2, 3))
+    found: dict[str, Any] = {
+        "dominant_action_share": float(counts.max() / counts.sum()),
+        "frozen_observation_share": float(frozen.mean()),
+        "dormant_share": dormant_share(model, probe),
+    }
+    choices = math.log(len(counts))
+    if isinstance(model, PPO):
+        # The rollout's own log-probabilities estimate the entropy of the policy that acted.
+        found["entropy_ratio"] = float(-model.rollout_buffer.log_probs.mean() / choices)
+    elif isinstance(model, DQN):
+        with torch.no_grad():
+            inputs = torch.as_tensor(probe, device=model.device)
+            q_values = model.q_net(inputs)
+        found["q_max"] = float(q_values.max())
+        # Sum of a geometric series of the largest reward seen (never below one reward's size).
+        found["q_bound"] = float(np.abs(rewards).max() / max(1 - model.gamma, 1e-6))
+    return found
+
+
+def _recent(model: BaseAlgorithm) -> tuple[Any, Any, Any]:
+    """Give recent actions (M,), observations uint8 (K, 4, 84, 84) and rewards."""
+    if isinstance(model, PPO):
+        buffer = model.rollout_buffer
+        if not buffer.full:
+            return (), (), ()
+        observations = buffer.observations.reshape(-1, *buffer.obs_shape)  # type: ignore[arg-type]
+        return buffer.actions.reshape(-1), observations, buffer.rewards
+    replay: Any = model.replay_buffer  # type: ignore[attr-defined]
+    end = replay.pos
+    start = max(0, end - 512)
+    if start >= end:
+        return (), (), ()
+    stored = replay.observations[start:end].reshape(-1, *replay.obs_shape)
+    filled = replay.buffer_size if replay.full else end
+    return replay.actions[start:end].reshape(-1), stored, replay.rewards[:filled]
+
+
+def _scalar(scalars: Mapping[str, Any], name: str) -> float | None:
+    value = scalars.get(name)
+    return None if value is None else float(value)
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _mean(values: deque[float]) -> float | None:
+    return float(np.mean(values)) if values else None

@@ -1,0 +1,250 @@
+"""Where training reports to: a small Protocol, and the set that no sink can break a run from.
+
+The sinks themselves (store, MLflow, Prometheus, TensorBoard, Weights & Biases) are wired in
+`mario.jobs`; training knows only this.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from mario.config import ExperimentConfig
+from mario.game.sb3_vec_env import EpisodeRecord
+from mario.training.health import Health, HealthSample
+
+log = logging.getLogger(__name__)
+
+Status = Literal["finished", "interrupted", "collapsed", "diverged"]
+
+
+@dataclass(frozen=True)
+class RunStart:
+    """A run begins or goes on.
+
+    Attributes:
+        config: the experiment.
+        run_dir: the run's folder.
+        start_steps: agent steps done before; more than 0 when the run is resumed.
+        attempt: 1 for the first start, one more for each resume.
+        hardware: device, threads, precision and number of parameters.
+    """
+
+    config: ExperimentConfig
+    run_dir: Path
+    start_steps: int
+    attempt: int
+    hardware: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CheckpointWritten:
+    """A checkpoint is complete on the disk.
+
+    Attributes:
+        kind: `last` (for resuming) or `best` (by selection).
+        path: its folder.
+        total_steps: agent steps of the run.
+        sha256: its digest.
+        size_bytes: its size.
+        score: for `best`, the selection score, higher is better.
+    """
+
+    kind: Literal["last", "best"]
+    path: Path
+    total_steps: int
+    sha256: str
+    size_bytes: int
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class SelectionDone:
+    """The policy was judged on selection seeds.
+
+    Attributes:
+        total_steps: agent steps of the run.
+        score: its score, higher is better.
+        best_score: the best score of the run so far, this one included.
+        is_best: whether this is the best one.
+        details: further numbers for people.
+        seconds: how long it took.
+    """
+
+    total_steps: int
+    score: float
+    best_score: float
+    is_best: bool
+    details: dict[str, float]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the run is.
+
+    Attributes:
+        total_steps: agent steps done.
+        target_steps: agent steps to do.
+        steps_per_second: rate since this attempt began, rollout and update.
+        seconds_left: at that rate; None before there is one.
+        episodes: episodes finished in the whole run.
+        mean_furthest_px: over the last 100 episodes of all environments; None before the first.
+        mean_return: likewise, shaped.
+        state: what the collapse detector says.
+        scalars: training numbers of the last update, by stable-baselines3's names.
+    """
+
+    total_steps: int
+    target_steps: int
+    steps_per_second: float
+    seconds_left: float | None
+    episodes: int
+    mean_furthest_px: float | None
+    mean_return: float | None
+    state: str
+    scalars: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RunEnd:
+    """The run, or this attempt at it, is over.
+
+    Attributes:
+        status: how it ended.
+        reason: for people; empty when finished.
+        total_steps: agent steps done.
+    """
+
+    status: Status
+    reason: str
+    total_steps: int
+
+
+class TrainingSink(Protocol):
+    """Hears what happens in a run. No method may block: slow work belongs in the sink's thread."""
+
+    def on_start(self, start: RunStart) -> None:
+        """The run begins or goes on."""
+        ...
+
+    def on_episodes(self, episodes: Sequence[EpisodeRecord]) -> None:
+        """Episodes finished, of every environment, in order.
+
+        After a resume some may come again: (env_index, episode_index) is their identity.
+        """
+        ...
+
+    def on_health(self, sample: HealthSample, health: Health) -> None:
+        """The detector saw an update."""
+        ...
+
+    def on_selection(self, selection: SelectionDone) -> None:
+        """The policy was judged on selection seeds."""
+        ...
+
+    def on_checkpoint(self, checkpoint: CheckpointWritten) -> None:
+        """A checkpoint is complete on the disk."""
+        ...
+
+    def on_progress(self, progress: Progress) -> None:
+        """After each update."""
+        ...
+
+    def flush(self) -> None:
+        """Make what was heard durable: after this, a checkpoint that builds on it is written."""
+        ...
+
+    def on_end(self, end: RunEnd) -> None:
+        """The run is over; finish within seconds."""
+        ...
+
+
+class BaseSink:
+    """A sink that ignores everything; override what matters."""
+
+    def on_start(self, start: RunStart) -> None:
+        """Ignore."""
+
+    def on_episodes(self, episodes: Sequence[EpisodeRecord]) -> None:
+        """Ignore."""
+
+    def on_health(self, sample: HealthSample, health: Health) -> None:
+        """Ignore."""
+
+    def on_selection(self, selection: SelectionDone) -> None:
+        """Ignore."""
+
+    def on_checkpoint(self, checkpoint: CheckpointWritten) -> None:
+        """Ignore."""
+
+    def on_progress(self, progress: Progress) -> None:
+        """Ignore."""
+
+    def flush(self) -> None:
+        """Ignore."""
+
+    def on_end(self, end: RunEnd) -> None:
+        """Ignore."""
+
+
+class SinkSet:
+    """All sinks of a run behind one; whatever a sink raises is logged and goes no further.
+
+    Attributes:
+        failures: number of failed calls of each sink, in the order given.
+    """
+
+    def __init__(self, sinks: Sequence[TrainingSink] = ()) -> None:
+        """Keep the sinks; each is called in order."""
+        self._sinks = tuple(sinks)
+        self.failures = [0] * len(self._sinks)
+
+    def on_start(self, start: RunStart) -> None:
+        """Tell all sinks."""
+        self._tell("on_start", start)
+
+    def on_episodes(self, episodes: Sequence[EpisodeRecord]) -> None:
+        """Tell all sinks."""
+        self._tell("on_episodes", episodes)
+
+    def on_health(self, sample: HealthSample, health: Health) -> None:
+        """Tell all sinks."""
+        self._tell("on_health", sample, health)
+
+    def on_selection(self, selection: SelectionDone) -> None:
+        """Tell all sinks."""
+        self._tell("on_selection", selection)
+
+    def on_checkpoint(self, checkpoint: CheckpointWritten) -> None:
+        """Tell all sinks."""
+        self._tell("on_checkpoint", checkpoint)
+
+    def on_progress(self, progress: Progress) -> None:
+        """Tell all sinks."""
+        self._tell("on_progress", progress)
+
+    def flush(self) -> None:
+        """Tell all sinks."""
+        self._tell("flush")
+
+    def on_end(self, end: RunEnd) -> None:
+        """Tell all sinks."""
+        self._tell("on_end", end)
+
+    def _tell(self, method: str, *what: Any) -> None:
+        for index, sink in enumerate(self._sinks):
+            try:
+                getattr(sink, method)(*what)
+            except Exception as error:  # a sink may raise anything; the run goes on
+                self.failures[index] += 1
+                # The first failure and then ever fewer: a dead sink must not flood the log.
+                if self.failures[index].bit_count() == 1:
+                    log.warning(
+                        "%s.%s failed (%d times so far), training goes on: %s: %s",
+                        type(sink).__name__, method, self.failures[index],
+                        type(error).__name__, error,
+                    )  # fmt: skip
