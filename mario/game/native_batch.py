@@ -103,6 +103,11 @@ class NativeBatch:
         self._core.states(_as_int32(states))
         return states
 
+    def ram(self, slot: int) -> bytes:
+        """Copy the 2,048 bytes of work RAM of a slot's console (not part of the Protocol)."""
+        ram: bytes = self._core.ram(slot)
+        return ram
+
     def screen_rgb(self, slot: int) -> UInt8Array:
         """Copy a slot's picture: uint8 (240, 256, 3)."""
         screen: UInt8Array = self._core.screen_rgb(slot)

@@ -186,6 +186,10 @@ class PyBatch {
     auto* rows = reinterpret_cast<nes::GameState*>(out.data());
     for (std::size_t i = 0; i < batch_.slots(); ++i) rows[i] = batch_.slot(i).state();
   }
+  nb::bytes ram(std::size_t slot) {
+    const auto& ram = at(slot).console().ram();
+    return nb::bytes(reinterpret_cast<const char*>(ram.data()), ram.size());
+  }
   auto screen_rgb(std::size_t slot) {
     auto colours = std::make_unique<std::array<Byte, nes::kScreenPixels>>();
     at(slot).console().redraw(colours->data(), nes::kColourShades);
@@ -265,6 +269,7 @@ NB_MODULE(_native, m) {
       .def("clear_queue", &PyBatch::clear_queue, "slot"_a)
       .def("step", &PyBatch::step, "actions"_a, "out"_a)
       .def("states", &PyBatch::states, "out"_a)
+      .def("ram", &PyBatch::ram, "slot"_a)
       .def("screen_rgb", &PyBatch::screen_rgb, "slot"_a)
       .def("console_state", &PyBatch::console_state, "slot"_a)
       .def("snapshot", &PyBatch::snapshot, "slot"_a)

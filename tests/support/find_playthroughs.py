@@ -1,0 +1,196 @@
+"""Finds inputs that clear levels, by exploring with save-states on the native console.
+
+    python tests/support/find_playthroughs.py [--seconds 120] [LEVEL ...]
+
+Writes tests/data/playthroughs.json: for each level the start of a real play to the flag or the axe,
+which the exactness tests replay on both consoles. The search is Go-Explore's first phase (Ecoffet
+et al. 2021): keep one save-state for each cell of the world that was reached, go back to a
+promising one, act at random from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mario.game.batch import BatchSettings, EndReason, EpisodeSpec
+from mario.game.levels import LEVEL_NAMES
+from mario.game.native_batch import NativeBatch
+from mario.game.observation import OBSERVATION_SHAPE
+
+DATA = Path(__file__).parents[1] / "data" / "playthroughs.json"
+FRAME_SKIP = 4
+SLOTS = 32
+ROLLOUT_STEPS = 40
+RIGHT, LEFT, DOWN, UP, B, A = 0x80, 0x40, 0x20, 0x10, 0x02, 0x01
+# Buttons and how often a random player presses them.
+CHOICES = {
+    RIGHT | B: 6, RIGHT | A | B: 8, RIGHT: 2, RIGHT | A: 3, 0: 1, A: 1,
+    LEFT | B: 1, LEFT | A | B: 1, DOWN: 1, UP: 1,
+}  # fmt: skip
+BUTTONS, WEIGHTS = tuple(CHOICES), tuple(CHOICES.values())
+SETTINGS = BatchSettings(
+    BUTTONS, FRAME_SKIP, no_op_max_frames=0, sticky_probability=0.0, max_steps=10**6, threads=1
+)
+
+Cell = tuple[int, ...]
+
+
+@dataclass
+class Node:
+    """A cell's best state and how it was reached."""
+
+    state: bytes
+    steps: int
+    parent: Cell | None
+    actions: list[int]  # from the parent's state
+    page: int
+    visits: int = 0
+    born: int = 0
+
+
+def cell_of(ram: bytes) -> Cell:
+    """Where Mario is: area, page, 32 px columns, 32 px rows, and whether he is on the ground."""
+    x_px = ram[0x6D] * 256 + ram[0x86]
+    return (ram[0x750], ram[0x751] & 0x1F, x_px // 24, ram[0xB5] * 8 + ram[0xCE] // 32, int(ram[0x1D] != 0))
+
+
+def path_to(nodes: dict[Cell, Node], cell: Cell) -> list[int]:
+    """All actions from the level's start."""
+    parts = []
+    at: Cell | None = cell
+    while at is not None:
+        parts.append(nodes[at].actions)
+        at = nodes[at].parent
+    return [a for part in reversed(parts) for a in part]
+
+
+def explore(level: str, seconds: float, seed: int) -> tuple[list[int] | None, int, int]:
+    """Search for a play that clears `level`.
+
+    Returns:
+        The actions (or None), steps searched, cells found.
+    """
+    rng = random.Random(seed)
+    batch, out = NativeBatch(SLOTS, SETTINGS), np.zeros((SLOTS, *OBSERVATION_SHAPE), np.uint8)
+    batch.begin(0, EpisodeSpec(level, 0), out)
+    root_state = batch.console_state(0)
+    # Paths are kept as whole lists: a replaced parent must not change its children's path.
+    nodes: dict[Cell, Node] = {
+        cell_of(batch.ram(0)): Node(root_state, 0, None, [], 0)
+    }
+    rooms: dict[tuple[int, int], int] = {}
+    origin: list[list[int]] = [[] for _ in range(SLOTS)]
+    held = [0] * SLOTS
+    hold = [0] * SLOTS
+    left = [0] * SLOTS
+    searched = 0
+    deadline = time.monotonic() + seconds
+
+    def choose() -> Node:
+        recent = max(n.born for n in nodes.values())
+        best, best_score = None, -math.inf
+        for node in rng.sample(list(nodes.values()), min(len(nodes), 24)):
+            score = (
+                2.0 * node.page / 24
+                + 1.5 * (node.born / (recent + 1))
+                - 0.7 * math.log1p(node.visits)
+                + rng.random()
+            )
+            if score > best_score:
+                best, best_score = node, score
+        assert best is not None
+        best.visits += 1
+        return best
+
+    def restart(slot: int) -> None:
+        node = choose()
+        origin[slot] = list(node.actions)
+        left[slot] = ROLLOUT_STEPS
+        hold[slot] = 0
+        batch.begin(slot, EpisodeSpec(level, 0, node.state), out)
+
+    for slot in range(SLOTS):
+        restart(slot)
+    while time.monotonic() < deadline:
+        actions = np.zeros(SLOTS, np.int64)
+        for slot in range(SLOTS):
+            if hold[slot] == 0:
+                held[slot] = rng.choices(range(len(BUTTONS)), WEIGHTS)[0]
+                hold[slot] = rng.choice((1, 2, 3, 5, 8, 12))
+            hold[slot] -= 1
+            actions[slot] = held[slot]
+            origin[slot].append(held[slot])
+        result = batch.step(actions, out)
+        searched += SLOTS
+        for slot in range(SLOTS):
+            if result.end[slot] == EndReason.FLAG:
+                batch.close()
+                return origin[slot], searched, len(nodes)
+            left[slot] -= 1
+            if result.end[slot]:
+                restart(slot)
+                continue
+            ram = batch.ram(slot)
+            cell = cell_of(ram)
+            found = nodes.get(cell)
+            if found is None or len(origin[slot]) < found.steps - 8:
+                room = (cell[0], cell[1])
+                rooms.setdefault(room, len(rooms))
+                nodes[cell] = Node(
+                    batch.console_state(slot), len(origin[slot]), None, list(origin[slot]),
+                    cell[2] + 60 * rooms[room], born=len(nodes) if found is None else found.born,
+                )  # fmt: skip
+                if found is None:
+                    left[slot] = max(left[slot], ROLLOUT_STEPS // 2)
+            if left[slot] <= 0:
+                restart(slot)
+    batch.close()
+    return None, searched, len(nodes)
+
+
+def run_lengths(actions: list[int]) -> list[list[int]]:
+    """Pack actions as [button byte, steps] pairs."""
+    packed: list[list[int]] = []
+    for action in actions:
+        if packed and packed[-1][0] == BUTTONS[action]:
+            packed[-1][1] += 1
+        else:
+            packed.append([BUTTONS[action], 1])
+    return packed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("levels", nargs="*", default=[])
+    parser.add_argument("--seconds", type=float, default=120.0)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    known = json.loads(DATA.read_text()) if DATA.exists() else {"frame_skip": FRAME_SKIP, "levels": {}}
+    for level in arguments.levels or LEVEL_NAMES:
+        if level in known["levels"] and not arguments.levels:
+            continue
+        began = time.monotonic()
+        actions, searched, cells = explore(level, arguments.seconds, arguments.seed)
+        verdict = "not cleared" if actions is None else f"cleared in {len(actions)} steps"
+        print(f"{level}: {verdict}, {searched} steps searched, {cells} cells, "
+              f"{time.monotonic() - began:.0f} s", flush=True)
+        if actions is not None:
+            known["levels"][level] = run_lengths(actions)
+            DATA.parent.mkdir(parents=True, exist_ok=True)
+            text = ",\n".join(
+                f"  {json.dumps(name)}: {json.dumps(play, separators=(',', ':'))}"
+                for name, play in sorted(known["levels"].items())
+            )
+            DATA.write_text(f'{{"frame_skip": {known["frame_skip"]}, "levels": {{\n{text}\n}}}}\n')
+
+
+if __name__ == "__main__":
+    main()
