@@ -6,7 +6,6 @@ import os
 import tempfile
 from pathlib import Path
 
-from mario.errors import ServingError
 from serving.application import Application
 from serving.comparison import Comparer
 from serving.endpoints import Endpoints
@@ -21,16 +20,13 @@ from serving.sources import FolderSource, PolicySource
 
 
 def open_source(settings: ServingSettings) -> PolicySource:
-    """Open the source that the settings name.
-
-    Raises:
-        ServingError: there is none.
-    """
+    """Open the source that the settings name: a folder, or else the registry."""
     if settings.policy is not None:
         return FolderSource(settings.policy)
-    raise ServingError(
-        "got no policy folder; expected MARIO_SERVING_POLICY; set it to a policy artefact"
-    )
+    # MLflow is large; a service that serves a folder does without it.
+    from serving.registry_source import RegistrySource
+
+    return RegistrySource(settings)
 
 
 def _own_session_file() -> Path:

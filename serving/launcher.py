@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import http.client
 import os
 import signal
@@ -35,7 +36,7 @@ def serve(settings: ServingSettings) -> int:
     Raises:
         ServingError: the port is taken.
     """
-    settings = _with_port(settings)
+    settings = _prepared(settings)
     process = _start(settings, {})
     print(f"serving on http://{settings.host}:{settings.port}/ (Ctrl-C to stop)", flush=True)
     # The service is in a process group of its own, so that a Ctrl-C reaches it once, from here.
@@ -49,6 +50,44 @@ def serve(settings: ServingSettings) -> int:
         for number, handler in previous.items():
             signal.signal(number, handler)
     return 0 if code in (0, -signal.SIGTERM, -signal.SIGINT) else code
+
+
+def main(arguments: list[str]) -> int:
+    """Run ``mario serve``: options on top of ``MARIO_SERVING_*`` variables.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ServingError: a setting is not allowed.
+    """
+    parser = argparse.ArgumentParser(
+        prog="mario serve",
+        description="Serve the champion over HTTP. Every setting is also an environment variable "
+        f"{PREFIX}<NAME>; docs/guides/serving.md lists them all.",
+        add_help=False,
+    )
+    parser.add_argument("--help-service", action="help", help="show this and stop")
+    for option, text in _OPTIONS.items():
+        parser.add_argument(f"--{option}", help=text)
+    values = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value}
+    return serve(ServingSettings.from_env(**values))
+
+
+_OPTIONS = {
+    "policy": "policy artefact to serve, or a folder with links champion and challenger; "
+    "the registry is followed without it",
+    "task": "task whose champion is served (1-1)",
+    "host": "address to listen on (127.0.0.1); any other demands tokens",
+    "port": "port to listen on (3000); 0 takes a free one",
+    "metrics-port": "port for /metrics without a token (0: none)",
+    "workers": "worker processes (1)",
+    "tokens-file": "file with one bearer token a line",
+    "database-url": "database with the promotion ledger",
+    "tracking-uri": "MLflow tracking URI",
+    "shadow-share": "share of requests that the challenger answers unseen, 0 to 1",
+    "canary-share": "share of sessions that the challenger answers, 0 to 1",
+}
 
 
 @contextmanager
@@ -73,7 +112,7 @@ def running(
     Raises:
         ServingError: it ends or is not ready in time; the message ends with its last output.
     """
-    settings = _with_port(settings)
+    settings = _prepared(settings)
     with tempfile.TemporaryDirectory(prefix="mario-serving-") as folder:
         path = log or Path(folder) / "service.log"
         with path.open("wb") as output:
@@ -93,7 +132,24 @@ def free_port(host: str = "127.0.0.1") -> int:
         return port
 
 
-def _with_port(settings: ServingSettings) -> ServingSettings:
+def absolute_url(url: str) -> str:
+    """Make the path of a relative SQLite URL absolute; leave any other URL as it is."""
+    scheme, found, path = url.partition(":///")
+    if not found or not scheme.startswith("sqlite") or not path or path.startswith(("/", ":")):
+        return url
+    return f"{scheme}:///{Path(path).absolute()}"
+
+
+def _prepared(settings: ServingSettings) -> ServingSettings:
+    places: dict[str, Any] = {
+        name: Path(getattr(settings, name)).absolute()
+        for name in ("policy", "cache", "tokens_file", "session_file")
+        if getattr(settings, name) is not None
+    }
+    for name in ("database_url", "tracking_uri"):
+        if getattr(settings, name) is not None:
+            places[name] = absolute_url(getattr(settings, name))
+    settings = settings.model_copy(update=places)
     if settings.port == 0:
         return settings.model_copy(update={"port": free_port(settings.host)})
     with socket.socket() as probe:
@@ -112,7 +168,11 @@ def _start(
     settings: ServingSettings, environment: dict[str, str], output: Any = None
 ) -> subprocess.Popen[bytes]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
-    # The service itself does without what follows; it keeps BentoML from reporting its use.
+    # The service runs in another folder: what is relative to this one would be lost.
+    clean["MARIO_RUNS_DIR"] = str(Path(os.environ.get("MARIO_RUNS_DIR") or "runs").absolute())
+    for name in ("MARIO_DATABASE_URL", "MLFLOW_TRACKING_URI"):
+        if name in clean:
+            clean[name] = absolute_url(clean[name])
     return subprocess.Popen(
         [
             *(sys.executable, "-m", "bentoml", "serve", SERVICE, "--working-dir", str(ROOT)),

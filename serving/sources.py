@@ -6,11 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from pydantic import ValidationError
-
 from mario.errors import ServingError
 from mario.policy.artefact import MANIFEST_FILE, sha256_hex
-from mario.policy.manifest import PolicyManifest
 
 Role = Literal["champion", "challenger"]
 
@@ -22,14 +19,12 @@ class VersionRef:
     Attributes:
         model: registered model, such as ``mario-1-1``.
         version: the version's name in the registry.
-        digest: SHA-256 of its ``policy.onnx``, as the promotion ledger has it.
-        manifest_digest: SHA-256 of its ``policy.json``, where the source knows it.
+        digest: SHA-256 of its ``policy.json``, which is the policy's identity (docs/adr/0003).
     """
 
     model: str
     version: str
     digest: str
-    manifest_digest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -96,19 +91,13 @@ class FolderSource:
         if folder is None:
             return None
         try:
-            manifest = (folder / MANIFEST_FILE).read_bytes()
-            digest = PolicyManifest.model_validate_json(manifest).onnx_sha256
-        except ValidationError as error:
-            raise ServingError(
-                f"{folder / MANIFEST_FILE}: got a manifest that does not parse "
-                f"({error.error_count()} errors); expected a policy artefact; export it again"
-            ) from error
+            digest = sha256_hex((folder / MANIFEST_FILE).read_bytes())
         except OSError as error:
             raise ServingError(
                 f"{folder / MANIFEST_FILE}: got no readable file ({error.strerror}); expected a "
                 "policy artefact; correct the folder or the link"
             ) from error
-        return VersionRef(self._model, folder.name, digest, sha256_hex(manifest))
+        return VersionRef(self._model, folder.name, digest)
 
     def fetch(self, ref: VersionRef) -> Path:
         """See :class:`PolicySource`."""

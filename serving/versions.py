@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mario.errors import ArtefactError, MarioError
-from mario.policy.artefact import MANIFEST_FILE, ONNX_FILE, load_artefact
+from mario.policy.artefact import load_artefact
 from mario.policy.manifest import OBSERVATION_SHAPE
 from mario.policy.onnx import OnnxPolicy
 from serving.refusal import Refusal
@@ -48,15 +48,11 @@ def load_version(source: PolicySource, ref: VersionRef, *, threads: int) -> Load
         MarioError: whatever is wrong with it.
     """
     artefact = load_artefact(source.fetch(ref))
-    for got, expected, file in (
-        (artefact.manifest.onnx_sha256, ref.digest, ONNX_FILE),
-        (artefact.digest, ref.manifest_digest or artefact.digest, MANIFEST_FILE),
-    ):
-        if got != expected:
-            raise ArtefactError(
-                f"{ref.model} version {ref.version}: got a {file} with digest {got}; expected "
-                f"{expected}; it is half downloaded or was replaced, register the version again"
-            )
+    if artefact.digest != ref.digest:
+        raise ArtefactError(
+            f"{ref.model} version {ref.version}: got an artefact with digest {artefact.digest}; "
+            f"expected {ref.digest}; it is half downloaded or was replaced, register it again"
+        )
     policy = OnnxPolicy(artefact, threads=threads)
     policy.check_golden()
     for size in _WARM_UP_SIZES:

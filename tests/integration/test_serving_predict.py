@@ -49,7 +49,7 @@ def test_json_raw_and_bytes_give_what_the_policy_gives(
         assert answer.status_code == 200, answer.text
         document = answer.json()
         assert document["version"] == "v1"
-        assert document["digest"] == policy.artefact.manifest.onnx_sha256
+        assert document["digest"] == policy.artefact.digest
         assert 0 < document["latency_seconds"] < 30
         assert len(document["predictions"]) == 3
         for row, prediction in enumerate(document["predictions"]):
@@ -65,7 +65,7 @@ def test_json_raw_and_bytes_give_what_the_policy_gives(
         content=observations.tobytes(),
         headers=BYTES | {"accept": "application/octet-stream"},
     )
-    assert answer.headers["x-mario-digest"] == policy.artefact.manifest.onnx_sha256
+    assert answer.headers["x-mario-digest"] == policy.artefact.digest
     rows = np.frombuffer(answer.content, dtype="<f4").reshape(3, -1)
     np.testing.assert_array_equal(rows[:, 0].copy().view("<i4"), probabilities.argmax(1))
     np.testing.assert_array_equal(rows[:, 2], values)
@@ -189,7 +189,7 @@ def test_health_and_metrics(client: httpx.Client, policy: OnnxPolicy) -> None:
     assert 'mario_serving_errors_total{endpoint="/predict",reason="observations"}' in page
     assert 'mario_serving_request_seconds_bucket{endpoint="/predict/raw",le="0.0001"}' in page
     assert 'mario_serving_batch_observations_bucket{le="2.0",role="champion"}' in page
-    assert f'digest="{policy.artefact.manifest.onnx_sha256}"' in page
+    assert f'digest="{policy.artefact.digest}"' in page
     assert 'mario_serving_swaps_total{result="swapped",role="champion"} 1.0' in page
 
 
@@ -197,9 +197,9 @@ def test_the_service_needs_nothing_that_trains(policy: OnnxPolicy) -> None:
     code = (
         "import sys\n"
         "for name in ('torch', 'stable_baselines3', 'gymnasium', 'mario.training',\n"
-        "             'mario.evaluation', 'mario.imitation', 'mario.jobs'):\n"
+        "             'mario.imitation', 'mario.jobs', 'mario.policy.sb3', 'flows'):\n"
         "    sys.modules[name] = None\n"
-        "import serving.service, serving.launcher\n"
+        "import serving.service, serving.launcher, serving.registry_source\n"
         "async def inner(scope, receive, send): ...\n"
         "serving.service.service.to_asgi()\n"
         "print('assembled')\n"
