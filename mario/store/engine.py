@@ -172,6 +172,11 @@ def translated(url: str | sa.URL) -> Iterator[None]:
         yield
     except sa_exc.DBAPIError as error:
         raise explain(error, url) from error
+    except sa_exc.StatementError as error:
+        # The value never reached the driver: its column's type refused it.
+        raise StoreConstraintError(
+            f"the database {redact(url)} cannot hold a row: {error.orig}"
+        ) from error
     except sa_exc.TimeoutError as error:
         raise StoreUnavailableError(
             f"no free connection to {redact(url)}; expected one within 30 s; "

@@ -73,7 +73,7 @@ def write_training_rows(engine: sa.Engine, rows: Iterable[TrainingRow]) -> None:
 
 def _values(row: Any) -> dict[str, Any]:
     kind = type(row)
-    values = {name: getattr(row, name) for name in _FIELDS[kind]}
+    values = {name: _plain(getattr(row, name)) for name in _FIELDS[kind]}
     for name in _JSON_FIELDS.get(kind, ()):
         values[name] = encode_json(values[name])
     if kind is EpisodeRow:
@@ -81,6 +81,11 @@ def _values(row: Any) -> dict[str, Any]:
         values["flag"] = bool(values["flag"])
         values["dying"] = bool(values["dying"])
     return values
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's numbers as Python's: the drivers take no others."""
+    return value.item() if hasattr(value, "item") else value
 
 
 def upsert(

@@ -1,0 +1,197 @@
+"""The store's writer: training rows go through a journal, in batches, from its own thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Self
+
+import sqlalchemy as sa
+
+from mario.errors import StoreError
+from mario.journal import (
+    DeliveryRefusedError,
+    DeliveryUnavailableError,
+    JournaledWriter,
+    Record,
+    WriterReport,
+    pending_journals,
+)
+from mario.store.engine import StoreConstraintError, encode_json, make_engine
+from mario.store.records import (
+    CheckpointRow,
+    EpisodeRow,
+    HealthChangeRow,
+    HealthSampleRow,
+    HeartbeatRow,
+    RunEndRow,
+    TrainingRow,
+)
+from mario.store.write import write_training_rows
+
+JOURNAL_FOLDER = "journal"
+_KINDS: dict[str, type] = {
+    kind.__name__: kind
+    for kind in (
+        EpisodeRow,
+        HealthSampleRow,
+        HealthChangeRow,
+        CheckpointRow,
+        RunEndRow,
+        HeartbeatRow,
+    )
+}
+_FIELDS = {kind: tuple(item.name for item in fields(kind)) for kind in _KINDS.values()}
+_MOMENTS = ("at", "ended_at")
+
+
+def to_record(row: TrainingRow) -> Record:
+    """A training row as JSON types, for the journal."""
+    kind = type(row)
+    record: Record = {"kind": kind.__name__}
+    for name in _FIELDS[kind]:
+        value: Any = getattr(row, name)
+        if isinstance(value, datetime):
+            value = value.isoformat()
+        elif not isinstance(value, str | int | float | None):
+            value = encode_json(value)
+        record[name] = value
+    return record
+
+
+def from_record(record: Record) -> TrainingRow:
+    """The training row of a journal record.
+
+    Raises:
+        DeliveryRefusedError: if it is none; a newer version may have written it.
+    """
+    values = dict(record)
+    kind = _KINDS.get(str(values.pop("kind", None)))
+    if kind is None:
+        raise DeliveryRefusedError(f"got a record of kind {record.get('kind')!r}")
+    try:
+        for name in _MOMENTS:
+            if name in values:
+                values[name] = datetime.fromisoformat(values[name])
+        if kind is HealthChangeRow:
+            values["reasons"] = tuple(values["reasons"])
+        row: TrainingRow = kind(**values)
+    except (TypeError, ValueError, KeyError) as error:
+        raise DeliveryRefusedError(f"got a {kind.__name__} that cannot be read: {error}") from error
+    return row
+
+
+class StoreWriter:
+    """Writes a run's rows to the store without ever making training wait.
+
+    Args:
+        url: database URL; it need not answer now.
+        folder: the run's folder; the journal is ``folder/journal``.
+        batch_bytes: journal bytes in one transaction (an episode takes about 450).
+        flush_seconds: how long rows may wait to become a batch.
+
+    Raises:
+        StoreError: if the journal cannot be opened, or the URL is none.
+
+    Example:
+        >>> with StoreWriter(url, run_dir) as writer:  # doctest: +SKIP
+        ...     writer.put([episode])
+        ...     writer.sync()  # before a checkpoint
+    """
+
+    def __init__(
+        self,
+        url: str,
+        folder: Path | str,
+        *,
+        batch_bytes: int = 1 << 20,
+        flush_seconds: float = 0.5,
+    ) -> None:
+        self._engine = make_engine(url)
+        self._writer = JournaledWriter(
+            Path(folder) / JOURNAL_FOLDER,
+            _deliver_to(self._engine),
+            name="store",
+            batch_bytes=batch_bytes,
+            flush_seconds=flush_seconds,
+        )
+
+    def put(self, rows: Sequence[TrainingRow]) -> None:
+        """Take rows; returns at once, raises nothing, survives the process's death."""
+        self._writer.put([to_record(row) for row in rows])
+
+    def sync(self) -> None:
+        """Make the rows put so far durable; call it before a checkpoint that builds on them."""
+        self._writer.sync()
+
+    def flush(self, timeout_seconds: float = 10.0) -> bool:
+        """Wait until the rows put so far are in the database; False if that takes too long."""
+        return self._writer.flush(timeout_seconds)
+
+    def close(self, timeout_seconds: float = 8.0) -> WriterReport:
+        """Write what can be written in time; the rest stays in the journal for the next start."""
+        report = self._writer.close(timeout_seconds)
+        self._engine.dispose()
+        return report
+
+    def report(self) -> WriterReport:
+        """Counts so far."""
+        return self._writer.report()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _deliver_to(engine: sa.Engine) -> Callable[[Sequence[Record]], None]:
+    def deliver(records: Sequence[Record]) -> None:
+        try:
+            write_training_rows(engine, [from_record(record) for record in records])
+        except StoreConstraintError as error:
+            raise DeliveryRefusedError(str(error)) from error
+        except StoreError as error:
+            # Also a database that was not upgraded yet: nothing is lost by waiting.
+            raise DeliveryUnavailableError(str(error)) from error
+
+    return deliver
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What became of one journal that an earlier process left."""
+
+    folder: Path
+    report: WriterReport | None
+    busy: bool
+
+
+def replay_journals(
+    url: str, runs_dir: Path | str, *, timeout_seconds: float = 60.0
+) -> list[Replay]:
+    """Deliver what killed processes left in the store's journals under a runs folder.
+
+    Args:
+        url: database URL.
+        runs_dir: folder of the runs' folders.
+        timeout_seconds: patience for each journal.
+
+    Returns:
+        One entry for each journal that held something; ``busy`` ones belong to a living process.
+    """
+    return list(_replay(url, Path(runs_dir), timeout_seconds))
+
+
+def _replay(url: str, runs_dir: Path, timeout_seconds: float) -> Iterator[Replay]:
+    for folder in pending_journals(runs_dir):
+        if folder.name != JOURNAL_FOLDER:
+            continue
+        try:
+            writer = StoreWriter(url, folder.parent, flush_seconds=0.0)
+        except StoreError:
+            yield Replay(folder=folder, report=None, busy=True)
+            continue
+        yield Replay(folder=folder, report=writer.close(timeout_seconds), busy=False)
