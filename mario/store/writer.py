@@ -50,7 +50,7 @@ _MOMENTS = ("at", "ended_at")
 def to_record(row: TrainingRow) -> Record:
     """A training row as JSON types, for the journal."""
     kind = type(row)
-    record: Record = {"kind": kind.__name__}
+    record: Record = {"row": kind.__name__}
     for name in _FIELDS[kind]:
         value: Any = getattr(row, name)
         if isinstance(value, datetime):
@@ -68,9 +68,9 @@ def from_record(record: Record) -> TrainingRow:
         DeliveryRefusedError: if it is none; a newer version may have written it.
     """
     values = dict(record)
-    kind = _KINDS.get(str(values.pop("kind", None)))
+    kind = _KINDS.get(str(values.pop("row", None)))
     if kind is None:
-        raise DeliveryRefusedError(f"got a record of kind {record.get('kind')!r}")
+        raise DeliveryRefusedError(f"got a record of type {record.get('row')!r}")
     try:
         for name in _MOMENTS:
             if name in values:
