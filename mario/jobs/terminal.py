@@ -1,0 +1,86 @@
+"""What a person watches while a policy trains: one live line, and one line for each selection."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console as TerminalConsole
+from rich.progress import BarColumn, Progress as Bar, TaskProgressColumn, TextColumn
+
+from mario.config import ExperimentConfig
+from mario.training.sinks import Progress, SelectionDone
+
+#: Where nobody watches live (a log file), one line about every so many shares of the run.
+_LOG_SHARE = 0.1
+
+
+class TrainingDisplay:
+    """A live progress bar on a terminal; a line now and then in a log."""
+
+    def __init__(self, config: ExperimentConfig, console: TerminalConsole | None = None) -> None:
+        """Prepare the bar for an experiment."""
+        self._console = console or TerminalConsole()
+        self._live = self._console.is_terminal
+        self._total = config.total_steps
+        self._next_log = 0.0
+        self._bar = Bar(
+            TextColumn(f"training {config.name}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            console=self._console,
+            transient=False,
+        )
+        self._task = self._bar.add_task("train", total=self._total, numbers="")
+
+    def __enter__(self) -> Self:
+        """Show the bar."""
+        if self._live:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Leave the bar as it was last."""
+        if self._live:
+            self._bar.stop()
+
+    def progress(self, progress: Progress) -> None:
+        """Show rate, mean furthest x, health and time left."""
+        far = progress.mean_furthest_px
+        left = progress.seconds_left
+        numbers = ", ".join(
+            [
+                f"{progress.steps_per_second:,.0f} steps/s",
+                f"mean furthest x {far:.0f} px" if far is not None else "no episode yet",
+                *([] if progress.state in ("healthy", "warming") else [progress.state]),
+                f"{_minutes(left)} left" if left is not None else "",
+            ]
+        )
+        if self._live:
+            self._bar.update(self._task, completed=progress.total_steps, numbers=numbers)
+            return
+        share = progress.total_steps / self._total
+        if share >= self._next_log or progress.total_steps >= self._total:
+            self._next_log = share + _LOG_SHARE
+            self._console.print(f"{share:4.0%} {numbers}", highlight=False)
+
+    def selection(self, selection: SelectionDone) -> None:
+        """Say what the policy was worth on selection seeds."""
+        details = selection.details
+        self._console.print(
+            f"selection at {selection.total_steps:,} steps: score {selection.score:.3f}, "
+            f"furthest x {details.get('mean_furthest_px', 0):.0f} px, "
+            f"cleared {details.get('clear_rate', 0):.0%} of {details.get('units', 0):.0f} units"
+            + (" (best so far)" if selection.is_best else ""),
+            highlight=False,
+        )
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds // 60)}:{int(seconds % 60):02d}"

@@ -1,0 +1,388 @@
+"""Train: one run, recorded everywhere, ending with an artefact ready to be registered."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+
+from mario.config import ExperimentConfig, load_config
+from mario.errors import StoreError, TrainingError
+from mario.evaluation.protocol import play_units
+from mario.evaluation.seeds import schedule
+from mario.game.batch import BatchStep
+from mario.game.console import UInt8Array
+from mario.jobs.provenance import git_commit, git_diff, hardware, library_versions
+from mario.jobs.register import ARTEFACT_FOLDER
+from mario.jobs.runtime import Runtime
+from mario.jobs.sinks import PrometheusSink, StoreSink
+from mario.jobs.tracking_sinks import MlflowSink, TensorBoardSink, WandbSink
+from mario.policy.policy import Policy
+from mario.policy.sb3 import export_artefact
+from mario.registry import model_name
+from mario.store.records import NewRun, Run
+from mario.store.store import ExperimentStore
+from mario.store.writer import StoreWriter, replay_journals
+from mario.tracking import ensure_experiment, prepare_tracking, tracking_client
+from mario.training.sinks import BaseSink, Progress, SelectionDone, Status, TrainingSink
+from mario.training.trainer import (
+    CONFIG_FILE,
+    SelectionScore,
+    TrainingResult,
+    load_trained,
+    train,
+)
+
+log = logging.getLogger(__name__)
+
+#: Real observations the export is compared on, and the statistics for drift are taken from.
+_EXPORT_OBSERVATIONS = 512
+_EXIT_CODES: dict[Status, int] = {"finished": 0, "interrupted": 130, "collapsed": 3, "diverged": 3}
+
+OnProgress = Callable[[Progress], None]
+OnSelection = Callable[[SelectionDone], None]
+
+
+@dataclass(frozen=True)
+class TrainOutcome:
+    """How a run ended, and what it left.
+
+    Attributes:
+        run_id: its id in the store.
+        run_dir: its folder.
+        result: what the trainer says.
+        artefact: the exported policy's folder; None where the run was interrupted.
+    """
+
+    run_id: str
+    run_dir: Path
+    result: TrainingResult
+    artefact: Path | None
+
+    @property
+    def exit_code(self) -> int:
+        """0 finished, 3 collapsed or diverged, 130 interrupted."""
+        return _EXIT_CODES[self.result.status]
+
+
+def train_run(
+    config: ExperimentConfig,
+    runtime: Runtime,
+    *,
+    resume: str | None = None,
+    stop: threading.Event | None = None,
+    on_progress: OnProgress | None = None,
+    on_selection: OnSelection | None = None,
+) -> TrainOutcome:
+    """Train an experiment from the start, or go on with a run.
+
+    Args:
+        config: the experiment; when resuming it must be the run's own.
+        runtime: where store, tracking and folders are.
+        resume: id of the run to go on with.
+        stop: set to end cleanly with a checkpoint.
+        on_progress: called after each update.
+        on_selection: called after each judgement on selection seeds.
+
+    Raises:
+        TrainingError, CheckpointError: it cannot start or go on.
+        StoreError, RegistryError: store or tracking cannot be reached at the start.
+    """
+    stop = stop or threading.Event()
+    with ExperimentStore.open(runtime.database_url) as store:
+        replay_journals(runtime.database_url, runtime.runs_dir, timeout_seconds=10.0)
+        run = _begin(config, runtime, store, resume)
+    run_dir = runtime.run_dir(run.id)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    result = train(
+        config,
+        run_dir,
+        sinks=_sinks(config, runtime, run, run_dir, on_selection),
+        resume=resume is not None,
+        stop=stop,
+        progress=on_progress,
+        select=_selector(config, stop),
+    )
+    artefact = None
+    if result.status != "interrupted":
+        artefact = _export(config, run_dir, result)
+    return TrainOutcome(run.id, run_dir, result, artefact)
+
+
+def _begin(
+    config: ExperimentConfig, runtime: Runtime, store: ExperimentStore, resume: str | None
+) -> Run:
+    """Enter the run, or its next attempt, into the store and into MLflow."""
+    if resume is not None:
+        known = store.runs.get(resume)
+        if not (runtime.run_dir(resume) / CONFIG_FILE).is_file():
+            raise TrainingError(
+                f"run {resume} ({known.status}) has no folder {runtime.run_dir(resume)}; expected "
+                "the one it was trained in; set MARIO_RUNS_DIR to where it is"
+            )
+        run = store.runs.resume(resume, start_steps=0)
+    else:
+        run = store.runs.start(
+            NewRun(
+                name=config.name,
+                task=config.task,
+                algorithm=config.algorithm.name,
+                config=config.model_dump(mode="json"),
+                config_hash=config.content_hash(),
+                git_commit=git_commit(),
+                git_diff=git_diff(),
+                library_versions=library_versions(),
+                hardware=hardware(),
+            )
+        )
+    if config.sinks.mlflow and run.mlflow_run_id is None:
+        store.runs.set_mlflow_run(run.id, _mlflow_run(config, runtime, run))
+        run = store.runs.get(run.id)
+    return run
+
+
+def _mlflow_run(config: ExperimentConfig, runtime: Runtime, run: Run) -> str:
+    """Make the MLflow run with its parameters, tags and the configuration as an artefact."""
+    prepare_tracking(runtime.tracking_uri, runtime.artifact_dir)
+    client = tracking_client(runtime.tracking_uri)
+    experiment = ensure_experiment(client, model_name(config.task), runtime.artifact_dir)
+    tags = {
+        "mario.run_id": run.id,
+        "mario.config_hash": run.config_hash,
+        "mario.git_commit": run.git_commit or "",
+        "mlflow.source.name": config.name,
+    }
+    made = client.create_run(experiment, tags=tags, run_name=run.id)
+    for name, value in run.config.items():
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                client.log_param(made.info.run_id, f"{name}.{key}", str(inner)[:500])
+        else:
+            client.log_param(made.info.run_id, name, str(value)[:500])
+    client.log_text(made.info.run_id, config.to_yaml(), "config.yaml")
+    return str(made.info.run_id)
+
+
+class _SelectionListener(BaseSink):
+    """Hands selections on to a callback."""
+
+    def __init__(self, callback: OnSelection) -> None:
+        self._callback = callback
+
+    def on_selection(self, selection: SelectionDone) -> None:
+        """Hand it on."""
+        self._callback(selection)
+
+
+def _sinks(
+    config: ExperimentConfig,
+    runtime: Runtime,
+    run: Run,
+    run_dir: Path,
+    on_selection: OnSelection | None,
+) -> list[TrainingSink]:
+    """The sinks that the configuration asks for; one that cannot be made is left out, loudly."""
+    attempt = run.attempts[-1].attempt
+    sinks: list[TrainingSink] = [
+        StoreSink(
+            StoreWriter(runtime.database_url, run_dir), run.id, attempt, runtime.runs_dir
+        )
+    ]
+    wanted: list[tuple[str, Callable[[], TrainingSink]]] = []
+    if config.sinks.mlflow and run.mlflow_run_id is not None:
+        mlflow_run = run.mlflow_run_id
+        wanted.append(("MLflow", lambda: MlflowSink(runtime.tracking_uri, mlflow_run, run_dir)))
+    if config.sinks.prometheus:
+        wanted.append(("Prometheus", lambda: _prometheus_sink(run.id)))
+    if config.sinks.tensorboard:
+        wanted.append(("TensorBoard", lambda: TensorBoardSink(run_dir / "tensorboard")))
+    if config.sinks.wandb != "off":
+        mode = config.sinks.wandb
+        wanted.append(("Weights & Biases", lambda: WandbSink(run.id, run_dir, mode)))
+    for name, make in wanted:
+        try:
+            sinks.append(make())
+        except Exception as error:  # no recorder may keep a run from training
+            log.warning("%s is left out: %s: %s", name, type(error).__name__, error)
+    if on_selection is not None:
+        sinks.append(_SelectionListener(on_selection))
+    return sinks
+
+
+def _prometheus_sink(run_id: str) -> PrometheusSink:
+    """The metrics page where MARIO_METRICS_HOST, _PORT and _TARGETS say (default: free port)."""
+    targets = os.environ.get("MARIO_METRICS_TARGETS")
+    return PrometheusSink(
+        run_id,
+        host=os.environ.get("MARIO_METRICS_HOST", "127.0.0.1"),
+        port=int(os.environ.get("MARIO_METRICS_PORT", "0")),
+        targets=Path(targets) if targets else None,
+    )
+
+
+def _selector(
+    config: ExperimentConfig, stop: threading.Event
+) -> Callable[[Policy], SelectionScore | None] | None:
+    """Judge policies on selection seeds under mario-eval-v1; never on confirmation seeds."""
+    levels = config.level_names
+    count = config.selection.units
+    if count == 0:
+        return None
+    units = [
+        unit.key
+        for block in schedule(levels, "selection", units=max(count, len(levels)))
+        for unit in block
+    ]
+
+    def select(policy: Policy) -> SelectionScore | None:
+        records = []
+        for record in play_units(
+            policy,
+            units,
+            policy_digest="under training",
+            environments=min(config.evaluation.environments, len(units)),
+            console=config.game.console,
+        ):
+            records.append(record)
+            if stop.is_set():
+                return None
+        return SelectionScore(
+            float(np.mean([record.episode_score for record in records])),
+            {
+                "mean_furthest_px": float(np.mean([r.furthest_px for r in records])),
+                "clear_rate": float(np.mean([r.cleared for r in records])),
+                "units": float(len(records)),
+            },
+        )
+
+    return select
+
+
+def _export(config: ExperimentConfig, run_dir: Path, result: TrainingResult) -> Path | None:
+    """Write the artefact of the best checkpoint (the last, where there was no selection)."""
+    chosen = result.best.path if result.best is not None else result.last
+    if chosen is None:
+        return None
+    model = load_trained(config, chosen)
+    folder = run_dir / ARTEFACT_FOLDER
+    export_artefact(
+        model,
+        folder,
+        config,
+        observations=_observations(config, model),
+        git_commit=git_commit(),
+        overwrite=True,
+    )
+    return folder
+
+
+def _observations(config: ExperimentConfig, model: Any) -> UInt8Array:
+    """Real observations of the game under the protocol, spread over a few episodes."""
+    from mario.policy.sb3 import TorchPolicy, action_specs
+
+    policy = TorchPolicy(
+        model, action_specs(config.game.actions), config.game.frame_skip, "sample"
+    )
+    seen: list[UInt8Array] = []
+    units = [u.key for block in schedule(config.level_names, "selection", units=max(
+        8, len(config.level_names))) for u in block]  # fmt: skip
+
+    def keep(observations: UInt8Array, step: BatchStep) -> None:
+        seen.extend(observations[step.active])
+
+    for _ in play_units(
+        policy,
+        units,
+        policy_digest="under training",
+        environments=4,
+        console=config.game.console,
+        on_step=keep,
+    ):
+        if len(seen) >= _EXPORT_OBSERVATIONS:
+            break
+    chosen = np.linspace(0, len(seen) - 1, min(len(seen), _EXPORT_OBSERVATIONS)).astype(int)
+    return np.stack([seen[index] for index in chosen])
+
+
+@contextmanager
+def stopping_on_signals(stop: threading.Event) -> Iterator[None]:
+    """Let SIGTERM and Ctrl-C set `stop`; a second one ends the process as it always does.
+
+    Only the main thread can take signals; elsewhere this changes nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {
+        number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)
+    }
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        stop.set()
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else
+                      signal.default_int_handler)  # fmt: skip
+
+    for number in previous:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def config_of_run(run_id: str, runtime: Runtime) -> ExperimentConfig:
+    """The configuration that a run was started with.
+
+    Raises:
+        StoreError: there is no such run.
+    """
+    file = runtime.run_dir(run_id) / CONFIG_FILE
+    if not file.is_file():
+        raise StoreError(
+            f"got run {run_id!r}, which has no {file}; expected a run's id; the folder names "
+            f"under {runtime.runs_dir} are ids"
+        )
+    return load_config(file)
+
+
+def train_from_terminal(
+    config: ExperimentConfig | None, runtime: Runtime, *, resume: str | None = None
+) -> TrainOutcome:
+    """What `mario train` does: progress on the terminal, a clean end on Ctrl-C and SIGTERM."""
+    from mario.jobs.terminal import TrainingDisplay
+
+    chosen = config_of_run(resume, runtime) if resume is not None else config
+    assert chosen is not None, "the command line gives a configuration or a run"
+    stop = threading.Event()
+    with stopping_on_signals(stop), TrainingDisplay(chosen) as display:
+        outcome = train_run(
+            chosen,
+            runtime,
+            resume=resume,
+            stop=stop,
+            on_progress=display.progress,
+            on_selection=display.selection,
+        )
+    result = outcome.result
+    print(
+        f"{outcome.run_id}: {result.status}"
+        + (f" ({result.reason})" if result.reason else "")
+        + f", {result.total_steps:,} steps at {result.steps_per_second:,.0f} steps/s"
+    )
+    if result.status == "interrupted":
+        print(f"go on with: mario train --resume {outcome.run_id}")
+    elif outcome.artefact is not None:
+        print(f"policy in {outcome.artefact}; register with: mario register {outcome.run_id}")
+    sys.stdout.flush()
+    return outcome
