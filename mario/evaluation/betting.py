@@ -51,7 +51,7 @@ def _checked(differences: NDArray[np.floating] | list[float]) -> FloatArray:
     values = np.asarray(differences, dtype=np.float64)
     if values.size and not np.all(np.abs(values) <= 1 + _ROUNDING):
         raise EvaluationError(
-            f"got differences between {np.nanmin(values)} and {np.nanmax(values)}; expected every "
+            f"got differences between {values.min()} and {values.max()}; expected every "
             "one in [-1, 1]; use score, clear or progress, which lie in [0, 1]"
         )
     return np.clip(values, -1.0, 1.0)

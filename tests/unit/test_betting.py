@@ -1,0 +1,121 @@
+"""E-processes and confidence sequences: validity by simulation, and their algebra."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mario.errors import EvaluationError
+from mario.evaluation import betting
+from mario.evaluation.betting import EProcess, confidence_sequence, log_wealth, lower_bound
+
+
+def paired_clears(generator, trials, units, champion, challenger):
+    a = generator.random((trials, units)) < challenger
+    b = generator.random((trials, units)) < champion
+    return a.astype(float) - b
+
+
+def test_prior_is_a_distribution_over_fractions():
+    assert betting.PRIOR.sum() == pytest.approx(1)
+    assert ((betting.THETAS > 0) & (betting.THETAS < 1)).all()
+
+
+def test_wealth_is_the_mixture_of_products_computed_by_hand():
+    d = [0.5, -1.0, 0.25]
+    expected = sum(
+        w * math.prod(1 + t * (x - 0.1) / 1.1 for x in d)
+        for t, w in zip(betting.THETAS, betting.PRIOR, strict=True)
+    )
+    assert math.exp(log_wealth(d, 0.1)[-1]) == pytest.approx(expected, rel=1e-12)
+    process = EProcess(0.1)
+    process.update(d[:2])
+    assert process.update(d[2:]) == pytest.approx(math.log(expected), abs=1e-12)
+    assert process.p_value == 1.0
+
+
+def test_expected_wealth_under_the_null_is_exactly_one():
+    """Every path of 6 fair tosses, weighted: a martingale at mean 0, below 1 under it."""
+    for up, total in ((0.5, 1.0), (0.4, None)):
+        paths = np.array(np.meshgrid(*[[1.0, -1.0]] * 6)).reshape(6, -1).T
+        chance = np.where(paths > 0, up, 1 - up).prod(axis=1)
+        expected = float(chance @ np.exp(log_wealth(paths)[:, -1]))
+        assert expected == pytest.approx(1.0, abs=1e-12) if total else expected < 1
+
+
+def test_blocks_of_unlike_levels_keep_expected_wealth_below_one():
+    """Levels with means +.4 and -.4 average to 0: exact expectation over a block is below 1."""
+    outcomes = np.array([[a, b] for a in (1.0, -1.0) for b in (1.0, -1.0)])
+    chance = np.where(outcomes[:, 0] > 0, 0.7, 0.3) * np.where(outcomes[:, 1] > 0, 0.3, 0.7)
+    assert float(chance @ np.exp(log_wealth(outcomes)[:, -1])) < 1
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.5, 0.85])
+def test_equal_policies_cross_the_boundary_in_at_most_alpha_of_streams(rate):
+    d = paired_clears(np.random.default_rng(5), 2000, 300, rate, rate)
+    crossed = (log_wealth(d) >= math.log(20)).any(axis=1).mean()
+    # Bound .05 plus four standard errors of 2,000 trials.
+    assert crossed <= 0.05 + 4 * math.sqrt(0.05 * 0.95 / 2000)
+
+
+def test_better_policies_are_found():
+    d = paired_clears(np.random.default_rng(6), 500, 400, 0.5, 0.7)
+    assert (log_wealth(d) >= math.log(20)).any(axis=1).mean() > 0.95
+
+
+def test_confidence_sequence_covers_at_all_times_together():
+    generator = np.random.default_rng(7)
+    misses = 0
+    for _ in range(300):
+        d = generator.beta(2, 5, 120) - generator.beta(2, 4, 120)
+        lower, upper = confidence_sequence(d, 0.025, points=101)
+        truth = 2 / 7 - 2 / 6
+        misses += bool((lower > truth).any() or (upper < truth).any())
+    assert misses / 300 <= 0.05
+
+
+bounded = st.lists(st.floats(-1, 1), min_size=1, max_size=60)
+
+
+@settings(max_examples=60, deadline=None)
+@given(bounded, st.randoms())
+def test_wealth_does_not_depend_on_the_order(values, random):
+    shuffled = values.copy()
+    random.shuffle(shuffled)
+    assert log_wealth(shuffled)[-1] == pytest.approx(log_wealth(values)[-1], abs=1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(bounded, st.floats(0.01, 0.4))
+def test_bound_is_where_the_test_stops_rejecting(values, alpha):
+    bound = lower_bound(values, alpha)
+    assert -1 <= bound <= np.mean(values) + 1e-9
+    if bound > -1:
+        assert log_wealth(values, min(bound + 1e-6, 0.999999))[-1] < -math.log(alpha)
+    assert lower_bound(values, alpha / 2) <= bound + 1e-12
+
+
+@settings(max_examples=30, deadline=None)
+@given(bounded)
+def test_sequence_narrows_and_ends_at_or_inside_the_bound(values):
+    lower, upper = confidence_sequence(values, 0.05)
+    assert (np.diff(lower) >= 0).all()
+    assert (np.diff(upper) <= 0).all()
+    assert lower[-1] >= lower_bound(values, 0.05)
+    mirrored = confidence_sequence([-v for v in values], 0.05)
+    np.testing.assert_allclose(mirrored[0], -upper, atol=1e-12)
+
+
+def test_nonsense_is_refused():
+    with pytest.raises(EvaluationError):
+        log_wealth([1.5])
+    with pytest.raises(EvaluationError):
+        log_wealth([float("nan")])
+    with pytest.raises(EvaluationError):
+        EProcess(1.0)
+    with pytest.raises(EvaluationError):
+        confidence_sequence([0.1, 0.2, 0.3], 0.05, block=2)
