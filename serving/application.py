@@ -42,6 +42,7 @@ class Route:
         handler: answers the request.
         public: whether it needs no token; such routes are not counted against the rate limit.
         max_body_bytes: largest body; None takes the settings' limit.
+        counted: a public route that an address may only use a few times a second.
     """
 
     method: str
@@ -49,6 +50,7 @@ class Route:
     handler: Handler
     public: bool = False
     max_body_bytes: int | None = None
+    counted: bool = False
 
 
 class Router:
@@ -128,6 +130,7 @@ class Application:
         self,
         settings: ServingSettings,
         instruments: Instruments,
+        doorkeeper: Doorkeeper,
         routes: list[Route],
         *,
         sockets: dict[str, SocketHandler] | None = None,
@@ -147,11 +150,12 @@ class Application:
         self._inner = inner
         self._on_startup = on_startup
         self._on_shutdown = on_shutdown
-        self.doorkeeper = Doorkeeper(settings)
+        self.doorkeeper = doorkeeper
         # Connections spread over the workers, so each gives a token its share of the rate.
         self._rate_limit = RateLimit(
             settings.rate_limit_per_second / settings.workers, settings.rate_limit_burst
         )
+        self._attempts = RateLimit(1, 10)
         self._in_flight = 0
         self._in_flight_gauge = instruments.get("in_flight_requests")
 
@@ -187,6 +191,8 @@ class Application:
             endpoint = route.path
             if not route.public:
                 self._admit(scope, request)
+            elif route.counted:
+                self._attempts.take(_peer(scope))
             request.body = await read_body(
                 receive,
                 request.headers,
@@ -224,9 +230,7 @@ class Application:
             )
 
     def _admit(self, scope: Scope, request: Request) -> None:
-        client = scope.get("client")
-        key = self.doorkeeper.check(request.headers, client[0] if client else "unknown")
-        self._rate_limit.take(key)
+        self._rate_limit.take(self.doorkeeper.check(request.headers, _peer(scope)))
         if self._in_flight > self._settings.max_in_flight:
             raise Refusal(
                 503,
@@ -250,9 +254,7 @@ class Application:
             await send({"type": "websocket.close", "code": 4404, "reason": "no such path"})
             return
         try:
-            client = scope.get("client")
-            key = self.doorkeeper.check(dict(scope["headers"]), client[0] if client else "unknown")
-            self._rate_limit.take(key)
+            self._rate_limit.take(self.doorkeeper.check(dict(scope["headers"]), _peer(scope)))
             await handler(scope, receive, send)
         except Refusal as refusal:
             self._instruments.get("errors_total", scope["path"], refusal.reason).inc()
@@ -263,6 +265,11 @@ class Application:
                     "reason": refusal.sentence[:120],
                 }
             )
+
+
+def _peer(scope: Scope) -> str:
+    client = scope.get("client")
+    return str(client[0]) if client else "unknown"
 
 
 async def _send_response(send: Send, response: Response, *, head: bool) -> None:

@@ -13,10 +13,13 @@ from serving.engine import Engine
 from serving.http import AsgiApp
 from serving.instruments import Instruments
 from serving.oip import OpenInference
+from serving.page import Page
+from serving.security import Doorkeeper
 from serving.session_endpoints import SessionEndpoints
 from serving.sessions import SessionTable
 from serving.settings import ServingSettings
 from serving.sources import FolderSource, PolicySource
+from serving.watch import Watch
 
 
 def open_source(settings: ServingSettings) -> PolicySource:
@@ -47,15 +50,19 @@ def assemble(settings: ServingSettings, inner: AsgiApp) -> Application:
         settings.max_sessions,
         settings.session_timeout_seconds,
     )
+    doorkeeper = Doorkeeper(settings)
     routes = [
         *Endpoints(engine, instruments).routes(),
         *SessionEndpoints(engine, table).routes(),
         *OpenInference(engine).routes(),
+        *Page(engine, doorkeeper).routes(),
     ]
     return Application(
         settings,
         instruments,
+        doorkeeper,
         routes,
+        sockets={"/watch": Watch(engine, settings.max_watchers, settings.console)},
         inner=inner,
         on_startup=engine.start,
         on_shutdown=engine.stop,
