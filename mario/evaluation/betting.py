@@ -38,11 +38,12 @@ from mario.errors import EvaluationError
 
 FloatArray = NDArray[np.float64]
 
-# The grid and its prior are part of mario-gate-v1. For a clear-rate difference of .1 to .3 the
-# best theta is .3 to .6; for small scores with little spread it is the greatest there is.
+# The grid and its priors are part of mario-gate-v1. For a difference of clear rates of .1 to .3 the
+# best theta is .3 to .6. Graded metrics (score, progress) also need the greatest theta there is:
+# while nobody clears, differences are small and alike, and the best bet is the boldest.
 THETAS: Final[FloatArray] = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 0.99])
-PRIOR: Final[FloatArray] = np.array([0.05, 0.10, 0.15, 0.20, 0.15, 0.10, 0.10, 0.15])
-_LOG_PRIOR: Final[FloatArray] = np.log(PRIOR)
+PRIOR_CLEAR: Final[FloatArray] = np.array([0.05, 0.10, 0.20, 0.20, 0.20, 0.10, 0.10, 0.05])
+PRIOR_GRADED: Final[FloatArray] = np.array([0.03, 0.05, 0.10, 0.12, 0.15, 0.10, 0.10, 0.35])
 # Differences of scores are computed in floating point; this much outside [-1, 1] is rounding.
 _ROUNDING = 1e-9
 
@@ -73,22 +74,32 @@ def log_factors(differences: FloatArray, mean: float | FloatArray) -> FloatArray
     return np.asarray(np.log1p(THETAS.reshape(shape) * ratio), dtype=np.float64)
 
 
-def log_mixture(log_capitals: FloatArray) -> FloatArray:
-    """Log of the mixed capital from log capitals `(J, *S)`; returns `S`."""
+def prior_for(metric: str) -> FloatArray:
+    """Prior over THETAS for a metric: `clear` has its own, `score` and `progress` share one."""
+    return PRIOR_CLEAR if metric == "clear" else PRIOR_GRADED
+
+
+def log_mixture(log_capitals: FloatArray, prior: FloatArray) -> FloatArray:
+    """Log of the mixed capital from log capitals `(J, *S)` and a prior `(J,)`; returns `S`."""
     shape = (-1,) + (1,) * (log_capitals.ndim - 1)
-    weighted = log_capitals + _LOG_PRIOR.reshape(shape)
+    weighted = log_capitals + np.log(prior).reshape(shape)
     top = weighted.max(axis=0)
     return np.asarray(top + np.log(np.exp(weighted - top).sum(axis=0)), dtype=np.float64)
 
 
 def log_wealth(
-    differences: NDArray[np.floating] | list[float], mean: float = 0.0, axis: int = -1
+    differences: NDArray[np.floating] | list[float],
+    mean: float = 0.0,
+    *,
+    prior: FloatArray = PRIOR_CLEAR,
+    axis: int = -1,
 ) -> FloatArray:
     """Log capital over time against "mean at most `mean`".
 
     Args:
         differences: float `(…, n)` in [-1, 1], in order of play along `axis`.
         mean: the null value, in (-1, 1).
+        prior: over THETAS, float `(J,)`, sums to 1.
         axis: the axis of time.
 
     Returns:
@@ -99,7 +110,7 @@ def log_wealth(
         EvaluationError: a difference outside [-1, 1].
     """
     values = np.moveaxis(_checked(differences), axis, -1)
-    out = log_mixture(np.cumsum(log_factors(values, mean), axis=-1))
+    out = log_mixture(np.cumsum(log_factors(values, mean), axis=-1), prior)
     return np.moveaxis(out, -1, axis)
 
 
@@ -113,10 +124,11 @@ class EProcess:
         max_log_e: greatest log capital at any block's end, at least 0 (the start).
     """
 
-    def __init__(self, mean: float = 0.0) -> None:
+    def __init__(self, mean: float = 0.0, prior: FloatArray = PRIOR_CLEAR) -> None:
         if not -1.0 < mean < 1.0:
             raise EvaluationError(f"got null mean {mean}; expected it in (-1, 1)")
         self.mean = mean
+        self._prior = prior
         self.units = 0
         self.log_e = 0.0
         self.max_log_e = 0.0
@@ -128,7 +140,7 @@ class EProcess:
         # Sorted first, so that not even rounding depends on the order within a block.
         self._log_capitals += log_factors(np.sort(values), self.mean).sum(axis=-1)
         self.units += values.size
-        self.log_e = float(log_mixture(self._log_capitals))
+        self.log_e = float(log_mixture(self._log_capitals, self._prior))
         self.max_log_e = max(self.max_log_e, self.log_e)
         return self.log_e
 
@@ -139,13 +151,18 @@ class EProcess:
 
 
 def lower_bound(
-    differences: NDArray[np.floating] | list[float], alpha: float, iterations: int = 50
+    differences: NDArray[np.floating] | list[float],
+    alpha: float,
+    *,
+    prior: FloatArray = PRIOR_CLEAR,
+    iterations: int = 50,
 ) -> float:
     """Lower end of the confidence sequence after the last unit, at this time alone.
 
     Args:
         differences: float `(n,)` in [-1, 1].
         alpha: chance, in (0, 1), that the bound is ever above the mean.
+        prior: over THETAS, float `(J,)`, sums to 1.
         iterations: halvings of [-1, 1]; 50 gives 2e-15.
 
     Returns:
@@ -158,7 +175,7 @@ def lower_bound(
     low, high = -1.0, 1.0
     for _ in range(iterations):
         middle = 0.5 * (low + high)
-        capital = float(log_mixture(log_factors(values, middle).sum(axis=-1)))
+        capital = float(log_mixture(log_factors(values, middle).sum(axis=-1), prior))
         if capital >= threshold:
             low = middle
         else:
@@ -170,6 +187,7 @@ def confidence_sequence(
     differences: NDArray[np.floating] | list[float],
     alpha: float,
     *,
+    prior: FloatArray = PRIOR_CLEAR,
     block: int = 1,
     points: int = 401,
 ) -> tuple[FloatArray, FloatArray]:
@@ -183,6 +201,7 @@ def confidence_sequence(
     Args:
         differences: float `(n,)` in [-1, 1], n a multiple of `block`.
         alpha: error of each end, in (0, 0.5).
+        prior: over THETAS, float `(J,)`, sums to 1.
         block: units in a block, ≥ 1.
         points: grid points on [-1, 1].
 
@@ -201,17 +220,19 @@ def confidence_sequence(
         return np.empty(0), np.empty(0)
     # Sorted within blocks, so that not even rounding depends on the order there.
     values = np.sort(values.reshape(-1, block), axis=1).ravel()
-    lower = _running_lower(values, alpha, block, points)
-    upper = -_running_lower(-values, alpha, block, points)
+    lower = _running_lower(values, alpha, prior, block, points)
+    upper = -_running_lower(-values, alpha, prior, block, points)
     return lower, upper
 
 
-def _running_lower(values: FloatArray, alpha: float, block: int, points: int) -> FloatArray:
+def _running_lower(
+    values: FloatArray, alpha: float, prior: FloatArray, block: int, points: int
+) -> FloatArray:
     # The grid leaves out -1 itself, where the factor divides by 0.
     grid = np.linspace(-1.0, 1.0, points)[1:-1]
     totals = log_factors(values[None, :], grid[:, None]).cumsum(axis=-1)[..., block - 1 :: block]
-    rejected = np.maximum.accumulate(log_mixture(totals) >= -np.log(alpha), axis=-1)
+    rejected = np.maximum.accumulate(log_mixture(totals, prior) >= -np.log(alpha), axis=-1)
     count = rejected.cumprod(axis=0).sum(axis=0)  # rejected means, from the least upwards
     lower = np.concatenate(([-1.0], grid))[count]
-    lower[-1] = max(lower[-1], lower_bound(values, alpha))
+    lower[-1] = max(lower[-1], lower_bound(values, alpha, prior=prior))
     return np.asarray(lower, dtype=np.float64)

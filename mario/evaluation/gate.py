@@ -43,6 +43,7 @@ from mario.evaluation.betting import (
     FloatArray,
     confidence_sequence,
     lower_bound,
+    prior_for,
 )
 from mario.evaluation.guards import (
     action_distribution,
@@ -133,9 +134,10 @@ class SequentialGate:
                 f"{self.cap} units in whole blocks; expected at least "
                 f"{max(len(self.levels), bound_units, rule.min_units)}; raise max_units"
             )
-        self._better = EProcess(0.0)
+        prior = prior_for(rule.primary)
+        self._better = EProcess(0.0, prior)
         # "better by delta or more" is "mean of -d at most -delta".
-        self._futile = EProcess(-rule.smallest_effect)
+        self._futile = EProcess(-rule.smallest_effect, prior)
         self._bound_units = bound_units
         self._clears_seen: list[bool] = []
         needed = (
@@ -285,7 +287,9 @@ def decide(
     decision: Decision = "reject" if failed and test_decision == "promote" else test_decision
     source = generator or np.random.Generator(np.random.PCG64(_entropy(counted)))
     primary = differences[rule.primary]
-    lower, upper = confidence_sequence(primary, rule.alpha, block=len(task))
+    lower, upper = confidence_sequence(
+        primary, rule.alpha, prior=prior_for(rule.primary), block=len(task)
+    )
     return Verdict(
         decision=decision,
         reasons=_reasons(rule, reason, failed, primary, (float(lower[-1]), float(upper[-1]))),
@@ -300,7 +304,7 @@ def decide(
         p_value=math.exp(-gate.log_e_better_max),
         p_permutation=paired_permutation(primary, source),
         effects={
-            **{m: _effect(d, rule.alpha) for m, d in differences.items()},
+            **{m: _effect(d, rule.alpha, m) for m, d in differences.items()},
             rule.primary: Effect(
                 float(primary.mean()), float(lower[-1]), float(upper[-1]), rule.alpha
             ),
@@ -363,9 +367,11 @@ def _record_guards(
     ], level_results
 
 
-def _effect(differences: FloatArray, alpha: float) -> Effect:
+def _effect(differences: FloatArray, alpha: float, metric: str) -> Effect:
     """Effect in a metric that is not tested: ends at this time alone, valid at any time."""
-    lower, upper = lower_bound(differences, alpha), -lower_bound(-differences, alpha)
+    prior = prior_for(metric)
+    lower = lower_bound(differences, alpha, prior=prior)
+    upper = -lower_bound(-differences, alpha, prior=prior)
     return Effect(float(differences.mean()), lower, upper, alpha)
 
 

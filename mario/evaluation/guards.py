@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mario.errors import EvaluationError
-from mario.evaluation.betting import EProcess, lower_bound
+from mario.evaluation.betting import EProcess, lower_bound, prior_for
 from mario.evaluation.records import EpisodeRecord, PairedUnit
 from mario.evaluation.rule import GateRule
 from mario.evaluation.statistics import exact_lower_bound, holm
@@ -45,9 +45,10 @@ def level_non_inferiority(
         level: np.array([p.difference(rule.primary) for p in own])
         for level, own in by_level.items()
     }
+    prior = prior_for(rule.primary)
     p_values = []
     for level in levels:
-        process = EProcess(rule.level_margin)  # of -d: not worse is mean(-d) ≤ margin
+        process = EProcess(rule.level_margin, prior)  # of -d: not worse is mean(-d) ≤ margin
         for value in differences[level]:
             process.update([-value])
         p_values.append(process.p_value)
@@ -60,8 +61,8 @@ def level_non_inferiority(
                 level=level,
                 units=int(d.size),
                 mean=float(d.mean()) if d.size else 0.0,
-                lower=lower_bound(d, rule.level_alpha),
-                upper=-lower_bound(-d, rule.level_alpha),
+                lower=lower_bound(d, rule.level_alpha, prior=prior),
+                upper=-lower_bound(-d, rule.level_alpha, prior=prior),
                 p_worse=p_worse,
                 p_holm=float(p_holm),
                 challenger_clears=sum(p.challenger.cleared for p in own),

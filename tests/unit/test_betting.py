@@ -21,7 +21,9 @@ def paired_clears(generator, trials, units, champion, challenger):
 
 
 def test_prior_is_a_distribution_over_fractions():
-    assert betting.PRIOR.sum() == pytest.approx(1)
+    for metric in ("clear", "score", "progress"):
+        assert betting.prior_for(metric).sum() == pytest.approx(1)
+        assert len(betting.prior_for(metric)) == len(betting.THETAS)
     assert ((betting.THETAS > 0) & (betting.THETAS < 1)).all()
 
 
@@ -29,7 +31,7 @@ def test_wealth_is_the_mixture_of_products_computed_by_hand():
     d = [0.5, -1.0, 0.25]
     expected = sum(
         w * math.prod(1 + t * (x - 0.1) / 1.1 for x in d)
-        for t, w in zip(betting.THETAS, betting.PRIOR, strict=True)
+        for t, w in zip(betting.THETAS, betting.PRIOR_CLEAR, strict=True)
     )
     assert math.exp(log_wealth(d, 0.1)[-1]) == pytest.approx(expected, rel=1e-12)
     process = EProcess(0.1)
