@@ -21,25 +21,23 @@ from typing import TYPE_CHECKING
 
 from mario.errors import ArtefactError, RegistryError
 from mario.policy.artefact import MANIFEST_FILE, ONNX_FILE, Artefact, load_artefact
+from mario.registry_repair import Repair, repair
+from mario.registry_upload import upload_version
 from mario.store.records import Promotion, RegisteredVersion
 from mario.store.store import ExperimentStore
 from mario.tracking import (
-    ensure_experiment,
+    CHALLENGER,
+    CHAMPION,
+    TAG_DIGEST,
+    TAG_REGISTRATION,
+    TAG_STATE,
     prepare_tracking,
     tracking_client,
-    write_model_folder,
 )
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
-
-CHAMPION = "champion"
-CHALLENGER = "challenger"
-TAG_DIGEST = "mario.digest"
-TAG_ONNX = "mario.onnx_sha256"
-TAG_REGISTRATION = "mario.registration_id"
-TAG_STATE = "mario.state"
 
 _log = logging.getLogger(__name__)
 
@@ -78,15 +76,6 @@ class VersionSummary:
     run_id: str | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Repair:
-    """One thing that ``reconcile`` put right, or could not."""
-
-    model: str
-    what: str
-    done: bool = True
-
-
 class ModelRegistry:
     """Versions and aliases of one MLflow registry, under one store's ledger.
 
@@ -109,7 +98,8 @@ class ModelRegistry:
         return tracking_client(self.tracking_uri)
 
     @contextmanager
-    def _translated(self, doing: str) -> Iterator[None]:
+    def translated(self, doing: str) -> Iterator[None]:
+        """Turn MLflow's exceptions into one line: what could not be done, and where."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -161,11 +151,16 @@ class ModelRegistry:
         if row.state == "complete":
             return row
         prepare_tracking(self.tracking_uri, self._artifact_dir)
-        with self._translated(f"register {model}"):
-            found = self._find_registration(model, row.id)
+        with self.translated(f"register {model}"):
+            found = self.find_registration(model, row.id)
             if found is None:
-                found = self._upload(
-                    model, row, artefact, run.mlflow_run_id if run else None, tags or {}
+                found = upload_version(
+                    self.client,
+                    row,
+                    artefact,
+                    mlflow_run_id=run.mlflow_run_id if run else None,
+                    tags=tags or {},
+                    artifact_dir=self._artifact_dir,
                 )
             version = int(found.version)
             completed = self.store.versions.complete(
@@ -174,67 +169,12 @@ class ModelRegistry:
             self.client.set_model_version_tag(model, str(version), TAG_STATE, "complete")
         return completed
 
-    def _find_registration(self, model: str, registration_id: str) -> ModelVersion | None:
+    def find_registration(self, model: str, registration_id: str) -> ModelVersion | None:
+        """Find the MLflow version that a registration made, if it came that far."""
         found = self.client.search_model_versions(
             f"name='{model}' and tags.`{TAG_REGISTRATION}`='{registration_id}'"
         )
         return found[0] if found else None
-
-    def _upload(
-        self,
-        model: str,
-        row: RegisteredVersion,
-        artefact: Artefact,
-        mlflow_run_id: str | None,
-        tags: Mapping[str, str],
-    ) -> ModelVersion:
-        from mlflow.exceptions import MlflowException
-
-        client = self.client
-        manifest = artefact.manifest
-        lineage = {
-            TAG_DIGEST: artefact.digest,
-            TAG_ONNX: manifest.onnx_sha256,
-            TAG_REGISTRATION: row.id,
-            TAG_STATE: "pending",
-            "mario.task": manifest.task or model.removeprefix("mario-"),
-            "mario.config_hash": manifest.training_config_hash,
-            "mario.git_commit": manifest.git_commit,
-            "mario.frame_skip": str(manifest.frame_skip),
-            **({"mario.run_id": row.run_id} if row.run_id else {}),
-            **tags,
-        }
-        try:
-            client.create_registered_model(model, tags={"mario.system": "mario-mlops"})
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        own_run = mlflow_run_id is None
-        if mlflow_run_id is None:
-            mlflow_run_id = self._registration_run(model, row)
-        path = f"policies/{row.id}"
-        with tempfile.TemporaryDirectory(prefix="mario-register-") as temporary:
-            prepared = write_model_folder(artefact, Path(temporary) / "model")
-            client.log_artifacts(mlflow_run_id, str(prepared), path)
-        source = f"{client.get_run(mlflow_run_id).info.artifact_uri}/{path}"
-        version = client.create_model_version(
-            model,
-            source,
-            run_id=mlflow_run_id,
-            tags=lineage,
-            description=f"policy {artefact.digest[:12]}",
-        )
-        if own_run:
-            client.set_terminated(mlflow_run_id)
-        return version
-
-    def _registration_run(self, model: str, row: RegisteredVersion) -> str:
-        """The MLflow run that holds a version which comes from no tracked training run."""
-        experiment = ensure_experiment(self.client, model, self._artifact_dir)
-        run = self.client.create_run(
-            experiment, run_name=f"register {row.id}", tags={TAG_REGISTRATION: row.id}
-        )
-        return str(run.info.run_id)
 
     # -- reading ----------------------------------------------------------------------------
 
@@ -272,7 +212,7 @@ class ModelRegistry:
                 f"{model} v{number} is {'not registered' if row is None else row.state}; expected "
                 "a completely registered version; list them with `mario registry list`"
             )
-        with self._translated(f"find {model} v{number}"):
+        with self.translated(f"find {model} v{number}"):
             source = self.client.get_model_version_download_uri(model, str(number))
         return ResolvedVersion(
             model=model,
@@ -284,7 +224,7 @@ class ModelRegistry:
         )
 
     def _alias(self, model: str, alias: str) -> int:
-        found = self._aliases(model).get(alias)
+        found = self.aliases(model).get(alias)
         if found is None:
             raise RegistryError(
                 f"{model} has no {alias}; expected the alias on a version; register one with "
@@ -292,17 +232,18 @@ class ModelRegistry:
             )
         return found
 
-    def _aliases(self, model: str) -> dict[str, int]:
+    def aliases(self, model: str) -> dict[str, int]:
+        """Read the aliases of a model as MLflow has them; empty if it knows no such model."""
         from mlflow.exceptions import MlflowException
 
-        with self._translated(f"read the aliases of {model}"):
+        with self.translated(f"read the aliases of {model}"):
             try:
-                aliases = self.client.get_registered_model(model).aliases
+                found = self.client.get_registered_model(model).aliases
             except MlflowException as error:
                 if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                     return {}
                 raise
-        return {name: int(version) for name, version in aliases.items()}
+        return {name: int(version) for name, version in found.items()}
 
     def download(self, version: ResolvedVersion, folder: Path | str) -> Artefact:
         """Download a version's artefact, verify it, and put it in place whole.
@@ -368,7 +309,7 @@ class ModelRegistry:
         """Every version that the store or MLflow knows, pending ones included, by number."""
         champion = self.store.ledger.champion(model)
         aliases: dict[int, list[str]] = {}
-        for name, number in self._aliases(model).items():
+        for name, number in self.aliases(model).items():
             aliases.setdefault(number, []).append(name)
         found = [
             VersionSummary(
@@ -383,7 +324,7 @@ class ModelRegistry:
             for row in self.store.versions.list(model)
         ]
         known = {summary.version for summary in found}
-        with self._translated(f"list the versions of {model}"):
+        with self.translated(f"list the versions of {model}"):
             for entry in self.client.search_model_versions(f"name='{model}'"):
                 if int(entry.version) not in known:
                     found.append(
@@ -404,7 +345,7 @@ class ModelRegistry:
     def set_challenger(self, model: str, version: int) -> None:
         """Point the alias ``challenger`` at a completely registered version."""
         resolved = self.resolve(model, version)
-        with self._translated(f"set the challenger of {model}"):
+        with self.translated(f"set the challenger of {model}"):
             self.client.set_registered_model_alias(model, CHALLENGER, str(resolved.version))
 
     def promote(
@@ -475,7 +416,7 @@ class ModelRegistry:
         """Bring the alias in line with the ledger's newest row; a failure is only a warning."""
         newest = self.store.ledger.champion(promotion.model) or promotion
         try:
-            self._point_champion(newest)
+            self.point_champion(newest)
         except RegistryError as error:
             _log.warning(
                 "the ledger says %s v%s, but the alias could not follow (%s); it will with "
@@ -487,11 +428,12 @@ class ModelRegistry:
             return False
         return True
 
-    def _point_champion(self, promotion: Promotion) -> None:
+    def point_champion(self, promotion: Promotion) -> None:
+        """Move the alias to a promotion's version, and say there which promotion it was."""
         from mlflow.exceptions import MlflowException
 
         number = str(promotion.version)
-        with self._translated(f"move the champion of {promotion.model}"):
+        with self.translated(f"move the champion of {promotion.model}"):
             client = self.client
             client.set_registered_model_alias(promotion.model, CHAMPION, number)
             client.set_model_version_tag(
@@ -526,69 +468,7 @@ class ModelRegistry:
             What was done, and what needs a person (``done`` False).
         """
         prepare_tracking(self.tracking_uri, self._artifact_dir)
-        return (
-            *self._reconcile_registrations(model),
-            *self._reconcile_unknown(model),
-            *self._reconcile_alias(model),
-        )
-
-    def _reconcile_registrations(self, model: str) -> Iterator[Repair]:
-        for row in self.store.versions.list(model, state="pending"):
-            with self._translated(f"look for registration {row.id}"):
-                found = self._find_registration(model, row.id)
-            if found is None:
-                self.store.versions.mark_broken(row.id)
-                yield Repair(model=model, what=f"registration {row.id} never arrived: buried")
-                continue
-            self.store.versions.complete(
-                row.id,
-                version=int(found.version),
-                mlflow_run_id=found.run_id,
-                source=str(found.source),
-            )
-            with self._translated(f"complete v{found.version}"):
-                self.client.set_model_version_tag(model, found.version, TAG_STATE, "complete")
-            yield Repair(model=model, what=f"v{found.version} was half-registered: completed")
-
-    def _reconcile_unknown(self, model: str) -> Iterator[Repair]:
-        known = {row.version for row in self.store.versions.list(model)}
-        with self._translated(f"list the versions of {model}"):
-            entries = self.client.search_model_versions(f"name='{model}'")
-        for entry in entries:
-            if int(entry.version) not in known:
-                yield Repair(
-                    model=model,
-                    what=f"v{entry.version} is in MLflow but not in the store; it can be neither "
-                    "gated nor promoted: register its artefact with `mario register`",
-                    done=False,
-                )
-            elif entry.tags.get(TAG_STATE) == "pending":
-                with self._translated(f"tag v{entry.version}"):
-                    self.client.set_model_version_tag(model, entry.version, TAG_STATE, "complete")
-
-    def _reconcile_alias(self, model: str) -> Iterator[Repair]:
-        champion = self.store.ledger.champion(model)
-        alias = self._aliases(model).get(CHAMPION)
-        if champion is None:
-            if alias is not None:
-                with self._translated(f"remove the champion alias of {model}"):
-                    self.client.delete_registered_model_alias(model, CHAMPION)
-                yield Repair(
-                    model=model, what=f"alias champion on v{alias} had no ledger entry: removed"
-                )
-            return
-        if alias == champion.version:
-            return
-        try:
-            self._point_champion(champion)
-        except RegistryError as error:
-            yield Repair(model=model, what=f"alias champion cannot follow: {error}", done=False)
-            return
-        yield Repair(
-            model=model,
-            what=f"alias champion moved from {'nothing' if alias is None else f'v{alias}'} to "
-            f"v{champion.version}, as the ledger says",
-        )
+        return repair(self, model)
 
 
 def model_name(task: str) -> str:

@@ -23,6 +23,15 @@ from mario.policy.manifest import OBSERVATION_SHAPE
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
+CHAMPION = "champion"
+CHALLENGER = "challenger"
+TAG_DIGEST = "mario.digest"
+TAG_ONNX = "mario.onnx_sha256"
+TAG_REGISTRATION = "mario.registration_id"
+TAG_STATE = "mario.state"
+TAG_RUN = "mario.run_id"
+TAG_STATUS = "mario.status"
+
 # MLflow's defaults retry a dead server for minutes; a job says so within seconds instead.
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",

@@ -333,6 +333,8 @@ class RegisteredVersion(Base):
     mlflow_run_id: Mapped[str | None] = mapped_column(sa.String(64))
     source: Mapped[str | None] = mapped_column(sa.Text)
     state: Mapped[str] = mapped_column(sa.String(16))
+    host: Mapped[str | None] = mapped_column(sa.String(256))
+    pid: Mapped[int | None] = mapped_column(sa.BigInteger)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     completed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 

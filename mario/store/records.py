@@ -305,7 +305,10 @@ class Verdict(NewVerdict):
 
 @dataclass(frozen=True, kw_only=True)
 class RegisteredVersion:
-    """A version as the store knows it; ``version`` is None while it is ``pending``."""
+    """A version as the store knows it; ``version`` is None while it is ``pending``.
+
+    ``host`` and ``pid`` name the process that registers it, or that did last.
+    """
 
     id: str
     model: str
@@ -316,6 +319,8 @@ class RegisteredVersion:
     mlflow_run_id: str | None
     source: str | None
     state: VersionState
+    host: str | None
+    pid: int | None
     created_at: datetime
     completed_at: datetime | None
 

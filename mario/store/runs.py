@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +10,7 @@ import sqlalchemy as sa
 from mario.errors import StoreError
 from mario.store import models
 from mario.store.engine import encode_json, reading, redact, writing
+from mario.store.process import host_name, is_alive, process_id
 from mario.store.records import (
     Attempt,
     CheckpointKind,
@@ -124,7 +123,7 @@ class Runs:
                 .limit(1)
             ).one()
             if last.status == "running":
-                if last.pid != os.getpid() and is_alive(last.host, last.pid):
+                if last.pid != process_id() and is_alive(last.host, last.pid):
                     raise StoreError(
                         f"run {run_id} is being trained by process {last.pid} on this machine; "
                         "expected it ended; stop that process first, or start a new run"
@@ -151,8 +150,8 @@ class Runs:
             sa.insert(models.RunAttempt).values(
                 run_id=run_id,
                 attempt=attempt,
-                host=socket.gethostname(),
-                pid=os.getpid(),
+                host=host_name(),
+                pid=process_id(),
                 status="running",
                 start_steps=start_steps,
                 started_at=now,
@@ -327,16 +326,3 @@ class Runs:
             f"got the run {run_id!r}, which is not in {redact(self._engine.url)}; expected a "
             "stored run; list them with `mario store check`"
         )
-
-
-def is_alive(host: str, pid: int) -> bool:
-    """Whether a process of this machine is there; on another machine nobody can tell: False."""
-    if host != socket.gethostname() or pid <= 0:
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

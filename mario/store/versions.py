@@ -8,6 +8,7 @@ from mario.errors import RegistryError
 from mario.store import models
 from mario.store.engine import reading, writing
 from mario.store.ledger import lock_model
+from mario.store.process import host_name, process_id
 from mario.store.records import RegisteredVersion, VersionState, new_id, utc_now
 from mario.store.write import insert_into
 
@@ -41,18 +42,26 @@ class Versions:
         table = models.RegisteredVersion
         with writing(self._engine) as connection:
             lock_model(connection, model)
+            statement = insert_into(connection, table).values(
+                id=new_id("version"),
+                model=model,
+                registration_key=registration_key,
+                digest=digest,
+                run_id=run_id,
+                state="pending",
+                host=host_name(),
+                pid=process_id(),
+                created_at=utc_now(),
+            )
             connection.execute(
-                insert_into(connection, table)
-                .values(
-                    id=new_id("version"),
-                    model=model,
-                    registration_key=registration_key,
-                    digest=digest,
-                    run_id=run_id,
-                    state="pending",
-                    created_at=utc_now(),
+                statement.on_conflict_do_update(
+                    index_elements=["model", "registration_key"],
+                    # Whoever takes up a killed or buried registration owns it now.
+                    set_={"host": host_name(), "pid": process_id(), "state": "pending"},
+                    where=(table.state != "complete")
+                    & (table.version.is_(None))
+                    & (table.digest == digest),
                 )
-                .on_conflict_do_nothing(index_elements=["model", "registration_key"])
             )
         found = self._one(table.model == model, table.registration_key == registration_key)
         if found is None or found.digest != digest:
