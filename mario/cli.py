@@ -9,11 +9,15 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mario.errors import MarioError
+
+if TYPE_CHECKING:
+    from flows.pipeline import PipelineResult
+    from mario.jobs.runtime import Runtime
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -147,18 +151,110 @@ def pipeline(
     try_serving: Annotated[
         bool, typer.Option(help="Also start the service and ask it for one action.")
     ] = True,
+    require_promotion: Annotated[
+        bool, typer.Option(help="Exit with 4 where the gate keeps the champion.")
+    ] = False,
 ) -> None:
     """Train, register, evaluate, judge, promote and serve, as one Prefect flow in this process."""
-    from flows.pipeline import run_in_process
     from mario.config import load_config
     from mario.jobs.runtime import Runtime
 
-    code = run_in_process(
-        load_config(config, tuple(set_ or ())),
-        Runtime.from_environment(),
-        try_serving=try_serving,
+    loaded = load_config(config, tuple(set_ or ()))  # refused before Prefect is started
+    runtime = Runtime.from_environment()
+    _quiet_prefect(runtime)
+    from flows.pipeline import PipelineParameters
+    from flows.pipeline import pipeline as flow
+
+    result = flow(PipelineParameters(config=str(config), overrides=tuple(set_ or ())))
+    served = _ask_service_once(loaded.task, runtime) if try_serving else None
+    typer.echo(_closing_screen(loaded.task, runtime, result, served))
+    raise typer.Exit(0 if result.promoted or not require_promotion else 4)
+
+
+def _quiet_prefect(runtime: Runtime) -> None:
+    """Keep an embedded Prefect's files under runs/ and its log out of the way."""
+    if "PREFECT_API_URL" not in os.environ:
+        home = (runtime.runs_dir / "prefect").resolve()
+        home.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("PREFECT_HOME", str(home))
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+    # The default of 20 s is too short for a machine that is busy otherwise.
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
+
+
+def _ask_service_once(task: str, runtime: Runtime) -> str | None:
+    """Start the service on a free port, ask it for one action over HTTP, stop it.
+
+    Returns:
+        The answer in words; None while there is no champion to serve.
+    """
+    from mario.jobs.versions import champion_version
+
+    if champion_version(task, runtime) is None:
+        return None
+    import httpx
+    import numpy as np
+
+    from mario.game.console import open_console
+    from mario.game.observation import frame_from_rgb
+    from mario.game.stage import start_level
+    from serving.launcher import running
+    from serving.settings import ServingSettings
+
+    console = open_console()
+    start_level(console, task if task != "all" else "1-1")
+    observation = np.stack([frame_from_rgb(console.screen_rgb())] * 4)
+    settings = ServingSettings(
+        task=task,
+        port=0,
+        database_url=_absolute(runtime.database_url),
+        tracking_uri=_absolute(runtime.tracking_uri),
     )
-    raise typer.Exit(code)
+    with running(settings) as url:
+        answer = httpx.post(
+            f"{url}/predict/raw",
+            content=observation.tobytes(),
+            headers={"Content-Type": "application/octet-stream"},
+            timeout=30,
+        )
+        answer.raise_for_status()
+        body = answer.json()
+    action = body["predictions"][0]["action_name"]
+    return f"asked version {body['version']} over HTTP what to press at the start: {action}"
+
+
+def _absolute(url: str) -> str:
+    """Make the path of an embedded SQLite URL absolute: the service runs in another folder."""
+    prefix = "sqlite:///"
+    return prefix + str(Path(url.removeprefix(prefix)).resolve()) if url.startswith(prefix) else url
+
+
+def _closing_screen(
+    task: str, runtime: Runtime, result: PipelineResult, served: str | None
+) -> str:
+    """What happened, where each thing is, and the commands to go on."""
+    from mario.jobs.versions import champion_version
+
+    champion = champion_version(task, runtime)
+    lines = [
+        "",
+        *result.verdict,
+        f"champion of task {task}: "
+        + ("none yet" if champion is None else f"version {champion}")
+        + (" (promoted just now)" if result.promoted else ""),
+        served or "nothing to serve yet",
+        "",
+        f"summary   {result.summary}",
+        f"video     {result.video}",
+        f"store     {runtime.database_url}",
+        f"registry  {runtime.tracking_uri}",
+        "",
+        "go on with:",
+        "  mario serve                      the champion as an HTTP API, with a page to watch",
+        f"  mlflow ui --backend-store-uri {runtime.tracking_uri}",
+        "  prefect server start             schedules and a UI (docs/guides/flows.md)",
+    ]
+    return "\n".join(lines)
 
 
 @app.command()
@@ -282,12 +378,22 @@ def store_export(
     typer.echo(export(folder, Runtime.from_environment()))
 
 
+def _quiet_gym() -> None:
+    """Drop the notice that gym prints on import; nes-py and stable-baselines3 import it."""
+    try:
+        from gym_notices import notices
+    except ModuleNotFoundError:
+        return
+    notices.notices.clear()
+
+
 def main() -> None:
     """Run the command line; errors that a person can mend are one line on standard error."""
     # MLflow and Prefect would call home; whoever wants that sets the variables.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    _quiet_gym()
     try:
         app()
     except MarioError as error:

@@ -34,14 +34,10 @@ from mario.store.records import NewRun, Run
 from mario.store.store import ExperimentStore
 from mario.store.writer import StoreWriter, replay_journals
 from mario.tracking import ensure_experiment, prepare_tracking, tracking_client
+from mario.training.result import SelectionScore, TrainingResult
+from mario.training.run import CONFIG_FILE
 from mario.training.sinks import BaseSink, Progress, SelectionDone, Status, TrainingSink
-from mario.training.trainer import (
-    CONFIG_FILE,
-    SelectionScore,
-    TrainingResult,
-    load_trained,
-    train,
-)
+from mario.training.trainer import load_trained, train
 
 log = logging.getLogger(__name__)
 

@@ -63,6 +63,13 @@ def fetch_version(reference: str, task: str, runtime: Runtime) -> FetchedVersion
     return FetchedVersion(resolved.model, resolved.version, folder)
 
 
+def champion_version(task: str, runtime: Runtime) -> int | None:
+    """The champion's number as the ledger has it; None while there is none."""
+    with ExperimentStore.open(runtime.database_url) as store:
+        champion = store.ledger.champion(model_name(task))
+    return None if champion is None else champion.version
+
+
 def list_versions(task: str, runtime: Runtime) -> str:
     """Describe the versions of a task, one line each."""
     with open_registry(runtime) as registry:

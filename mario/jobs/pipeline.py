@@ -1,0 +1,214 @@
+"""The stages of the pipeline: small functions over ids, so that any launcher can string them up."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from mario.config import ExperimentConfig
+from mario.evaluation.protocol import record_frames
+from mario.evaluation.records import EpisodeRecord
+from mario.evaluation.verdict import Verdict
+from mario.game.recorder import write_mp4
+from mario.jobs.evaluate import evaluate_stored, evaluation_key, summary_line, units_of
+from mario.jobs.gate import OnUnits, champion_for, judge, rule_from, verdict_lines
+from mario.jobs.policies import LoadedPolicy, load_policy, random_policy
+from mario.jobs.register import register_run
+from mario.jobs.runtime import Runtime
+from mario.jobs.summary import write_summary
+from mario.jobs.train import OnProgress, OnSelection, train_run
+from mario.jobs.versions import open_registry
+from mario.registry import model_name
+from mario.store.store import ExperimentStore
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the training stage hands on.
+
+    Attributes:
+        run_id: the run.
+        status: finished, interrupted, collapsed or diverged.
+        reason: why, where it did not finish.
+        total_steps: agent steps trained.
+        steps_per_second: their rate.
+    """
+
+    run_id: str
+    status: str
+    reason: str
+    total_steps: int
+    steps_per_second: float
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the gate stage hands on.
+
+    Attributes:
+        verdict_id: the stored verdict.
+        decision: promote, reject or inconclusive.
+        lines: the verdict in words.
+    """
+
+    verdict_id: str
+    decision: str
+    lines: tuple[str, ...]
+
+
+def prepare(config: ExperimentConfig, runtime: Runtime) -> tuple[str, ...]:
+    """Bring store and registry into shape, and repair what a killed pipeline left.
+
+    Returns:
+        What was repaired, in words.
+    """
+    runtime.runs_dir.mkdir(parents=True, exist_ok=True)
+    with open_registry(runtime) as registry:
+        repairs = registry.reconcile(model_name(config.task))
+    return tuple(repair.what for repair in repairs)
+
+
+def train_stage(
+    config: ExperimentConfig,
+    runtime: Runtime,
+    *,
+    resume: str | None = None,
+    stop: threading.Event | None = None,
+    on_progress: OnProgress | None = None,
+    on_selection: OnSelection | None = None,
+) -> Trained:
+    """Train; see `mario.jobs.train.train_run`."""
+    outcome = train_run(
+        config,
+        runtime,
+        resume=resume,
+        stop=stop,
+        on_progress=on_progress,
+        on_selection=on_selection,
+    )
+    result = outcome.result
+    return Trained(
+        outcome.run_id, result.status, result.reason, result.total_steps, result.steps_per_second
+    )
+
+
+def register_stage(run_id: str, runtime: Runtime) -> int:
+    """Register the run's policy; returns the version's number."""
+    version = register_run(run_id, runtime).version
+    assert version is not None, "a complete registration has a number"
+    return version
+
+
+def screen_stage(config: ExperimentConfig, version: int, runtime: Runtime) -> str:
+    """A quick look on screening seeds; returns the evaluation in one line."""
+    loaded = load_policy(str(version), config.task, runtime)
+    levels = config.level_names
+    count = max(config.evaluation.screening_units, len(levels))
+    with ExperimentStore.open(runtime.database_url) as store:
+        outcome = evaluate_stored(
+            loaded,
+            units_of(levels, "screening", "", count),
+            evaluation_key(loaded, "screening", "", levels),
+            store,
+            environments=config.evaluation.environments,
+            console=config.game.console,
+        )
+    return summary_line(loaded, outcome.records)
+
+
+def gate_stage(
+    config: ExperimentConfig,
+    version: int,
+    runtime: Runtime,
+    *,
+    on_units: OnUnits | None = None,
+) -> Judged:
+    """Judge the version against whoever is champion now."""
+    with ExperimentStore.open(runtime.database_url) as store:
+        challenger = load_policy(str(version), config.task, runtime)
+        outcome = judge(
+            challenger,
+            champion_for(challenger, config.task, runtime, store),
+            rule_from(config.gate),
+            config.task,
+            config.level_names,
+            store,
+            environments=config.evaluation.environments,
+            console=config.game.console,
+            on_units=on_units,
+        )
+    return Judged(outcome.verdict_id, outcome.verdict.decision, tuple(verdict_lines(outcome)))
+
+
+@dataclass(frozen=True)
+class Summarised:
+    """Where the pages and the video are.
+
+    Attributes:
+        page: the HTML summary.
+        video: the MP4 of the challenger's median episode.
+    """
+
+    page: Path
+    video: Path
+
+
+def summary_stage(
+    config: ExperimentConfig, run_id: str, verdict_id: str, runtime: Runtime
+) -> Summarised:
+    """Record the median episode and write the summary page into the run's folder."""
+    with ExperimentStore.open(runtime.database_url) as store:
+        stored = store.evaluations.verdict(verdict_id)
+        verdict = Verdict.from_dict(dict(stored.detail))
+        assert stored.challenger_version is not None, "the pipeline judges registered versions"
+        challenger = load_policy(str(stored.challenger_version), config.task, runtime)
+        mine = _counted(store, stored.challenger_evaluation_id, config, challenger, verdict)
+        theirs = _counted(store, stored.champion_evaluation_id, config, challenger, verdict)
+        sides = [(challenger.label, mine)]
+        baseline = random_policy(challenger.policy.actions, challenger.policy.frame_skip)
+        if stored.champion_version is not None:
+            sides.append((f"champion v{stored.champion_version}", theirs))
+            theirs = evaluate_stored(
+                baseline,
+                [record.unit for record in mine],
+                evaluation_key(baseline, "confirmation", challenger.digest, config.level_names),
+                store,
+                environments=config.evaluation.environments,
+                console=config.game.console,
+            ).records
+        sides.append((baseline.label, theirs))
+        episodes = tuple(store.runs.episodes(run_id))
+        run = store.runs.get(run_id)
+        now = store.ledger.champion(model_name(config.task))
+    run_dir = runtime.run_dir(run_id)
+    video = run_dir / "median-episode.mp4"
+    median = sorted(mine, key=lambda record: (record.episode_score, record.seed))[len(mine) // 2]
+    frames = record_frames(challenger.policy, median.unit, config.game.console)
+    write_mp4(video, frames, challenger.policy.frame_skip)
+    page = write_summary(
+        run_dir / "summary.html",
+        run=run,
+        episodes=episodes,
+        verdict_id=verdict_id,
+        verdict=verdict,
+        sides=sides,
+        video=video,
+        outcome="there is no champion yet"
+        if now is None
+        else f"the champion of {now.model} is version {now.version}",
+    )
+    return Summarised(page, video)
+
+
+def _counted(
+    store: ExperimentStore,
+    evaluation_id: str,
+    config: ExperimentConfig,
+    challenger: LoadedPolicy,
+    verdict: Verdict,
+) -> tuple[EpisodeRecord, ...]:
+    """The records of an evaluation that the verdict counted, in order of play."""
+    found = {record.unit: record for record in store.evaluations.records(evaluation_id)}
+    units = units_of(config.level_names, "confirmation", challenger.digest, verdict.units)
+    return tuple(found[unit] for unit in units)
