@@ -1,0 +1,75 @@
+"""Two million frames on the native console and on nes-py, compared after every frame.
+
+    python benchmarks/exactness.py [--quick] [--frames 2000000] [--processes CORES]
+
+Every level is played again and again: along a playthrough to its flag or axe, off it half-way, and
+on at random. Memory and picture are compared after each frame, and now and then the native console
+is replaced by one restored from its save-state. One difference ends the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import multiprocessing
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks._report import Row, cores, finish, print_table, target
+from mario.game.levels import LEVEL_NAMES
+from tests.support.lockstep import LockstepConsole, check_native_is_built, play
+
+FRAMES_PER_PLAY = 4000
+COUNTS = ("frames", "restores", "flags", "deaths", "areas")
+
+
+def play_one(job: tuple[str | None, int]) -> tuple[str, dict[str, int]]:
+    """Play one level once; raises Divergence when the consoles differ."""
+    level, seed = job
+    return level or "whole game", play(LockstepConsole(seed), level, FRAMES_PER_PLAY, seed)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="about half a minute, nothing written")
+    parser.add_argument("--frames", type=int, default=2_000_000)
+    parser.add_argument("--processes", type=int, default=cores())
+    arguments = parser.parse_args()
+    check_native_is_built()
+    goal = 8_000 if arguments.quick else arguments.frames
+    plays: tuple[str | None, ...] = (*LEVEL_NAMES, None)
+    rounds = -(-goal // (FRAMES_PER_PLAY * len(plays)))
+    jobs = [(level, seed) for seed in range(rounds) for level in plays]
+    jobs = jobs[: max(-(-goal // FRAMES_PER_PLAY), 1)] if arguments.quick else jobs
+
+    counts: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(COUNTS, 0))
+    began, shown, done = time.monotonic(), 0.0, 0
+    with multiprocessing.get_context("spawn").Pool(arguments.processes) as pool:
+        for level, played in pool.imap_unordered(play_one, jobs):
+            for name, count in played.items():
+                counts[level][name] += count
+            done += played["frames"]
+            if time.monotonic() - shown > 60:
+                shown = time.monotonic()
+                print(f"{done:,} frames, {shown - began:.0f} s, no difference", flush=True)
+    rows: list[Row] = [
+        {"level": level, **counts[level]}
+        for level in itertools.chain(LEVEL_NAMES, ["whole game"])
+        if level in counts
+    ]
+    total = {name: sum(int(row[name]) for row in rows) for name in COUNTS}
+    rows.append({"level": "all", **total})
+    print_table("Frames compared, all equal", rows, ("level", *COUNTS))
+    targets = [
+        target("frames compared without a difference", goal, total["frames"]),
+        target("levels played", 2 if arguments.quick else 32, len(rows) - 2),
+    ]
+    return finish("exactness", rows, targets, quick=arguments.quick)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,82 @@
+"""The native console is nes-py and the native game is gym-super-mario-bros, bit by bit."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from mario.game.levels import LEVEL_NAMES
+from tests.support.lockstep import Divergence, LockstepConsole, play, playthroughs
+from tests.support.stock_comparison import Comparison, compare
+
+# Overworld, underground, water, castle, day, night, snow; all with a playthrough.
+LEVELS = (
+    "1-1", "1-2", "1-3", "1-4", "2-2", "2-3", "3-1", "3-4",
+    "4-2", "4-4", "5-1", "5-2", "6-2", "6-3", "7-2", "8-1",
+)  # fmt: skip
+FRAMES_PER_LEVEL = 3800
+
+
+@pytest.mark.timeout(900)
+def test_memory_and_picture_are_those_of_nes_py_on_every_frame() -> None:
+    """60,800 frames over 16 levels; two at a time, since nes-py releases the interpreter lock."""
+
+    def one(item: tuple[int, str]) -> dict[str, int]:
+        seed, level = item
+        return play(LockstepConsole(seed), level, FRAMES_PER_LEVEL, 2 * seed)
+
+    with ThreadPoolExecutor(2) as pool:
+        played = list(pool.map(one, enumerate(LEVELS)))
+    total = {name: sum(p[name] for p in played) for name in played[0]}
+    assert total["frames"] >= 60_000
+    assert total["restores"] >= 300
+    # It was real play: levels were cleared, pipes taken, lives lost.
+    assert total["flags"] >= 8
+    assert total["deaths"] >= 8
+    assert total["areas"] >= 5
+
+
+def test_a_difference_is_noticed() -> None:
+    """The comparison can fail: one changed byte on one side stops it."""
+    console = LockstepConsole()
+    console.step(0, 40)
+    console.native.poke(0x10, console.ram[0x10] ^ 1)
+    with pytest.raises(Divergence, match="0x10"):
+        console.step(0, 1)
+
+
+def test_the_whole_game_is_the_stock_environments() -> None:
+    comparison = compare(None, 1, seed=5)
+    assert comparison.ends == {"DEATH": 1}
+    assert comparison.largest_grey_difference <= 1
+
+
+@pytest.mark.timeout(600)
+def test_episodes_are_those_of_the_stock_environment() -> None:
+    """Rewards, ends, info, memory; three ends in each of eight levels, one of them a clear."""
+
+    def one(item: tuple[int, str]) -> Comparison:
+        return compare(item[1], 3, seed=item[0], film=True)
+
+    levels = ("1-1", "1-4", "2-2", "3-3", "4-3", "5-4", "6-1", "7-1")
+    with ThreadPoolExecutor(2) as pool:
+        comparisons = list(pool.map(one, enumerate(levels)))
+    ends = [c.ends for c in comparisons]
+    assert sum(c.episodes for c in comparisons) == 3 * len(levels)
+    assert sum(e.get("FLAG", 0) for e in ends) == len(levels)
+    assert sum(e.get("DEATH", 0) for e in ends) >= len(levels)
+    assert max(c.largest_grey_difference for c in comparisons) <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_320_episode_ends_are_those_of_the_stock_environment() -> None:
+    """All 32 levels, ten ends in each."""
+    with ThreadPoolExecutor(2) as pool:
+        comparisons = list(
+            pool.map(lambda i: compare(i[1], 10, seed=100 + i[0], film=True), enumerate(LEVEL_NAMES))
+        )
+    assert sum(c.episodes for c in comparisons) == 320
+    assert sum(c.ends.get("FLAG", 0) for c in comparisons) >= len(playthroughs())
+    assert max(c.largest_grey_difference for c in comparisons) <= 1
