@@ -13,6 +13,7 @@ from serving.engine import Engine
 from serving.http import AsgiApp
 from serving.instruments import Instruments
 from serving.oip import OpenInference
+from serving.openapi import ApiDocs
 from serving.page import Page
 from serving.security import Doorkeeper
 from serving.session_endpoints import SessionEndpoints
@@ -56,6 +57,7 @@ def assemble(settings: ServingSettings, inner: AsgiApp) -> Application:
         *SessionEndpoints(engine, table).routes(),
         *OpenInference(engine).routes(),
         *Page(engine, doorkeeper).routes(),
+        *ApiDocs(settings).routes(),
     ]
     return Application(
         settings,

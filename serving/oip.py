@@ -123,7 +123,9 @@ class OpenInference:
 
     async def infer(self, request: Request) -> Response:
         """Answer observations."""
-        request.require_content_type(JSON, BYTES)
+        # Triton's clients send no content type at all.
+        if request.content_type():
+            request.require_content_type(JSON, BYTES)
         self._version(request)
         document, binary = _split(request)
         ask = self._ask(document, binary)

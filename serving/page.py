@@ -117,6 +117,11 @@ class Page:
         )
 
 
+def page_file(name: str) -> Response:
+    """Send an HTML page of the folder ``static``."""
+    return Response(200, _file(name), _HTML, list(_PAGE_HEADERS))
+
+
 @cache
 def _file(name: str) -> bytes:
     return (_STATIC / name).read_bytes()

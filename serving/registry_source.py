@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mario.errors import RegistryError
-from mario.registry import CHALLENGER, ModelRegistry, ResolvedVersion, model_name
+from mario.registry import ModelRegistry, ResolvedVersion, model_name
 from mario.store.store import ExperimentStore
 from serving.settings import ServingSettings
 from serving.sources import Card, Role, VersionRef
@@ -58,7 +58,7 @@ class RegistrySource:
                 return None
             return VersionRef(self._model, str(promotion.version), promotion.digest)
         try:
-            resolved = registry.resolve(self._model, CHALLENGER)
+            resolved = registry.resolve(self._model, role)
         except RegistryError as error:
             if "has no challenger" in str(error):
                 return None
