@@ -1,4 +1,4 @@
-"""The pipeline as a Prefect flow: train → register → screen → confirm → gate → promote → summary."""
+"""The pipeline as a Prefect flow: train → register → screen → gate → promote → summary."""
 
 from __future__ import annotations
 
@@ -63,11 +63,14 @@ class PipelineParameters(BaseModel):
     overrides: tuple[str, ...] = Field((), description="key=value each, such as total_steps=50000.")
 
 
+DEFAULT_PARAMETERS = PipelineParameters()
+
+
 def stage(name: str) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
     """Make a stage a Prefect task: no retries, since each stage can be repeated by hand."""
 
     def wrap(function: Callable[..., Result]) -> Callable[..., Result]:
-        return task(name=name, retries=0, persist_result=False)(function)  # type: ignore[return-value]
+        return task(name=name, retries=0, persist_result=False)(function)
 
     return wrap
 
@@ -118,7 +121,7 @@ def _run_name() -> str:
 
 
 @flow(name="pipeline", flow_run_name=_run_name, persist_result=False, validate_parameters=True)
-def pipeline(parameters: PipelineParameters = PipelineParameters()) -> PipelineResult:
+def pipeline(parameters: PipelineParameters = DEFAULT_PARAMETERS) -> PipelineResult:
     """Train a policy and let the evidence decide whether it becomes the champion.
 
     Raises:

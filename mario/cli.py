@@ -1,4 +1,6 @@
-"""The command line: thin; every command is one job. Exit codes: 0 done, 2 bad input, 3 collapsed, 4 gate said no.
+"""The command line: thin; every command is one job.
+
+Exit codes: 0 done, 2 bad input, 3 the policy collapsed, 4 the gate said no.
 
 Heavy imports are inside the commands, so that `mario --help` answers at once and the serving image,
 which has no trainer, can still run `mario serve`.
@@ -229,9 +231,7 @@ def _absolute(url: str) -> str:
     return prefix + str(Path(url.removeprefix(prefix)).resolve()) if url.startswith(prefix) else url
 
 
-def _closing_screen(
-    task: str, runtime: Runtime, result: PipelineResult, served: str | None
-) -> str:
+def _closing_screen(task: str, runtime: Runtime, result: PipelineResult, served: str | None) -> str:
     """What happened, where each thing is, and the commands to go on."""
     from mario.jobs.versions import champion_version
 

@@ -109,7 +109,7 @@ class DQNConfig(_Section):
 class NetworkConfig(_Section):
     """The network and how it is computed; the precision changes speed, hardly the result."""
 
-    features: Literal["nature", "small"] = "nature"
+    features: Literal["nature", "small", "tiny"] = "nature"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     channels_last: bool = True
     compile: bool = False
@@ -203,11 +203,11 @@ class ExperimentConfig(_Section):
     @model_validator(mode="after")
     def _combinations(self) -> Self:
         """Refuse values that are fine alone and impossible together."""
-        known = self.task == "all" or "-" in self.task and self.task[0].isdigit()
+        known = self.task == "all" or ("-" in self.task and self.task[0].isdigit())
         if not known and not self.levels:
             raise ValueError(
-                f"task: got the name {self.task!r} without levels, expected a level (\"1-1\"), "
-                "\"all\", or a name together with `levels: [...]`"
+                f'task: got the name {self.task!r} without levels, expected a level ("1-1"), '
+                '"all", or a name together with `levels: [...]`'
             )
         if known and self.levels:
             raise ValueError(
@@ -308,7 +308,9 @@ def load_config(path: Path | str, overrides: tuple[str, ...] = ()) -> Experiment
             f"{path}: no such file; expected an experiment's YAML (found: {known})"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error}); check the file") from None
+        raise ConfigError(
+            f"{path}: cannot be read as UTF-8 text ({error}); check the file"
+        ) from None
     try:
         values = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:

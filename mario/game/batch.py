@@ -200,7 +200,7 @@ class GameBatch(Protocol):
         ...
 
     def snapshot(self, slot: int) -> bytes:
-        """Take everything of a slot (console, generator, counters, stack, queue) for exact resume."""
+        """Take everything of a slot (console, generator, counters, stack, queue) to resume."""
         ...
 
     def restore(self, slot: int, snapshot: bytes, out: UInt8Array) -> None:

@@ -126,7 +126,9 @@ class MarioEnv(gymnasium.Env[UInt8Array, np.int64]):
             ConsoleError: the episode has ended, or there is no such action.
         """
         if not self._playing:
-            raise ConsoleError("step() after the end of an episode: expected reset() first; call it")
+            raise ConsoleError(
+                "step() after the end of an episode: expected reset() first; call it"
+            )
         result = self._batch.step(np.array([int(action)], np.int64), self._observations)
         reward = float(self._reward(result)[0])
         end = EndReason(int(result.end[0]))

@@ -70,7 +70,7 @@ def level(name: str) -> Level:
         return LEVELS[name]
     except (KeyError, TypeError):
         raise ConfigError(
-            f"unknown level {name!r}: expected \"1-1\" to \"8-4\" (world 1-8, stage 1-4)"
+            f'unknown level {name!r}: expected "1-1" to "8-4" (world 1-8, stage 1-4)'
         ) from None
 
 

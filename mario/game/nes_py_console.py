@@ -1,4 +1,4 @@
-"""The console that nes-py emulates: slow, trusted, and the oracle that the native one is held to."""
+"""The console that nes-py emulates: slow, trusted, the oracle the native one is held to."""
 
 from __future__ import annotations
 

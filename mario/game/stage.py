@@ -1,7 +1,7 @@
 """The game on a console: start a level, play one controllable frame, skip what nobody plays.
 
-The same order of events as gym-super-mario-bros 7.4.0 (`SuperMarioBrosEnv`, `NESEnv.step`), over any
-console. The native batch does this in C++ and is held to the same contract tests.
+The same order of events as gym-super-mario-bros 7.4.0 (`SuperMarioBrosEnv`, `NESEnv.step`), over
+any console. The native batch does this in C++ and is held to the same contract tests.
 """
 
 from __future__ import annotations

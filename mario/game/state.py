@@ -1,4 +1,4 @@
-"""What the game's memory says: the 13 values of an episode's step, read as gym-super-mario-bros does.
+"""What the game's memory says: the 13 values of a step, read as gym-super-mario-bros does.
 
 Addresses from the Super Mario Bros RAM map (datacrystal.tcrf.net), the same that
 gym-super-mario-bros 7.4.0 reads in `smb_env.py`; its arithmetic on uint8 is done on integers here.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 from mario.errors import ConfigError
 from mario.game.sb3_vec_env import EpisodeRecord
@@ -62,7 +61,7 @@ class StoreSink(BaseSink):
 
     def on_health(self, sample: HealthSample, health: Health) -> None:
         """Store the sample, and the change of state where there is one."""
-        state = cast(HealthState, health.state)
+        state: HealthState = health.state
         common = {
             "run_id": self._run_id,
             "update_index": sample.update,
@@ -155,7 +154,7 @@ class StoreSink(BaseSink):
             end_reason=record.end,
             flag=bool(state.pop("flag")),
             dying=bool(state.pop("dying")),
-            **state,
+            **state,  # type: ignore[arg-type] # int each, by STATE_FIELDS
         )
 
 

@@ -119,7 +119,7 @@ def _learning_curve(go: Any, episodes: Sequence[EpisodeRow]) -> Any:
         x=steps[keep], y=furthest[keep], mode="markers", name="episode",
         marker={"size": 3, "color": "#bbbbbb"},
     )  # fmt: skip
-    if len(ordered):
+    if ordered:
         figure.add_scatter(
             x=steps[keep], y=moving_mean(furthest, _WINDOW_EPISODES)[keep], mode="lines",
             name=f"mean of {_WINDOW_EPISODES} episodes", line={"color": _COLOURS[0], "width": 3},

@@ -117,7 +117,7 @@ class MlflowSink(BaseSink):
                 if "terminated" in record:
                     client.set_terminated(self._run_id, record["terminated"])
         except MlflowException as error:
-            if error.get_http_status_code() == 400:
+            if error.error_code == "INVALID_PARAMETER_VALUE":
                 raise DeliveryRefusedError(str(error)) from error
             raise DeliveryUnavailableError(str(error)) from error
         except (RegistryError, OSError) as error:
@@ -131,7 +131,7 @@ class TensorBoardSink(BaseSink):
         """Write into a folder; needs the package tensorboard."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+        self._writer: Any = SummaryWriter(str(folder))
 
     def on_health(self, sample: HealthSample, health: Health) -> None:
         """Write the signals."""

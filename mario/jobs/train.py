@@ -190,9 +190,7 @@ def _sinks(
     """The sinks that the configuration asks for; one that cannot be made is left out, loudly."""
     attempt = run.attempts[-1].attempt
     sinks: list[TrainingSink] = [
-        StoreSink(
-            StoreWriter(runtime.database_url, run_dir), run.id, attempt, runtime.runs_dir
-        )
+        StoreSink(StoreWriter(runtime.database_url, run_dir), run.id, attempt, runtime.runs_dir)
     ]
     wanted: list[tuple[str, Callable[[], TrainingSink]]] = []
     if config.sinks.mlflow and run.mlflow_run_id is not None:
@@ -286,9 +284,7 @@ def _observations(config: ExperimentConfig, model: Any) -> UInt8Array:
     """Real observations of the game under the protocol, spread over a few episodes."""
     from mario.policy.sb3 import TorchPolicy, action_specs
 
-    policy = TorchPolicy(
-        model, action_specs(config.game.actions), config.game.frame_skip, "sample"
-    )
+    policy = TorchPolicy(model, action_specs(config.game.actions), config.game.frame_skip, "sample")
     seen: list[UInt8Array] = []
     units = [u.key for block in schedule(config.level_names, "selection", units=max(
         8, len(config.level_names))) for u in block]  # fmt: skip
@@ -319,9 +315,7 @@ def stopping_on_signals(stop: threading.Event) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = {
-        number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)
-    }
+    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def handle(number: int, _frame: FrameType | None) -> None:
         stop.set()

@@ -39,5 +39,3 @@ def make_batch(
     yield make
     for batch in made:
         batch.close()
-
-

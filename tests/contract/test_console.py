@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -43,7 +45,7 @@ def test_screens_are_copies(console: Console) -> None:
     for _ in range(4):
         console.step(RIGHT_B, 10)
         kept.append(console.screen_rgb())
-    for earlier, later in zip(kept, kept[1:], strict=False):
+    for earlier, later in pairwise(kept):
         assert not np.array_equal(earlier, later)
 
 
