@@ -49,7 +49,7 @@ dependencies)
     say "dependencies of .[$extras]"
     requirements=$(mktemp)
     trap 'rm -f "$requirements"' EXIT
-    "$venv/bin/python" scripts/requirements.py "$extras" >"$requirements"
+    "$venv/bin/python" scripts/requirements.py "build,base,$extras" >"$requirements"
     pip_install --requirement "$requirements"
     "$venv/bin/pip" check
     ;;

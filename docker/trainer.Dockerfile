@@ -1,0 +1,87 @@
+# The trainer's image: trains, evaluates, judges, and is Prefect worker and MLflow server as well.
+#
+#   docker build -f docker/trainer.Dockerfile -t mario-trainer .                      CPU
+#   docker build -f docker/trainer.Dockerfile --build-arg TORCH_FLAVOUR=cuda …        CUDA
+#
+# The package index has PyTorch with CUDA. For the CPU, put the wheel of the CPU build into wheels/
+# (any wheel there goes before the index); without it the CPU image is larger than it has to be and
+# works the same.
+
+# The digest is what makes the base the same tomorrow; .github/dependabot.yml moves it.
+ARG BASE=python:3.11-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
+
+# hadolint ignore=DL3006
+FROM ${BASE} AS builder
+ARG TORCH_FLAVOUR=cpu
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
+# Debian's compiler of the base's release; its version is the base's, so it is not named again.
+# hadolint ignore=DL3008
+RUN command -v g++ >/dev/null || \
+    { apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*; }
+WORKDIR /src
+RUN python -m venv /opt/mario && python -m venv /opt/build
+COPY pyproject.toml constraints.txt ./
+COPY scripts/requirements.py scripts/
+# constraints.txt is there twice so that the pattern always matches something.
+COPY constraints.txt wheels/*.whl wheels/
+# A certificate authority of your own network can be handed in for these two steps:
+# --secret id=ca,src=/etc/ssl/certs/ca-certificates.crt; it does not stay in the image.
+# hadolint ignore=SC2086
+RUN --mount=type=secret,id=ca,target=/etc/ssl/certs/ca-certificates.crt \
+    case "${TORCH_FLAVOUR}" in \
+        cpu) find_links="--find-links wheels" ;; \
+        cuda) find_links="" ;; \
+        *) echo "TORCH_FLAVOUR: got '${TORCH_FLAVOUR}', expected cpu or cuda" >&2; exit 2 ;; \
+    esac; \
+    if [ -s /etc/ssl/certs/ca-certificates.crt ]; then export PIP_CERT=/etc/ssl/certs/ca-certificates.crt; fi; \
+    /opt/mario/bin/pip install -c constraints.txt ${find_links} "$(grep -m1 '^torch==' constraints.txt)" && \
+    python scripts/requirements.py base,train,flows > requirements.txt && \
+    /opt/mario/bin/pip install -c constraints.txt --find-links wheels -r requirements.txt && \
+    python scripts/requirements.py build > build.txt && \
+    /opt/build/bin/pip install -c constraints.txt --find-links wheels -r build.txt
+COPY CMakeLists.txt README.md LICENSE ./
+COPY mario mario
+COPY flows flows
+COPY serving serving
+# `pip wheel` leaves the console out where it cannot be compiled; here that is an error.
+# hadolint ignore=DL3003
+RUN PATH="/opt/build/bin:${PATH}" /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir dist . && \
+    /opt/mario/bin/pip install --no-deps dist/*.whl && \
+    /opt/mario/bin/pip check && \
+    cd / && /opt/mario/bin/python -c 'import mario.game._native'
+
+# hadolint ignore=DL3006
+FROM ${BASE} AS trainer
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="mario-trainer" \
+      org.opencontainers.image.description="Trains, evaluates and judges agents that play Super Mario Bros" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.licenses="MIT"
+RUN groupadd --gid 10001 mario && \
+    useradd --uid 10001 --gid mario --home-dir /home/mario --create-home mario && \
+    install -d -o mario -g mario /runs
+COPY --from=builder /opt/mario /opt/mario
+WORKDIR /app
+COPY configs configs
+COPY flows flows
+COPY prefect.yaml ./
+ENV PATH=/opt/mario/bin:${PATH} \
+    PYTHONUNBUFFERED=1 \
+    MARIO_RUNS_DIR=/runs \
+    MARIO_GIT_COMMIT=${REVISION} \
+    MLFLOW_DISABLE_TELEMETRY=true \
+    DO_NOT_TRACK=1 \
+    PREFECT_SERVER_ANALYTICS_ENABLED=false \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+USER 10001:10001
+VOLUME ["/runs"]
+# A training run shows that it lives on its metrics page (MARIO_METRICS_PORT); other commands of this
+# image have health checks of their own in compose.yaml and k8s/.
+HEALTHCHECK --interval=30s --timeout=5s --start-period=120s --retries=5 \
+    CMD ["python", "-c", "import os,urllib.request as u; p=os.environ.get('MARIO_METRICS_PORT','0'); p=='0' or u.urlopen(f'http://127.0.0.1:{p}/metrics',timeout=4)"]
+# Python as process 1 ignores SIGTERM unless it handles it: run with --init (init: true).
+ENTRYPOINT ["mario"]
+CMD ["--help"]
