@@ -167,6 +167,7 @@ class Episode(Base):
     dying: Mapped[bool | None] = mapped_column(sa.Boolean)
     player_state: Mapped[int | None] = mapped_column()
     ended_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    extra: Mapped[dict[str, Any] | None] = mapped_column(json_type())
 
 
 class HealthSample(Base):

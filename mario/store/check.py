@@ -1,0 +1,294 @@
+"""`mario store check`: is what the store holds consistent, and how does each run read?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import sqlalchemy as sa
+
+from mario.errors import MarioError
+from mario.journal import pending_journals
+from mario.store import migrate, models
+from mario.store.engine import reading
+from mario.store.process import host_name, is_alive
+from mario.store.records import Run, RunStatus, utc_now
+from mario.store.store import ExperimentStore
+
+# A run on another machine cannot be asked; without a sign of life for so long it counts as dead.
+_SILENCE_SECONDS = 900.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """Something to know: an ``error`` breaks an invariant, a ``notice`` waits for somebody."""
+
+    severity: Literal["error", "notice"]
+    what: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunReading:
+    """How a run reads.
+
+    Attributes:
+        run_id: the run.
+        name: what people call it.
+        status: what it is now: a run that says ``running`` but whose process is gone reads
+            ``killed``.
+        attempts: processes that worked on it.
+        episodes: its stored episodes.
+        text: one line for people.
+    """
+
+    run_id: str
+    name: str
+    status: RunStatus
+    attempts: int
+    episodes: int
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckReport:
+    """The answer of ``check_store``."""
+
+    findings: tuple[Finding, ...]
+    runs: tuple[RunReading, ...]
+
+    @property
+    def sound(self) -> bool:
+        """Whether no invariant is broken."""
+        return all(finding.severity != "error" for finding in self.findings)
+
+    def text(self) -> str:
+        """The report for a terminal."""
+        lines = [reading.text for reading in self.runs] or ["no runs yet"]
+        lines += [f"{finding.severity}: {finding.what}" for finding in self.findings]
+        errors = sum(finding.severity == "error" for finding in self.findings)
+        lines.append(
+            f"{len(self.runs)} runs; "
+            + ("every invariant holds" if self.sound else f"{errors} invariants are broken")
+        )
+        return "\n".join(lines)
+
+
+def check_store(
+    store: ExperimentStore, *, runs_dir: Path | str | None = None, mark_killed: bool = False
+) -> CheckReport:
+    """Verify the invariants of a store and read every run's state.
+
+    Args:
+        store: an opened store.
+        runs_dir: folder of the runs' folders, to look for undelivered journals.
+        mark_killed: store ``killed`` for runs whose process is gone.
+
+    Raises:
+        StoreError: if the database does not answer.
+    """
+    runs = tuple(_read_run(store, run, mark_killed) for run in store.runs.list(limit=1_000_000))
+    findings = [*_schema(store), *(_journals(Path(runs_dir)) if runs_dir is not None else ())]
+    checks: tuple[Callable[[sa.Connection], Iterator[Finding]], ...] = (
+        _engine_checks,
+        _episodes_without_gaps,
+        _evaluations,
+        _verdicts,
+        _ledger,
+        _alpha,
+        _registrations,
+    )
+    with reading(store.engine) as connection:
+        for check in checks:
+            findings.extend(check(connection))
+    findings.extend(_recomputed_scores(store))
+    return CheckReport(findings=tuple(findings), runs=runs)
+
+
+def run_is_alive(run: Run) -> bool:
+    """Whether the process of a run's last attempt is there, or was heard of lately elsewhere."""
+    if not run.attempts or run.attempts[-1].status != "running":
+        return False
+    last = run.attempts[-1]
+    if last.host == host_name():
+        return is_alive(last.host, last.pid)
+    return (utc_now() - last.heartbeat_at).total_seconds() < _SILENCE_SECONDS
+
+
+def _read_run(store: ExperimentStore, run: Run, mark_killed: bool) -> RunReading:
+    status = run.status
+    if status == "running" and not run_is_alive(run):
+        status = "killed"
+        if mark_killed:
+            store.runs.mark_killed(run.id, "its process is gone")
+    episodes = store.runs.count_episodes(run.id)
+    before = [attempt.status for attempt in run.attempts[:-1]]
+    resumed = f", resumed {len(before)}x after {', '.join(before)}" if before else ""
+    imported = ", imported" if run.imported else ""
+    reason = f" ({run.status_reason})" if run.status_reason else ""
+    return RunReading(
+        run_id=run.id,
+        name=run.name,
+        status=status,
+        attempts=len(run.attempts),
+        episodes=episodes,
+        text=f"{run.id}  {run.name}  {status}{reason}{resumed}{imported}, {episodes} episodes",
+    )
+
+
+def _error(what: str) -> Finding:
+    return Finding(severity="error", what=what)
+
+
+def _schema(store: ExperimentStore) -> Iterator[Finding]:
+    current, head = migrate.current_revision(store.engine), migrate.head_revision()
+    if current != head:
+        yield _error(f"the schema is at revision {current}; expected {head}: mario store upgrade")
+
+
+def _journals(runs_dir: Path) -> Iterator[Finding]:
+    for folder in pending_journals(runs_dir):
+        yield Finding(
+            severity="notice",
+            what=f"{folder} holds records that are not delivered yet: they will be with the run's "
+            "next start, or by mario store check --replay",
+        )
+    for path in sorted(runs_dir.glob("*/journal*/refused.jsonl")):
+        yield _error(f"{path} holds rows that the database refused; each says why")
+
+
+def _engine_checks(connection: sa.Connection) -> Iterator[Finding]:
+    if connection.dialect.name != "sqlite":
+        return
+    for (line,) in connection.exec_driver_sql("PRAGMA integrity_check"):
+        if line != "ok":
+            yield _error(f"SQLite says: {line}")
+    for row in connection.exec_driver_sql("PRAGMA foreign_key_check"):
+        yield _error(f"a row of {row[0]} refers to a row of {row[2]} that is not there")
+
+
+def _episodes_without_gaps(connection: sa.Connection) -> Iterator[Finding]:
+    table = models.Episode
+    count, last = sa.func.count(), sa.func.max(table.episode_index)
+    rows = connection.execute(
+        sa.select(table.run_id, table.env_index, count.label("count"), last.label("last"))
+        .where(table.imported.is_(False))
+        .group_by(table.run_id, table.env_index)
+        .having(count != last + 1)
+        .order_by(table.run_id, table.env_index)
+    )
+    for row in rows:
+        yield _error(
+            f"run {row.run_id}, environment {row.env_index}: {row.count} episodes up to number "
+            f"{row.last}; expected {row.last + 1}: {row.last + 1 - row.count} are missing or still "
+            "in a journal"
+        )
+
+
+def _evaluations(connection: sa.Connection) -> Iterator[Finding]:
+    table, episode = models.Evaluation, models.EvaluationEpisode
+    played = sa.select(sa.func.count()).where(episode.evaluation_id == table.id).scalar_subquery()
+    for row in connection.execute(
+        sa.select(table.id, table.planned_units, table.status, played.label("played"))
+    ):
+        if row.played > row.planned_units:
+            yield _error(
+                f"evaluation {row.id} has {row.played} units; at most {row.planned_units} planned"
+            )
+        if row.status == "finished" and row.played == 0:
+            yield _error(f"evaluation {row.id} is finished without a single unit")
+        if row.status == "running" and row.played < row.planned_units:
+            yield Finding(
+                severity="notice",
+                what=f"evaluation {row.id} stands at {row.played} of {row.planned_units} units; "
+                "the same command goes on with it",
+            )
+
+
+def _recomputed_scores(store: ExperimentStore) -> Iterator[Finding]:
+    for evaluation in store.evaluations.list():
+        try:
+            store.evaluations.records(evaluation.id)
+        except MarioError as error:
+            yield _error(f"evaluation {evaluation.id}: {error}")
+
+
+def _verdicts(connection: sa.Connection) -> Iterator[Finding]:
+    table, episode = models.Verdict, models.EvaluationEpisode
+
+    def units(evaluation: sa.ColumnElement[str]) -> sa.ScalarSelect[int]:
+        return (
+            sa.select(sa.func.count())
+            .where(episode.evaluation_id == evaluation)
+            .correlate(models.Verdict)
+            .scalar_subquery()
+        )
+
+    for row in connection.execute(
+        sa.select(
+            table.id,
+            units(table.__table__.c.challenger_evaluation_id).label("challenger"),
+            units(table.__table__.c.champion_evaluation_id).label("champion"),
+        )
+    ):
+        if not row.challenger or not row.champion:
+            yield _error(
+                f"verdict {row.id} rests on {row.challenger} and {row.champion} units; expected "
+                "some on both sides"
+            )
+
+
+def _ledger(connection: sa.Connection) -> Iterator[Finding]:
+    table, version = models.Promotion, models.RegisteredVersion
+    before: dict[str, tuple[int, int]] = {}
+    for row in connection.execute(
+        sa.select(table, version.state.label("state"))
+        .join(
+            version,
+            (version.model == table.model) & (version.version == table.version),
+            isouter=True,
+        )
+        .order_by(table.model, table.sequence)
+    ):
+        expected = before.get(row.model, (0, 0))
+        if (row.sequence, row.previous_version or 0) != (expected[0] + 1, expected[1]):
+            yield _error(f"the ledger of {row.model} is broken at promotion {row.sequence}")
+        if row.state != "complete":
+            yield _error(
+                f"promotion {row.sequence} of {row.model} names v{row.version}, which is "
+                f"{row.state or 'not registered'}"
+            )
+        before[row.model] = (row.sequence, row.version)
+
+
+def _alpha(connection: sa.Connection) -> Iterator[Finding]:
+    table = models.AlphaEntry
+    wealth: dict[str, tuple[int, float]] = {}
+    for row in connection.execute(
+        sa.select(*table.__table__.columns).order_by(table.model, table.sequence)
+    ):
+        sequence, left = wealth.get(row.model, (0, 0.0))
+        sign = -1.0 if row.kind == "spend" else 1.0
+        fits = (
+            row.sequence == sequence + 1
+            and abs(row.wealth_before - left) < 1e-9
+            and abs(max(left + sign * row.amount, 0.0) - row.wealth_after) < 1e-9
+        )
+        if not fits:
+            yield _error(
+                f"the alpha account of {row.model} does not add up at entry {row.sequence}"
+            )
+        wealth[row.model] = (row.sequence, row.wealth_after)
+
+
+def _registrations(connection: sa.Connection) -> Iterator[Finding]:
+    table = models.RegisteredVersion
+    for row in connection.execute(
+        sa.select(table.model, table.id, table.state).where(table.state == "pending")
+    ):
+        yield Finding(
+            severity="notice",
+            what=f"registration {row.id} of {row.model} is pending: registering again finishes it, "
+            "mario registry reconcile buries it",
+        )

@@ -1,0 +1,269 @@
+"""MLflow's writer on a real MLflow (SQLite file), and once through a real `mlflow server`."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+
+from mario.registry import ModelRegistry
+from mario.store.store import ExperimentStore
+from mario.tracking import prepare_tracking, tracking_client
+from mario.tracking_writer import TrackingWriter, mark_ended
+from tests.support.onnx_networks import write_test_artefact
+from tests.support.store_rows import MODEL, new_run, verdict
+
+
+@pytest.fixture(scope="module")
+def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    prepare_tracking(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def tracking_uri(tmp_path: Path, empty_mlflow: Path) -> str:
+    shutil.copy(empty_mlflow, tmp_path / "mlflow.db")
+    return f"sqlite:///{tmp_path}/mlflow.db"
+
+
+def _writer(tracking_uri: str, tmp_path: Path, run_id: str = "run-1", **more: object):
+    return TrackingWriter(
+        tracking_uri,
+        tmp_path / run_id,
+        run_id=run_id,
+        experiment="mario-1-1",
+        run_name="demo",
+        artifact_dir=tmp_path / "artifacts",
+        flush_seconds=0.05,
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def _history(uri: str, run: str, name: str) -> list[tuple[int, float]]:
+    return [(m.step, m.value) for m in tracking_client(uri).get_metric_history(run, name)]
+
+
+def test_a_run_in_mlflow_from_start_to_end(tracking_uri: str, tmp_path: Path) -> None:
+    told: list[str] = []
+    report_file = tmp_path / "summary.html"
+    report_file.write_text("<html></html>")
+    writer = _writer(tracking_uri, tmp_path, on_run=told.append)
+    writer.parameters({"ppo.gamma": 0.95, "long": "x" * 7_000})
+    for step in range(1500):
+        writer.metrics(step, {"return": step * 0.5, "kl": math.nan if step == 3 else 0.1})
+    writer.tags({"mario.health": "warning"})
+    writer.dataset("level 1-1", "gym-super-mario-bros", {"levels": ["1-1"]})
+    writer.file(report_file)
+    writer.file(tmp_path / "not there")
+    writer.end("collapsed")
+    assert writer.flush(60)
+    assert writer.report().refused == 1
+    writer.close()
+    (run_id,) = told
+    client = tracking_client(tracking_uri)
+    run = client.get_run(run_id)
+    assert run.info.status == "FAILED"
+    assert run.data.tags["mario.status"] == "collapsed"
+    assert run.data.tags["mario.health"] == "warning"
+    assert run.data.tags["mario.run_id"] == "run-1"
+    assert run.data.params["ppo.gamma"] == "0.95"
+    assert _history(tracking_uri, run_id, "return") == [(s, s * 0.5) for s in range(1500)]
+    assert math.isnan(dict(_history(tracking_uri, run_id, "kl"))[3])
+    assert [item.path for item in client.list_artifacts(run_id)] == ["summary.html"]
+    assert run.inputs.dataset_inputs[0].dataset.name == "level 1-1"
+
+
+def test_a_resumed_run_is_the_same_run(tracking_uri: str, tmp_path: Path) -> None:
+    with _writer(tracking_uri, tmp_path) as writer:
+        writer.parameters({"lr": 1})
+        writer.metrics(1, {"return": 1.0}, unix_seconds=1.0)
+        writer.end("interrupted")
+        assert writer.flush(60)
+        first = writer.mlflow_run_id
+    assert first is not None
+    client = tracking_client(tracking_uri)
+    assert client.get_run(first).info.status == "KILLED"
+    with _writer(tracking_uri, tmp_path) as writer:
+        writer.parameters({"lr": 2})  # MLflow lets no parameter change
+        writer.metrics(1, {"return": 1.0}, unix_seconds=1.0)
+        writer.metrics(2, {"return": 2.0}, unix_seconds=2.0)
+        assert writer.flush(60)
+        assert writer.mlflow_run_id == first
+        assert client.get_run(first).info.status == "RUNNING"
+        writer.end("finished")
+        assert writer.flush(60)
+        assert writer.report().refused == 0
+    run = client.get_run(first)
+    assert (run.info.status, run.data.params["lr"]) == ("FINISHED", "1")
+    assert run.data.tags["changed.lr"] == "2"
+    assert _history(tracking_uri, first, "return") == [(1, 1.0), (2, 2.0)]
+    mark_ended(tracking_uri, first, "killed")
+    assert client.get_run(first).info.status == "KILLED"
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+class _Server:
+    """A real MLflow server in its own process group; started, killed, started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = _free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        environment = {
+            **os.environ,
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+        }
+        command = [
+            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1",
+            "--port", str(self.port), "--workers", "1",
+            "--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db",
+            "--artifacts-destination", str(self.folder / "store"),
+        ]  # fmt: skip
+        with (self.folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=log, start_new_session=True,
+                cwd=self.folder,
+            )  # fmt: skip
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                if requests.get(f"{self.uri}/health", timeout=2).ok:
+                    return
+            except requests.RequestException:
+                pass
+            if time.monotonic() > deadline or self._process.poll() is not None:
+                raise AssertionError((self.folder / "server.log").read_text()[-2000:])
+            time.sleep(0.2)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+
+@pytest.fixture
+def server(tmp_path: Path, empty_mlflow: Path) -> Iterator[_Server]:
+    folder = tmp_path / "server"
+    folder.mkdir()
+    shutil.copy(empty_mlflow, folder / "mlflow.db")
+    server = _Server(folder)
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.mark.slow
+def test_a_real_server_is_killed_and_comes_back(server: _Server, tmp_path: Path) -> None:
+    """Metrics and the end are reported while it is away; registration and promotion follow."""
+    with ExperimentStore.open(f"sqlite:///{tmp_path}/mario.db") as store:
+        run = store.runs.start(new_run())
+
+        def note(mlflow_run_id: str) -> None:
+            store.runs.set_mlflow_run(run.id, mlflow_run_id)
+
+        writer = _writer(server.uri, tmp_path, run.id, on_run=note)
+        writer.metrics(1, {"return": 1.0})
+        assert writer.flush(60)
+        server.kill()
+        for step in range(2, 1002):
+            writer.metrics(step, {"return": float(step)})
+        writer.end("finished")
+        assert not writer.flush(1.0)
+        server.start()
+        assert writer.flush(120)
+        assert not writer.close().pending
+        mlflow_run = store.runs.get(run.id).mlflow_run_id
+        assert mlflow_run is not None
+        history = _history(server.uri, mlflow_run, "return")
+        assert history == [(step, float(step)) for step in range(1, 1002)]
+        assert tracking_client(server.uri).get_run(mlflow_run).info.status == "FINISHED"
+
+        registry = ModelRegistry(server.uri, store)
+        artefact = write_test_artefact(tmp_path / "artefact", seed=1)
+        row = registry.register(MODEL, artefact.folder, run_id=run.id)
+        assert (row.version, row.mlflow_run_id) == (1, mlflow_run)
+        verdict_id = verdict(store, (1, row.digest), (None, "random:80:4"))
+        registry.promote(MODEL, 1, verdict_id=verdict_id, promoted_by="test")
+        resolved = registry.resolve(MODEL)
+        assert registry.download(resolved, tmp_path / "policy").digest == artefact.digest
+        assert registry.aliases(MODEL) == {"champion": 1}
+        # With the server away the ledger still moves; the alias follows when it is back.
+        second = write_test_artefact(tmp_path / "artefact-2", seed=2)
+        row = registry.register(MODEL, second.folder)
+        verdict_id = verdict(store, (2, row.digest), (1, artefact.digest))
+        store.ledger.promote(MODEL, 2, verdict_id=verdict_id, promoted_by="test")
+        server.kill()
+        promotion = registry.promote(MODEL, 2, verdict_id=verdict_id, promoted_by="test")
+        assert promotion.version == 2
+        server.start()
+        assert registry.aliases(MODEL) == {"champion": 1}
+        (repair,) = registry.reconcile(MODEL)
+        assert "from v1 to v2" in repair.what
+        assert registry.aliases(MODEL) == {"champion": 2}
+
+
+@pytest.mark.slow
+def test_mlflow_models_serve_answers(tracking_uri: str, tmp_path: Path) -> None:
+    import numpy as np
+
+    from mario.policy.onnx import OnnxPolicy
+    from tests.support.onnx_networks import random_observations
+
+    with ExperimentStore.open(f"sqlite:///{tmp_path}/mario.db") as store:
+        registry = ModelRegistry(tracking_uri, store, tmp_path / "artifacts")
+        artefact = write_test_artefact(tmp_path / "artefact", seed=1)
+        registry.register(MODEL, artefact.folder)
+    port = _free_port()
+    command = [
+        sys.executable, "-m", "mlflow", "models", "serve", "-m", f"models:/{MODEL}/1",
+        "--env-manager", "local", "--host", "127.0.0.1", "--port", str(port),
+    ]  # fmt: skip
+    environment = {
+        **os.environ, "MLFLOW_TRACKING_URI": tracking_uri, "MLFLOW_DISABLE_TELEMETRY": "true"
+    }  # fmt: skip
+    with (tmp_path / "serve.log").open("wb") as log:
+        process = subprocess.Popen(
+            command, env=environment, stdout=log, stderr=log, start_new_session=True, cwd=tmp_path
+        )
+    try:
+        observations = random_observations(2)
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                answer = requests.post(
+                    f"http://127.0.0.1:{port}/invocations",
+                    json={"inputs": observations.tolist()},
+                    timeout=20,
+                )
+                break
+            except requests.ConnectionError:
+                if time.monotonic() > deadline or process.poll() is not None:
+                    raise AssertionError((tmp_path / "serve.log").read_text()[-2000:]) from None
+                time.sleep(0.3)
+        assert answer.status_code == 200, answer.text
+        logits, _ = OnnxPolicy(artefact).infer(observations)
+        np.testing.assert_allclose(answer.json()["predictions"]["logits"], logits, atol=1e-4)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
