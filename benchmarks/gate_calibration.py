@@ -1,0 +1,346 @@
+"""Does the gate keep its promises, and at what price? Simulation beside four other tests.
+
+    python benchmarks/gate_calibration.py [--quick] [--trials 5000]
+
+Equal policies, planted regressions and improvements, on clears drawn from known rates and on
+scores bootstrapped from real episodes (`benchmarks/data/gate/*.jsonl`, written by `gate_data.py`)
+or, where no file gives such a policy, from a simulated pool, which the row's `source` says. Beside
+the gate: the fixed-N paired permutation test (on clears it is the exact McNemar test) at the gate's
+own power, Wald's SPRT told the truth, and `savvi`'s sequential test where it is installed
+(`pip install savvi==0.3.1`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from _report import finish, print_table, target
+from gate_simulation import (
+    mcnemar_power,
+    paired_clears,
+    paired_scores,
+    permutation_power,
+    run_gate,
+    run_savvi,
+    run_sprt,
+    savvi_boundary,
+    units_for_power,
+)
+
+from mario.evaluation.betting import log_wealth, prior_for
+from mario.evaluation.records import EpisodeRecord, read_jsonl
+from mario.evaluation.rule import GateRule
+from mario.evaluation.wealth import AlphaWealth
+
+CAP = 400
+CLEAR = GateRule(primary="clear", max_units=CAP)
+SCORE = GateRule(primary="score", max_units=CAP)
+PROGRESS = GateRule(primary="progress", max_units=CAP)
+DATA = Path(__file__).resolve().parent / "data" / "gate"
+SEED = 20261123
+
+Row = dict[str, Any]
+Pools = dict[str, tuple[np.ndarray, str]]
+
+
+def simulated_scores(generator: np.random.Generator, clear_rate: float) -> np.ndarray:
+    """2,000 scores of a policy on 1-1 that clears at a rate: deaths at the level's hard spots."""
+    n = 2_000
+    cleared = generator.random(n) < clear_rate
+    spots = generator.choice(
+        [0.1, 0.22, 0.36, 0.45, 0.7, 0.85], n, p=[0.15, 0.2, 0.25, 0.15, 0.15, 0.1]
+    )
+    died = np.clip(0.5 * (spots + generator.normal(0, 0.02, n)), 0, 0.5)
+    won = np.clip(0.5 + 0.5 * generator.normal(0.72, 0.04, n), 0.5, 1)
+    return np.where(cleared, won, died)
+
+
+def load_pools(generator: np.random.Generator) -> tuple[Pools, dict[str, list[EpisodeRecord]]]:
+    """Score pools, real ones first, and the real records by name."""
+    real = {path.stem: list(read_jsonl(path)) for path in sorted(DATA.glob("*.jsonl"))}
+    pools: Pools = {
+        name: (np.array([r.episode_score for r in records]), "real episodes")
+        for name, records in real.items()
+    }
+    for rate in (0.1, 0.5, 0.85):
+        pools[f"simulated {rate:g}"] = (simulated_scores(generator, rate), "simulated")
+    return pools, real
+
+
+def cell(kind: str, name: str, rule: GateRule, differences: np.ndarray, **more: Any) -> Row:
+    return {
+        "kind": kind,
+        "cell": name,
+        "primary": rule.primary,
+        "true_effect": more.pop("true_effect", 0.0),
+        **run_gate(differences, rule).summary(),
+        **more,
+    }
+
+
+def equal_policies(generator: np.random.Generator, pools: Pools, trials: int) -> list[Row]:
+    rows = []
+    for coupling in (0.0, 0.5):
+        label = "independent" if coupling == 0 else "seed-coupled"
+        for rate in (0.02, 0.1, 0.5, 0.85, 0.99):
+            d = paired_clears(generator, rate, rate, trials, CAP, coupling)
+            rows.append(cell("equal", f"clears {rate:g}, {label}", CLEAR, d, source="simulated"))
+        for name, (pool, source) in pools.items():
+            d = paired_scores(generator, pool, pool, trials, CAP, coupling)
+            rows.append(cell("equal", f"scores of {name}, {label}", SCORE, d, source=source))
+    return rows
+
+
+def regressions(generator: np.random.Generator, pools: Pools, trials: int) -> list[Row]:
+    rows = []
+    for before, after in ((0.5, 0.4), (0.7, 0.55), (0.85, 0.75), (0.95, 0.85), (0.85, 0.5)):
+        d = paired_clears(generator, before, after, trials, CAP)
+        rows.append(
+            cell("worse", f"clears {before:g}→{after:g}", CLEAR, d, true_effect=after - before)
+        )
+    for name, (pool, source) in pools.items():
+        lost = np.where(generator.random(pool.size) < 0.2, 0.5 * pool, pool)
+        d = paired_scores(generator, pool, lost, trials, CAP)
+        effect = float(lost.mean() - pool.mean())
+        rows.append(
+            cell("worse", f"a fifth of episodes halved, {name}", SCORE, d, true_effect=effect,
+                 source=source)
+        )  # fmt: skip
+    return rows
+
+
+def clear_power(generator: np.random.Generator, trials: int, savvi: np.ndarray | None) -> list[Row]:
+    rows = []
+    for before, after in ((0.5, 0.7), (0.7, 0.85), (0.85, 0.95), (0.9, 0.95)):
+        d = paired_clears(generator, before, after, trials, CAP)
+        win, lose = after * (1 - before), before * (1 - after)
+        row = cell("better", f"clears {before:g}→{after:g}", CLEAR, d, true_effect=after - before)
+        power = row["promoted"]
+        fixed = units_for_power(lambda n, w=win, x=lose: mcnemar_power(w, x, n, 0.05), power)
+        at_90 = units_for_power(lambda n, w=win, x=lose: mcnemar_power(w, x, n, 0.05), 0.9)
+        sprt = run_sprt(d, win, lose, 0.05, 0.1).summary()
+        row |= {
+            "fixed_permutation_units": fixed,
+            "fixed_mcnemar_units": fixed,
+            "fixed_units_at_power_.9": at_90,
+            "sprt_promoted": sprt["promoted"],
+            "sprt_units_mean": sprt["units_mean"],
+        }
+        if savvi is not None:
+            other = run_savvi(d, savvi).summary()
+            row |= {"savvi_promoted": other["promoted"], "savvi_units_mean": other["units_mean"]}
+        rows.append(row)
+    return rows
+
+
+def score_power(generator: np.random.Generator, pools: Pools, trials: int) -> list[Row]:
+    """Scores .05 better with no change in clears: every kind of episode a little better."""
+    rows = []
+    for name, (pool, source) in pools.items():
+        # Up by .05 on its own side of .5, so that no clear is won or lost.
+        top = np.where(pool >= 0.5, 1.0, 0.4999)
+        better = np.minimum(pool + 0.05, top)
+        for _ in range(20):  # what the ceilings cut off goes to the others
+            better = np.minimum(better + (pool.mean() + 0.05 - better.mean()), top)
+        d = paired_scores(generator, pool, better, trials, CAP)
+        row = cell("score only", f"+.05, {name}", SCORE, d, source=source,
+                   true_effect=float(better.mean() - pool.mean()),
+                   spread_of_differences=float(d.std()))  # fmt: skip
+        small = d[: min(trials, 1000)]
+        seed = int(generator.integers(2**32))
+        row["fixed_permutation_units"] = units_for_power(
+            lambda n, s=small, k=seed: permutation_power(
+                s[:, :n], 0.05, np.random.default_rng(k), 499
+            ),
+            min(row["promoted"], 0.995),
+            CAP,
+        )
+        rows.append(row)
+    return rows
+
+
+def together(
+    generator: np.random.Generator, pools: Pools, real: dict[str, list[EpisodeRecord]], trials: int
+) -> list[Row]:
+    """Pairs of policies where clears and score both improve: score test against clear test."""
+    rows = []
+    pairs = [("simulated 0.1", "simulated 0.5"), ("simulated 0.5", "simulated 0.85")]
+    names = sorted(real, key=lambda n: float(np.mean([r.episode_score for r in real[n]])))
+    pairs += [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]
+              if rate(real[b]) > rate(real[a])]  # fmt: skip
+    for a, b in pairs:
+        (before, source), (after, _) = pools[a], pools[b]
+        d = paired_scores(generator, before, after, trials, CAP)
+        clears = paired_scores(
+            generator, (before >= 0.5).astype(float), (after >= 0.5).astype(float), trials, CAP
+        )
+        by_score = run_gate(d, SCORE).summary()
+        by_clear = run_gate(clears, CLEAR).summary()
+        rows.append(
+            {
+                "kind": "together", "cell": f"{a} → {b}", "primary": "score", "source": source,
+                "true_effect": float(after.mean() - before.mean()),
+                "clear_effect": float((after >= 0.5).mean() - (before >= 0.5).mean()),
+                **by_score,
+                "clear_test_promoted": by_clear["promoted"],
+                "clear_test_units_mean": by_clear["units_mean"],
+                "units_ratio": by_score["units_mean"] / by_clear["units_mean"],
+            }
+        )  # fmt: skip
+    return rows
+
+
+def rate(records: list[EpisodeRecord]) -> float:
+    return float(np.mean([r.cleared for r in records]))
+
+
+def first_champion(
+    generator: np.random.Generator, real: dict[str, list[EpisodeRecord]], trials: int
+) -> list[Row]:
+    """Against the random policy within 60 units: 1.5 times as far, by progress and by score."""
+    if "random" not in real:
+        return []
+    progress = np.array([r.progress for r in real["random"]])
+    further = np.minimum(progress * 1.5, 1.0)
+    rows = []
+    for rule, scale in ((PROGRESS, 1.0), (SCORE, 0.5)):
+        d = paired_scores(generator, scale * progress, scale * further, trials, 60)
+        rows.append(
+            cell("first champion", "1.5 × random, 60 units", replace(rule, max_units=60), d,
+                 true_effect=float(scale * (further.mean() - progress.mean())),
+                 source="real episodes")
+        )  # fmt: skip
+    return rows
+
+
+def coverage(generator: np.random.Generator, pools: Pools, trials: int) -> list[Row]:
+    """Streams on which the 95% confidence sequence ever excludes the true mean, CAP units long.
+
+    The sequence excludes m exactly when a capital against m has reached its threshold, so the
+    capitals at the true mean say it without inverting anything.
+    """
+    streams = {
+        "clears .5→.7": (paired_clears(generator, 0.5, 0.7, trials, CAP), 0.2, "clear"),
+        "clears .85→.85": (paired_clears(generator, 0.85, 0.85, trials, CAP), 0.0, "clear"),
+        "clears .02→.10": (paired_clears(generator, 0.02, 0.1, trials, CAP), 0.08, "clear"),
+    }
+    for name, (pool, _) in pools.items():
+        random = pools.get("random", pools["simulated 0.1"])[0]
+        d = paired_scores(generator, random, pool, trials, CAP)
+        streams[f"scores of {name} against random"] = (d, pool.mean() - random.mean(), "score")
+    rows = []
+    threshold = -math.log(0.025)
+    for name, (d, truth, metric) in streams.items():
+        prior = prior_for(metric)
+        missed = np.zeros(trials, dtype=bool)
+        for start in range(0, trials, 500):
+            part = d[start : start + 500]
+            above = log_wealth(part, float(truth), prior=prior) >= threshold
+            below = log_wealth(-part, -float(truth), prior=prior) >= threshold
+            missed[start : start + 500] = (above | below).any(axis=1)
+        rows.append({"kind": "coverage", "cell": name, "primary": metric, "trials": trials,
+                     "coverage": float(1 - missed.mean())})  # fmt: skip
+    return rows
+
+
+def stream(generator: np.random.Generator, trials: int, challengers: int = 50) -> list[Row]:
+    """Streams of 50 equal challengers under the alpha account: the share with any promotion."""
+    account = AlphaWealth.open(0.05)
+    any_with = np.zeros(trials, dtype=bool)
+    any_without = np.zeros(trials, dtype=bool)
+    for _ in range(challengers):
+        d = paired_clears(generator, 0.85, 0.85, trials, CAP)
+        any_with |= run_gate(d, CLEAR.with_alpha(account.next_alpha)).promoted
+        any_without |= run_gate(d, CLEAR).promoted if trials <= 1000 else False
+        account = account.spend()
+    row = {"kind": "stream", "cell": f"{challengers} equal challengers at .85", "primary": "clear",
+           "trials": trials, "promoted": float(any_with.mean())}  # fmt: skip
+    if trials <= 1000:
+        row["promoted_without_account"] = float(any_without.mean())
+    return [row]
+
+
+def targets_of(rows: list[Row]) -> list[dict[str, Any]]:
+    by = {(r["kind"], r["cell"]): r for r in rows}
+    equal = [r for r in rows if r["kind"] == "equal"]
+    worse = [r for r in rows if r["kind"] == "worse"]
+    only = [r for r in rows if r["kind"] == "score only"]
+    both = [r for r in rows if r["kind"] == "together"]
+    main = by["better", "clears 0.5→0.7"]
+    found = [
+        target("equal: greatest promoted share", 0.05, max(r["promoted"] for r in equal),
+               at_most=True),
+        target("equal: greatest upper 95% end of the promoted share", 0.05,
+               max(r["promoted_high"] for r in equal), at_most=True),
+        target("worse: greatest promoted share", 0.005, max(r["promoted"] for r in worse),
+               at_most=True),
+        target(".50→.70: power", 0.9, main["promoted"]),
+        target(".50→.70: mean units", 85, main["units_mean"], at_most=True),
+        target("equal at .85: median units", 160,
+               by["equal", "clears 0.85, independent"]["units_median"], at_most=True),
+        target("collapsed .85→.50: rejected", 0.999, by["worse", "clears 0.85→0.5"]["rejected"]),
+        target("collapsed .85→.50: mean units", 20, by["worse", "clears 0.85→0.5"]["units_mean"],
+               at_most=True),
+        target("least coverage of the confidence sequence", 0.95,
+               min(r["coverage"] for r in rows if r["kind"] == "coverage")),
+        target("any of 50 equal challengers promoted", 0.05,
+               next(r["promoted"] for r in rows if r["kind"] == "stream"), at_most=True),
+    ]  # fmt: skip
+    for r in both:
+        found.append(
+            target(f"together, {r['cell']}: units of score test / clear test", 0.8,
+                   r["units_ratio"], at_most=True)
+        )  # fmt: skip
+    for r in only:
+        found.append(target(f"score only {r['cell']}: power", 0.9, r["promoted"]))
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="under a minute, nothing written")
+    parser.add_argument("--trials", type=int, default=5_000)
+    arguments = parser.parse_args()
+    trials = 200 if arguments.quick else arguments.trials
+    generator = np.random.default_rng(SEED)
+    started = time.perf_counter()
+    pools, real = load_pools(generator)
+    savvi = None
+    if importlib.util.find_spec("savvi") is not None and not arguments.quick:
+        savvi = savvi_boundary(CAP, 0.05, 10.0)
+    rows = [
+        *equal_policies(generator, pools, trials),
+        *regressions(generator, pools, trials),
+        *clear_power(generator, trials, savvi),
+        *score_power(generator, pools, trials),
+        *together(generator, pools, real, trials),
+        *first_champion(generator, real, trials),
+        *coverage(generator, pools, trials),
+        *stream(generator, 40 if arguments.quick else trials),
+    ]
+    common = ["cell", "source", "true_effect", "promoted", "promoted_high", "rejected",
+              "units_mean", "units_median", "units_p90"]  # fmt: skip
+    extra = {
+        "better": ["fixed_permutation_units", "fixed_units_at_power_.9", "sprt_promoted",
+                   "sprt_units_mean", "savvi_promoted", "savvi_units_mean"],
+        "score only": ["spread_of_differences", "fixed_permutation_units"],
+        "together": ["clear_test_promoted", "clear_test_units_mean", "units_ratio"],
+        "coverage": ["coverage"],
+    }  # fmt: skip
+    for kind in dict.fromkeys(r["kind"] for r in rows):
+        shown = [c for c in common if kind not in ("coverage", "stream") or c == "cell"]
+        shown += extra.get(kind, ["promoted"] if kind == "stream" else [])
+        print_table(kind, [r for r in rows if r["kind"] == kind], shown)
+    print(f"\n{trials} trials a cell, {time.perf_counter() - started:.0f} s")
+    return finish("gate_calibration", rows, targets_of(rows), quick=arguments.quick)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

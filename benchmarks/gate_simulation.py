@@ -1,0 +1,192 @@
+"""Vectorised simulation of the gate and of the tests beside it: thousands of trials a cell.
+
+The gate's own functions (`mario.evaluation.betting.log_wealth`) do the betting; this file only runs
+them over many streams at once and reads off the stopping times. A unit test holds `run_gate` to
+`SequentialGate` on single streams.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from mario.evaluation.betting import log_wealth, prior_for
+from mario.evaluation.rule import GateRule
+
+CHUNK = 500
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Many trials of one test.
+
+    Attributes:
+        promoted: bool (T,).
+        rejected: bool (T,).
+        units: int (T,), units at the stop.
+    """
+
+    promoted: np.ndarray
+    rejected: np.ndarray
+    units: np.ndarray
+
+    def summary(self) -> dict[str, float]:
+        """Shares with the exact 95% interval of the promoted one, and the units."""
+        n, k = len(self.units), int(self.promoted.sum())
+        interval = stats.binomtest(k, n).proportion_ci(0.95, "exact")
+        return {
+            "trials": n,
+            "promoted": k / n,
+            "promoted_low": interval.low,
+            "promoted_high": interval.high,
+            "rejected": float(self.rejected.mean()),
+            "units_mean": float(self.units.mean()),
+            "units_median": float(np.median(self.units)),
+            "units_p90": float(np.percentile(self.units, 90)),
+        }
+
+
+def run_gate(differences: np.ndarray, rule: GateRule) -> Outcome:
+    """The sequential test on streams of single-level differences, float (T, n), n = the cap."""
+    prior = prior_for(rule.primary)
+    parts = []
+    for start in range(0, len(differences), CHUNK):
+        d = differences[start : start + CHUNK]
+        up = log_wealth(d, 0.0, prior=prior) >= -math.log(rule.alpha)
+        down = log_wealth(-d, -rule.smallest_effect, prior=prior) >= -math.log(rule.beta)
+        parts.append(first_crossing(up, down))
+    return Outcome(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def first_crossing(up: np.ndarray, down: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Promoted, rejected, units from boolean crossings (T, n); `up` wins a tie."""
+    n = up.shape[1]
+    at_up = np.where(up.any(axis=1), up.argmax(axis=1) + 1, n + 1)
+    at_down = np.where(down.any(axis=1), down.argmax(axis=1) + 1, n + 1)
+    promoted = (at_up <= at_down) & (at_up <= n)
+    rejected = (at_down < at_up) & (at_down <= n)
+    return promoted, rejected, np.minimum(np.minimum(at_up, at_down), n)
+
+
+def paired_clears(
+    generator: np.random.Generator,
+    champion: float,
+    challenger: float,
+    trials: int,
+    units: int,
+    coupling: float = 0.0,
+) -> np.ndarray:
+    """Clear differences (T, n); with probability `coupling` a unit's luck is the same for both."""
+    luck = generator.random((trials, units))
+    other = generator.random((trials, units))
+    shared = generator.random((trials, units)) < coupling
+    return (luck < challenger).astype(float) - (np.where(shared, luck, other) < champion)
+
+
+def paired_scores(
+    generator: np.random.Generator,
+    champion: np.ndarray,
+    challenger: np.ndarray,
+    trials: int,
+    units: int,
+    coupling: float = 0.0,
+) -> np.ndarray:
+    """Score differences (T, n) bootstrapped from two pools of episodes.
+
+    With probability `coupling` both take the same quantile of their (sorted) pools: a lucky seed
+    is lucky for both.
+    """
+    a, b = np.sort(challenger), np.sort(champion)
+    luck = generator.random((trials, units))
+    shared = generator.random((trials, units)) < coupling
+    other = np.where(shared, luck, generator.random((trials, units)))
+    return a[(luck * len(a)).astype(int)] - b[(other * len(b)).astype(int)]
+
+
+def mcnemar_power(win: float, lose: float, units: int, alpha: float) -> float:
+    """Exact power of the one-sided exact McNemar test with `units` pairs.
+
+    On clears the paired sign-flip permutation test is the same test: given the discordant pairs,
+    a flip's sum reaches the observed one exactly when its wins do.
+    """
+    discordant = np.arange(units + 1)
+    weights = stats.binom.pmf(discordant, units, win + lose)
+    # Least wins that are significant among m discordant pairs, then the chance of so many.
+    critical = stats.binom.isf(alpha, discordant, 0.5) + 1
+    critical[0] = 1
+    power = stats.binom.sf(critical - 1, discordant, win / (win + lose))
+    return float(weights @ power)
+
+
+def units_for_power(power_at: object, goal: float, highest: int = 4000) -> int:
+    """Least number of units, to within the test's saw-tooth, at which `power_at(n)` ≥ goal."""
+    low, high = 1, highest
+    while low < high:
+        middle = (low + high) // 2
+        if power_at(middle) >= goal:  # type: ignore[operator]
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def permutation_power(
+    differences: np.ndarray, alpha: float, generator: np.random.Generator, flips: int = 999
+) -> float:
+    """Power of the fixed-N paired sign-flip test over trials (T, n), with shared random flips."""
+    signs = generator.choice([-1.0, 1.0], size=(differences.shape[1], flips))
+    observed = differences.sum(axis=1, keepdims=True)
+    at_least = (differences @ signs >= observed - 1e-9).sum(axis=1)
+    return float(((1 + at_least) / (1 + flips) <= alpha).mean())
+
+
+def run_sprt(
+    differences: np.ndarray, win: float, lose: float, alpha: float, beta: float
+) -> Outcome:
+    """Wald's SPRT on discordant pairs, told the true win share; the bound no test can know."""
+    share = win / (win + lose)
+    step = np.where(
+        differences > 0, math.log(share / 0.5),
+        np.where(differences < 0, math.log((1 - share) / 0.5), 0.0),
+    )  # fmt: skip
+    path = np.cumsum(step, axis=1)
+    return Outcome(
+        *first_crossing(path >= math.log((1 - beta) / alpha), path <= math.log(beta / (1 - alpha)))
+    )
+
+
+def savvi_boundary(units: int, alpha: float, concentration: float) -> np.ndarray:
+    """For each count of wins and losses, whether savvi's sequential test favours the challenger.
+
+    `savvi.multinomial.Multinomial` (Lindon & Malek 2022) on discordant pairs against (½, ½). It is
+    two-sided: level 2 alpha, and only wins over losses count. Its odds depend on the counts alone,
+    so a table over counts, filled by its own updates, is the test itself.
+
+    Returns:
+        bool (units + 1, units + 1), indexed by wins and losses.
+    """
+    from savvi.multinomial import Multinomial
+
+    crossed = np.zeros((units + 1, units + 1), dtype=bool)
+    for losses in range(units + 1):
+        test = Multinomial(2 * alpha, np.array([0.5, 0.5]), k=concentration)
+        if losses:
+            test.update(np.array([0, losses]))
+        for wins in range(1, units + 1 - losses):
+            test.update(np.array([1, 0]))
+            if wins > losses and test.odds >= 1 / (2 * alpha):
+                # More wins against the same losses only add evidence.
+                crossed[wins:, losses] = True
+                break
+    return crossed
+
+
+def run_savvi(differences: np.ndarray, boundary: np.ndarray) -> Outcome:
+    """Streams of clear differences (T, n) against a boundary over counts; no futility stop."""
+    wins = np.cumsum(differences > 0, axis=1)
+    losses = np.cumsum(differences < 0, axis=1)
+    up = boundary[wins, losses]
+    return Outcome(*first_crossing(up, np.zeros_like(up)))

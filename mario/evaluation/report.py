@@ -1,0 +1,342 @@
+"""One self-contained HTML page per verdict, and one per comparison of recipes.
+
+The page holds everything: charts as SVG, videos as base64 MP4, the verdict as JSON. It opens from
+a mail attachment, without a network, in ten years. The caller passes the videos in; which episodes
+to film is said by `pick_episodes`.
+
+    html = render_verdict(verdict, pairs, command="mario gate 7 --against champion",
+                          videos=[Video("median", "…", mp4_bytes)])
+    write_page(path, html)
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from mario.errors import EvaluationError
+from mario.evaluation.compare import Comparison
+from mario.evaluation.records import EpisodeRecord, PairedUnit, metric_value
+from mario.evaluation.report_charts import (
+    clear_chart,
+    effect_chart,
+    ends_chart,
+    evidence_chart,
+    forest_chart,
+)
+from mario.evaluation.report_compare import comparison_body
+from mario.evaluation.verdict import Verdict
+
+_SAYS = {
+    "promote": "The challenger is promoted.",
+    "reject": "The champion stays: the challenger is rejected.",
+    "inconclusive": "The champion stays: the evidence is not enough.",
+}
+
+_STYLE = """
+:root{color-scheme:light dark;--bg:#fff;--fg:#1b1f24;--soft:#5b6673;--line:#d8dee4;--card:#f6f8fa;
+--a:#0072b2;--b:#c65d00;--good:#117a4c;--bad:#b3261e}
+@media(prefers-color-scheme:dark){:root{--bg:#14171b;--fg:#e8ebee;--soft:#9aa6b2;--line:#343b43;
+--card:#1d2228;--a:#56b4e9;--b:#e69f00;--good:#4cc38a;--bad:#ff8a80}}
+*{box-sizing:border-box}body{margin:0;background:var(--bg);color:var(--fg);
+font:16px/1.55 system-ui,sans-serif}main{max-width:860px;margin:0 auto;padding:24px 20px 64px}
+h1{font-size:1.7rem;margin:.2em 0}h2{font-size:1.2rem;margin:2.2em 0 .5em}
+p.note,figcaption,.small{color:var(--soft);font-size:.9rem}
+.badge{display:inline-block;padding:.25em .8em;border-radius:1em;color:#fff;font-weight:600}
+.promote{background:#117a4c}.reject{background:#b3261e}.inconclusive{background:#6b5b00}
+.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(170px,1fr));gap:12px;margin:18px 0}
+.card{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:10px 14px}
+.card b{display:block;font-size:1.35rem;font-variant-numeric:tabular-nums}
+table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:.92rem}
+th,td{text-align:left;padding:6px 10px 6px 0;border-bottom:1px solid var(--line);vertical-align:top}
+td.n,th.n{text-align:right}.ok{color:var(--good)}.no{color:var(--bad);font-weight:600}
+code,pre{font-family:ui-monospace,monospace;font-size:.88rem;overflow-wrap:anywhere}
+pre{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:12px;
+overflow:auto;white-space:pre-wrap}figure{margin:0 0 8px}svg{width:100%;height:auto;display:block}
+svg text{font:13px system-ui,sans-serif;fill:var(--fg);stroke:none}svg .tick{fill:var(--soft)}
+svg .axis{fill:var(--soft);font-style:italic}svg .strong{font-weight:700;fill:var(--fg)}
+svg .grid{stroke:var(--line)}svg .zero{stroke:var(--soft);stroke-width:1.4}
+svg .curve{fill:none;stroke-width:2.4}svg .a{stroke:var(--a)}svg .b{stroke:var(--b)}
+svg .bad{stroke:var(--bad)}svg .dash{stroke-dasharray:7 4}
+svg .bound{stroke-width:1.5;stroke-dasharray:3 4}
+svg .fill-a{fill:var(--a)}svg .fill-b{fill:var(--b)}svg .fill-bad{fill:var(--bad)}
+svg .band{fill:var(--a);fill-opacity:.16}svg .hover{fill:transparent}
+svg .hover:hover{fill:var(--fg)}.videos{display:grid;
+grid-template-columns:repeat(auto-fit,minmax(256px,1fr));gap:16px}
+video{width:100%;image-rendering:pixelated;border-radius:6px;background:#000}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Video:
+    """A film of one episode.
+
+    Attributes:
+        name: `median`, `worst`, …
+        caption: what is seen.
+        mp4: the file's bytes (H.264 in MP4, which every browser plays).
+    """
+
+    name: str
+    caption: str
+    mp4: bytes
+
+
+def pick_episodes(pairs: Sequence[PairedUnit], metric: str = "score") -> dict[str, EpisodeRecord]:
+    """The challenger's median and worst episode among counted pairs.
+
+    Args:
+        pairs: at least one.
+        metric: `score`, `clear` or `progress`; ties are broken by progress, time left and seed,
+            so that the same records always give the same two episodes.
+
+    Returns:
+        `{"median": …, "worst": …}`.
+
+    Raises:
+        EvaluationError: no pairs.
+    """
+    if not pairs:
+        raise EvaluationError("got no units; expected at least one to choose from; evaluate first")
+    ranked = sorted(
+        (p.challenger for p in pairs),
+        key=lambda r: (metric_value(r, metric), r.progress, r.episode_score, r.level, r.seed),
+    )
+    return {"median": ranked[(len(ranked) - 1) // 2], "worst": ranked[0]}
+
+
+def render_verdict(
+    verdict: Verdict,
+    pairs: Sequence[PairedUnit],
+    *,
+    command: str,
+    challenger_label: str = "challenger",
+    champion_label: str = "champion",
+    title: str = "Verdict of the gate",
+    videos: Iterable[Video] = (),
+) -> str:
+    """The page of one verdict.
+
+    Args:
+        verdict: what was decided.
+        pairs: the units that were played, in order; the counted ones are the first `units`.
+        command: the one command that repeats the verdict.
+        challenger_label: what people call the challenger, e.g. `mario-1-1 version 7`.
+        champion_label: the same for the champion.
+        title: of the page.
+        videos: films to embed.
+
+    Returns:
+        HTML5; refers to nothing outside itself.
+
+    Raises:
+        EvaluationError: fewer pairs than the verdict counted.
+    """
+    if len(pairs) < verdict.units:
+        raise EvaluationError(
+            f"got {len(pairs)} pairs for a verdict on {verdict.units} units; expected all of them; "
+            "read them from the store"
+        )
+    counted = pairs[: verdict.units]
+    body = [
+        _head(verdict, challenger_label, champion_label, title),
+        _section("Evidence", evidence_chart(verdict), _evidence_note(verdict)),
+        _section("Effect", effect_chart(verdict) + _effects_table(verdict), _effect_note(verdict)),
+        _section("Level by level", forest_chart(verdict), _levels_note(verdict)),
+        _section(
+            "Where episodes end",
+            "".join(ends_chart(counted, level) for level in verdict.levels),
+            "Each bar counts episodes whose furthest point lies there; the last column is cleared.",
+        ),
+        _section("Clear rate", clear_chart(verdict), ""),
+        _videos(list(videos)),
+        _section("Guards", _guards_table(verdict), "One guard that refuses keeps the champion."),
+        _section("The rule", _rule_table(verdict), ""),
+        _section(
+            "Repeat it",
+            f"<pre>{escape(command)}</pre>",
+            "Confirmation seeds come from the challenger's digest, so the same weights meet the "
+            "same units and get the same verdict.",
+        ),
+        _json_section(verdict),
+    ]
+    return _page(title, "".join(body))
+
+
+def render_comparison(comparison: Comparison, *, command: str, title: str = "Recipes") -> str:
+    """The page of one comparison of recipes (`compare.py`), self-contained like a verdict's."""
+    return _page(title, comparison_body(comparison, command, title))
+
+
+def write_page(path: str | os.PathLike[str], html: str) -> Path:
+    """Writes a page aside and renames it when complete; returns its path."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(target.name + ".part")
+    aside.write_text(html, encoding="utf-8")
+    return aside.replace(target)
+
+
+def _page(title: str, body: str) -> str:
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>"
+        f"<body><main>{body}</main></body></html>\n"
+    )
+
+
+def _section(heading: str, content: str, note: str) -> str:
+    caption = f"<figcaption>{note}</figcaption>" if note else ""
+    return f"<section><h2>{escape(heading)}</h2><figure>{content}{caption}</figure></section>"
+
+
+def _card(label: str, value: str, detail: str = "") -> str:
+    return (
+        f'<div class="card">{escape(label)}<b>{value}</b><span class="small">{detail}</span></div>'
+    )
+
+
+def _head(verdict: Verdict, challenger: str, champion: str, title: str) -> str:
+    effect, rule = verdict.effect, verdict.rule
+    reasons = "".join(f"<li>{escape(r)}</li>" for r in verdict.reasons)
+    ratio = (
+        f"{verdict.challenger.mean_furthest_px / verdict.champion.mean_furthest_px:.2f} times"
+        if verdict.champion.mean_furthest_px > 0
+        else "beyond"
+    )
+    return (
+        f"<header><p class=small>{escape(title)} · {escape(rule.version)} · "
+        f"{escape(verdict.protocol)} · {', '.join(verdict.levels)}</p>"
+        f"<h1>{escape(challenger)} against {escape(champion)}</h1>"
+        f'<p><span class="badge {verdict.decision}">{verdict.decision}</span> '
+        f"{_SAYS[verdict.decision]}</p><ul>{reasons}</ul></header>"
+        '<div class="cards">'
+        + _card("units", str(verdict.units), f"of at most {rule.max_units}, played by both")
+        + _card(
+            f"difference in {rule.primary}",
+            f"{effect.mean:+.3f}",
+            f"between {effect.lower:+.3f} and {effect.upper:+.3f}",
+        )
+        + _card(
+            "p-value, at any time", f"{verdict.p_value:.3g}", f"evidence {verdict.e_better:.3g}"
+        )
+        + _card(
+            "furthest x, mean",
+            f"{verdict.challenger.mean_furthest_px:.0f} px",
+            f"{ratio} the champion's {verdict.champion.mean_furthest_px:.0f} px",
+        )
+        + "</div>"
+        f'<p class="small">challenger <code>{escape(verdict.challenger.digest)}</code><br>'
+        f"champion <code>{escape(verdict.champion.digest)}</code></p>"
+    )
+
+
+def _evidence_note(verdict: Verdict) -> str:
+    rule = verdict.rule
+    return (
+        f"Solid: evidence against “no better”. It multiplies with every unit and passes "
+        f"{1 / rule.alpha:.4g} with a chance of at most {rule.alpha:.3g} when the challenger is no "
+        f"better, however often one looks. Dashed: evidence against “better by "
+        f"{rule.smallest_effect:g} or more”; at {1 / rule.beta:.4g} going on is futile. Secondary: "
+        f"fixed-sample paired permutation test p = {verdict.p_permutation:.3g} (ignores when the "
+        "test stopped)."
+    )
+
+
+def _effect_note(verdict: Verdict) -> str:
+    return (
+        f"Line: average difference per unit. Band: every value not yet ruled out; each edge is on "
+        f"the wrong side at any time with a chance of at most {verdict.rule.alpha:.3g}."
+    )
+
+
+def _levels_note(verdict: Verdict) -> str:
+    return (
+        "Intervals of single levels hold at any time, each for itself; the last column corrects "
+        f"for {len(verdict.levels)} level(s). A level is significantly worse at p ≤ "
+        f"{verdict.rule.level_alpha:g}."
+    )
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numeric: Sequence[int] = ()) -> str:
+    def cells(tag: str, row: Sequence[str]) -> str:
+        return "".join(
+            f"<{tag}{' class=n' if i in numeric else ''}>{value}</{tag}>"
+            for i, value in enumerate(row)
+        )
+
+    lines = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
+    return f"<table><thead><tr>{cells('th', head)}</tr></thead><tbody>{lines}</tbody></table>"
+
+
+def _effects_table(verdict: Verdict) -> str:
+    mine, theirs = verdict.challenger, verdict.champion
+    values = {
+        "score": (mine.mean_score, theirs.mean_score),
+        "clear": (mine.clear_rate, theirs.clear_rate),
+        "progress": (mine.mean_progress, theirs.mean_progress),
+    }
+    rows = [
+        (
+            f"<b>{name}</b> (decides)" if name == verdict.rule.primary else name,
+            f"{values[name][0]:.4f}",
+            f"{values[name][1]:.4f}",
+            f"{effect.mean:+.4f}",
+            f"{effect.lower:+.4f} … {effect.upper:+.4f}",
+        )
+        for name, effect in verdict.effects.items()
+    ]
+    head = ("metric, 0 to 1", "challenger", "champion", "difference", "confidence sequence")
+    return _table(head, rows, (1, 2, 3, 4))
+
+
+def _guards_table(verdict: Verdict) -> str:
+    rows = [
+        (
+            escape(g.name.replace("_", " ")),
+            '<span class="ok">passed</span>' if g.passed else '<span class="no">refuses</span>',
+            f"{g.value:.4g}",
+            f"{g.limit:.4g}",
+            escape(g.detail),
+        )
+        for g in verdict.guards
+    ]
+    return _table(("guard", "", "measured", "limit", "in words"), rows, (2, 3))
+
+
+def _rule_table(verdict: Verdict) -> str:
+    values = verdict.rule.to_dict()
+    values["delta"] = verdict.rule.smallest_effect
+    rows = [(f"<code>{k}</code>", escape("—" if v is None else str(v))) for k, v in values.items()]
+    return _table(("setting", "value"), rows)
+
+
+def _videos(videos: Sequence[Video]) -> str:
+    if not videos:
+        return ""
+    films = "".join(
+        f'<figure><video controls muted loop playsinline preload="metadata" '
+        f'src="data:video/mp4;base64,{base64.b64encode(v.mp4).decode()}"></video>'
+        f"<figcaption><b>{escape(v.name)}</b>: {escape(v.caption)}</figcaption></figure>"
+        for v in videos
+    )
+    return (
+        f'<section><h2>Episodes of the challenger</h2><div class="videos">{films}</div></section>'
+    )
+
+
+def _json_section(verdict: Verdict) -> str:
+    # "</" would end the script element early; JSON may write "/" as "\\/".
+    text = json.dumps(verdict.to_dict(), sort_keys=True).replace("</", "<\\/")
+    return (
+        '<section><h2>As data</h2><p class="note">The verdict as JSON '
+        f"({escape(verdict.version)}) is in this page, in the element with the id "
+        "<code>verdict</code>.</p>"
+        f'<script type="application/json" id="verdict">{text}</script></section>'
+    )
