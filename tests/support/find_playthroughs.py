@@ -59,7 +59,13 @@ class Node:
 def cell_of(ram: bytes) -> Cell:
     """Where Mario is: area, page, 32 px columns, 32 px rows, and whether he is on the ground."""
     x_px = ram[0x6D] * 256 + ram[0x86]
-    return (ram[0x750], ram[0x751] & 0x1F, x_px // 24, ram[0xB5] * 8 + ram[0xCE] // 32, int(ram[0x1D] != 0))
+    return (
+        ram[0x750],
+        ram[0x751] & 0x1F,
+        x_px // 24,
+        ram[0xB5] * 8 + ram[0xCE] // 32,
+        int(ram[0x1D] != 0),
+    )
 
 
 def path_to(nodes: dict[Cell, Node], cell: Cell) -> list[int]:
@@ -83,9 +89,7 @@ def explore(level: str, seconds: float, seed: int) -> tuple[list[int] | None, in
     batch.begin(0, EpisodeSpec(level, 0), out)
     root_state = batch.console_state(0)
     # Paths are kept as whole lists: a replaced parent must not change its children's path.
-    nodes: dict[Cell, Node] = {
-        cell_of(batch.ram(0)): Node(root_state, 0, None, [], 0)
-    }
+    nodes: dict[Cell, Node] = {cell_of(batch.ram(0)): Node(root_state, 0, None, [], 0)}
     rooms: dict[tuple[int, int], int] = {}
     origin: list[list[int]] = [[] for _ in range(SLOTS)]
     held = [0] * SLOTS
@@ -153,6 +157,9 @@ def explore(level: str, seconds: float, seed: int) -> tuple[list[int] | None, in
             if left[slot] <= 0:
                 restart(slot)
     batch.close()
+    for area in sorted({cell[:2] for cell in nodes}):
+        furthest = max(cell[2] for cell in nodes if cell[:2] == area)
+        print(f"  area {area[0]:#04x}.{area[1]}: furthest x {furthest * 24} px")
     return None, searched, len(nodes)
 
 
@@ -173,15 +180,20 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=120.0)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    known = json.loads(DATA.read_text()) if DATA.exists() else {"frame_skip": FRAME_SKIP, "levels": {}}
+    known = (
+        json.loads(DATA.read_text()) if DATA.exists() else {"frame_skip": FRAME_SKIP, "levels": {}}
+    )
     for level in arguments.levels or LEVEL_NAMES:
         if level in known["levels"] and not arguments.levels:
             continue
         began = time.monotonic()
         actions, searched, cells = explore(level, arguments.seconds, arguments.seed)
         verdict = "not cleared" if actions is None else f"cleared in {len(actions)} steps"
-        print(f"{level}: {verdict}, {searched} steps searched, {cells} cells, "
-              f"{time.monotonic() - began:.0f} s", flush=True)
+        print(
+            f"{level}: {verdict}, {searched} steps searched, {cells} cells, "
+            f"{time.monotonic() - began:.0f} s",
+            flush=True,
+        )
         if actions is not None:
             known["levels"][level] = run_lengths(actions)
             DATA.parent.mkdir(parents=True, exist_ok=True)

@@ -66,8 +66,8 @@ int Ppu::run_pre_render(int dots) {
 
 int Ppu::run_visible(int dots) {
   const int first = s_.dot;
-  if (!screen_ && first == 1 && dots >= kDots) {
-    if (const int n = skip_visible_lines(dots)) return n;
+  if (first == 1 && dots >= kDots) {
+    if (const int n = run_whole_lines(dots)) return n;
   }
   int last = std::min(first + dots - 1, kDots);
   if (first <= kScreenWidth) {
@@ -83,7 +83,7 @@ int Ppu::run_visible(int dots) {
         }
       }
     }
-    if (screen_) draw(x_begin, x_end);
+    if (screen_) draw(x_begin, x_end, 1);
     // Coarse X moves on after every pixel whose fine X is 7.
     if (s_.show_background)
       advance_coarse_x((s_.fine_x + x_end) / 8 - (s_.fine_x + x_begin) / 8);
@@ -105,33 +105,40 @@ void Ppu::end_visible_line() {
   s_.dot = 1;
 }
 
-// Whole lines that nobody looks at and where sprite 0 cannot hit: only the scroll moves.
-int Ppu::skip_visible_lines(int dots) {
-  int lines = std::min(dots / kDots, kVisible - s_.line);
-  if (rendering() && !s_.sprite0_hit) {
-    finish_evaluation();
-    if (s_.sprite_count > 0 && s_.sprites[0] == 0) return 0;
-    if (s_.oam_address < 4) {
-      // A line that ends at height y finds sprite 0 for the next one when y - its Y is in range.
-      const int top = s_.oam[0];
-      const int height = s_.tall_sprites ? 16 : 8;
-      if (s_.line < top + height && s_.line + lines > top) {
-        if (s_.line >= top) lines = 1;
-        else lines = std::min(lines, top - s_.line + 1);
-      }
-    }
+// Whole lines on which sprite 0 cannot hit: as many at once as can be. Not drawn, they only move the
+// scroll; drawn, those of one row of tiles go together. Returns the dots done, maybe none.
+int Ppu::run_whole_lines(int dots) {
+  int lines = lines_without_hit(std::min(dots / kDots, kVisible - s_.line));
+  if (lines == 0) return 0;
+  if (screen_) {
+    // A line begins with t's horizontal bits, unless the program changed v or t since.
+    const bool alike = rendering() && ((s_.v ^ s_.t) & kHorizontal) == 0;
+    lines = alike ? std::min(lines, 8 - (s_.v >> 12 & 7)) : 1;
+    draw(0, kScreenWidth, lines);
   }
   if (s_.show_background) {
-    const bool copy = rendering();
     for (int i = 0; i < lines; ++i) {
-      if (!copy) advance_coarse_x(32);
+      if (!rendering()) advance_coarse_x(32);
       increment_y();
     }
-    if (copy) s_.v = (s_.v & ~kHorizontal) | (s_.t & kHorizontal);
+    if (rendering()) s_.v = (s_.v & ~kHorizontal) | (s_.t & kHorizontal);
   }
   s_.line = static_cast<std::int16_t>(s_.line + lines);
   s_.evaluation_pending = true;
   return lines * kDots;
+}
+
+// How many of the next `lines` lines sprite 0 is certainly not on.
+int Ppu::lines_without_hit(int lines) {
+  if (!rendering() || s_.sprite0_hit) return lines;
+  finish_evaluation();
+  if (s_.sprite_count > 0 && s_.sprites[0] == 0) return 0;
+  if (s_.oam_address >= 4) return lines;
+  // The end of line y finds sprite 0 for the next line when y - its Y is in range.
+  const int top = s_.oam[0];
+  const int height = s_.tall_sprites ? 16 : 8;
+  if (s_.line >= top + height) return lines;
+  return std::min(lines, std::max(top - s_.line, 0) + 1);
 }
 
 int Ppu::run_blanking(int dots) {

@@ -121,7 +121,8 @@ class Ppu {
   int run_visible(int dots);
   int run_blanking(int dots);
   void end_visible_line();
-  int skip_visible_lines(int dots);
+  int run_whole_lines(int dots);
+  int lines_without_hit(int lines);
 
   bool rendering() const { return s_.show_background && s_.show_sprites; }
   void advance_coarse_x(int steps);
@@ -146,7 +147,17 @@ class Ppu {
   PatternRow sprite_row(int index) const;
   PatternRow background_row(Address v) const;
   int find_sprite0_hit(int x_begin, int x_end);
-  void draw(int x_begin, int x_end);
+  // Up to eight lines being drawn: pixels, and for each tile a byte with a bit for each opaque pixel.
+  // A tile may begin up to 7 px before the part of a line that is drawn and end as far after it.
+  static constexpr int kMargin = 8;
+  static constexpr int kRowBytes = kScreenWidth + 2 * kMargin;
+  static constexpr int kRowTiles = kScreenWidth / 8 + 2;
+  struct Rows {
+    Byte pixels[8][kRowBytes];
+    Byte opaque[8][kRowTiles];
+  };
+  void draw(int x_begin, int x_end, int lines);
+  void draw_background(Rows& rows, int tiles_x, int tiles, int lines);
   void draw_sprites(Byte* row, const Byte* opaque, int opaque_x, int x_begin, int x_end);
   void update_shades();
 

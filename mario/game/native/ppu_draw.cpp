@@ -29,9 +29,6 @@ constexpr Byte reverse_bits(Byte b) {
   return static_cast<Byte>((b & 0xAA) >> 1 | (b & 0x55) << 1);
 }
 
-// A tile may begin up to 7 px before the part of a line that is drawn and end as far after it.
-constexpr int kMargin = 8;
-
 }  // namespace
 
 void Ppu::set_screen(Byte* screen, const std::array<Byte, 64>& shade) {
@@ -102,59 +99,81 @@ int Ppu::find_sprite0_hit(int x_begin, int x_end) {
   return -1;
 }
 
-void Ppu::draw(int x_begin, int x_end) {
-  alignas(16) Byte line[kScreenWidth + 2 * kMargin];
-  Byte opaque[kScreenWidth / 8 + 2];  // one bit a pixel, for each tile drawn
-  Byte* const row = line + kMargin;   // row[x] is pixel x
+// Draws pixels x_begin to x_end of `lines` lines that lie in one row of tiles and differ in nothing
+// but fine Y (so names and attributes are looked up once for all of them).
+void Ppu::draw(int x_begin, int x_end, int lines) {
+  alignas(16) Rows rows;
   const int offset = (s_.fine_x + x_begin) & 7;
   const int tiles_x = x_begin - offset;  // x of the first tile's left edge
   const int tiles = (offset + x_end - x_begin + 7) / 8;
+  const auto width = static_cast<std::size_t>(x_end - x_begin);
+  if (s_.show_background) draw_background(rows, tiles_x, tiles, lines);
 
-  if (s_.show_background) {
-    const Byte* const chr = chr_ + (s_.background_page << 12 | (s_.v >> 12 & 7));
-    const int coarse_y = s_.v >> 5 & 0x1F;
-    const int attribute_shift = (coarse_y & 2) << 1;
-    Address nametable_of = s_.v;
-    int coarse_x = s_.v & 0x1F;
-    Byte* out = row + tiles_x;
-    int tile = 0;
-    while (tile < tiles) {
-      const Byte* const table = nametable(nametable_of);
-      const Byte* const names = table + coarse_y * 32;
-      const Byte* const attributes = table + 0x3C0 + (coarse_y >> 2) * 8;
-      const int stop = std::min(tiles, tile + 32 - coarse_x);
-      for (; tile < stop; ++tile, ++coarse_x, out += 8) {
-        const Byte* const pattern = chr + names[coarse_x] * 16;
-        const int palette =
-            attributes[coarse_x >> 2] >> (attribute_shift | (coarse_x & 2)) & 3;
-        const Byte low = pattern[0], high = pattern[8];
-        const PaletteWords& w = words_[static_cast<std::size_t>(palette)];
-        const std::uint64_t l = kPlaneMasks.words[low], h = kPlaneMasks.words[high];
-        const std::uint64_t pixels = w.base ^ (l & w.low) ^ (h & w.high) ^ (l & h & w.both);
-        std::memcpy(out, &pixels, 8);
-        opaque[tile] = low | high;
-      }
-      coarse_x = 0;
-      nametable_of ^= 0x400;
-    }
-    if (s_.hide_edge_background && x_begin < 8) {
+  const std::int16_t first_line = s_.line;
+  for (int i = 0; i < lines; ++i) {
+    Byte* const row = rows.pixels[i] + kMargin;  // row[x] is pixel x
+    Byte* const opaque = rows.opaque[i];
+    if (!s_.show_background) {
+      std::memset(row + x_begin, palette_shade_[0], width);
+      std::memset(opaque, 0, sizeof rows.opaque[i]);
+    } else if (s_.hide_edge_background && x_begin < 8) {
       std::memset(row + x_begin, palette_shade_[0], static_cast<std::size_t>(8 - x_begin));
       for (int x = x_begin; x < std::min(8, x_end); ++x) {
         const int bit = x - tiles_x;
         opaque[bit >> 3] &= static_cast<Byte>(~(0x80 >> (bit & 7)));
       }
     }
-  } else {
-    std::memset(row + x_begin, palette_shade_[0], static_cast<std::size_t>(x_end - x_begin));
-    std::memset(opaque, 0, sizeof opaque);
+    if (i > 0) {  // the end of the line before
+      s_.line = static_cast<std::int16_t>(first_line + i);
+      s_.evaluation_pending = true;
+    }
+    if (s_.show_sprites) {
+      finish_evaluation();
+      if (s_.sprite_count > 0) draw_sprites(row, opaque, tiles_x, x_begin, x_end);
+    }
+    std::memcpy(screen_ + s_.line * kScreenWidth + x_begin, row + x_begin, width);
   }
+  s_.line = first_line;
+}
 
-  if (s_.show_sprites) {
-    finish_evaluation();
-    if (s_.sprite_count > 0) draw_sprites(row, opaque, tiles_x, x_begin, x_end);
+void Ppu::draw_background(Rows& rows, int tiles_x, int tiles, int lines) {
+  const int fine_y = s_.v >> 12 & 7;
+  const int coarse_y = s_.v >> 5 & 0x1F;
+  const Byte* const chr = chr_ + (s_.background_page << 12);
+  const int attribute_shift = (coarse_y & 2) << 1;
+  Address nametable_of = s_.v;
+  int coarse_x = s_.v & 0x1F;
+  const Byte* names = nametable(nametable_of) + coarse_y * 32;
+  const Byte* attributes = nametable(nametable_of) + 0x3C0 + (coarse_y >> 2) * 8;
+  for (int tile = 0; tile < tiles; ++tile) {
+    const int palette = attributes[coarse_x >> 2] >> (attribute_shift | (coarse_x & 2)) & 3;
+    const PaletteWords w = words_[static_cast<std::size_t>(palette)];
+    const Byte* const pattern = chr + names[coarse_x] * 16;
+    Byte* const out = rows.pixels[0] + kMargin + tiles_x + tile * 8;
+    Byte* const opaque = rows.opaque[0] + tile;
+    std::uint64_t planes[2];
+    std::memcpy(planes, pattern, sizeof planes);
+    if ((planes[0] | planes[1]) == 0) {  // sky
+      for (int i = 0; i < lines; ++i) {
+        std::memcpy(out + i * kRowBytes, &w.base, 8);
+        opaque[i * kRowTiles] = 0;
+      }
+    } else {
+      for (int i = 0; i < lines; ++i) {
+        const Byte low = pattern[fine_y + i], high = pattern[fine_y + i + 8];
+        const std::uint64_t l = kPlaneMasks.words[low], h = kPlaneMasks.words[high];
+        const std::uint64_t pixels = w.base ^ (l & w.low) ^ (h & w.high) ^ (l & h & w.both);
+        std::memcpy(out + i * kRowBytes, &pixels, 8);
+        opaque[i * kRowTiles] = low | high;
+      }
+    }
+    if (++coarse_x == 32) {
+      coarse_x = 0;
+      nametable_of ^= 0x400;
+      names = nametable(nametable_of) + coarse_y * 32;
+      attributes = nametable(nametable_of) + 0x3C0 + (coarse_y >> 2) * 8;
+    }
   }
-  std::memcpy(screen_ + s_.line * kScreenWidth + x_begin, row + x_begin,
-              static_cast<std::size_t>(x_end - x_begin));
 }
 
 // The first sprite in the list that is opaque at a pixel has it, even where it is behind the
