@@ -44,7 +44,8 @@ ActionSet = tuple[Action, ...]
 
 
 def _action(*buttons: Button) -> Action:
-    name = "+".join(b.name if b in (Button.A, Button.B) else b.name.lower() for b in buttons)  # type: ignore[union-attr]
+    names = [str(button.name) for button in buttons]
+    name = "+".join(name if len(name) == 1 else name.lower() for name in names)
     return Action(name or "noop", int(sum(buttons)))
 
 

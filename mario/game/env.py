@@ -5,7 +5,7 @@ One game of a batch; the observation, the noise and the ends are those of `mario
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -13,28 +13,15 @@ import numpy as np
 from mario.config import GameConfig
 from mario.errors import ConsoleError
 from mario.game.actions import action_set
-from mario.game.batch import BatchSettings, EndReason, EpisodeSpec, open_batch
+from mario.game.batch import EndReason, EpisodeSpec, open_batch
 from mario.game.console import UInt8Array
 from mario.game.levels import level as find_level
 from mario.game.observation import OBSERVATION_SHAPE
-from mario.game.rewards import make_reward
+from mario.game.rewards import reward_terms, step_rewards
+from mario.game.settings import batch_settings
 from mario.game.state import STATE_FIELDS, StateArray
 
 StepInfo = dict[str, Any]
-
-
-def batch_settings(game: GameConfig, threads: int = 0) -> BatchSettings:
-    """The batch settings that a game configuration asks for."""
-    return BatchSettings(
-        buttons=tuple(action.buttons for action in action_set(game.actions)),
-        frame_skip=game.frame_skip,
-        max_pool=game.max_pool,
-        no_op_max_frames=game.no_op_max_frames,
-        sticky_probability=game.sticky_probability,
-        max_steps=game.max_steps,
-        stuck_limit_steps=game.stuck_limit_steps,
-        threads=threads,
-    )
 
 
 def state_info(state: StateArray) -> StepInfo:
@@ -53,7 +40,7 @@ class MarioEnv(gymnasium.Env[UInt8Array, np.int64]):
         metadata: Gymnasium's; pictures come once a step.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 15}
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 15}  # noqa: RUF012
 
     def __init__(
         self,
@@ -85,7 +72,8 @@ class MarioEnv(gymnasium.Env[UInt8Array, np.int64]):
         self.actions = action_set(self.game.actions)
         self.observation_space = gymnasium.spaces.Box(0, 255, OBSERVATION_SHAPE, np.uint8)
         self.action_space = gymnasium.spaces.Discrete(len(self.actions))
-        self._reward = make_reward(self.game.reward)
+        self._terms = reward_terms(self.game.reward)
+        self._furthest_px = np.zeros(1, np.int32)
         self._batch = open_batch(1, batch_settings(self.game, threads=1), self.game.console)
         self._observations = np.zeros((1, *OBSERVATION_SHAPE), np.uint8)
         self._playing = False
@@ -111,6 +99,7 @@ class MarioEnv(gymnasium.Env[UInt8Array, np.int64]):
         spec = EpisodeSpec(self.level, int(episode_seed), options.get("state"))
         self._batch.begin(0, spec, self._observations)
         self._playing = True
+        self._furthest_px[:] = self._batch.states()["x_px"]
         state = self._batch.states()[0]
         info = {**state_info(state), "furthest_x_px": int(state["x_px"]), "steps": 0, "frames": 0}
         return self._observations[0].copy(), {**info, "end": EndReason.RUNNING.name.lower()}
@@ -130,7 +119,17 @@ class MarioEnv(gymnasium.Env[UInt8Array, np.int64]):
                 "step() after the end of an episode: expected reset() first; call it"
             )
         result = self._batch.step(np.array([int(action)], np.int64), self._observations)
-        reward = float(self._reward(result)[0])
+        reward = step_rewards(
+            self._terms,
+            result.before,
+            result.after,
+            furthest_before_px=self._furthest_px,
+            furthest_after_px=result.furthest_x_px,
+            end=result.end,
+            game_reward=result.game_reward,
+            frame_skip=self.game.frame_skip,
+        )
+        self._furthest_px[:] = result.furthest_x_px
         end = EndReason(int(result.end[0]))
         info = {
             **state_info(result.after[0]),
@@ -142,9 +141,9 @@ class MarioEnv(gymnasium.Env[UInt8Array, np.int64]):
         self._playing = end is EndReason.RUNNING
         terminated = end in (EndReason.FLAG, EndReason.DEATH, EndReason.TIME_OUT)
         observation = self._observations[0] if self._playing else result.terminal_observations[0]
-        return observation.copy(), reward, terminated, end is EndReason.TRUNCATED, info
+        return observation.copy(), float(reward[0]), terminated, end is EndReason.TRUNCATED, info
 
-    def render(self) -> UInt8Array | None:  # type: ignore[override]
+    def render(self) -> UInt8Array | None:
         """Copy the picture, uint8 (240, 256, 3), where the render mode asks for it."""
         return self._batch.screen_rgb(0) if self.render_mode == "rgb_array" else None
 

@@ -55,7 +55,8 @@ def _overlap(pixels_in: int, pixels_out: int) -> npt.NDArray[np.int64]:
     unit_in, unit_out = lcm // pixels_in, lcm // pixels_out
     out = np.arange(pixels_out)[:, None] * unit_out
     inp = np.arange(pixels_in)[None, :] * unit_in
-    return np.clip(np.minimum(out + unit_out, inp + unit_in) - np.maximum(out, inp), 0, None)
+    shared = np.minimum(out + unit_out, inp + unit_in) - np.maximum(out, inp)
+    return np.asarray(np.maximum(shared, 0), dtype=np.int64)
 
 
 def area_resize(screen: UInt8Array) -> UInt8Array:

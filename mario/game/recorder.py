@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from mario.errors import ConsoleError
 from mario.game.console import FRAMES_PER_SECOND, UInt8Array
@@ -70,14 +71,14 @@ def moving_share(path: Path) -> float:
     """
     import av
 
-    before: UInt8Array | None = None
+    before: npt.NDArray[np.int16] | None = None
     moved = total = 0
     with av.open(str(path)) as container:
         for frame in container.decode(video=0):
-            picture = frame.to_ndarray(format="gray")
+            picture = frame.to_ndarray(format="gray").astype(np.int16)
             if before is not None:
                 # Compression noise changes single levels; movement changes whole blocks.
-                change = np.abs(picture.astype(np.int16) - before).max()
+                change = np.abs(picture - before).max()
                 moved += int(change > 16)
                 total += 1
             before = picture

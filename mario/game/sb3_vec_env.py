@@ -15,14 +15,14 @@ import numpy as np
 import numpy.typing as npt
 from stable_baselines3.common.vec_env import VecEnv
 
-from mario.config import ExperimentConfig, GameConfig
+from mario.config import ExperimentConfig
 from mario.errors import SaveStateError
-from mario.game.actions import action_set
-from mario.game.batch import BatchSettings, BatchStep, EndReason, EpisodeSpec, GameBatch, open_batch
+from mario.game.batch import BatchStep, EndReason, EpisodeSpec, GameBatch, open_batch
 from mario.game.console import UInt8Array
 from mario.game.observation import OBSERVATION_SHAPE
 from mario.game.rewards import RewardTerms, reward_terms, step_rewards
 from mario.game.rng import derive_seed
+from mario.game.settings import batch_settings
 from mario.game.state import STATE_FIELDS
 
 EpisodeSource = Callable[[int, int], EpisodeSpec]
@@ -79,20 +79,6 @@ class VecSnapshot:
     furthest_px: npt.NDArray[np.int32]
     observations: UInt8Array
     total_steps: int
-
-
-def batch_settings(game: GameConfig, threads: int = 0) -> BatchSettings:
-    """Say what a batch needs to know of the configuration."""
-    return BatchSettings(
-        buttons=tuple(action.buttons for action in action_set(game.actions)),
-        frame_skip=game.frame_skip,
-        max_pool=game.max_pool,
-        no_op_max_frames=game.no_op_max_frames,
-        sticky_probability=game.sticky_probability,
-        max_steps=game.max_steps,
-        stuck_limit_steps=game.stuck_limit_steps,
-        threads=threads,
-    )
 
 
 def episode_source(seed: int, levels: Sequence[str]) -> EpisodeSource:
@@ -183,9 +169,15 @@ class GameVecEnv(VecEnv):
         """
         step = self._batch.step(self._actions, self._observations)
         rewards = step_rewards(
-            self._terms, step.before, step.after, self._furthest_px, step.furthest_x_px, step.end,
-            step.game_reward, self._batch.settings.frame_skip,
-        )  # fmt: skip
+            self._terms,
+            step.before,
+            step.after,
+            furthest_before_px=self._furthest_px,
+            furthest_after_px=step.furthest_x_px,
+            end=step.end,
+            game_reward=step.game_reward,
+            frame_skip=self._batch.settings.frame_skip,
+        )
         self._total_steps += self.num_envs
         self._returns += rewards
         self._furthest_px[:] = step.furthest_x_px
