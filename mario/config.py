@@ -49,7 +49,19 @@ class RewardConfig(_Section):
     time_per_unit: float | None = None
     flag: float | None = None
     death: float | None = None
-    milestones: dict[int, float] | None = None
+    milestones: dict[Annotated[int, Field(ge=1)], float] | None = None
+
+    @model_validator(mode="after")
+    def _game_has_no_parameters(self) -> Self:
+        """Refuse parameters that the named reward would not look at."""
+        given = sorted(self.model_fields_set - {"name", "scale"})
+        if self.name == "game" and any(getattr(self, key) is not None for key in given):
+            raise ValueError(
+                f"game.reward.{given[0]}: got a value beside reward game, which is "
+                "gym-super-mario-bros' own and has no parameters but scale; expected none, or "
+                "reward standard, which adds them to it"
+            )
+        return self
 
 
 class GameConfig(_Section):

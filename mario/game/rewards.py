@@ -95,6 +95,7 @@ def step_rewards(
     terms: RewardTerms,
     before: StateArray,
     after: StateArray,
+    *,
     furthest_before_px: npt.NDArray[np.int32],
     furthest_after_px: npt.NDArray[np.int32],
     end: npt.NDArray[np.int8],

@@ -25,6 +25,10 @@ class TrainerHooks(Protocol):
         """All environments made a step; `records` are the episodes that ended in it."""
         ...
 
+    def between_updates(self) -> None:
+        """The networks are between two updates, but nothing is due but to obey a stop."""
+        ...
+
     def boundary(self, scalars: Mapping[str, Any], rollout: Mapping[str, Any]) -> None:
         """The networks are between two updates.
 
@@ -74,6 +78,7 @@ class TrainerCallback(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         if self.num_timesteps < self._next_boundary:
+            self._hooks.between_updates()
             return
         # Multiples of the interval, so that a resumed run has the same boundaries.
         if self._every_steps:

@@ -253,15 +253,15 @@ class CollapseDetector:
         warm = memory.samples > rules.warmup_updates
         findings: list[_Finding] = []
 
-        def add(rule: str, bad: bool, suspicious: bool, reason: str, patience: int | None = None,
-                outcome: Outcome = "collapsed") -> None:  # fmt: skip
+        def add(rule: str, bad: bool, suspicious: bool, reason: str, *,
+                patience: int | None = None, outcome: Outcome = "collapsed") -> None:  # fmt: skip
             verdict: Verdict = "bad" if bad else "suspicious" if suspicious else "ok"
             limit = rules.patience if patience is None else patience
             findings.append(_Finding(rule, verdict, reason, limit, outcome))
 
         if sample.non_finite:
-            add("non_finite", True, False, "a loss, gradient or weight is not finite", 1,
-                "diverged")  # fmt: skip
+            add("non_finite", True, False, "a loss, gradient or weight is not finite",
+                patience=1, outcome="diverged")  # fmt: skip
         if sample.frozen_observation_share is not None:
             share = sample.frozen_observation_share
             add("frozen_observations", share > rules.frozen_share, False,
@@ -332,21 +332,21 @@ class CollapseDetector:
             add("furthest_x", mean < rules.drop_share * best,
                 mean < rules.drop_warning_share * best,
                 f"furthest x {mean:.0f} px after a best of {best:.0f} px",
-                rules.drop_patience)  # fmt: skip
+                patience=rules.drop_patience)  # fmt: skip
         known = [x for x in sample.environments_furthest_px if not math.isnan(x)]
         if len(known) > 1 and best > 0:
             down = sum(x < rules.environment_drop_share * best for x in known)
             add("environments", down >= rules.environments_down_share * len(known), False,
                 f"{down} of {len(known)} environments below "
                 f"{rules.environment_drop_share:.0%} of the best mean, {best:.0f} px",
-                rules.drop_patience)  # fmt: skip
+                patience=rules.drop_patience)  # fmt: skip
         if (value := sample.mean_return) is not None and memory.best_return > -math.inf:
             # Returns have no natural zero: the drop is measured on the span seen so far.
             span = memory.best_return - memory.lowest_return
             share = (value - memory.lowest_return) / span if span > 0 else 1.0
             add("return", False, share < rules.drop_warning_share - 0.35,
                 f"return {value:.3g} after a best of {memory.best_return:.3g}",
-                rules.drop_patience)  # fmt: skip
+                patience=rules.drop_patience)  # fmt: skip
 
     def _remember(self, sample: HealthSample) -> None:
         memory = self._memory

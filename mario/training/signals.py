@@ -1,4 +1,4 @@
-"""Measures what the collapse detector looks at: episodes of every environment, networks, rollouts."""
+"""Measures what the collapse detector looks at: all environments' episodes, networks, rollouts."""
 
 from __future__ import annotations
 
@@ -106,7 +106,8 @@ class GradientMeter:
         policy: Any = model.policy
         trained = {id(p): p for group in policy.optimizer.param_groups for p in group["params"]}
         self._handles = [
-            parameter.register_post_accumulate_grad_hook(self._see) for parameter in trained.values()
+            parameter.register_post_accumulate_grad_hook(self._see)
+            for parameter in trained.values()
         ]
         self._handles.append(policy.optimizer.register_step_pre_hook(self._before_step))
 
@@ -142,7 +143,7 @@ def dormant_share(model: BaseAlgorithm, observations: UInt8Array) -> float | Non
         0 … 1 over all hidden layers; None for a network that cannot be looked into.
     """
     policy: Any = model.policy
-    extractor = model.q_net.features_extractor if isinstance(model, DQN) else getattr(
+    extractor: Any = model.q_net.features_extractor if isinstance(model, DQN) else getattr(
         policy, "features_extractor", None
     )  # fmt: skip
     if not hasattr(extractor, "activations"):
@@ -244,7 +245,7 @@ def _recent(model: BaseAlgorithm) -> tuple[Any, Any, Any]:
         buffer = model.rollout_buffer
         if not buffer.full:
             return (), (), ()
-        observations = buffer.observations.reshape(-1, *buffer.obs_shape)  # type: ignore[arg-type]
+        observations = buffer.observations.reshape(-1, *buffer.obs_shape)
         return buffer.actions.reshape(-1), observations, buffer.rewards
     replay: Any = model.replay_buffer  # type: ignore[attr-defined]
     end = replay.pos

@@ -1,0 +1,477 @@
+"""One attempt at a run: the loop around stable-baselines3's, and what happens at its boundaries."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from mario.config import ExperimentConfig
+from mario.errors import CheckpointError, TrainingError
+from mario.game.levels import level as find_level
+from mario.game.sb3_vec_env import EpisodeRecord, GameVecEnv
+from mario.policy.sb3 import TorchPolicy, action_specs
+from mario.training.algorithm import build_algorithm, is_ppo, learning_rate, set_threads
+from mario.training.callbacks import TrainerCallback
+from mario.training.checkpoint import (
+    CheckpointContent,
+    CheckpointInfo,
+    checkpoint_name,
+    load_latest,
+    prune,
+    read_checkpoint,
+    write_checkpoint,
+)
+from mario.training.health import CollapseDetector, Health, HealthRules, HealthSample
+from mario.training.result import BestCheckpoint, Select, SelectionScore, TrainingResult
+from mario.training.resume import PreservedGenerators, capture, restore, restore_networks
+from mario.training.signals import EpisodeWindow, GradientMeter, make_sample
+from mario.training.sinks import (
+    CheckpointWritten,
+    Progress,
+    RunEnd,
+    RunStart,
+    SelectionDone,
+    SinkSet,
+    Status,
+)
+
+log = logging.getLogger(__name__)
+
+CHECKPOINTS_FOLDER, BEST_FOLDER, CONFIG_FILE = "checkpoints", "best", "config.yaml"
+#: Agent steps between two boundaries of DQN, whose rollouts are a few steps long.
+_DQN_BOUNDARY_STEPS = 1_000
+#: What may differ between a run and its resumption: nothing of it changes a weight.
+_FREE_SECTIONS = ("name", "description", "sinks", "evaluation", "checkpoint")
+#: The game's clock at the start of a level; to score training episodes as the protocol does.
+_START_CLOCK = 400
+
+
+class _EndLearning(Exception):
+    """Ends `learn` from within a callback or hook."""
+
+    def __init__(self, status: Status, reason: str) -> None:
+        super().__init__(reason)
+        self.status: Status = status
+        self.reason = reason
+
+
+class _Diverged(Exception):
+    """A gradient is not finite; the weights have not been touched."""
+
+
+def resume_hash(config: ExperimentConfig) -> str:
+    """Hash what must be the same for a run to be resumed: all that can change a weight."""
+    values = config.model_dump(mode="json", exclude=set(_FREE_SECTIONS))
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+class TrainingRun:
+    """One attempt at a run: its state, and what happens at each boundary."""
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        folder: Path,
+        *,
+        sinks: SinkSet,
+        stop: threading.Event,
+        progress: Callable[[Progress], None] | None,
+        select: Select | None,
+        rules: HealthRules | None,
+    ) -> None:
+        """Prepare; nothing is opened or written yet."""
+        self.config = config
+        self.folder = folder
+        self.sinks = sinks
+        self.stop = stop
+        self.report_progress = progress
+        self.select = select
+        self.detector = CollapseDetector(rules)
+        self.health = Health("warming")
+        self.window = EpisodeWindow(config.environments)
+        self.pending: list[EpisodeRecord] = []
+        self.update = 0
+        self.attempt = 1
+        self.rollbacks = 0
+        self.best: BestCheckpoint | None = None
+        self.last: Path | None = None
+        self.next_checkpoint = config.checkpoint.every_steps
+        self.next_selection = config.selection.every_steps
+        self.resume_point: CheckpointContent | None = None
+        self.resume_steps = 0
+        self.written_steps = -1
+        self.start_steps = 0
+        self.started = 0.0
+        self.seen_boundary = False
+
+    def find_saved(self, resume: bool) -> tuple[Path, CheckpointContent] | None:
+        """Look for a checkpoint to go on from, and refuse to overwrite a run."""
+        checkpoints = self.folder / CHECKPOINTS_FOLDER
+        config_file = self.folder / CONFIG_FILE
+        if not resume:
+            if config_file.exists():
+                raise TrainingError(
+                    f"{self.folder}: holds a run already; expected a new folder, or resume it "
+                    "(--resume)"
+                )
+            return None
+        if not config_file.exists():
+            raise CheckpointError(
+                f"{self.folder}: no run to resume; expected the folder of a run, with "
+                f"{CONFIG_FILE} in it; check the path"
+            )
+        saved = load_latest(checkpoints)
+        if saved is None:
+            log.info("%s: killed before its first checkpoint, starting anew", self.folder)
+            return None
+        got = saved[1].values["trainer"]["resume_hash"]
+        if got != resume_hash(self.config):
+            raise CheckpointError(
+                f"{saved[0]}: was written by another configuration; expected the one in "
+                f"{config_file}; resume with that, or start a new run"
+            )
+        return saved
+
+    def execute(
+        self, env: GameVecEnv, saved: tuple[Path, CheckpointContent] | None,
+        initial: Callable[[BaseAlgorithm], None] | None,
+    ) -> TrainingResult:  # fmt: skip
+        """Run to the end."""
+        threads = int(saved[1].values["threads"]) if saved else 0
+        threads = set_threads(self.config, threads)
+        self.env = env
+        self.model = build_algorithm(self.config, env)
+        if saved is not None:
+            self._restore(saved)
+        elif initial is not None:
+            initial(self.model)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / CONFIG_FILE).write_text(self.config.to_yaml(), encoding="utf-8")
+        self.start_steps = self.model.num_timesteps
+        self.started = time.monotonic()
+        parameters = sum(p.numel() for p in self.model.policy.parameters())
+        self.sinks.on_start(
+            RunStart(self.config, self.folder, self.start_steps, self.attempt,
+                     {"device": str(self.model.device), "threads": threads,
+                      "parameters": parameters})
+        )  # fmt: skip
+        self.meter = GradientMeter(self.model, self._guard)
+        try:
+            status, reason = self._learn()
+            self._deliver()
+            self._save_last(required=True)
+        finally:
+            self.meter.close()
+        # What a stop interrupted will be done again: the run stands where its checkpoint is.
+        steps = self.resume_steps if status == "interrupted" else self.model.num_timesteps
+        self.sinks.on_end(RunEnd(status, reason, steps))
+        return self._result(status, reason, steps)
+
+    def step(self, records: list[EpisodeRecord]) -> None:
+        """Take the episodes that ended; see `TrainerHooks.step`."""
+        for record in records:
+            self.window.finished += 1
+            self.window.add(record, _score(record))
+            self.pending.append(record)
+        self._obey_stop()
+
+    def boundary(self, scalars: Mapping[str, Any], rollout: Mapping[str, Any]) -> None:
+        """Observe, select and save between two updates; see `TrainerHooks.boundary`."""
+        self._deliver()
+        norm = self.meter.take()
+        if self.seen_boundary and (scalars or norm is not None):
+            self._observe(scalars, rollout, norm)
+        self.seen_boundary = True
+        self._report(scalars)
+        steps = self.model.num_timesteps
+        finished = steps >= self.config.total_steps
+        if self.config.selection.units and (steps >= self.next_selection or finished):
+            self._select()
+        due = steps >= self.next_checkpoint
+        if due:
+            every = self.config.checkpoint.every_steps
+            self.next_checkpoint = (steps // every + 1) * every
+        # PPO's boundaries are seconds apart, so each is kept in memory for a stop to fall back
+        # on; DQN's copy (with the replay buffer) is made only when it will be written.
+        if is_ppo(self.config) or due or finished or self.stop.is_set():
+            self._take_point()
+        if due:
+            self._save_last(required=False)
+        self._obey_stop(at_boundary=True)
+
+    def between_updates(self) -> None:
+        """Obey a stop at once where no point is kept in memory (DQN)."""
+        if self.stop.is_set():
+            self._deliver()
+            self._take_point()
+            self._obey_stop(at_boundary=True)
+
+    def _take_point(self) -> None:
+        """Hold the run as it is now in memory, as the point to resume from."""
+        self.resume_point = capture(self.model, self.env, self._values())
+        self.resume_steps = self.model.num_timesteps
+
+    def _learn(self) -> tuple[Status, str]:
+        callback = TrainerCallback(
+            self, self.config.algorithm, self.config.total_steps,
+            0 if is_ppo(self.config) else _DQN_BOUNDARY_STEPS,
+        )  # fmt: skip
+        while True:
+            remaining = self.config.total_steps - self.model.num_timesteps
+            if remaining <= 0:
+                if self.resume_point is None:
+                    self._take_point()
+                return "finished", ""
+            try:
+                self.model.learn(
+                    remaining, callback, log_interval=1, reset_num_timesteps=False
+                )
+            except _EndLearning as end:
+                return end.status, end.reason
+            except _Diverged as diverged:
+                self._diverged(str(diverged))
+                if not self._roll_back():
+                    return "diverged", str(diverged)
+                continue
+            return "finished", ""
+
+    def _obey_stop(self, *, at_boundary: bool = False) -> None:
+        if not self.stop.is_set():
+            return
+        # DQN keeps no point in memory: it goes on to the end of its rollout, a few steps away.
+        if not at_boundary and not is_ppo(self.config):
+            return
+        raise _EndLearning("interrupted", "stopped on request")
+
+    def _guard(self, norm: float) -> None:
+        if not math.isfinite(norm):
+            raise _Diverged("a gradient is not finite")
+        if self.stop.is_set() and is_ppo(self.config):
+            self._obey_stop()
+
+    def _observe(
+        self, scalars: Mapping[str, Any], rollout: Mapping[str, Any], norm: float | None
+    ) -> None:
+        self.update += 1
+        sample = make_sample(
+            self.model, self.window, update=self.update, target_steps=self.config.total_steps,
+            gradient_norm=norm, scalars=scalars, rollout=rollout,
+        )  # fmt: skip
+        self.health = self.detector.update(sample)
+        self.sinks.on_health(sample, self.health)
+        if self.health.changed and self.health.state != "healthy":
+            log.warning("%s after %d steps: %s", self.health.state, sample.total_steps,
+                        "; ".join(self.health.reasons))  # fmt: skip
+        if self.health.state in ("collapsed", "diverged"):
+            self._collapsed()
+
+    def _collapsed(self) -> None:
+        status: Status = "diverged" if self.health.state == "diverged" else "collapsed"
+        action = self.config.collapse.action
+        if action == "warn" or (action == "rollback" and self._roll_back()):
+            return
+        # The state after the collapse is what a person will want to look at.
+        self._take_point()
+        raise _EndLearning(status, "; ".join(self.health.reasons))
+
+    def _diverged(self, reason: str) -> None:
+        self.update += 1
+        sample = HealthSample(
+            self.update, self.model.num_timesteps, non_finite=True,
+            mean_return=self.window.mean_return(),
+            mean_furthest_px=self.window.mean_furthest_px(),
+            episodes_finished=self.window.finished, episodes_seen=self.window.seen,
+        )  # fmt: skip
+        self.health = self.detector.update(sample)
+        self.sinks.on_health(sample, self.health)
+        log.warning("diverged after %d steps: %s", self.model.num_timesteps, reason)
+
+    def _roll_back(self) -> bool:
+        """Go back to the best networks with a lower learning rate; False when that is used up."""
+        collapse = self.config.collapse
+        if (
+            collapse.action != "rollback"
+            or self.best is None
+            or self.rollbacks >= collapse.max_rollbacks
+        ):
+            return False
+        self.rollbacks += 1
+        restore_networks(self.model, read_checkpoint(self.best.path, self.model.device))
+        learning_rate(self.model).factor *= collapse.rollback_learning_rate_factor
+        self.detector.restart()
+        log.warning("rolled back to the policy of %d steps (%d of %d)", self.best.total_steps,
+                    self.rollbacks, collapse.max_rollbacks)  # fmt: skip
+        return True
+
+    def _select(self) -> None:
+        every = self.config.selection.every_steps
+        steps = self.model.num_timesteps
+        began = time.monotonic()
+        if self.select is None:
+            mean = self.window.mean_score()
+            result = None if mean is None else SelectionScore(mean)
+        else:
+            policy = TorchPolicy(
+                self.model, action_specs(self.config.game.actions), self.config.game.frame_skip,
+                self.config.evaluation.action_selection,
+            )  # fmt: skip
+            with PreservedGenerators():
+                result = self.select(policy)
+        if self.stop.is_set() and result is None:
+            return
+        self.next_selection = (steps // every + 1) * every
+        if result is None:
+            return
+        is_best = self.best is None or result.score > self.best.score
+        if is_best:
+            self._save_best(result)
+        assert self.best is not None or not is_best
+        best_score = self.best.score if self.best else result.score
+        self.sinks.on_selection(
+            SelectionDone(steps, result.score, best_score, is_best, dict(result.details),
+                          time.monotonic() - began)
+        )  # fmt: skip
+
+    def _save_best(self, result: SelectionScore) -> None:
+        steps = self.model.num_timesteps
+        content = capture(self.model, self.env, self._values())
+        # Networks and optimizer are what a rollback and an export need; the rest stays out.
+        slim = CheckpointContent(
+            {"counters": content.values["counters"], "score": result.score,
+             "details": dict(result.details), "resume_hash": resume_hash(self.config)},
+            {name: content.tensors[name] for name in ("policy", "optimizer")}, {},
+        )  # fmt: skip
+        target = self.folder / BEST_FOLDER / checkpoint_name(steps)
+        info = self._write(target, steps, slim)
+        if info is None:
+            return
+        self.best = BestCheckpoint(target, steps, result.score)
+        self._announce("best", info, result.score)
+        prune(target.parent, 1)
+
+    def _save_last(self, *, required: bool) -> None:
+        """Write the last resume point; a full disk stops nothing but the final one."""
+        if self.resume_point is None:
+            return
+        target = self.folder / CHECKPOINTS_FOLDER / checkpoint_name(self.resume_steps)
+        if self.resume_steps == self.written_steps:
+            return
+        # Episodes must be durable before a checkpoint that will not play them again.
+        self.sinks.flush()
+        info = self._write(target, self.resume_steps, self.resume_point, required=required)
+        if info is None:
+            return
+        self.last, self.written_steps = target, self.resume_steps
+        self._announce("last", info, None)
+        prune(target.parent, self.config.checkpoint.keep)
+
+    def _write(
+        self, target: Path, steps: int, content: CheckpointContent, *, required: bool = False
+    ) -> CheckpointInfo | None:
+        try:
+            return write_checkpoint(target, steps, content)
+        except CheckpointError as error:
+            if required:
+                raise
+            log.warning("%s", error)
+            return None
+
+    def _announce(
+        self, kind: Literal["last", "best"], info: CheckpointInfo, score: float | None
+    ) -> None:
+        self.sinks.on_checkpoint(
+            CheckpointWritten(kind, info.path, info.total_steps, info.sha256, info.size_bytes,
+                              score)
+        )  # fmt: skip
+
+    def _deliver(self) -> None:
+        if self.pending:
+            episodes, self.pending = self.pending, []
+            self.sinks.on_episodes(episodes)
+
+    def _report(self, scalars: Mapping[str, Any]) -> None:
+        steps, target = self.model.num_timesteps, self.config.total_steps
+        seconds = time.monotonic() - self.started
+        rate = (steps - self.start_steps) / seconds if seconds > 0 else 0.0
+        progress = Progress(
+            total_steps=steps,
+            target_steps=target,
+            steps_per_second=rate,
+            seconds_left=max(target - steps, 0) / rate if rate > 0 else None,
+            episodes=self.window.finished,
+            mean_furthest_px=self.window.mean_furthest_px(),
+            mean_return=self.window.mean_return(),
+            state=self.health.state,
+            scalars={name: float(value) for name, value in scalars.items()},
+        )
+        self.sinks.on_progress(progress)
+        if self.report_progress is not None:
+            self.report_progress(progress)
+
+    def _values(self) -> dict[str, Any]:
+        best = self.best
+        return {
+            "resume_hash": resume_hash(self.config),
+            "attempt": self.attempt,
+            "update": self.update,
+            "window": self.window.to_dict(),
+            "detector": self.detector.to_dict(),
+            "rollbacks": self.rollbacks,
+            "next_checkpoint": self.next_checkpoint,
+            "next_selection": self.next_selection,
+            "best": None if best is None else [best.path.name, best.total_steps, best.score],
+        }
+
+    def _restore(self, saved: tuple[Path, CheckpointContent]) -> None:
+        values = restore(self.model, self.env, saved[1])
+        self.attempt = values["attempt"] + 1
+        self.update = values["update"]
+        self.window.restore(values["window"])
+        self.detector.restore(values["detector"])
+        self.health = Health(self.detector.state)
+        self.rollbacks = values["rollbacks"]
+        self.next_checkpoint = values["next_checkpoint"]
+        self.next_selection = values["next_selection"]
+        self.last = saved[0]
+        if values["best"] is not None:
+            name, steps, score = values["best"]
+            path = self.folder / BEST_FOLDER / name
+            if path.is_dir():
+                self.best = BestCheckpoint(path, steps, score)
+
+    def _result(self, status: Status, reason: str, steps: int) -> TrainingResult:
+        seconds = time.monotonic() - self.started
+        done = self.model.num_timesteps - self.start_steps
+        return TrainingResult(
+            status=status,
+            reason=reason,
+            total_steps=steps,
+            attempt_steps=done,
+            seconds=seconds,
+            steps_per_second=done / seconds if seconds > 0 else 0.0,
+            episodes=self.window.finished,
+            mean_furthest_px=self.window.mean_furthest_px(),
+            mean_return=self.window.mean_return(),
+            best=self.best,
+            last=self.last,
+            health=self.health,
+            rollbacks=self.rollbacks,
+        )
+
+
+def _score(record: EpisodeRecord) -> float:
+    """Score a training episode as `mario-eval-v1` does: 0 … 1."""
+    if record.end == "flag":
+        return 0.5 + 0.5 * min(record.state["time_left"] / _START_CLOCK, 1.0)
+    if record.level is None:
+        return 0.0
+    return 0.5 * min(record.furthest_x_px / find_level(record.level).length_px, 1.0)
