@@ -104,7 +104,7 @@ def build_context(folder: Path) -> Path:
 def _make_stand_in(engine: Engine, tag: str) -> None:
     if shutil.which("mmdebstrap") is None or os.geteuid() != 0:
         pytest.skip(f"{BASE} cannot be pulled, and a stand-in needs root and mmdebstrap")
-    packages = "python3,python3-dev,python3-venv,python3-pip,ca-certificates"
+    packages = "python3,python3-dev,python3-venv,python3-pip,ca-certificates,passwd"
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder) / "base.tar"
         subprocess.run(
