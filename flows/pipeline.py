@@ -34,6 +34,7 @@ class PipelineResult(BaseModel):
         verdict: it, in words.
         promoted: whether the version is the champion now.
         summary: the HTML page.
+        report: the verdict's own page.
         video: the MP4.
     """
 
@@ -46,6 +47,7 @@ class PipelineResult(BaseModel):
     verdict: tuple[str, ...]
     promoted: bool
     summary: Path
+    report: Path
     video: Path
 
 
@@ -164,5 +166,6 @@ def run_stages(config: ExperimentConfig, runtime: Runtime) -> PipelineResult:
         verdict=judged.lines,
         promoted=promoted,
         summary=made.page,
+        report=made.report,
         video=made.video,
     )

@@ -245,6 +245,7 @@ def _closing_screen(task: str, runtime: Runtime, result: PipelineResult, served:
         served or "nothing to serve yet",
         "",
         f"summary   {result.summary}",
+        f"verdict   {result.report}",
         f"video     {result.video}",
         f"store     {runtime.database_url}",
         f"registry  {runtime.tracking_uri}",
@@ -346,12 +347,16 @@ def store_upgrade() -> None:
 
 
 @store_app.command("check")
-def store_check() -> None:
+def store_check(
+    replay: Annotated[
+        bool, typer.Option(help="First deliver what killed runs left in their journals.")
+    ] = False,
+) -> None:
     """Verify every invariant of the store; exit code 2 where one is broken."""
     from mario.jobs.runtime import Runtime
     from mario.jobs.storekeeping import check
 
-    sound, text = check(Runtime.from_environment())
+    sound, text = check(Runtime.from_environment(), replay=replay)
     typer.echo(text)
     raise typer.Exit(0 if sound else 2)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from mario.evaluation.guards import inference_latency, onnx_agreement
 from mario.evaluation.records import PairedUnit, pair_records
 from mario.evaluation.rule import GateRule
 from mario.evaluation.seeds import Unit, schedule
+from mario.evaluation.wealth import AlphaWealth, replay
 from mario.game.console import ConsoleName, UInt8Array
 from mario.jobs.evaluate import evaluate_stored, evaluation_key, levels_of
 from mario.jobs.policies import LoadedPolicy, load_policy, random_policy
@@ -105,6 +106,9 @@ def judge(
             f"got {challenger.label} as challenger and as champion; expected two policies; a "
             "champion has nothing to prove against itself"
         )
+    model = f"mario-{task}"
+    test_key = f"{challenger.digest}:{champion.digest}"
+    rule = rule.with_alpha(_pay_for_test(store, model, test_key, rule.alpha))
     gate = SequentialGate(rule, levels)
     blocks = schedule(levels, "confirmation", key=challenger.digest, units=gate.cap)
     mine = evaluation_key(challenger, "confirmation", challenger.digest, levels)
@@ -139,7 +143,7 @@ def judge(
     verdict = decide(pairs, rule, levels, guards=network_guards(challenger, champion, rule))
     stored = store.evaluations.record_verdict(
         NewVerdict(
-            model=f"mario-{task}",
+            model=model,
             challenger_digest=challenger.digest,
             challenger_evaluation_id=evaluation_ids[0],
             champion_digest=champion.digest,
@@ -149,9 +153,29 @@ def judge(
             detail=verdict.to_dict(),
             challenger_version=challenger.version,
             champion_version=champion.version,
-        )
+        ),
+        earn_alpha_amount=_account(store, model).earning if verdict.promoted else 0.0,
+        test_key=test_key,
     )
     return GateOutcome(stored.id, verdict, tuple(pairs), challenger, champion)
+
+
+def _pay_for_test(store: ExperimentStore, model: str, test_key: str, declared: float) -> float:
+    """Take the level of this test from the model's alpha wealth; a test is paid for once.
+
+    The rule's alpha is what a whole stream of challengers may use (`mario.evaluation.wealth`).
+    """
+    store.ledger.grant_alpha(model, declared)
+    return store.ledger.spend_alpha(model, test_key, _account(store, model).next_alpha).amount
+
+
+def _account(store: ExperimentStore, model: str) -> AlphaWealth:
+    """The model's account as the ledger's entries give it; the grant says the declared level."""
+    grant, *later = store.ledger.alpha_entries(model)
+    kinds: list[Literal["spend", "earn"]] = [
+        "earn" if entry.kind == "earn" else "spend" for entry in later
+    ]
+    return replay(grant.amount, kinds)
 
 
 def _rounds(blocks: Iterator[tuple[Unit, ...]], environments: int) -> Iterator[list[Unit]]:

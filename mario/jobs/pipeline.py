@@ -15,6 +15,7 @@ from mario.jobs.evaluate import evaluate_stored, evaluation_key, summary_line, u
 from mario.jobs.gate import OnUnits, champion_for, judge, rule_from, verdict_lines
 from mario.jobs.policies import LoadedPolicy, load_policy, random_policy
 from mario.jobs.register import register_run
+from mario.jobs.report import report_verdict
 from mario.jobs.runtime import Runtime
 from mario.jobs.summary import write_summary
 from mario.jobs.train import OnProgress, OnSelection, train_run
@@ -147,10 +148,12 @@ class Summarised:
 
     Attributes:
         page: the HTML summary.
+        report: the verdict's own page, with every number.
         video: the MP4 of the challenger's median episode.
     """
 
     page: Path
+    report: Path
     video: Path
 
 
@@ -186,6 +189,9 @@ def summary_stage(
     median = sorted(mine, key=lambda record: (record.episode_score, record.seed))[len(mine) // 2]
     frames = record_frames(challenger.policy, median.unit, config.game.console)
     write_mp4(video, frames, challenger.policy.frame_skip)
+    report = report_verdict(
+        verdict_id, runtime, run_dir / "verdict.html", console=config.game.console
+    )
     page = write_summary(
         run_dir / "summary.html",
         run=run,
@@ -194,11 +200,12 @@ def summary_stage(
         verdict=verdict,
         sides=sides,
         video=video,
+        report=report,
         outcome="there is no champion yet"
         if now is None
         else f"the champion of {now.model} is version {now.version}",
     )
-    return Summarised(page, video)
+    return Summarised(page, report, video)
 
 
 def _counted(

@@ -40,6 +40,7 @@ def write_summary(
     verdict: Verdict,
     sides: Sequence[tuple[str, Sequence[EpisodeRecord]]],
     video: Path | None,
+    report: Path,
     outcome: str,
 ) -> Path:
     """Write the page, complete or absent.
@@ -52,6 +53,7 @@ def write_summary(
         verdict: what the gate said.
         sides: label and evaluation records of the challenger, the champion and the random policy.
         video: an MP4 beside the page; linked, not embedded.
+        report: the verdict's own page, beside this one; linked.
         outcome: one sentence: who is champion now.
 
     Returns:
@@ -72,6 +74,8 @@ def write_summary(
         "<ul>",
         *(f"<li>{html.escape(reason)}</li>" for reason in verdict.reasons),
         "</ul>",
+        f"<p><a href='{html.escape(report.name)}'>The verdict with every number: evidence, "
+        "effects, guards, videos</a></p>",
         _table(sides),
         "<h2>How far episodes get</h2>",
         distribution.to_html(full_html=False, include_plotlyjs=True),

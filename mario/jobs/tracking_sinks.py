@@ -4,28 +4,18 @@ from __future__ import annotations
 
 import logging
 import math
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mario.errors import RegistryError
-from mario.journal import DeliveryRefusedError, DeliveryUnavailableError, JournaledWriter, Record
-from mario.tracking import tracking_client
+from mario.store.runs import flatten
+from mario.tracking_writer import TrackingWriter
 from mario.training.health import Health, HealthSample
+from mario.training.run import CONFIG_FILE
 from mario.training.sinks import BaseSink, Progress, RunEnd, RunStart, SelectionDone
 
 log = logging.getLogger(__name__)
 
-#: MLflow takes at most so many metrics in one batch (REST API, `runs/log-batch`).
-_MLFLOW_BATCH = 1000
 _CLOSE_SECONDS = 4.0
-_MLFLOW_STATUS = {
-    "finished": "FINISHED",
-    "interrupted": "KILLED",
-    "collapsed": "FAILED",
-    "diverged": "FAILED",
-}
 
 
 def health_metrics(sample: HealthSample) -> dict[str, float]:
@@ -48,80 +38,59 @@ def progress_metrics(progress: Progress) -> dict[str, float]:
 
 
 class MlflowSink(BaseSink):
-    """Logs metrics in batches from a thread, through a journal that survives MLflow's absence."""
+    """Reports to MLflow through the journalled writer, which survives MLflow's absence."""
 
-    def __init__(self, tracking_uri: str, mlflow_run_id: str, run_dir: Path) -> None:
-        """Log into a run that exists.
+    def __init__(self, writer: TrackingWriter) -> None:
+        """Report through a writer, closed at the run's end."""
+        self._writer = writer
 
-        Raises:
-            StoreError: the journal cannot be opened.
-        """
-        self._uri = tracking_uri
-        self._run_id = mlflow_run_id
-        self._writer = JournaledWriter(
-            run_dir / "journal-mlflow", self._deliver, name="mlflow", flush_seconds=2.0
+    def on_start(self, start: RunStart) -> None:
+        """Log parameters, the configuration, and the levels as the data it is trained on."""
+        config = start.config
+        self._writer.parameters(flatten(config.model_dump(mode="json")))
+        self._writer.tags({"mario.config_hash": config.content_hash(), **_plain(start.hardware)})
+        self._writer.file(start.run_dir / CONFIG_FILE)
+        self._writer.dataset(
+            f"super-mario-bros-{config.task}",
+            "gym-super-mario-bros==7.4.0",
+            {"levels": list(config.level_names), "environments": config.environments},
         )
 
     def on_health(self, sample: HealthSample, health: Health) -> None:
         """Log the signals; a change of state becomes a tag."""
-        self._metrics(health_metrics(sample), sample.total_steps)
+        self._writer.metrics(sample.total_steps, health_metrics(sample))
         if health.changed:
-            self._writer.put(
-                [
-                    {"tag": "mario.health", "value": health.state},
-                    {"tag": "mario.health_reasons", "value": "; ".join(health.reasons)[:5000]},
-                ]
+            self._writer.tags(
+                {"mario.health": health.state, "mario.health_reasons": "; ".join(health.reasons)}
             )
 
     def on_selection(self, selection: SelectionDone) -> None:
         """Log the score on selection seeds."""
         numbers = {f"selection/{name}": value for name, value in selection.details.items()}
-        self._metrics({"selection/score": selection.score, **numbers}, selection.total_steps)
+        self._writer.metrics(selection.total_steps, {"selection/score": selection.score, **numbers})
 
     def on_progress(self, progress: Progress) -> None:
         """Log rates and means."""
-        self._metrics(progress_metrics(progress), progress.total_steps)
+        self._writer.metrics(progress.total_steps, progress_metrics(progress))
+
+    def flush(self) -> None:
+        """Nothing: a number lost with the machine's power is no loss to the run."""
 
     def on_end(self, end: RunEnd) -> None:
         """Log how it ended, and wait a little for MLflow."""
-        self._writer.put(
-            [
-                {"tag": "mario.status", "value": end.status},
-                {"tag": "mario.status_reason", "value": end.reason[:5000]},
-                {"terminated": _MLFLOW_STATUS[end.status]},
-            ]
-        )
-        self._writer.close(_CLOSE_SECONDS)
+        if end.reason:
+            self._writer.tags({"mario.status_reason": end.reason})
+        self._writer.end(end.status)
+        report = self._writer.close(_CLOSE_SECONDS)
+        if report.pending:
+            log.warning(
+                "MLflow did not take everything in time (%s); the rest is in the run's journal",
+                report.last_error or "no answer",
+            )
 
-    def _metrics(self, numbers: dict[str, float], step: int) -> None:
-        at = int(time.time() * 1000)
-        self._writer.put(
-            [{"metric": n, "value": v, "at": at, "step": step} for n, v in numbers.items()]
-        )
 
-    def _deliver(self, records: Sequence[Record]) -> None:
-        from mlflow.entities import Metric, RunTag
-        from mlflow.exceptions import MlflowException
-
-        metrics = [
-            Metric(r["metric"], r["value"], r["at"], r["step"]) for r in records if "metric" in r
-        ]
-        tags = [RunTag(r["tag"], r["value"]) for r in records if "tag" in r]
-        try:
-            client = tracking_client(self._uri)
-            for start in range(0, len(metrics), _MLFLOW_BATCH):
-                client.log_batch(self._run_id, metrics=metrics[start : start + _MLFLOW_BATCH])
-            if tags:
-                client.log_batch(self._run_id, tags=tags)
-            for record in records:
-                if "terminated" in record:
-                    client.set_terminated(self._run_id, record["terminated"])
-        except MlflowException as error:
-            if error.error_code == "INVALID_PARAMETER_VALUE":
-                raise DeliveryRefusedError(str(error)) from error
-            raise DeliveryUnavailableError(str(error)) from error
-        except (RegistryError, OSError) as error:
-            raise DeliveryUnavailableError(str(error)) from error
+def _plain(values: dict[str, Any]) -> dict[str, str]:
+    return {f"mario.{name}": str(value) for name, value in values.items()}
 
 
 class TensorBoardSink(BaseSink):

@@ -33,7 +33,7 @@ from mario.registry import model_name
 from mario.store.records import NewRun, Run
 from mario.store.store import ExperimentStore
 from mario.store.writer import StoreWriter, replay_journals
-from mario.tracking import ensure_experiment, prepare_tracking, tracking_client
+from mario.tracking_writer import TrackingWriter
 from mario.training.result import SelectionScore, TrainingResult
 from mario.training.run import CONFIG_FILE
 from mario.training.sinks import BaseSink, Progress, SelectionDone, Status, TrainingSink
@@ -141,32 +141,27 @@ def _begin(
                 hardware=hardware(),
             )
         )
-    if config.sinks.mlflow and run.mlflow_run_id is None:
-        store.runs.set_mlflow_run(run.id, _mlflow_run(config, runtime, run))
-        run = store.runs.get(run.id)
     return run
 
 
-def _mlflow_run(config: ExperimentConfig, runtime: Runtime, run: Run) -> str:
-    """Make the MLflow run with its parameters, tags and the configuration as an artefact."""
-    prepare_tracking(runtime.tracking_uri, runtime.artifact_dir)
-    client = tracking_client(runtime.tracking_uri)
-    experiment = ensure_experiment(client, model_name(config.task), runtime.artifact_dir)
-    tags = {
-        "mario.run_id": run.id,
-        "mario.config_hash": run.config_hash,
-        "mario.git_commit": run.git_commit or "",
-        "mlflow.source.name": config.name,
-    }
-    made = client.create_run(experiment, tags=tags, run_name=run.id)
-    for name, value in run.config.items():
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                client.log_param(made.info.run_id, f"{name}.{key}", str(inner)[:500])
-        else:
-            client.log_param(made.info.run_id, name, str(value)[:500])
-    client.log_text(made.info.run_id, config.to_yaml(), "config.yaml")
-    return str(made.info.run_id)
+def _tracking_writer(
+    config: ExperimentConfig, runtime: Runtime, run: Run, run_dir: Path
+) -> TrackingWriter:
+    """The writer to MLflow; it tells the store which MLflow run it writes into."""
+
+    def remember(mlflow_run_id: str) -> None:
+        with ExperimentStore.open(runtime.database_url) as store:
+            store.runs.set_mlflow_run(run.id, mlflow_run_id)
+
+    return TrackingWriter(
+        runtime.tracking_uri,
+        run_dir,
+        run_id=run.id,
+        experiment=model_name(config.task),
+        run_name=f"{config.name} {run.id}",
+        artifact_dir=runtime.artifact_dir,
+        on_run=remember,
+    )
 
 
 class _SelectionListener(BaseSink):
@@ -193,9 +188,10 @@ def _sinks(
         StoreSink(StoreWriter(runtime.database_url, run_dir), run.id, attempt, runtime.runs_dir)
     ]
     wanted: list[tuple[str, Callable[[], TrainingSink]]] = []
-    if config.sinks.mlflow and run.mlflow_run_id is not None:
-        mlflow_run = run.mlflow_run_id
-        wanted.append(("MLflow", lambda: MlflowSink(runtime.tracking_uri, mlflow_run, run_dir)))
+    if config.sinks.mlflow:
+        wanted.append(
+            ("MLflow", lambda: MlflowSink(_tracking_writer(config, runtime, run, run_dir)))
+        )
     if config.sinks.prometheus:
         wanted.append(("Prometheus", lambda: _prometheus_sink(run.id)))
     if config.sinks.tensorboard:

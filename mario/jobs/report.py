@@ -1,0 +1,97 @@
+"""Report: the page of a stored verdict, made again from the store, with videos."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from mario.evaluation.protocol import record_frames
+from mario.evaluation.records import EpisodeRecord, pair_records
+from mario.evaluation.report import Video, pick_episodes, render_verdict, write_page
+from mario.evaluation.seeds import schedule
+from mario.evaluation.verdict import Verdict
+from mario.game.console import ConsoleName
+from mario.game.recorder import write_mp4
+from mario.jobs.policies import LoadedPolicy, load_policy
+from mario.jobs.runtime import Runtime
+from mario.store.records import Verdict as StoredVerdict
+from mario.store.store import ExperimentStore
+
+
+def report_verdict(
+    verdict_id: str,
+    runtime: Runtime,
+    output: Path | None = None,
+    *,
+    console: ConsoleName = "native",
+) -> Path:
+    """Write a verdict's page.
+
+    Args:
+        verdict_id: a stored verdict.
+        runtime: where store, registry and folders are.
+        output: the HTML file; None puts it into ``runs/reports``.
+        console: which emulator films the episodes.
+
+    Returns:
+        The file.
+
+    Raises:
+        StoreError: no such verdict. RegistryError, ArtefactError: its challenger cannot be had,
+            so that no videos can be made.
+    """
+    with ExperimentStore.open(runtime.database_url) as store:
+        stored = store.evaluations.verdict(verdict_id)
+        verdict = Verdict.from_dict(dict(stored.detail))
+        units = [
+            unit.key
+            for block in schedule(
+                verdict.levels, "confirmation", key=stored.challenger_digest, units=verdict.units
+            )
+            for unit in block
+        ]
+        sides = [
+            {record.unit: record for record in store.evaluations.records(evaluation_id)}
+            for evaluation_id in (stored.challenger_evaluation_id, stored.champion_evaluation_id)
+        ]
+    mine, theirs = ([side[unit] for unit in units] for side in sides)
+    pairs = pair_records(mine, theirs, units)
+    task = stored.model.removeprefix("mario-")
+    videos: list[Video] = []
+    if stored.challenger_version is not None:
+        challenger = load_policy(str(stored.challenger_version), task, runtime)
+        videos = [
+            _film(name, record, challenger, console)
+            for name, record in pick_episodes(pairs, verdict.rule.primary).items()
+        ]
+    page = render_verdict(
+        verdict,
+        pairs,
+        command=f"mario gate {stored.challenger_version or 'FOLDER'} --task {task}",
+        challenger_label=_label(stored.model, stored.challenger_version, "the challenger"),
+        champion_label=_label(stored.model, stored.champion_version, "the random policy"),
+        title=_title(stored),
+        videos=videos,
+    )
+    return write_page(output or runtime.runs_dir / "reports" / f"{verdict_id}.html", page)
+
+
+def _film(name: str, record: EpisodeRecord, policy: LoadedPolicy, console: ConsoleName) -> Video:
+    with tempfile.TemporaryDirectory(prefix="mario-film-") as folder:
+        path = Path(folder) / "episode.mp4"
+        frames = record_frames(policy.policy, record.unit, console)
+        write_mp4(path, frames, policy.policy.frame_skip)
+        mp4 = path.read_bytes()
+    caption = (
+        f"{name} episode of {policy.label}: level {record.level}, seed {record.seed}, "
+        f"{record.furthest_px} px of {record.level_length_px} px, ended by {record.end_reason}"
+    )
+    return Video(name, caption, mp4)
+
+
+def _label(model: str, version: int | None, otherwise: str) -> str:
+    return otherwise if version is None else f"{model} version {version}"
+
+
+def _title(stored: StoredVerdict) -> str:
+    return f"{stored.model}: {stored.decision}"
