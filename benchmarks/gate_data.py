@@ -2,9 +2,10 @@
 
     python benchmarks/gate_data.py --units 300 random NAME=ARTEFACT_FOLDER[:greedy|:sample] …
 
-`random` is the uniform random policy; the others are policy artefacts (for instance checkpoints of
-one training run at several ages). Each is played on level 1-1 under `mario-eval-v1` on the same
-screening seeds, so that the files also hold seed-coupled pairs.
+`random` is the uniform random policy over `simple`, `right` the one over its four moves to the
+right, `runner` jumps at two of three steps while running; the others are policy artefacts (for
+instance checkpoints of one training run at several ages). Each is played on level 1-1 under
+`mario-eval-v1` on the same screening seeds, so that the files also hold seed-coupled pairs.
 """
 
 from __future__ import annotations
@@ -20,14 +21,22 @@ from mario.game.actions import action_set
 from mario.jobs.policies import LoadedPolicy, policy_from_artefact, random_policy
 from mario.policy.manifest import ActionSpec
 
+BASELINES: dict[str, tuple[str, ...]] = {
+    "random": (),
+    "right": ("right", "right+A", "right+B", "right+A+B"),
+    "runner": ("right+B", "right+A+B", "right+A+B"),
+}
 DATA = Path(__file__).resolve().parent / "data" / "gate"
 
 
 def load(reference: str) -> tuple[str, LoadedPolicy]:
     """Name and policy of one command-line argument."""
-    if reference == "random":
-        specs = tuple(ActionSpec(name=a.name, buttons=a.buttons) for a in action_set("simple"))
-        return "random", random_policy(specs, frame_skip=4)
+    if reference in BASELINES:
+        buttons = {action.name: action.buttons for action in action_set("simple")}
+        chosen = BASELINES[reference] or tuple(buttons)
+        # A name that stands twice is drawn twice as often.
+        specs = tuple(ActionSpec(name=name, buttons=buttons[name]) for name in chosen)
+        return reference, random_policy(specs, frame_skip=4)
     name, folder = reference.split("=", 1)
     return name, policy_from_artefact(folder, label=name)
 

@@ -162,13 +162,15 @@ def forest_chart(verdict: Verdict) -> str:
     rows = [(r.level, r.units, r.mean, r.lower, r.upper, r.p_holm) for r in results]
     effect = verdict.effect
     height = 26.0 * (len(rows) + 1) + _BOTTOM + 34
-    x = _scale(-1, 1, _LEFT + 60, WIDTH - 120)
+    reach = max(abs(v) for row in rows for v in row[2:5])
+    reach = min(1.0, max(0.05, 1.1 * reach, 1.1 * abs(effect.lower), 1.1 * abs(effect.upper)))
+    x = _scale(-reach, reach, _LEFT + 60, WIDTH - 120)
     parts = [
-        _line(x(t), 26, x(t), height - _BOTTOM, "zero" if t == 0 else "grid")
-        + _text(x(t), height - _BOTTOM + 18, f"{t:+g}" if t else "0", "middle", "tick")
-        for t in (-1, -0.5, 0, 0.5, 1)
+        _line(x(t), 26, x(t), height - _BOTTOM, "zero" if abs(t) < 1e-9 else "grid")
+        + _text(x(t), height - _BOTTOM + 18, f"{t:+g}" if abs(t) > 1e-9 else "0", "middle", "tick")
+        for t in _ticks(-reach, reach, 6)
     ]
-    parts.append(_text(_LEFT, 18, "level (units)", "end", "axis"))
+    parts.append(_text(4, 18, "level (units)", "start", "axis"))
     parts.append(_text(WIDTH - 110, 18, "p worse (Holm)", "start", "axis"))
     for i, (level, units, mean, lower, upper, p) in enumerate(rows):
         y = 40.0 + 26 * i
@@ -223,7 +225,7 @@ def ends_chart(pairs: Sequence[PairedUnit], level: str) -> str:
                 f'width="{x(1) - x(0) - 2:.1f}" height="{size:.1f}" class="{fill}">'
                 f"<title>{who}: {count} of {len(own)} {where}</title></rect>"
             )
-    ticks = [t for t in _ticks(0, length, 6) if t < 0.95 * length]
+    ticks = [t for t in _ticks(0, length, 6) if t < 0.88 * length]
     parts += [
         _text(x(t / length * _BINS), height - _BOTTOM + 14, f"{t:g}", "middle", "tick")
         for t in ticks
@@ -231,8 +233,8 @@ def ends_chart(pairs: Sequence[PairedUnit], level: str) -> str:
     parts.append(_text(x(_BINS + 1), height - _BOTTOM + 14, "cleared", "end", "tick strong"))
     parts.append(_text(_LEFT - 8, _TOP + 10, f"{top}", "end", "tick"))
     parts.append(_text(_LEFT - 8, 2 * middle - _TOP, f"{top}", "end", "tick"))
-    parts.append(_text(_LEFT + 4, _TOP + 10, "▲ challenger", "start", "fill-a"))
-    parts.append(_text(_LEFT + 4, 2 * middle - _TOP, "▼ champion", "start", "fill-b"))
+    parts.append(_text(WIDTH - _RIGHT, _TOP + 4, "▲ challenger", "end", "fill-a"))
+    parts.append(_text(WIDTH - _RIGHT, 2 * middle - _TOP, "▼ champion", "end", "fill-b"))
     parts.append(
         _text((_LEFT + WIDTH) / 2, height - 4, f"level {level}: furthest x in px", "middle", "axis")
     )
