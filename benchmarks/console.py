@@ -158,9 +158,11 @@ class UsualEnv(gymnasium.Env[np.ndarray, int]):
         self._stack = UsualStack(LEVEL, BUTTONS)
 
     def reset(self, **_: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start an episode."""
         return self._stack.reset(), {}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Play four frames."""
         observation, reward, done, info = self._stack.step(int(action))
         return observation, reward, done, False, info
 
@@ -223,7 +225,8 @@ def resident():
     import resource
     return pages * resource.getpagesize()
 def play(n):
-    batch, out = NativeBatch(n, BatchSettings(BUTTONS, threads=1)), np.zeros((n, 4, 84, 84), np.uint8)
+    batch = NativeBatch(n, BatchSettings(BUTTONS, threads=1))
+    out = np.zeros((n, 4, 84, 84), np.uint8)
     for slot in range(n):
         batch.begin(slot, EpisodeSpec(LEVEL, slot), out)
     for _ in range(3):
@@ -278,13 +281,13 @@ def raw_frames(repeats: int, seconds: float) -> tuple[list[Row], float]:
     for name, rates in results.items():
         times = round(ratio(results, name, "nes-py, drawn"), 2)
         rows.append({"console": name, "frames_per_second": spread(rates), "times_nes_py": times})
-    print_table("Raw frames, one core", rows, ("console", "frames_per_second", "times_nes_py", "note"))
+    print_table(
+        "Raw frames, one core", rows, ("console", "frames_per_second", "times_nes_py", "note")
+    )
     return rows, ratio(results, "native, drawn", "nes-py, drawn")
 
 
-def agent_steps(
-    repeats: int, seconds: float, *, quick: bool
-) -> tuple[list[Row], dict[str, float]]:
+def agent_steps(repeats: int, seconds: float, *, quick: bool) -> tuple[list[Row], dict[str, float]]:
     threads = cores()
     usual_all, close = subprocess_steps(threads)
     measures = {"usual stack, 1 process": usual_steps(),

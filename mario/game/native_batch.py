@@ -14,7 +14,7 @@ from mario.game.levels import LEVEL_NAMES
 from mario.game.levels import level as find_level
 from mario.game.native_console import native_module, rom_bytes
 from mario.game.observation import OBSERVATION_SHAPE
-from mario.game.state import STATE_DTYPE, StateArray
+from mario.game.state import STATE_DTYPE, STATE_FIELDS, StateArray
 
 _WHOLE_GAME = -1
 _LEVEL_INDEX = {name: index for index, name in enumerate(LEVEL_NAMES)}
@@ -144,7 +144,9 @@ class _Closed:
     """What a closed batch steps."""
 
     def __getattr__(self, name: str) -> object:
-        raise ConsoleError(f"{name}() on a batch that was closed: expected one in use; open another")
+        raise ConsoleError(
+            f"{name}() on a batch that was closed: expected one in use; open another"
+        )
 
 
 def _cores() -> int:
@@ -156,7 +158,7 @@ def _cores() -> int:
 
 def _as_int32(states: StateArray) -> npt.NDArray[np.int32]:
     """View rows of STATE_DTYPE, which are 13 int32 each, as int32 (N, 13)."""
-    return states.view(np.int32).reshape(len(states), len(STATE_DTYPE))
+    return states.view(np.int32).reshape(len(states), len(STATE_FIELDS))
 
 
 def _level_index(spec: EpisodeSpec) -> int:

@@ -75,7 +75,9 @@ def test_320_episode_ends_are_those_of_the_stock_environment() -> None:
     """All 32 levels, ten ends in each."""
     with ThreadPoolExecutor(2) as pool:
         comparisons = list(
-            pool.map(lambda i: compare(i[1], 10, seed=100 + i[0], film=True), enumerate(LEVEL_NAMES))
+            pool.map(
+                lambda i: compare(i[1], 10, seed=100 + i[0], film=True), enumerate(LEVEL_NAMES)
+            )
         )
     assert sum(c.episodes for c in comparisons) == 320
     assert sum(c.ends.get("FLAG", 0) for c in comparisons) >= len(playthroughs())

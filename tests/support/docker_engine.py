@@ -27,6 +27,7 @@ CONTEXT = (
     "pyproject.toml", "constraints.txt", "CMakeLists.txt", "README.md", "LICENSE", "prefect.yaml",
     ".dockerignore", "scripts", "mario", "flows", "serving", "configs", "docker", "monitoring",
 )  # fmt: skip
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 
 
@@ -115,7 +116,7 @@ def _make_stand_in(engine: Engine, tag: str) -> None:
              "bookworm", archive],
             check=True, stdin=subprocess.DEVNULL, timeout=600,
         )  # fmt: skip
-        engine.run("import", "--change", 'ENV PATH="/usr/local/bin:/usr/bin:/bin"', archive, tag)
+        engine.run("import", "--change", f"ENV PATH={_PATH}", archive, tag)
 
 
 def _client() -> str | None:

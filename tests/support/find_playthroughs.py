@@ -35,10 +35,15 @@ CHOICES = {
     RIGHT | B: 6, RIGHT | A | B: 8, RIGHT: 2, RIGHT | A: 3, 0: 1, A: 1,
     LEFT | B: 1, LEFT | A | B: 1, DOWN: 1, UP: 1,
 }  # fmt: skip
-BUTTONS, WEIGHTS = tuple(CHOICES), tuple(CHOICES.values())
+# A player who walks more and jumps less gets into pipes in the water.
+CALM = {RIGHT: 10, RIGHT | B: 4, RIGHT | A: 3, 0: 3, LEFT: 2, DOWN: 3, RIGHT | A | B: 3, A: 1}
+BUTTONS = tuple(CHOICES | CALM)
 SETTINGS = BatchSettings(
     BUTTONS, FRAME_SKIP, no_op_max_frames=0, sticky_probability=0.0, max_steps=10**6, threads=1
 )
+
+# The areas in the clouds that vines lead to, by day and by night.
+CLOUDS = frozenset({0x2B, 0x34})
 
 Cell = tuple[int, ...]
 
@@ -78,13 +83,22 @@ def path_to(nodes: dict[Cell, Node], cell: Cell) -> list[int]:
     return [a for part in reversed(parts) for a in part]
 
 
-def explore(level: str, seconds: float, seed: int) -> tuple[list[int] | None, int, int]:
-    """Search for a play that clears `level`.
+def explore(
+    level: str,
+    seconds: float,
+    seed: int,
+    *,
+    calm: bool = False,
+    goal_areas: frozenset[int] = frozenset(),
+) -> tuple[list[int] | None, int, int]:
+    """Search for a play that clears `level`, or reaches an area of `goal_areas`.
 
     Returns:
         The actions (or None), steps searched, cells found.
     """
     rng = random.Random(seed)
+    habits = CALM if calm else CHOICES
+    weights = [habits.get(buttons, 0) for buttons in BUTTONS]
     batch, out = NativeBatch(SLOTS, SETTINGS), np.zeros((SLOTS, *OBSERVATION_SHAPE), np.uint8)
     batch.begin(0, EpisodeSpec(level, 0), out)
     root_state = batch.console_state(0)
@@ -127,7 +141,7 @@ def explore(level: str, seconds: float, seed: int) -> tuple[list[int] | None, in
         actions = np.zeros(SLOTS, np.int64)
         for slot in range(SLOTS):
             if hold[slot] == 0:
-                held[slot] = rng.choices(range(len(BUTTONS)), WEIGHTS)[0]
+                held[slot] = rng.choices(range(len(BUTTONS)), weights)[0]
                 hold[slot] = rng.choice((1, 2, 3, 5, 8, 12))
             hold[slot] -= 1
             actions[slot] = held[slot]
@@ -144,6 +158,9 @@ def explore(level: str, seconds: float, seed: int) -> tuple[list[int] | None, in
                 continue
             ram = batch.ram(slot)
             cell = cell_of(ram)
+            if cell[0] & 0x7F in goal_areas:
+                batch.close()
+                return origin[slot], searched, len(nodes)
             found = nodes.get(cell)
             if found is None or len(origin[slot]) < found.steps - 8:
                 room = (cell[0], cell[1])
@@ -179,6 +196,10 @@ def main() -> None:
     parser.add_argument("levels", nargs="*", default=[])
     parser.add_argument("--seconds", type=float, default=120.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--calm", action="store_true", help="walk more, jump less")
+    parser.add_argument(
+        "--vine", action="store_true", help="climb a vine instead (one play a level)"
+    )
     arguments = parser.parse_args()
     known = (
         json.loads(DATA.read_text()) if DATA.exists() else {"frame_skip": FRAME_SKIP, "levels": {}}
@@ -187,7 +208,10 @@ def main() -> None:
         if level in known["levels"] and not arguments.levels:
             continue
         began = time.monotonic()
-        actions, searched, cells = explore(level, arguments.seconds, arguments.seed)
+        actions, searched, cells = explore(
+            level, arguments.seconds, arguments.seed, calm=arguments.calm,
+            goal_areas=CLOUDS if arguments.vine else frozenset(),
+        )  # fmt: skip
         verdict = "not cleared" if actions is None else f"cleared in {len(actions)} steps"
         print(
             f"{level}: {verdict}, {searched} steps searched, {cells} cells, "
@@ -195,7 +219,8 @@ def main() -> None:
             flush=True,
         )
         if actions is not None:
-            known["levels"][level] = run_lengths(actions)
+            name = f"{level} vine" if arguments.vine else level
+            known["levels"][name] = run_lengths(actions)
             DATA.parent.mkdir(parents=True, exist_ok=True)
             text = ",\n".join(
                 f"  {json.dumps(name)}: {json.dumps(play, separators=(',', ':'))}"

@@ -1,4 +1,4 @@
-"""gym-super-mario-bros as published, mended for NumPy 2 and nothing else; and the usual wrappers."""
+"""Stock gym-super-mario-bros, mended for NumPy 2 and nothing else; and the usual wrappers."""
 
 from __future__ import annotations
 
