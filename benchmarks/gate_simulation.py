@@ -33,15 +33,17 @@ class Outcome:
     rejected: np.ndarray
     units: np.ndarray
 
-    def summary(self) -> dict[str, float]:
-        """Shares with the exact 95% interval of the promoted one, and the units."""
-        n, k = len(self.units), int(self.promoted.sum())
+    def shares(self) -> dict[str, float]:
+        """Share promoted with its exact 95% interval."""
+        n, k = len(self.promoted), int(self.promoted.sum())
         interval = stats.binomtest(k, n).proportion_ci(0.95, "exact")
+        return {"promoted": k / n, "promoted_low": interval.low, "promoted_high": interval.high}
+
+    def summary(self) -> dict[str, float]:
+        """Shares, and the units at the stop."""
         return {
-            "trials": n,
-            "promoted": k / n,
-            "promoted_low": interval.low,
-            "promoted_high": interval.high,
+            "trials": len(self.units),
+            **self.shares(),
             "rejected": float(self.rejected.mean()),
             "units_mean": float(self.units.mean()),
             "units_median": float(np.median(self.units)),

@@ -104,9 +104,7 @@ def evidence_chart(verdict: Verdict) -> str:
         _axes(x, y, _ticks(0, verdict.units), y_ticks, height, "units played by both"),
         _line(_LEFT, y(bounds[0]), WIDTH - _RIGHT, y(bounds[0]), "bound a"),
         _line(_LEFT, y(bounds[1]), WIDTH - _RIGHT, y(bounds[1]), "bound b"),
-        _text(
-            WIDTH - _RIGHT, y(bounds[0]) - 5, f"promote at {1 / rule.alpha:.4g}", "end", "fill-a"
-        ),
+        _text(_LEFT + 6, y(bounds[0]) - 5, f"promote at {1 / rule.alpha:.4g}", "start", "fill-a"),
         _text(_LEFT + 6, y(bounds[1]) - 5, f"futile at {1 / rule.beta:.4g}", "start", "fill-b"),
         _path([(x(u), y(max(v, low))) for u, v in series[0]], "curve a"),
         _path([(x(u), y(max(v, low))) for u, v in series[1]], "curve b dash"),
