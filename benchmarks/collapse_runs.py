@@ -1,12 +1,12 @@
 """Records the real traces of `benchmarks/collapse.py`: short runs, healthy and ruined on purpose.
 
-    python benchmarks/collapse_runs.py            # all runs that are not recorded yet, about 15 min of one core
+    python benchmarks/collapse_runs.py            # all that are not recorded yet, 15 min of a core
     python benchmarks/collapse_runs.py --limit 2  # the next two
 
 Each run is a real PPO or DQN run of this project on the native console with the `tiny` network. A
 ruined one is healthy until its onset, when one thing is broken and stays broken; the onset is the
 truth that the detector's delay is measured against. One JSON line a run is appended to
-`benchmarks/data/collapse/real.jsonl.gz`.
+`benchmarks/data/collapse/real-*.jsonl.gz`.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from mario.training.health import Health, HealthSample
 from mario.training.sinks import BaseSink, Progress
 from mario.training.trainer import train
 
-DATA = Path(__file__).parent / "data" / "collapse" / "real.jsonl.gz"
-UPDATES = 80
+DATA = Path(__file__).parent / "data" / "collapse"
+UPDATES = 60
 ONSET_SHARE = (0.35, 0.65)
 
 
@@ -160,7 +160,7 @@ def plan() -> list[dict[str, Any]]:
         run.update(
             id=f"real-{index:03d}",
             seed=1000 + index,
-            environments=chance.choice([8, 8, 8, 16]),
+            environments=chance.choice([8, 16, 16, 16]),
             learning_rate=chance.choice([1e-4, 2.5e-4, 5e-4]),
             entropy=chance.choice([0.005, 0.01, 0.02]),
             gamma=chance.choice([0.9, 0.95, 0.99]),
@@ -177,18 +177,19 @@ def plan() -> list[dict[str, Any]]:
 def record(run: dict[str, Any]) -> dict[str, Any]:
     """Play one run and return it with its samples."""
     dqn = run["algorithm"] == "dqn"
-    per_update = 1_000 if dqn else run["environments"] * 32
+    per_update = 1_000 if dqn else 256
     scale = {"progress": 1.0, "game": 0.1, "standard": 0.02}[run["reward"]]
     algorithm: dict[str, Any] = {
         "name": run["algorithm"], "learning_rate": run["learning_rate"], "gamma": run["gamma"],
     }  # fmt: skip
     updates = UPDATES
     if dqn:
-        updates = 40
+        updates = 30
         algorithm |= {"buffer_size": 20_000, "learning_starts_steps": 1_000, "batch_size": 32,
                       "train_frequency_steps": 32, "exploration_fraction": 0.3}  # fmt: skip
     else:
-        algorithm |= {"n_steps": 32, "batch_size": 64, "n_epochs": 2,
+        algorithm |= {"n_steps": 256 // run["environments"], "batch_size": 128,
+                      "n_epochs": 2,
                       "entropy_coefficient": run["entropy"]}  # fmt: skip
     config = parse_config(
         {
@@ -238,22 +239,27 @@ def _compact(sample: HealthSample) -> dict[str, Any]:
 
 def read_runs() -> list[dict[str, Any]]:
     """Read the recorded runs."""
-    if not DATA.exists():
-        return []
-    with gzip.open(DATA, "rt", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+    runs = []
+    for path in sorted(DATA.glob("real*.jsonl.gz")):
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            runs += [json.loads(line) for line in file]
+    return sorted(runs, key=lambda run: str(run["id"]))
 
 
 def main() -> None:
     """Record what is missing."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--limit", type=int, default=10**6)
-    limit = parser.parse_args().limit
-    DATA.parent.mkdir(parents=True, exist_ok=True)
+    parser.add_argument("--part", default="0/1", help="k/n: every n-th run from the k-th on")
+    given = parser.parse_args()
+    part, parts = (int(number) for number in given.part.split("/"))
+    DATA.mkdir(parents=True, exist_ok=True)
+    file_name = DATA / f"real-{part}.jsonl.gz"
     done = {run["id"] for run in read_runs()}
-    for run in [run for run in plan() if run["id"] not in done][:limit]:
+    missing = [run for run in plan()[part::parts] if run["id"] not in done]
+    for run in missing[: given.limit]:
         trace = record(run)
-        with gzip.open(DATA, "at", encoding="utf-8") as file:
+        with gzip.open(file_name, "at", encoding="utf-8") as file:
             file.write(json.dumps(trace, separators=(",", ":")) + "\n")
         last = trace["samples"][-1]
         print(run["id"], run["label"], run["algorithm"], f"{trace['seconds']} s", trace["status"],

@@ -85,7 +85,7 @@ def train(
         rules=rules,
     )
     saved = run.find_saved(resume)
-    env = make_vec_env(config, episodes)
+    env = make_vec_env(config, episodes, config.network.threads)
     try:
         return run.execute(env, saved, initial)
     finally:
