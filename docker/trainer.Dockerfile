@@ -61,7 +61,7 @@ LABEL org.opencontainers.image.title="mario-trainer" \
       org.opencontainers.image.licenses="MIT"
 RUN groupadd --gid 10001 mario && \
     useradd --uid 10001 --gid mario --home-dir /home/mario --create-home mario && \
-    install -d -o mario -g mario /runs
+    install -d -o mario -g mario /runs /artifacts /targets
 COPY --from=builder /opt/mario /opt/mario
 WORKDIR /app
 COPY configs configs

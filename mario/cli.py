@@ -289,6 +289,25 @@ def record(
     typer.echo(f"{output} ({pictures} pictures)")
 
 
+@app.command()
+def monitor(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 9108,
+    poll_seconds: Annotated[float, typer.Option(min=0.1, help="How often the store is read.")] = 30,
+) -> None:
+    """Show champions, verdicts and evaluations to Prometheus, until Ctrl-C or SIGTERM."""
+    import signal
+    import threading
+
+    from mario.jobs.monitor import monitor as show
+    from mario.jobs.runtime import Runtime
+
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    show(Runtime.from_environment(), host=host, port=port, poll_seconds=poll_seconds, stop=stop)
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def serve(context: typer.Context) -> None:
     """Serve the champion over HTTP (BentoML); `mario serve --help-service` lists its options."""

@@ -1,0 +1,148 @@
+"""Shows on a metrics page what the database says of the loop: champions, verdicts, evaluations.
+
+Flows are short-lived processes that nobody could ask for metrics; what they leave in the store is
+read here, again and again, so that the page also shows what was done by hand and survives restarts.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Iterable
+from statistics import fmean
+
+from mario.errors import MarioError
+from mario.jobs.runtime import Runtime
+from mario.registry import ModelRegistry
+from mario.store.records import Evaluation, Promotion, Verdict
+from mario.store.store import ExperimentStore
+from mario.telemetry_export import Instruments, LoopMetrics, MetricsPage
+
+log = logging.getLogger(__name__)
+
+
+class LoopMonitor:
+    """Brings the metrics of the loop up to date with the store; one object a process.
+
+    Args:
+        instruments: where it is shown.
+    """
+
+    def __init__(self, instruments: Instruments) -> None:
+        self._instruments = instruments
+        self._metrics = LoopMetrics(instruments)
+        self._seen_promotions: Counter[str] = Counter()
+        self._seen_verdicts: set[str] = set()
+        self._seen_evaluations: dict[tuple[str, str], str] = {}
+
+    def refresh(self, store: ExperimentStore, registry: ModelRegistry) -> None:
+        """Read what is new.
+
+        Raises:
+            StoreError: the database does not answer.
+        """
+        models = store.ledger.models()
+        for model in models:
+            history = store.ledger.history(model)
+            if history:
+                self._promotions(model, history)
+                self._alias(model, history[-1].version, registry)
+            self._verdicts(store.evaluations.verdicts(model))
+        self._evaluations(store, models)
+
+    def _promotions(self, model: str, history: tuple[Promotion, ...]) -> None:
+        for promotion in history[self._seen_promotions[model] :]:
+            self._metrics.promotion(model, promotion.reason)
+        self._seen_promotions[model] = len(history)
+        champion = history[-1]
+        self._metrics.champion(
+            model, str(champion.version), champion.digest, champion.promoted_at.timestamp()
+        )
+
+    def _alias(self, model: str, champion: int, registry: ModelRegistry) -> None:
+        try:
+            in_line = registry.aliases(model).get("champion") == champion
+        except MarioError as error:
+            # Not known is not the same as out of line: the series leaves the page.
+            log.warning("the alias of %s cannot be read: %s", model, error)
+            self._instruments.forget("mario_champion_alias_in_line", model=model)
+            return
+        self._metrics.alias_in_line(model, in_line)
+
+    def _verdicts(self, verdicts: Iterable[Verdict]) -> None:
+        for verdict in sorted(verdicts, key=lambda each: each.created_at):
+            if verdict.id in self._seen_verdicts:
+                continue
+            self._seen_verdicts.add(verdict.id)
+            detail = verdict.detail
+            self._metrics.verdict(
+                verdict.model,
+                verdict.decision,
+                evidence=float(detail.get("e_better", float("nan"))),
+                units=int(detail.get("units", 0)),
+                guards=[each["name"] for each in detail.get("guards", ()) if not each["passed"]],
+            )
+
+    def _evaluations(self, store: ExperimentStore, models: Iterable[str]) -> None:
+        for model in models:
+            for version in store.versions.list(model, state="complete"):
+                newest: dict[str, Evaluation] = {}
+                for each in store.evaluations.list(policy_digest=version.digest):
+                    if each.status == "finished" and each.finished_units:
+                        newest.setdefault(each.key.seed_family, each)
+                for family, evaluation in newest.items():
+                    self._evaluation(store, model, str(version.version), family, evaluation)
+
+    def _evaluation(
+        self, store: ExperimentStore, model: str, version: str, family: str, found: Evaluation
+    ) -> None:
+        key = (f"{model}/{version}", family)
+        if self._seen_evaluations.get(key) == found.id:
+            return
+        self._seen_evaluations[key] = found.id
+        records = store.evaluations.records(found.id)
+        self._metrics.evaluation(
+            model,
+            version,
+            family,
+            score=fmean(each.episode_score for each in records),
+            clear_ratio=fmean(each.cleared for each in records),
+            furthest_x_px=fmean(each.furthest_px for each in records),
+            ended_at=found.ended_at.timestamp() if found.ended_at else None,
+        )
+
+
+def monitor(
+    runtime: Runtime,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    poll_seconds: float = 30.0,
+    stop: threading.Event | None = None,
+) -> None:
+    """Show the page until `stop` is set; a database that is away is asked again, not given up.
+
+    Args:
+        runtime: where the store and the registry are.
+        host: address to bind.
+        port: 0 takes a free one.
+        poll_seconds: how often the store is read.
+        stop: ends it; None runs until the process is ended.
+
+    Raises:
+        ConfigError: the address cannot be bound.
+    """
+    ended = stop or threading.Event()
+    instruments = Instruments()
+    loop = LoopMonitor(instruments)
+    with MetricsPage(instruments.registry, host=host, port=port) as page:
+        print(f"metrics of the loop on {page.url}", flush=True)
+        while not ended.is_set():
+            try:
+                with ExperimentStore.open(runtime.database_url, create=False) as store:
+                    registry = ModelRegistry(runtime.tracking_uri, store, runtime.artifact_dir)
+                    loop.refresh(store, registry)
+            except MarioError as error:
+                log.warning("%s", error)
+            ended.wait(poll_seconds)
