@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, Protocol, Self
 
 from mario.errors import StoreError
 
@@ -35,6 +35,8 @@ READ_BYTES = 1 << 20
 OVERFLOW_LINES = 200_000
 FIRST_RETRY_SECONDS = 0.2
 LAST_RETRY_SECONDS = 5.0
+# A writer that has not caught up for so long is behind, whatever its thread is doing.
+BEHIND_SECONDS = 30.0
 
 
 class DeliveryUnavailableError(Exception):
@@ -46,6 +48,21 @@ class DeliveryRefusedError(Exception):
 
 
 Deliver = Callable[[Sequence[Record]], None]
+
+
+class WriterObserver(Protocol):
+    """Hears how a writer fares (metrics); called from its thread or the producer's, must not block.
+
+    ``mario.telemetry_export.StoreMetrics`` is one.
+    """
+
+    def waiting(self, queue_rows: int, journal_rows: int) -> None:
+        """What waits in memory, and in the journal beyond the batch that is being made."""
+        ...
+
+    def replayed(self, rows: int) -> None:
+        """Records of an earlier process, or of an absence of the receiver, were delivered."""
+        ...
 
 
 def encode_line(record: Record) -> bytes:
@@ -113,6 +130,7 @@ class Journal:
         self._read_segment = existing[0] if existing else 1
         self._read_offset = 0
         self._write_segment = existing[-1] + 1 if existing else 1
+        self.first_own_segment = self._write_segment
 
     def _segments(self) -> list[int]:
         return sorted(int(path.stem) for path in self.folder.glob("[0-9]*.jsonl"))
@@ -244,6 +262,7 @@ class WriterReport:
 @dataclass
 class _Counters:
     accepted: int = 0
+    foreign: int = 0
     delivered: int = 0
     refused: int = 0
     lost: int = 0
@@ -263,6 +282,7 @@ class JournaledWriter:
         name: for the thread and for messages.
         batch_bytes: journal bytes in one batch.
         flush_seconds: how long records may wait to become a batch.
+        observer: hears how it fares.
 
     Raises:
         StoreError: if the journal cannot be opened.
@@ -276,7 +296,10 @@ class JournaledWriter:
         name: str,
         batch_bytes: int = READ_BYTES,
         flush_seconds: float = 0.5,
+        observer: WriterObserver | None = None,
     ) -> None:
+        self._observer = observer
+        self._clean_at = time.monotonic()
         self._journal = Journal(folder)
         self._deliver = deliver
         self._name = name
@@ -308,6 +331,15 @@ class JournaledWriter:
         self._counters.accepted += len(records)
         self._put_count += 1
         self._wake.set()
+        if time.monotonic() - self._clean_at > BEHIND_SECONDS:
+            self._tell_waiting()
+
+    def _tell_waiting(self, *, caught_up: bool = False) -> None:
+        if self._observer is not None:
+            counters = self._counters
+            taken = counters.accepted + counters.foreign
+            behind = taken - counters.delivered - counters.refused - counters.lost
+            self._observer.waiting(len(self._overflow), 0 if caught_up else max(behind, 0))
 
     def _keep_in_memory(self, lines: Sequence[bytes], error: Exception) -> None:
         room = OVERFLOW_LINES - len(self._overflow)
@@ -388,6 +420,7 @@ class JournaledWriter:
                 self._drain()
             except DeliveryUnavailableError as error:
                 self._note_away(error)
+                self._tell_waiting()
                 # Waiting for `wake` would spin while records keep coming.
                 self._closing.wait(retry_seconds)
                 retry_seconds = min(2 * retry_seconds, LAST_RETRY_SECONDS)
@@ -400,6 +433,8 @@ class JournaledWriter:
                 continue
             retry_seconds = FIRST_RETRY_SECONDS
             self._note_back()
+            self._clean_at = time.monotonic()
+            self._tell_waiting(caught_up=True)
             self._urgent.clear()
             with self._idle:
                 self._clean_count = max(self._clean_count, before)
@@ -412,6 +447,12 @@ class JournaledWriter:
                 self._journal.forget(position)
                 break
             self._deliver_all(records)
+            own = position[0] >= self._journal.first_own_segment
+            if not own:
+                # An earlier process's records: not accepted by this one, but delivered by it.
+                self._counters.foreign += len(records)
+            if self._observer is not None and (not own or self._counters.away_since is not None):
+                self._observer.replayed(len(records))
             self._journal.forget(position)
         while self._overflow and not self._closing.is_set():
             lines = [self._overflow[index] for index in range(min(len(self._overflow), 2_000))]

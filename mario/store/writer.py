@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import sqlalchemy as sa
 
@@ -16,6 +18,7 @@ from mario.journal import (
     DeliveryUnavailableError,
     JournaledWriter,
     Record,
+    WriterObserver,
     WriterReport,
     pending_journals,
 )
@@ -44,6 +47,14 @@ _KINDS: dict[str, type] = {
     )
 }
 _FIELDS = {kind: tuple(item.name for item in fields(kind)) for kind in _KINDS.values()}
+TABLE_NAMES = {
+    "EpisodeRow": "episodes",
+    "HealthSampleRow": "health_samples",
+    "HealthChangeRow": "health_changes",
+    "CheckpointRow": "checkpoints",
+    "RunEndRow": "runs",
+    "HeartbeatRow": "run_attempts",
+}
 _MOMENTS = ("at", "ended_at")
 
 
@@ -83,6 +94,18 @@ def from_record(record: Record) -> TrainingRow:
     return row
 
 
+class StoreObserver(WriterObserver, Protocol):
+    """Hears also what became of each batch; ``mario.telemetry_export.StoreMetrics`` is one."""
+
+    def written(self, rows: Mapping[str, int], seconds: float) -> None:
+        """A batch was written: rows by table, and how long it took."""
+        ...
+
+    def failed(self) -> None:
+        """The database did not take a batch, which will be tried again."""
+        ...
+
+
 class StoreWriter:
     """Writes a run's rows to the store without ever making training wait.
 
@@ -91,6 +114,7 @@ class StoreWriter:
         folder: the run's folder; the journal is ``folder/journal``.
         batch_bytes: journal bytes in one transaction (an episode takes about 450).
         flush_seconds: how long rows may wait to become a batch.
+        observer: hears how it fares, for metrics.
 
     Raises:
         StoreError: if the journal cannot be opened, or the URL is none.
@@ -108,14 +132,16 @@ class StoreWriter:
         *,
         batch_bytes: int = 1 << 20,
         flush_seconds: float = 0.5,
+        observer: StoreObserver | None = None,
     ) -> None:
         self._engine = make_engine(url)
         self._writer = JournaledWriter(
             Path(folder) / JOURNAL_FOLDER,
-            _deliver_to(self._engine),
+            _deliver_to(self._engine, observer),
             name="store",
             batch_bytes=batch_bytes,
             flush_seconds=flush_seconds,
+            observer=observer,
         )
 
     def put(self, rows: Sequence[TrainingRow]) -> None:
@@ -147,15 +173,23 @@ class StoreWriter:
         self.close()
 
 
-def _deliver_to(engine: sa.Engine) -> Callable[[Sequence[Record]], None]:
+def _deliver_to(
+    engine: sa.Engine, observer: StoreObserver | None
+) -> Callable[[Sequence[Record]], None]:
     def deliver(records: Sequence[Record]) -> None:
+        begun = time.perf_counter()
         try:
             write_training_rows(engine, [from_record(record) for record in records])
         except StoreConstraintError as error:
             raise DeliveryRefusedError(str(error)) from error
         except StoreError as error:
             # Also a database that was not upgraded yet: nothing is lost by waiting.
+            if observer is not None:
+                observer.failed()
             raise DeliveryUnavailableError(str(error)) from error
+        if observer is not None:
+            tables = Counter(TABLE_NAMES[record["row"]] for record in records)
+            observer.written(tables, time.perf_counter() - begun)
 
     return deliver
 

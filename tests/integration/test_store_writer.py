@@ -23,7 +23,13 @@ from mario.journal import (
 )
 from mario.store import models
 from mario.store.engine import writing
-from mario.store.records import HealthChangeRow, HealthSampleRow, RunEndRow
+from mario.store.records import (
+    CheckpointRow,
+    HealthChangeRow,
+    HealthSampleRow,
+    HeartbeatRow,
+    RunEndRow,
+)
 from mario.store.store import ExperimentStore
 from mario.store.writer import StoreWriter, from_record, replay_journals, to_record
 from tests.support.postgres import PostgresServer
@@ -42,6 +48,11 @@ def test_rows_survive_the_journal(tmp_path: Path) -> None:
             to_state="healthy", reasons=("one", "two"),
         ),
         RunEndRow(run_id="run", attempt=1, status="finished", end_steps=None),
+        HeartbeatRow(run_id="run", attempt=1, total_steps=3),
+        CheckpointRow(
+            run_id="run", kind="best", total_steps=1, attempt=1, path="a/b", sha256="d" * 64,
+            size_bytes=2**40,
+        ),
     ]  # fmt: skip
     for row in rows:
         line = encode_line(to_record(row))
@@ -84,6 +95,39 @@ def test_everything_arrives_once(store: ExperimentStore, tmp_path: Path) -> None
     assert (report.refused, report.lost, report.torn) == (0, 0, 0)
     assert sorted(store.runs.episodes(run.id), key=lambda r: (r.episode_index, r.env_index)) == rows
     assert list((tmp_path / "run" / "journal").glob("*.jsonl")) == []
+
+
+def test_the_metrics_say_how_the_writer_fares(
+    postgres_server: PostgresServer, postgres_database: str, tmp_path: Path
+) -> None:
+    from mario.telemetry_export import Instruments, StoreMetrics
+
+    instruments = Instruments()
+    metrics = StoreMetrics(instruments, "r1")
+
+    def value(name: str, **labels: str) -> float | None:
+        return instruments.registry.get_sample_value(name, {"run": "r1", **labels})
+
+    with ExperimentStore.open(postgres_database) as store:
+        run = store.runs.start(new_run())
+        with StoreWriter(postgres_database, tmp_path / "r", observer=metrics) as writer:
+            writer.put([episode_row(run.id, i) for i in range(20)])
+            assert writer.flush(20)
+            assert value("mario_store_available") == 1
+            assert value("mario_store_written_rows_total", table="episodes") == 20
+            postgres_server.kill()
+            try:
+                writer.put([episode_row(run.id, i) for i in range(20, 50)])
+                assert not writer.flush(1.0)
+                assert value("mario_store_available") == 0
+                assert value("mario_store_journal_rows") == 30
+            finally:
+                postgres_server.start()
+            assert writer.flush(60)
+            assert value("mario_store_available") == 1
+            assert value("mario_store_journal_rows") == 0
+            assert value("mario_store_journal_replayed_rows_total") == 30
+            assert value("mario_store_written_rows_total", table="episodes") == 50
 
 
 def test_a_refused_row_harms_no_other(store: ExperimentStore, tmp_path: Path) -> None:
@@ -318,8 +362,6 @@ def test_a_receiver_that_raises_anything_stops_nothing(tmp_path: Path) -> None:
 
 def test_heartbeats_never_go_backwards(store: ExperimentStore, tmp_path: Path) -> None:
     from datetime import timedelta
-
-    from mario.store.records import HeartbeatRow
 
     run = store.runs.start(new_run())
     now = run.attempts[0].heartbeat_at
