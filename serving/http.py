@@ -22,7 +22,7 @@ JSON = b"application/json"
 BYTES = b"application/octet-stream"
 
 
-class ClientGone(Exception):  # noqa: N818, nobody is left to call it an error
+class ClientGone(Exception):
     """The client closed the connection before its request was complete."""
 
 

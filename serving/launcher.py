@@ -40,12 +40,17 @@ def serve(settings: ServingSettings) -> int:
     process = _start(settings, {})
     print(f"serving on http://{settings.host}:{settings.port}/ (Ctrl-C to stop)", flush=True)
     # The service is in a process group of its own, so that a Ctrl-C reaches it once, from here.
-    previous = {
-        number: signal.signal(number, lambda *_: _stop(process))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    # A handler may not wait itself: it runs in the middle of the wait below.
+    asked: list[float] = []
+
+    def ask_to_stop(*_: object) -> None:
+        asked.append(time.monotonic())
+        process.send_signal(signal.SIGTERM)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.signal(number, ask_to_stop) for number in numbers}
     try:
-        code = process.wait()
+        code = _wait(process, asked)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -208,6 +213,16 @@ def _wait_ready(
     raise ServingError(
         f"the service {state} and was not ready within {seconds:g} s; its last output: {tail}"
     )
+
+
+def _wait(process: subprocess.Popen[bytes], asked: list[float]) -> int:
+    """Wait for the service to end; by force once it was asked and does not."""
+    while True:
+        try:
+            return process.wait(timeout=0.5)
+        except subprocess.TimeoutExpired:
+            if asked and time.monotonic() - asked[0] > _STOP_SECONDS:
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

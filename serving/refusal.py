@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 
-class Refusal(Exception):  # noqa: N818, an answer rather than a failure
+class Refusal(Exception):
     """A request that is answered with an error.
 
     Attributes:

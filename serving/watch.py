@@ -32,7 +32,7 @@ _REST_SECONDS = 1.5
 """How long the last picture of an episode stays before the next one starts."""
 
 
-class WatchRefused(Exception):  # noqa: N818, an answer rather than a failure
+class WatchRefused(Exception):
     """The page sent something that is not part of the protocol."""
 
 

@@ -1,0 +1,219 @@
+"""Tokens, the page's cookie, the rate limit, and what must never be in a log."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from mario.errors import ServingError
+from serving.launcher import ROOT, absolute_url, running
+from serving.openapi import document
+from serving.settings import ServingSettings
+from tests.support.onnx_networks import random_observations, write_test_artefact
+from tests.support.serving_load import wait_until
+
+OLD, NEW, THIRD = "old-token-0123456789", "new-token-0123456789", "third-token-0123456789"
+BYTES = {"content-type": "application/octet-stream"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_test_artefact(tmp_path_factory.mktemp("policy") / "v1").folder
+
+
+@pytest.fixture(scope="module")
+def secured(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    place = tmp_path_factory.mktemp("secured")
+    tokens, log = place / "tokens", place / "service.log"
+    tokens.write_text(f"{OLD}\n{NEW}\n")
+    settings = ServingSettings(
+        policy=folder, port=0, tokens_file=tokens, max_header_bytes=8192, body_timeout_seconds=1
+    )
+    with running(settings, log=log) as url:
+        yield url, place
+
+
+def _ask(url: str, token: str | None, path: str = "/predict/raw") -> httpx.Response:
+    headers = BYTES if token is None else BYTES | {"authorization": f"Bearer {token}"}
+    return httpx.post(url + path, content=random_observations(1).tobytes(), headers=headers)
+
+
+def test_everything_but_health_needs_a_token(secured: tuple[str, Path]) -> None:
+    url, _ = secured
+    for path in ("/livez", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"):
+        assert httpx.get(url + path).status_code == 200
+    for path, methods in document(ServingSettings())["paths"].items():
+        if path in ("/livez", "/healthz", "/readyz") or path.endswith(("/live", "/ready")):
+            continue
+        for method in methods:
+            answer = httpx.request(method, url + path.replace("{id}", "0" * 37))
+            assert answer.status_code == 401, (method, path)
+            assert answer.headers["www-authenticate"].startswith("Bearer")
+    for path in ("/metrics", "/openapi.json", "/docs", "/card", "/static/app.js", "/"):
+        assert httpx.get(url + path).status_code == 401, path
+    assert _ask(url, None).status_code == 401
+    assert _ask(url, "wrong-token-0123456789").status_code == 401
+    assert _ask(url, OLD[:-1]).status_code == 401
+    assert _ask(url, OLD).status_code == 200
+    assert (
+        httpx.get(f"{url}/metrics", headers={"authorization": f"bearer {NEW}"}).status_code == 200
+    )
+
+
+def test_tokens_are_rotated_without_a_restart(secured: tuple[str, Path]) -> None:
+    url, place = secured
+    tokens = place / "tokens"
+    before = tokens.read_text()
+    try:
+        tokens.write_text(f"{NEW}\n{THIRD}\n")
+        assert wait_until(lambda: _ask(url, THIRD).status_code == 200)
+        assert _ask(url, NEW).status_code == 200
+        assert _ask(url, OLD).status_code == 401
+        tokens.write_text("short\n")  # a mistake keeps the tokens that were valid
+        time.sleep(2.2)
+        assert _ask(url, NEW).status_code == 200
+    finally:
+        tokens.write_text(before)
+    assert wait_until(lambda: _ask(url, OLD).status_code == 200)
+
+
+def test_the_page_asks_for_a_token_and_gives_a_cookie(secured: tuple[str, Path]) -> None:
+    url, _ = secured
+    with httpx.Client(base_url=url) as client:
+        form = client.get("/")
+        assert form.status_code == 401
+        assert "password" in form.text
+        assert client.post("/login", data={"token": "wrong"}).status_code == 401
+        answer = client.post("/login", data={"token": OLD})
+        assert answer.status_code == 303
+        cookie = answer.headers["set-cookie"]
+        assert "HttpOnly" in cookie
+        assert "SameSite=Strict" in cookie
+        assert OLD not in cookie
+        assert client.get("/").status_code == 200
+        assert client.get("/card").json()["version"] == "v1"
+        until, signature = client.cookies["mario_page"].split(".")
+        client.cookies.set("mario_page", f"{int(until) + 1}.{signature}")
+    fresh = {"cookie": f"mario_page={int(until) + 1}.{signature}"}
+    assert httpx.get(f"{url}/card", headers=fresh).status_code == 401
+
+
+def test_guessing_tokens_is_slow(secured: tuple[str, Path]) -> None:
+    url, _ = secured
+    statuses = [
+        httpx.post(f"{url}/login", data={"token": f"guess{n}"}).status_code for n in range(20)
+    ]
+    assert 429 in statuses
+
+
+def test_no_secret_in_the_log(secured: tuple[str, Path]) -> None:
+    url, place = secured
+    _ask(url, OLD)
+    _ask(url, "wrong-token-0123456789")
+    log = (place / "service.log").read_text()
+    assert "Starting" in log
+    for secret in (OLD, NEW, THIRD, "wrong-token-0123456789"):
+        assert secret not in log
+
+
+def test_large_headers_and_slow_bodies(secured: tuple[str, Path]) -> None:
+    url, _ = secured
+    authorised = {"authorization": f"Bearer {OLD}"}
+    answer = httpx.get(f"{url}/card", headers=authorised | {"x-large": "x" * 9000})
+    assert answer.status_code == 431
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=15) as connection:
+        connection.sendall(
+            b"POST /predict/raw HTTP/1.1\r\nHost: x\r\nContent-Length: 28224\r\n"
+            b"Content-Type: application/octet-stream\r\n"
+            b"Authorization: Bearer " + OLD.encode() + b"\r\n\r\n" + b"\0" * 100
+        )
+        assert connection.recv(4096).startswith(b"HTTP/1.1 408")
+    assert _ask(url, OLD).status_code == 200
+
+
+def test_the_rate_limit_is_per_token(folder: Path) -> None:
+    settings = ServingSettings(
+        policy=folder,
+        port=0,
+        tokens=f"{OLD},{NEW}",
+        rate_limit_per_second=0.5,
+        rate_limit_burst=5,
+    )
+    with running(settings) as url:
+        answers = [_ask(url, OLD) for _ in range(8)]
+        assert [a.status_code for a in answers[:5]] == [200] * 5
+        assert answers[-1].status_code == 429
+        assert 1 <= int(answers[-1].headers["retry-after"]) <= 2
+        assert _ask(url, NEW).status_code == 200
+        assert httpx.get(f"{url}/livez").status_code == 200
+        page = httpx.get(f"{url}/metrics", headers={"authorization": f"Bearer {NEW}"}).text
+        assert 'reason="rate_limit"' in page
+
+
+def test_unsafe_or_wrong_settings_are_refused_with_the_name_and_no_secret() -> None:
+    cases = [
+        ({"HOST": "0.0.0.0"}, "MARIO_SERVING_TOKENS"),
+        ({"TOKENS": "short-secret"}, "16"),
+        ({"TOKENS_FILE": "/nowhere"}, "tokens file"),
+        ({"PORT": "99999"}, "MARIO_SERVING_PORT"),
+        ({"WORKERS": "many"}, "MARIO_SERVING_WORKERS"),
+        ({"SHADOW_SHARE": "2"}, "MARIO_SERVING_SHADOW_SHARE"),
+        ({"SPEED": "1"}, "no such setting"),
+    ]
+    for environment, words in cases:
+        with pytest.raises(ServingError) as caught:
+            ServingSettings.from_env({f"MARIO_SERVING_{k}": v for k, v in environment.items()})
+        assert words in str(caught.value), environment
+        assert "short-secret" not in str(caught.value)
+    assert OLD not in repr(ServingSettings(tokens=OLD))
+    assert ServingSettings(host="0.0.0.0", tokens=OLD).to_env()["MARIO_SERVING_TOKENS"] == OLD
+    assert ServingSettings().to_env() == {}
+
+
+def test_mario_serve_runs_in_the_foreground_and_stops(folder: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import sys; from serving.launcher import main;"
+         "sys.exit(main(sys.argv[1:]))", "--policy", str(folder), "--port", "0"],
+        cwd=ROOT, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        url = line.split()[2].rstrip("/")
+
+        def ready() -> bool:
+            try:
+                return httpx.get(f"{url}/readyz").status_code == 200
+            except httpx.HTTPError:
+                return False
+
+        assert wait_until(ready, 60)
+    finally:
+        process.terminate()
+        code = process.wait(timeout=30)
+    assert code == 0
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{url}/livez")
+
+
+def test_a_port_that_is_taken_is_refused(folder: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        settings = ServingSettings(policy=folder, port=taken.getsockname()[1])
+        with pytest.raises(ServingError, match="free port"), running(settings):
+            pass
+
+
+def test_relative_databases_are_found_from_elsewhere() -> None:
+    assert absolute_url("sqlite:///runs/x.db") == f"sqlite:///{Path('runs/x.db').absolute()}"
+    for url in ("sqlite:////runs/x.db", "postgresql+psycopg2://a@b/c", "http://mlflow:5000"):
+        assert absolute_url(url) == url

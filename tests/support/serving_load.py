@@ -1,0 +1,88 @@
+"""Load for the serving tests: clients that notice every failed or mixed answer."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+import time
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+import numpy as np
+
+
+@dataclass
+class Load:
+    """What the clients saw.
+
+    Attributes:
+        answers: answers by version.
+        failures: descriptions of requests that did not succeed.
+        mixed: descriptions of answers that no single version gives.
+    """
+
+    answers: dict[str, int] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+    mixed: list[str] = field(default_factory=list)
+
+
+def run_load(
+    url: str,
+    observations: np.ndarray,
+    action_of_version: dict[str, int],
+    *,
+    clients: int,
+    stop: threading.Event,
+) -> tuple[Load, list[threading.Thread]]:
+    """Start clients that ask until ``stop``.
+
+    Each version always chooses one action, so an answer whose rows are not all the action of the
+    version that it names came from two versions.
+    """
+    load, lock = Load(), threading.Lock()
+    parts = urlsplit(url)
+
+    def work(number: int) -> None:
+        connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=30)
+        count = 1 + number % 4
+        body = observations[:count].tobytes()
+        while not stop.is_set():
+            try:
+                connection.request(
+                    "POST", "/predict/raw", body, {"content-type": "application/octet-stream"}
+                )
+                response = connection.getresponse()
+                text = response.read()
+            except Exception as error:
+                with lock:
+                    load.failures.append(repr(error))
+                connection.close()
+                continue
+            if response.status != 200:
+                with lock:
+                    load.failures.append(f"{response.status} {text[:200]!r}")
+                continue
+            document = json.loads(text)
+            version = document["version"]
+            actions = {p["action"] for p in document["predictions"]}
+            with lock:
+                load.answers[version] = load.answers.get(version, 0) + 1
+                if actions != {action_of_version[version]} or len(document["predictions"]) != count:
+                    load.mixed.append(f"{version}: {actions}")
+        connection.close()
+
+    threads = [threading.Thread(target=work, args=(n,), daemon=True) for n in range(clients)]
+    for thread in threads:
+        thread.start()
+    return load, threads
+
+
+def wait_until(condition: object, seconds: float = 30) -> bool:
+    """Look every 50 ms until the condition holds; False when the time is over."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():  # type: ignore[operator]
+            return True
+        time.sleep(0.05)
+    return False

@@ -1,0 +1,78 @@
+"""Small training runs for tests: tiny network, short episodes, native console."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from mario.config import ExperimentConfig, parse_config
+from mario.game.sb3_vec_env import EpisodeRecord
+from mario.training.checkpoint import read_checkpoint
+from mario.training.health import Health, HealthSample
+from mario.training.sinks import BaseSink, CheckpointWritten, RunEnd, RunStart, SelectionDone
+
+PPO = {"name": "ppo", "n_steps": 16, "batch_size": 32, "n_epochs": 2,
+       "learning_rate_schedule": "linear", "clip_range_schedule": "linear",
+       "entropy_schedule": "linear"}  # fmt: skip
+DQN = {"name": "dqn", "buffer_size": 400, "learning_starts_steps": 100, "batch_size": 16,
+       "train_frequency_steps": 8, "target_update_steps": 100}  # fmt: skip
+
+
+def small_config(algorithm: dict[str, Any] | None = None, **changes: Any) -> ExperimentConfig:
+    """A run of seconds; `changes` are top-level keys."""
+    values: dict[str, Any] = {
+        "name": "small",
+        "total_steps": 640,
+        "environments": 4,
+        "seed": 3,
+        "algorithm": algorithm or PPO,
+        "game": {"max_steps": 12, "no_op_max_frames": 4},
+        "network": {"features": "tiny", "threads": 1},
+        "checkpoint": {"every_steps": 128, "keep": 2},
+        "selection": {"every_steps": 256, "units": 4},
+        "collapse": {"action": "warn"},
+    }
+    return parse_config(values | changes, "test")
+
+
+def weights_digest(checkpoint: Path | None) -> str:
+    """SHA-256 over the network's weights and the optimizer's moments."""
+    assert checkpoint is not None
+    tensors = read_checkpoint(checkpoint).tensors
+    digest = hashlib.sha256()
+    for name, tensor in tensors["policy"].items():
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    for state in tensors["optimizer"]["state"].values():
+        digest.update(state["exp_avg"].numpy().tobytes())
+    return digest.hexdigest()
+
+
+class Listener(BaseSink):
+    """Keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.starts: list[RunStart] = []
+        self.episodes: list[EpisodeRecord] = []
+        self.health: list[tuple[HealthSample, Health]] = []
+        self.selections: list[SelectionDone] = []
+        self.checkpoints: list[CheckpointWritten] = []
+        self.ends: list[RunEnd] = []
+
+    def on_start(self, start: RunStart) -> None:
+        self.starts.append(start)
+
+    def on_episodes(self, episodes: Any) -> None:
+        self.episodes += episodes
+
+    def on_health(self, sample: HealthSample, health: Health) -> None:
+        self.health.append((sample, health))
+
+    def on_selection(self, selection: SelectionDone) -> None:
+        self.selections.append(selection)
+
+    def on_checkpoint(self, checkpoint: CheckpointWritten) -> None:
+        self.checkpoints.append(checkpoint)
+
+    def on_end(self, end: RunEnd) -> None:
+        self.ends.append(end)
