@@ -42,7 +42,8 @@ class LoopMonitor:
         Raises:
             StoreError: the database does not answer.
         """
-        models = store.ledger.models()
+        known = {version.model for version in store.versions.list(state="complete")}
+        models = sorted(known | set(store.ledger.models()))
         for model in models:
             history = store.ledger.history(model)
             if history:
