@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from serving.application import Application
-from serving.comparison import Comparer
+from serving.comparison import Comparer, ComparisonSink
 from serving.endpoints import Endpoints
 from serving.engine import Engine
 from serving.http import AsgiApp
@@ -23,14 +23,15 @@ from serving.sources import FolderSource, PolicySource
 from serving.watch import Watch
 
 
-def open_source(settings: ServingSettings) -> PolicySource:
-    """Open the source that the settings name: a folder, or else the registry."""
+def open_source(settings: ServingSettings) -> tuple[PolicySource, ComparisonSink | None]:
+    """Open the source that the settings name, a folder or else the registry, and its sink."""
     if settings.policy is not None:
-        return FolderSource(settings.policy)
+        return FolderSource(settings.policy), None
     # MLflow is large; a service that serves a folder does without it.
-    from serving.registry_source import RegistrySource
+    from serving.registry_source import RegistrySource, StoreSink
 
-    return RegistrySource(settings)
+    source = RegistrySource(settings)
+    return source, StoreSink(source)
 
 
 def _own_session_file() -> Path:
@@ -44,8 +45,9 @@ def _own_session_file() -> Path:
 def assemble(settings: ServingSettings, inner: AsgiApp) -> Application:
     """Build the application of one worker around BentoML's own."""
     instruments = Instruments(settings.drift_window)
-    comparer = Comparer(None, settings.comparison_flush_seconds)
-    engine = Engine(settings, open_source(settings), instruments, comparer)
+    source, sink = open_source(settings)
+    comparer = Comparer(sink, settings.comparison_flush_seconds)
+    engine = Engine(settings, source, instruments, comparer)
     table = SessionTable(
         settings.session_file or _own_session_file(),
         settings.max_sessions,

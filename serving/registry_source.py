@@ -8,17 +8,46 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from mario.errors import RegistryError
 from mario.registry import ModelRegistry, ResolvedVersion, model_name
+from mario.store.serving import ServingComparison
 from mario.store.store import ExperimentStore
+from serving.comparison import Comparison
 from serving.settings import ServingSettings
 from serving.sources import Card, Role, VersionRef
 
 #: Of a policy's evaluations the card shows those it was judged by, not those it was chosen by.
 _FAMILIES = ("confirmation", "screening")
+
+
+class StoreSink:
+    """See :class:`serving.comparison.ComparisonSink`: keeps comparisons in the store."""
+
+    def __init__(self, source: RegistrySource) -> None:
+        """Write into the store that ``source`` follows."""
+        self._source = source
+
+    def write(self, comparison: Comparison) -> None:
+        """See :class:`serving.comparison.ComparisonSink`."""
+        values = {
+            item.name: getattr(comparison, item.name)
+            for item in fields(comparison)
+            if item.name not in ("champion", "challenger")
+        }
+        self._source.store.serving.add(
+            ServingComparison(
+                model=comparison.champion.model,
+                champion_version=comparison.champion.version,
+                champion_digest=comparison.champion.digest,
+                challenger_version=comparison.challenger.version,
+                challenger_digest=comparison.challenger.digest,
+                **values,
+            )
+        )
 
 
 class RegistrySource:

@@ -430,3 +430,30 @@ class AlphaEntry(Base):
     wealth_after: Mapped[float] = mapped_column(sa.Double)
     verdict_id: Mapped[str | None] = mapped_column(ForeignKey("verdicts.id"))
     at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class ServingComparison(Base):
+    """What a challenger did beside the champion in one stretch of serving; see `store.serving`."""
+
+    __tablename__ = "serving_comparisons"
+    __table_args__ = (
+        CheckConstraint("agreed_observations <= shadow_observations", name="agreed"),
+        sa.Index("ix_serving_comparisons_challenger", "model", "challenger_digest"),
+    )
+    id: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    model: Mapped[str] = mapped_column(sa.String(128))
+    champion_version: Mapped[str] = mapped_column(sa.String(128))
+    champion_digest: Mapped[str] = mapped_column(sa.String(64))
+    challenger_version: Mapped[str] = mapped_column(sa.String(128))
+    challenger_digest: Mapped[str] = mapped_column(sa.String(64))
+    started_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    ended_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    shadow_observations: Mapped[int] = mapped_column(sa.BigInteger)
+    agreed_observations: Mapped[int] = mapped_column(sa.BigInteger)
+    dropped_observations: Mapped[int] = mapped_column(sa.BigInteger)
+    champion_decisions: Mapped[int] = mapped_column(sa.BigInteger)
+    challenger_decisions: Mapped[int] = mapped_column(sa.BigInteger)
+    champion_seconds: Mapped[float] = mapped_column(sa.Double)
+    champion_observations: Mapped[int] = mapped_column(sa.BigInteger)
+    challenger_seconds: Mapped[float] = mapped_column(sa.Double)
+    challenger_observations: Mapped[int] = mapped_column(sa.BigInteger)

@@ -11,6 +11,7 @@ from mario.store.engine import make_engine, redact, sqlite_path
 from mario.store.evaluations import Evaluations
 from mario.store.ledger import Ledger
 from mario.store.runs import Runs
+from mario.store.serving import ServingComparisons
 from mario.store.versions import Versions
 
 
@@ -22,6 +23,7 @@ class ExperimentStore:
         evaluations: evaluations, their episodes, verdicts.
         versions: registered versions and their state.
         ledger: promotions and alpha wealth.
+        serving: what challengers did in the shadow or as canaries.
 
     Example:
         >>> with ExperimentStore.open("sqlite:///runs/mario.db") as store:  # doctest: +SKIP
@@ -35,6 +37,7 @@ class ExperimentStore:
         self.evaluations = Evaluations(self.engine)
         self.versions = Versions(self.engine)
         self.ledger = Ledger(self.engine)
+        self.serving = ServingComparisons(self.engine)
 
     @classmethod
     def open(cls, url: str, *, create: bool = True) -> Self:
