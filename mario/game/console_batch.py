@@ -17,7 +17,7 @@ from mario.game.console import Console, ConsoleName, UInt8Array, open_console
 from mario.game.levels import level as find_level
 from mario.game.observation import OBSERVATION_SHAPE, FrameStack, area_resize
 from mario.game.rng import SplitMix64
-from mario.game.state import STATE_DTYPE, StateArray, read_state
+from mario.game.state import MAX_X_PX, STATE_DTYPE, StateArray, read_state
 
 _MAGIC = b"MSLT"
 # gym-super-mario-bros: a larger change of x within a frame is a change of area, not a movement.
@@ -68,7 +68,8 @@ class _Slot:
             if not stage.is_over(self.console, single_level=self.single_level):
                 stage.skip_unplayable(self.console, single_level=self.single_level)
         start = read_state(self.console.ram)
-        self.furthest_x_px = self.x_last = int(start["x_px"])
+        self.x_last = int(start["x_px"])
+        self.furthest_x_px = self.x_last if self.x_last < MAX_X_PX else 0
         self.time_last = int(start["time_left"])
         self.stack.fill(area_resize(self.console.screen_grey()))
 
@@ -108,7 +109,7 @@ class _Slot:
         return self._end(after, over)
 
     def _furthest(self, x_px: int) -> int:
-        if x_px > self.furthest_x_px:
+        if self.furthest_x_px < x_px < MAX_X_PX:
             self.progress_step = self.steps + 1
             return x_px
         return self.furthest_x_px

@@ -14,19 +14,38 @@ LOOPING_LEVELS = frozenset({"4-4", "7-4", "8-4"})
 # number in memory (0x0760) is one more than the stage (gym-super-mario-bros, `decode_target`).
 _WORLDS_WITH_INTRO = frozenset({1, 2, 4, 7})
 
-#: Furthest x in px at which each level ends (flag pole or axe), see `docs/guides/levels.md`.
-_END_X_PX: MappingProxyType[str, int] = MappingProxyType(
+# Mario's x when he holds the pole, and when he first touches the axe, less the object's own x.
+_POLE_CONTACT_PX = -7
+_AXE_CONTACT_PX = -12
+
+#: x in px of the flag pole or the axe, from the level's object list in the cartridge; where the
+#: level ends in another area (after a pipe), of the pole there. `test_levels_measured` reads the
+#: cartridge again and plays to the end of the levels that have a playthrough.
+_GOAL_X_PX: MappingProxyType[str, int] = MappingProxyType(
     {
-        "1-1": 3161, "1-2": 3113, "1-3": 2425, "1-4": 2279,
-        "2-1": 3273, "2-2": 3133, "2-3": 3641, "2-4": 2279,
-        "3-1": 3273, "3-2": 3401, "3-3": 2425, "3-4": 2279,
-        "4-1": 3673, "4-2": 3401, "4-3": 2393, "4-4": 2535,
-        "5-1": 3225, "5-2": 3273, "5-3": 2425, "5-4": 2279,
-        "6-1": 3017, "6-2": 3529, "6-3": 2617, "6-4": 2279,
-        "7-1": 2937, "7-2": 3133, "7-3": 3641, "7-4": 3047,
-        "8-1": 6073, "8-2": 3401, "8-3": 3433, "8-4": 4327,
+        "1-1": 3168, "1-2": 3168, "1-3": 2432, "1-4": 2256,
+        "2-1": 3200, "2-2": 3168, "2-3": 3600, "2-4": 2256,
+        "3-1": 3200, "3-2": 3344, "3-3": 2416, "3-4": 2256,
+        "4-1": 3600, "4-2": 3168, "4-3": 2352, "4-4": 2768,
+        "5-1": 3184, "5-2": 3200, "5-3": 2432, "5-4": 2256,
+        "6-1": 2976, "6-2": 3456, "6-3": 2672, "6-4": 2256,
+        "7-1": 2864, "7-2": 3168, "7-3": 3600, "7-4": 3280,
+        "8-1": 6016, "8-2": 3456, "8-3": 3424, "8-4": 4816,
     }
 )  # fmt: skip
+
+#: Mario's x on the first controllable frame, the same in every level.
+START_X_PX = 40
+
+# The game clock on the first controllable frame is 400, but 300 in these.
+_SHORT_CLOCK = frozenset(
+    {"1-3", "1-4", "2-3", "2-4", "3-2", "3-3", "3-4", "4-3", "5-1", "5-3", "5-4", "6-3", "6-4",
+     "7-3", "8-1", "8-3"}
+)  # fmt: skip
+
+# Where each level begins (memory 0x074E); castles are the fourth stages, the rest is overworld.
+_WATER = frozenset({"2-2", "7-2"})
+_UNDERGROUND = frozenset({"1-2", "4-2"})
 
 
 @dataclass(frozen=True)
@@ -38,7 +57,11 @@ class Level:
         world: 1…8.
         stage: 1…4.
         area: the area number that the game wants in memory to start here, 1…5.
-        length_px: furthest x at which the level ends (flag pole or axe), in px.
+        length_px: Mario's x when the level ends (flag pole or axe), in px.
+        goal: what ends it, ``"pole"`` or ``"axe"``.
+        goal_x_px: where that is, in px.
+        clock: the game clock at the start, 300 or 400 (a unit is about 0.4 s).
+        kind: what it begins as: ``"overworld"``, ``"underground"``, ``"water"`` or ``"castle"``.
         loops: whether a wrong path sends Mario back.
     """
 
@@ -47,13 +70,35 @@ class Level:
     stage: int
     area: int
     length_px: int
+    goal: str
+    goal_x_px: int
+    clock: int
+    kind: str
     loops: bool
 
 
 def _level(name: str) -> Level:
     world, stage = (int(part) for part in name.split("-"))
     area = stage + 1 if world in _WORLDS_WITH_INTRO and stage >= 2 else stage
-    return Level(name, world, stage, area, _END_X_PX[name], name in LOOPING_LEVELS)
+    goal, contact_px = ("axe", _AXE_CONTACT_PX) if stage == 4 else ("pole", _POLE_CONTACT_PX)
+    if stage == 4:
+        kind = "castle"
+    elif name in _WATER:
+        kind = "water"
+    else:
+        kind = "underground" if name in _UNDERGROUND else "overworld"
+    return Level(
+        name=name,
+        world=world,
+        stage=stage,
+        area=area,
+        length_px=_GOAL_X_PX[name] + contact_px,
+        goal=goal,
+        goal_x_px=_GOAL_X_PX[name],
+        clock=300 if name in _SHORT_CLOCK else 400,
+        kind=kind,
+        loops=name in LOOPING_LEVELS,
+    )
 
 
 LEVEL_NAMES: tuple[str, ...] = tuple(f"{w}-{s}" for w in range(1, 9) for s in range(1, 5))

@@ -34,6 +34,10 @@ StateArray = npt.NDArray[np.void]
 
 STATUS_NAMES = ("small", "tall", "fireball")
 
+#: No level is longer. Above, x is that of a Mario who stands left of an area's start (page 255),
+#: where the loop of 4-4 puts him for some frames; such an x is nowhere that he got to.
+MAX_X_PX = 0x8000
+
 _BUSY_STATES = frozenset({0x00, 0x01, 0x02, 0x03, 0x04, 0x05, 0x07})
 _ENEMY_TYPES = slice(0x16, 0x1B)
 _BOWSER, _FLAG = 0x2D, 0x31

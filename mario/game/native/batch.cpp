@@ -54,7 +54,8 @@ void Slot::begin(const Episode& episode, Scratch& scratch) {
     if (!game_.is_over(single_level())) game_.skip_unplayable(single_level());
   }
   const GameState start = game_.state();
-  furthest_x_px_ = x_last_ = start.x_px;
+  x_last_ = start.x_px;
+  furthest_x_px_ = start.x_px < kMaxXPx ? start.x_px : 0;
   time_last_ = start.time_left;
   console_.redraw(scratch.screens[0].data(), kGreyShades);
   oldest_ = 0;
@@ -81,7 +82,7 @@ void Slot::step(Byte buttons, Scratch& scratch, const BatchRows& rows, std::size
     ++frames_;
     after = game_.state();
     reward += game_reward(after);
-    if (after.x_px > furthest_x_px_) {
+    if (after.x_px > furthest_x_px_ && after.x_px < kMaxXPx) {
       furthest_x_px_ = after.x_px;
       progress_step_ = steps_ + 1;
     }

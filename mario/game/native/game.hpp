@@ -18,6 +18,10 @@ struct GameState {
 };
 static_assert(sizeof(GameState) == 13 * sizeof(std::int32_t));
 
+// No level is longer. Above, x is that of a Mario who stands left of an area's start (page 255),
+// where the loop of 4-4 puts him for some frames; such an x is nowhere that he got to.
+inline constexpr std::int32_t kMaxXPx = 0x8000;
+
 // 0 ... 31 for "1-1" ... "8-4", or the whole game with three lives.
 using LevelIndex = std::int32_t;
 inline constexpr LevelIndex kWholeGame = -1;
