@@ -44,6 +44,8 @@ FloatArray = NDArray[np.float64]
 THETAS: Final[FloatArray] = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 0.99])
 PRIOR_CLEAR: Final[FloatArray] = np.array([0.05, 0.10, 0.20, 0.20, 0.20, 0.10, 0.10, 0.05])
 PRIOR_GRADED: Final[FloatArray] = np.array([0.03, 0.05, 0.10, 0.12, 0.15, 0.10, 0.10, 0.35])
+# The per-level guard has few units a level and looks for collapses: mostly the boldest bet.
+PRIOR_BOLD: Final[FloatArray] = np.array([0.02, 0.03, 0.05, 0.05, 0.10, 0.10, 0.15, 0.50])
 # Differences of scores are computed in floating point; this much outside [-1, 1] is rounding.
 _ROUNDING = 1e-9
 

@@ -290,9 +290,10 @@ def decide(
     lower, upper = confidence_sequence(
         primary, rule.alpha, prior=prior_for(rule.primary), block=len(task)
     )
+    effect = Effect(float(primary.mean()), float(lower[-1]), float(upper[-1]), rule.alpha)
     return Verdict(
         decision=decision,
-        reasons=_reasons(rule, reason, failed, primary, (float(lower[-1]), float(upper[-1]))),
+        reasons=_reasons(rule, reason, failed, effect, refused=decision != test_decision),
         rule=rule,
         protocol=counted[0].challenger.protocol,
         levels=task,
@@ -305,9 +306,7 @@ def decide(
         p_permutation=paired_permutation(primary, source),
         effects={
             **{m: _effect(d, rule.alpha, m) for m, d in differences.items()},
-            rule.primary: Effect(
-                float(primary.mean()), float(lower[-1]), float(upper[-1]), rule.alpha
-            ),
+            rule.primary: effect,
         },
         challenger=summarise([p.challenger for p in counted]),
         champion=summarise([p.champion for p in counted]),
@@ -376,18 +375,17 @@ def _effect(differences: FloatArray, alpha: float, metric: str) -> Effect:
 
 
 def _reasons(
-    rule: GateRule,
-    reason: str,
-    failed: Sequence[GuardResult],
-    differences: FloatArray,
-    ends: tuple[float, float],
+    rule: GateRule, reason: str, failed: Sequence[GuardResult], effect: Effect, *, refused: bool
 ) -> tuple[str, ...]:
-    effect = (
-        f"{rule.primary} differs by {differences.mean():+.4f} per unit, between {ends[0]:+.4f} and "
-        f"{ends[1]:+.4f} (each end at {1 - rule.alpha:.4g}, at any time)"
+    """Sentences, the one that decided first."""
+    size = (
+        f"{rule.primary} differs by {effect.mean:+.4f} per unit, between {effect.lower:+.4f} and "
+        f"{effect.upper:+.4f} (each end at {1 - rule.alpha:.4g}, at any time)"
     )
     guards = [f"guard {g.name} refuses: {g.detail} (limit {g.limit:g})" for g in failed]
-    return (*guards, reason, effect) if guards else (reason, effect, "every guard passed")
+    if refused:
+        return (*guards, reason, size)
+    return (reason, size, *(guards or ["every guard passed"]))
 
 
 def _e(log_e: float) -> str:

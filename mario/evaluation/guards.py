@@ -7,13 +7,14 @@ policies (`onnx_agreement`, `inference_latency`) are run by the caller, who hand
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mario.errors import EvaluationError
-from mario.evaluation.betting import EProcess, lower_bound, prior_for
+from mario.evaluation.betting import PRIOR_BOLD, log_wealth, lower_bound, prior_for
 from mario.evaluation.records import EpisodeRecord, PairedUnit
 from mario.evaluation.rule import GateRule
 from mario.evaluation.statistics import exact_lower_bound, holm
@@ -25,10 +26,13 @@ def level_non_inferiority(
 ) -> tuple[GuardResult, tuple[LevelResult, ...]]:
     """No level significantly worse than `level_margin`, with Holm's correction over levels.
 
-    Each level has an e-process against "the mean difference is at least -margin" (see
-    `betting.py`). One over its maximum is a p-value whatever moment the main test stopped at, so
+    A level is not worse when neither the primary metric nor the clear rate has fallen by more than
+    the margin. Each level bets against that, half its stake on each of the two (the average of
+    two e-processes is one for the intersection of their nulls; Vovk & Wang 2021, Ann. Statist.
+    49). One over the greatest capital is a p-value whatever moment the main test stopped at, so
     Holm's step-down over the levels keeps the chance of a false alarm on any level at
-    `level_alpha`.
+    `level_alpha`. With 12 units on each of 32 levels it takes a lost level to be significant:
+    more units a level, or a greater `level_alpha`, make the guard sharper.
 
     Args:
         pairs: counted pairs in order of play.
@@ -46,12 +50,7 @@ def level_non_inferiority(
         for level, own in by_level.items()
     }
     prior = prior_for(rule.primary)
-    p_values = []
-    for level in levels:
-        process = EProcess(rule.level_margin, prior)  # of -d: not worse is mean(-d) ≤ margin
-        for value in differences[level]:
-            process.update([-value])
-        p_values.append(process.p_value)
+    p_values = [_p_worse(by_level[level], rule) for level in levels]
     corrected = holm(p_values)
     results = []
     for level, p_worse, p_holm in zip(levels, p_values, corrected, strict=True):
@@ -77,6 +76,19 @@ def level_non_inferiority(
         else f"no level significantly worse (least corrected p {least:.2g} over {len(levels)})"
     )
     return GuardResult("levels", not worse, least, rule.level_alpha, detail), tuple(results)
+
+
+def _p_worse(pairs: Sequence[PairedUnit], rule: GateRule) -> float:
+    """Anytime-valid p-value of one level against "not worse by more than the margin"."""
+    if not pairs:
+        return 1.0
+    # Not worse is a mean of -d of at most the margin.
+    log_e = [
+        log_wealth([-p.difference(metric) for p in pairs], rule.level_margin, prior=PRIOR_BOLD)
+        for metric in dict.fromkeys((rule.primary, "clear"))
+    ]
+    average = np.logaddexp.reduce(log_e, axis=0) - math.log(len(log_e))
+    return math.exp(-max(0.0, float(average.max())))
 
 
 def distinct_trajectories(

@@ -32,6 +32,9 @@ from mario.evaluation.report_charts import (
 from mario.evaluation.report_compare import comparison_body
 from mario.evaluation.verdict import Verdict
 
+#: From this many levels on, the charts of where episodes end stand in two columns.
+_MANY_LEVELS = 3
+
 _SAYS = {
     "promote": "The challenger is promoted.",
     "reject": "The champion stays: the challenger is rejected.",
@@ -68,6 +71,7 @@ svg .fill-a{fill:var(--a)}svg .fill-b{fill:var(--b)}svg .fill-bad{fill:var(--bad
 svg .band{fill:var(--a);fill-opacity:.16}svg .hover{fill:transparent}
 svg .hover:hover{fill:var(--fg)}.videos{display:grid;
 grid-template-columns:repeat(auto-fit,minmax(256px,1fr));gap:16px}
+.many{display:grid;grid-template-columns:repeat(auto-fit,minmax(340px,1fr));gap:4px 16px}
 video{width:100%;image-rendering:pixelated;border-radius:6px;background:#000}
 """
 
@@ -150,7 +154,7 @@ def render_verdict(
         _section("Level by level", forest_chart(verdict), _levels_note(verdict)),
         _section(
             "Where episodes end",
-            "".join(ends_chart(counted, level) for level in verdict.levels),
+            _ends(counted, verdict.levels),
             "Each bar counts episodes whose furthest point lies there; the last column is cleared.",
         ),
         _section("Clear rate", clear_chart(verdict), ""),
@@ -273,6 +277,13 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numeric: Sequence
 
     lines = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
     return f"<table><thead><tr>{cells('th', head)}</tr></thead><tbody>{lines}</tbody></table>"
+
+
+def _ends(counted: Sequence[PairedUnit], levels: Sequence[str]) -> str:
+    if len(levels) <= _MANY_LEVELS:
+        return "".join(ends_chart(counted, level) for level in levels)
+    charts = "".join(ends_chart(counted, level, 400.0) for level in levels)
+    return f'<div class="many">{charts}</div>'
 
 
 def _effects_table(verdict: Verdict) -> str:

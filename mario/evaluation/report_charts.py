@@ -50,9 +50,9 @@ def _path(points: Sequence[tuple[float, float]], style: str) -> str:
     return f'<path d="{steps}" class="{style}"/>'
 
 
-def _svg(height: float, label: str, *parts: str) -> str:
+def _svg(height: float, label: str, *parts: str, width: float = WIDTH) -> str:
     return (
-        f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(label)}">'
+        f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{escape(label)}">'
         f"<title>{escape(label)}</title>{''.join(parts)}</svg>"
     )
 
@@ -195,16 +195,22 @@ def forest_chart(verdict: Verdict) -> str:
     return _svg(height, "Difference by level", *parts)
 
 
-def ends_chart(pairs: Sequence[PairedUnit], level: str) -> str:
-    """Where on one level episodes end: challenger upwards, champion downwards."""
+def ends_chart(pairs: Sequence[PairedUnit], level: str, width: float = WIDTH) -> str:
+    """Where on one level episodes end: challenger upwards, champion downwards.
+
+    Args:
+        pairs: counted pairs, of any levels, at least one of this one.
+        level: which.
+        width: of the drawing; less for a page of many levels.
+    """
     own = [p for p in pairs if p.level == level]
     length = own[0].challenger.level_length_px
     height, middle = 220.0, 98.0
     sides = [_ends([p.challenger for p in own]), _ends([p.champion for p in own])]
     top = max(1, *(int(s.max()) for s in sides))
-    x = _scale(0, _BINS + 1, _LEFT, WIDTH - _RIGHT)
+    x = _scale(0, _BINS + 1, _LEFT, width - _RIGHT)
     unit = (middle - _TOP) / top
-    parts = [_line(_LEFT, middle, WIDTH - _RIGHT, middle, "zero")]
+    parts = [_line(_LEFT, middle, width - _RIGHT, middle, "zero")]
     for counts, sign, fill, who in (
         (sides[0], -1, "fill-a", "challenger"),
         (sides[1], 1, "fill-b", "champion"),
@@ -223,7 +229,7 @@ def ends_chart(pairs: Sequence[PairedUnit], level: str) -> str:
                 f'width="{x(1) - x(0) - 2:.1f}" height="{size:.1f}" class="{fill}">'
                 f"<title>{who}: {count} of {len(own)} {where}</title></rect>"
             )
-    ticks = [t for t in _ticks(0, length, 6) if t < 0.88 * length]
+    ticks = [t for t in _ticks(0, length, 6 if width == WIDTH else 3) if t < 0.88 * length]
     parts += [
         _text(x(t / length * _BINS), height - _BOTTOM + 14, f"{t:g}", "middle", "tick")
         for t in ticks
@@ -231,12 +237,12 @@ def ends_chart(pairs: Sequence[PairedUnit], level: str) -> str:
     parts.append(_text(x(_BINS + 1), height - _BOTTOM + 14, "cleared", "end", "tick strong"))
     parts.append(_text(_LEFT - 8, _TOP + 10, f"{top}", "end", "tick"))
     parts.append(_text(_LEFT - 8, 2 * middle - _TOP, f"{top}", "end", "tick"))
-    parts.append(_text(WIDTH - _RIGHT, _TOP + 4, "▲ challenger", "end", "fill-a"))
-    parts.append(_text(WIDTH - _RIGHT, 2 * middle - _TOP, "▼ champion", "end", "fill-b"))
+    parts.append(_text(width - _RIGHT, _TOP + 4, "▲ challenger", "end", "fill-a"))
+    parts.append(_text(width - _RIGHT, 2 * middle - _TOP, "▼ champion", "end", "fill-b"))
     parts.append(
-        _text((_LEFT + WIDTH) / 2, height - 4, f"level {level}: furthest x in px", "middle", "axis")
+        _text((_LEFT + width) / 2, height - 4, f"level {level}: furthest x in px", "middle", "axis")
     )
-    return _svg(height, f"Where episodes end on {level}", *parts)
+    return _svg(height, f"Where episodes end on {level}", *parts, width=width)
 
 
 def _ends(records: Sequence[EpisodeRecord]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from mario.errors import EvaluationError
 from mario.evaluation.gate import GateRule, SequentialGate, decide
-from mario.evaluation.guards import inference_latency, onnx_agreement
+from mario.evaluation.guards import inference_latency, level_non_inferiority, onnx_agreement
 from mario.evaluation.records import PairedUnit
 from mario.evaluation.verdict import VERDICT_SCHEMA, Verdict
 
@@ -244,3 +244,43 @@ def test_adding_tied_units_never_promotes(rows, both, ties):
 def test_promotion_means_the_interval_excludes_zero_and_back(rows):
     verdict = decide(clear_pairs(rows), CLEAR)
     assert (verdict.test_decision == "promote") == (verdict.effect.lower > 0)
+
+
+def test_level_guard_sees_a_lost_level_among_32_in_12_blocks():
+    levels = [f"{w}-{s}" for w in range(1, 9) for s in range(1, 5)]
+    for primary in ("clear", "score"):
+        rule = GateRule(primary=primary, delta=0.01, beta=1e-6)
+        blocks = []
+        for seed in range(12):
+            for level in levels:
+                won = (False, True) if level == "5-3" else (True, True)
+                blocks.append(
+                    PairedUnit(
+                        record("a" * 64, level, seed, cleared=won[0]),
+                        record("b" * 64, level, seed, cleared=won[1]),
+                    )
+                )
+        verdict = decide(blocks, rule, levels)
+        guard = next(g for g in verdict.guards if g.name == "levels")
+        assert not guard.passed
+        assert "on 5-3" in guard.detail
+
+
+def test_level_guard_seldom_alarms_on_equal_policies():
+    generator = np.random.default_rng(8)
+    levels = ("1-1", "1-2", "1-3", "1-4")
+    alarms = 0
+    for _ in range(60):
+        won = generator.random((2, 40, 4)) < 0.6
+        pairs = [
+            PairedUnit(
+                record("a" * 64, level, seed, cleared=bool(won[0, seed, i])),
+                record("b" * 64, level, seed, cleared=bool(won[1, seed, i])),
+            )
+            for seed in range(40)
+            for i, level in enumerate(levels)
+        ]
+        guard, _ = level_non_inferiority(pairs, GateRule(primary="clear"), levels)
+        alarms += not guard.passed
+    # At .05 three are expected; ten have probability .001 then.
+    assert alarms < 10
