@@ -58,7 +58,7 @@ types: setup ## Check types (mypy, strict)
 bench: setup ## Run every benchmark and rewrite benchmarks/results/
 	@set -e; for file in benchmarks/[!_]*.py; do echo "== $$file"; $(BIN)/python "$$file" $(BENCH_ARGS); done
 
-sanitize: setup ## Build the native console with address and undefined-behaviour checks and run its tests
+sanitize: setup ## Fuzz the native console under address, undefined-behaviour and thread sanitizers
 	bash scripts/sanitize.sh "$(BIN)"
 
 dashboards: setup ## Write the Grafana dashboards anew
