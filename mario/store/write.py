@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from mario.store import models
+from mario.store.bulk import copy_upsert
 from mario.store.engine import encode_json, writing
 from mario.store.records import (
     CheckpointRow,
@@ -104,6 +105,16 @@ def upsert(
         identity = tuple(row[name] for name in key)
         if identity not in newest or newest[identity]["attempt"] <= row["attempt"]:
             newest[identity] = row
+    if connection.dialect.name == "postgresql":
+        copy_upsert(
+            connection,
+            models.Base.metadata.tables[table.__tablename__],
+            newest.values(),
+            columns=list(values[0]),
+            key=key,
+            newer="attempt",
+        )
+        return
     statement = insert_into(connection, table)
     excluded = statement.excluded
     statement = statement.on_conflict_do_update(

@@ -254,6 +254,20 @@ def test_unknown_runs_say_so(store: ExperimentStore) -> None:
             call()
 
 
+@pytest.mark.parametrize("text", ["tab\tand\\N", "new\nline\r\\n", "ü✓ '\"", "\\."])
+def test_any_text_and_number_comes_back(store: ExperimentStore, text: str) -> None:
+    run = store.runs.start(new_run())
+    row = episode_row(run.id, 0, end_reason=text, shaped_return=1e-300, seed=0, total_steps=2**62)
+    store.runs.write([row])
+    assert list(store.runs.episodes(run.id)) == [row]
+    sample = HealthSampleRow(
+        run_id=run.id, update_index=1, attempt=1, total_steps=1, state="healthy",
+        signals={text: [text, {"x": None}]},
+    )  # fmt: skip
+    store.runs.write([sample])
+    assert store.runs.health_samples(run.id) == (sample,)
+
+
 # -- what the database itself refuses -------------------------------------------------------
 
 
@@ -272,6 +286,10 @@ def test_the_database_refuses_what_cannot_be(store: ExperimentStore) -> None:
         store.runs.write([episode_row("no such run", 0)])
     with pytest.raises(StoreConstraintError):
         store.runs.write([episode_row(run.id, -1)])
+    with pytest.raises(StoreConstraintError, match="2\\*\\*64"):
+        store.runs.write([episode_row(run.id, 1, seed=2**64)])
+    with pytest.raises(StoreConstraintError, match="naive"):
+        store.runs.write([episode_row(run.id, 1, ended_at=datetime(2026, 1, 1))])
     with pytest.raises(StoreConstraintError):
         store.runs.write([episode_row(run.id, 1, y_px=None)])
     _refused(store, sa.update(models.Run).values(status="dreaming"))

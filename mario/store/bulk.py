@@ -1,0 +1,117 @@
+"""Many rows into PostgreSQL at once: COPY into a temporary table, then one INSERT … SELECT.
+
+Row by row, PostgreSQL plans and answers every INSERT; COPY reads a stream
+(https://www.postgresql.org/docs/18/populate.html, "Use COPY"). COPY itself knows no
+``ON CONFLICT``, hence the temporary table, which each connection makes once and which empties
+itself at every commit.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import exc as sa_exc
+
+from mario.store.engine import StoreConstraintError
+from mario.store.types import UInt64
+
+# https://www.postgresql.org/docs/18/sql-copy.html, "Text Format"
+_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+
+
+def copy_upsert(
+    connection: sa.Connection,
+    table: sa.Table,
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    columns: Sequence[str],
+    key: Sequence[str],
+    newer: str,
+) -> None:
+    """Insert rows; where the key exists, a row with a greater ``newer`` replaces the stored one.
+
+    Args:
+        connection: to PostgreSQL, inside a write transaction.
+        table: where to.
+        rows: column name to value; no two with the same key.
+        columns: the columns that are given; the others take NULL.
+        key: names of the primary key's columns.
+        newer: name of the column that decides between two rows with one key.
+
+    Raises:
+        StoreConstraintError: if a value does not fit its column's type.
+        sqlalchemy.exc.DBAPIError: as from any other statement.
+    """
+    writers = [_writer(table.c[name]) for name in columns]
+    text = io.StringIO()
+    try:
+        for row in rows:
+            text.write("\t".join([w(row[n]) for w, n in zip(writers, columns, strict=True)]))
+            text.write("\n")
+    except (TypeError, ValueError) as error:
+        raise StoreConstraintError(f"{table.name} cannot hold a row: {error}") from error
+    text.seek(0)
+    stage, names = f"mario_stage_{table.name}", ", ".join(columns)
+    rest = [name for name in columns if name not in key]
+    changes = ", ".join(f"{name} = excluded.{name}" for name in rest)
+    connection.exec_driver_sql(
+        f"CREATE TEMPORARY TABLE IF NOT EXISTS {stage} (LIKE {table.name}) ON COMMIT DELETE ROWS"
+    )
+    _copy(connection, f"COPY {stage} ({names}) FROM STDIN", text)
+    connection.exec_driver_sql(
+        # The names are those of our own tables and columns, never a user's text.
+        f"INSERT INTO {table.name} ({names}) SELECT {names} FROM {stage} "  # noqa: S608
+        f"ON CONFLICT ({', '.join(key)}) DO UPDATE SET {changes} "
+        f"WHERE {table.name}.{newer} < excluded.{newer}"
+    )
+    connection.exec_driver_sql(f"DELETE FROM {stage}")  # noqa: S608
+
+
+def _copy(connection: sa.Connection, statement: str, text: io.StringIO) -> None:
+    driver: Any = connection.dialect.loaded_dbapi
+    try:
+        raw = connection.connection.driver_connection
+        assert raw is not None
+        with raw.cursor() as cursor:
+            cursor.copy_expert(statement, text)
+    except driver.Error as error:
+        # Past SQLAlchemy's own cursor, so its translation has to be asked for.
+        raise sa_exc.DBAPIError.instance(
+            statement,
+            None,
+            error,
+            driver.Error,
+            connection_invalidated=bool(raw is not None and raw.closed),
+            dialect=connection.dialect,
+        ) from error
+
+
+def _writer(column: sa.Column[Any]) -> Callable[[Any], str]:
+    """How a column's values are written in COPY's text format."""
+    if isinstance(column.type, UInt64):
+        fold = column.type.process_bind_param
+        return lambda value: _NULL if value is None else str(fold(value, _NO_DIALECT))
+    if isinstance(column.type, sa.JSON):
+        return lambda value: _NULL if value is None else json.dumps(value).translate(_ESCAPES)
+    return _text
+
+
+_NULL = "\\N"
+_NO_DIALECT: Any = None
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return _NULL
+    if isinstance(value, str):
+        return value.translate(_ESCAPES)
+    if isinstance(value, datetime):
+        if value.tzinfo is None:
+            raise ValueError(f"got the naive time {value!r}; expected one with a time zone")
+        return value.isoformat()
+    return str(value)
