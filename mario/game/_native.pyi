@@ -3,6 +3,9 @@
 import numpy as np
 import numpy.typing as npt
 
+def area_resize(grey: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Resize uint8 (240, 256) to uint8 (84, 84), as `observation.area_resize` does."""
+
 class Console:
     """One NES; `native_console.NativeConsole` says what each method does."""
 

@@ -18,7 +18,7 @@ LEVELS = (
 FRAMES_PER_LEVEL = 3800
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_memory_and_picture_are_those_of_nes_py_on_every_frame() -> None:
     """60,800 frames over 16 levels; two at a time, since nes-py releases the interpreter lock."""
 
@@ -52,7 +52,7 @@ def test_the_whole_game_is_the_stock_environments() -> None:
     assert comparison.largest_grey_difference <= 1
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_episodes_are_those_of_the_stock_environment() -> None:
     """Rewards, ends, info, memory; three ends in each of eight levels, one of them a clear."""
 

@@ -12,6 +12,7 @@
 #include "batch.hpp"
 #include "cartridge.hpp"
 #include "console.hpp"
+#include "observation.hpp"
 #include "palette.hpp"
 #include "save_state.hpp"
 
@@ -45,6 +46,10 @@ nb::bytes to_bytes(const std::vector<Byte>& data) {
   return nb::bytes(reinterpret_cast<const char*>(data.data()), data.size());
 }
 
+// The caller's arrays.
+template <typename T>
+using Array = nb::ndarray<T, nb::c_contig, nb::device::cpu>;
+
 // An array that owns its memory.
 auto owned_array(std::unique_ptr<Byte[]> data, std::initializer_list<std::size_t> shape) {
   Byte* const pointer = data.release();
@@ -63,6 +68,14 @@ auto rgb_picture(const std::array<Byte, nes::kScreenPixels>& colours) {
     *p++ = static_cast<Byte>(rgb);
   }
   return owned_array(std::move(out), {nes::kScreenHeight, nes::kScreenWidth, 3});
+}
+
+auto area_resize(const Array<const Byte>& grey) {
+  if (grey.ndim() != 2 || grey.shape(0) != nes::kScreenHeight || grey.shape(1) != nes::kScreenWidth)
+    throw nes::ConsoleError("a picture of another size: expected uint8 (240, 256)");
+  auto out = std::make_unique<Byte[]>(nes::kFrameBytes);
+  nes::area_resize(grey.data(), out.get());
+  return owned_array(std::move(out), {nes::kFrameSize, nes::kFrameSize});
 }
 
 // A console with its picture, which is drawn at the end of a step or when it is asked for.
@@ -119,10 +132,6 @@ class PyConsole {
   std::array<Byte, nes::kScreenPixels> colours_{};  // number of each pixel's colour
   bool drawn_ = false;
 };
-
-// The caller's arrays.
-template <typename T>
-using Array = nb::ndarray<T, nb::c_contig, nb::device::cpu>;
 
 // The batch; native_batch.py checks shapes and dtypes before it calls.
 class PyBatch {
@@ -239,6 +248,9 @@ class PyBatch {
 NB_MODULE(_native, m) {
   m.doc() = "The native NES console and the batch of games on it.";
   nb::register_exception_translator(translate_errors);
+
+  m.def("area_resize", &area_resize, "grey"_a,
+        "Resize uint8 (240, 256) to uint8 (84, 84): observation.area_resize for the screen's size.");
 
   nb::class_<PyConsole>(m, "Console")
       .def(nb::init<const nb::bytes&>(), "rom"_a)
