@@ -1,6 +1,6 @@
 """MLflow behind the ledger: register a version, resolve it, move aliases, repair what was broken.
 
-The promotion ledger in SQL is the truth (docs/adr/0005): every promotion is written there first,
+The promotion ledger in SQL is the truth (docs/adr/0006): every promotion is written there first,
 and the MLflow alias ``champion`` only follows. MLflow aliases have no atomic swap and no history,
 so whatever is killed between the two steps is repaired by ``reconcile``.
 

@@ -102,10 +102,13 @@ def _writer(column: sa.Column[Any]) -> Callable[[Any], str]:
 
 
 _NULL = "\\N"
+_NUMBERS = frozenset({int, float, bool})
 _NO_DIALECT: Any = None
 
 
 def _text(value: Any) -> str:
+    if type(value) in _NUMBERS:  # first, because most columns are numbers
+        return str(value)
     if value is None:
         return _NULL
     if isinstance(value, str):
