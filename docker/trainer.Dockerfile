@@ -13,7 +13,7 @@ ARG BASE=python:3.11-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028
 # hadolint ignore=DL3006
 FROM ${BASE} AS builder
 ARG TORCH_FLAVOUR=cpu
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 # Debian's compiler of the base's release; its version is the base's, so it is not named again.
 # hadolint ignore=DL3008
 RUN command -v g++ >/dev/null || \
@@ -27,7 +27,7 @@ COPY constraints.txt wheels/*.whl wheels/
 # A certificate authority of your own network can be handed in for these two steps:
 # --secret id=ca,src=/etc/ssl/certs/ca-certificates.crt; it does not stay in the image.
 # hadolint ignore=SC2086
-RUN --mount=type=secret,id=ca,target=/etc/ssl/certs/ca-certificates.crt \
+RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=ca,target=/etc/ssl/certs/ca-certificates.crt \
     case "${TORCH_FLAVOUR}" in \
         cpu) find_links="--find-links wheels" ;; \
         cuda) find_links="" ;; \
