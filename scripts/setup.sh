@@ -34,8 +34,9 @@ system_packages() {
     [ -e "$header" ] || apt_install python3-dev
 }
 
+# Without bytecode: Python makes it for what is imported, which is far less than what is installed.
 pip_install() {
-    "$venv/bin/pip" install -qq --disable-pip-version-check -c constraints.txt "$@"
+    "$venv/bin/pip" install -qq --disable-pip-version-check --no-compile -c constraints.txt "$@"
 }
 
 case "$step" in
