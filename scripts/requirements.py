@@ -2,7 +2,7 @@
 
 A group is `base` (what every role needs), `build` (what builds the package and its native console)
 or an extra. With the build tools installed first, the package builds without an isolated
-environment, that is with pinned tools, and a change of a C++ file costs one build and no resolution.
+environment, that is with pinned tools, and a change of a C++ file costs one build only.
 """
 
 import sys
