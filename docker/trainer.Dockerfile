@@ -24,8 +24,9 @@ COPY pyproject.toml constraints.txt ./
 COPY scripts/requirements.py scripts/
 # constraints.txt is there twice so that the pattern always matches something.
 COPY constraints.txt wheels/*.whl wheels/
-# A certificate authority of your own network can be handed in for these two steps:
+# A certificate authority of your own network can be handed in for these steps:
 # --secret id=ca,src=/etc/ssl/certs/ca-certificates.crt; it does not stay in the image.
+# PyTorch first and by its exact version: once it is there, no resolver swaps it for another build.
 # hadolint ignore=SC2086
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=ca,target=/etc/ssl/certs/ca-certificates.crt \
     case "${TORCH_FLAVOUR}" in \
@@ -34,7 +35,9 @@ RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=ca,target=
         *) echo "TORCH_FLAVOUR: got '${TORCH_FLAVOUR}', expected cpu or cuda" >&2; exit 2 ;; \
     esac; \
     if [ -s /etc/ssl/certs/ca-certificates.crt ]; then export PIP_CERT=/etc/ssl/certs/ca-certificates.crt; fi; \
-    /opt/mario/bin/pip install -c constraints.txt ${find_links} "$(grep -m1 '^torch==' constraints.txt)" && \
+    /opt/mario/bin/pip install -c constraints.txt ${find_links} "$(grep -m1 '^torch==' constraints.txt)"
+RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=ca,target=/etc/ssl/certs/ca-certificates.crt \
+    if [ -s /etc/ssl/certs/ca-certificates.crt ]; then export PIP_CERT=/etc/ssl/certs/ca-certificates.crt; fi; \
     python scripts/requirements.py base,train,flows > requirements.txt && \
     /opt/mario/bin/pip install -c constraints.txt --find-links wheels -r requirements.txt && \
     python scripts/requirements.py build > build.txt && \

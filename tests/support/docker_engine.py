@@ -82,6 +82,7 @@ class Engine:
         return self.run(
             "build", "--progress", "plain", "--file", str(context / "docker" / dockerfile),
             "--build-arg", f"BASE={base}", "--tag", tag, *secret, *arguments, str(context),
+            timeout=1700,
         )  # fmt: skip
 
 
