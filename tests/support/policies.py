@@ -15,9 +15,10 @@ from mario.policy.manifest import ActionSpec
 from mario.policy.onnx import OnnxPolicy
 from tests.support.onnx_networks import random_observations
 
-#: Odds of the action set `simple`: noop, right, right+A, right+B, right+A+B, A, left.
-GOOD = (0.01, 0.02, 0.12, 0.25, 0.58, 0.01, 0.01)
-POOR = (0.30, 0.10, 0.05, 0.05, 0.05, 0.15, 0.30)
+#: Odds of the action set `complex`: noop, right, right+A, right+B, right+A+B, A, left, left+A,
+#: left+B, left+A+B, down, up. GOOD gets about three times as far on 1-1 as uniform odds.
+GOOD = (0.005, 0.005, 0.30, 0.30, 0.355, 0.005, 0.005, 0.005, 0.005, 0.005, 0.005, 0.005)
+POOR = (0.20, 0.05, 0.05, 0.05, 0.05, 0.05, 0.20, 0.10, 0.10, 0.05, 0.05, 0.05)
 
 
 def odds_network(odds: Sequence[float]) -> bytes:
@@ -60,11 +61,11 @@ def write_odds_policy(
     shared = {
         "onnx": odds_network(odds),
         "actions": [
-            ActionSpec(name=action.name, buttons=action.buttons) for action in action_set("simple")
+            ActionSpec(name=action.name, buttons=action.buttons) for action in action_set("complex")
         ],
         "action_selection": "sample",
         "frame_skip": 4,
-        "training_config_hash": config_hash,
+        "training_config_hash": "0" * 64,
         "git_commit": "0" * 40,
         "task": "1-1",
     }

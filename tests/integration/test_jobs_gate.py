@@ -1,0 +1,155 @@
+"""Register, judge and promote on the real game, store and MLflow; policies of known skill."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mario.config import GateConfig
+from mario.errors import ArtefactError, EvaluationError, PromotionConflict, RegistryError
+from mario.jobs.evaluate import evaluate_stored, evaluation_key, units_of
+from mario.jobs.gate import champion_for, judge, rule_from
+from mario.jobs.policies import load_policy, policy_from_artefact
+from mario.jobs.promote import promote_verdict
+from mario.jobs.report import report_verdict
+from mario.jobs.runtime import Runtime
+from mario.jobs.versions import champion_version, open_registry, reconcile, rollback, show_ledger
+from mario.store.store import ExperimentStore
+from tests.support.policies import GOOD, POOR, write_odds_policy
+
+# A generous level keeps the tests short; each further challenger is tested at a stricter one.
+RULE = GateConfig(primary="progress", alpha=0.4, max_units=100, min_units=8)
+MODEL, TASK, LEVELS = "mario-1-1", "1-1", ("1-1",)
+
+
+@pytest.fixture
+def runtime(tmp_path: Path) -> Runtime:
+    return Runtime.embedded(tmp_path / "runs")
+
+
+def register(runtime: Runtime, folder: Path, odds: tuple[float, ...]) -> int:
+    write_odds_policy(folder, odds)
+    with open_registry(runtime) as registry:
+        version = registry.register(MODEL, folder).version
+    assert version is not None
+    return version
+
+
+def judged(runtime: Runtime, version: int):  # type: ignore[no-untyped-def]
+    with ExperimentStore.open(runtime.database_url) as store:
+        challenger = load_policy(str(version), TASK, runtime)
+        champion = champion_for(challenger, TASK, runtime, store)
+        return judge(challenger, champion, rule_from(RULE), TASK, LEVELS, store, environments=4)
+
+
+def test_the_loop_from_first_champion_to_rollback(runtime: Runtime, tmp_path: Path) -> None:
+    good = register(runtime, tmp_path / "good", GOOD)
+    first = judged(runtime, good)
+    assert first.champion.label == "random policy"
+    assert first.verdict.decision == "promote"
+    assert first.verdict.p_value < RULE.alpha
+    assert champion_version(TASK, runtime) is None, "a verdict alone promotes nobody"
+    promote_verdict(first.verdict_id, runtime)
+    assert champion_version(TASK, runtime) == good
+    with pytest.raises(EvaluationError, match="two policies"):
+        judged(runtime, good)
+
+    poor = register(runtime, tmp_path / "poor", POOR)
+    second = judged(runtime, poor)
+    assert second.champion.version == good
+    assert second.verdict.decision == "reject"
+    with pytest.raises(RegistryError):
+        promote_verdict(second.verdict_id, runtime)
+    assert champion_version(TASK, runtime) == good
+
+    page = report_verdict(first.verdict_id, runtime).read_text(encoding="utf-8")
+    assert "data:video/mp4;base64," in page
+    assert "src='http" not in page
+    assert 'src="http' not in page
+
+    # Promoting again what is champion already changes nothing; an older version needs a rollback.
+    promote_verdict(first.verdict_id, runtime)
+    assert show_ledger(TASK, runtime).count("\n") == 0
+    with pytest.raises(RegistryError, match="roll"):
+        rollback(TASK, runtime, version=poor, note="never was champion")
+
+
+@pytest.mark.slow
+def test_judging_again_goes_on_where_it_was_and_says_the_same(
+    runtime: Runtime, tmp_path: Path
+) -> None:
+    good = register(runtime, tmp_path / "good", GOOD)
+    first = judged(runtime, good)
+    with ExperimentStore.open(runtime.database_url) as store:
+        stored = store.evaluations.verdict(first.verdict_id)
+        before = len(store.evaluations.records(stored.challenger_evaluation_id))
+    again = judged(runtime, good)
+    with ExperimentStore.open(runtime.database_url) as store:
+        after = len(store.evaluations.records(stored.challenger_evaluation_id))
+    assert again.pairs == first.pairs
+    assert again.verdict.p_value == first.verdict.p_value
+    assert after == before, "no unit is played or stored twice"
+
+
+@pytest.mark.slow
+def test_a_verdict_against_a_former_champion_promotes_nobody(
+    runtime: Runtime, tmp_path: Path
+) -> None:
+    """Two challengers judged against the same champion: the second verdict is out of date."""
+    versions = [
+        register(runtime, tmp_path / "a", GOOD),
+        register(runtime, tmp_path / "b", (0.01, *GOOD[1:])),
+    ]
+    outcomes = [judged(runtime, version) for version in versions]
+    assert [outcome.verdict.decision for outcome in outcomes] == ["promote", "promote"]
+    promote_verdict(outcomes[0].verdict_id, runtime)
+    with pytest.raises(PromotionConflict, match=r"v1|version 1"):
+        promote_verdict(outcomes[1].verdict_id, runtime)
+    assert champion_version(TASK, runtime) == versions[0]
+    assert "agree" in reconcile(TASK, runtime)
+
+
+def test_evaluation_goes_on_where_it_was_broken_off(runtime: Runtime, tmp_path: Path) -> None:
+    write_odds_policy(tmp_path / "p", GOOD)
+    loaded = policy_from_artefact(tmp_path / "p")
+    units = units_of(LEVELS, "screening", "", 10)
+    key = evaluation_key(loaded, "screening", "", LEVELS)
+
+    class Broken(Exception):
+        pass
+
+    def break_off(done: int, _total: int) -> None:
+        if done == 4:
+            raise Broken
+
+    with ExperimentStore.open(runtime.database_url) as store:
+        with pytest.raises(Broken):
+            evaluate_stored(loaded, units, key, store, environments=2, on_progress=break_off)
+        evaluation = store.evaluations.open(key, planned_units=10)
+        assert len(store.evaluations.records(evaluation.id)) == 4
+        played: list[int] = []
+        outcome = evaluate_stored(
+            loaded, units, key, store, environments=8, on_progress=lambda d, _: played.append(d)
+        )
+        assert played == [5, 6, 7, 8, 9, 10]
+        assert outcome.evaluation_id == evaluation.id
+        assert [record.unit for record in outcome.records] == list(units)
+    other = Runtime.embedded(tmp_path / "fresh")
+    with ExperimentStore.open(other.database_url) as store:
+        undisturbed = evaluate_stored(loaded, units, key, store, environments=1)
+    assert outcome.records == undisturbed.records
+
+
+def test_a_version_without_artefact_is_refused(runtime: Runtime, tmp_path: Path) -> None:
+    good = register(runtime, tmp_path / "good", GOOD)
+    for file in runtime.artifact_dir.rglob("policy.onnx"):
+        file.unlink()
+    with pytest.raises(ArtefactError, match=r"policy\.onnx"):
+        load_policy(str(good), TASK, runtime)
+
+
+@pytest.mark.parametrize("reference", ["champion", "challenger", "7", "nonsense"])
+def test_policies_that_are_not_there_say_what_to_do(runtime: Runtime, reference: str) -> None:
+    with pytest.raises(RegistryError, match="expected"):
+        load_policy(reference, TASK, runtime)
