@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mario.errors import ArtefactError, RegistryError
-from mario.policy.artefact import MANIFEST_FILE, ONNX_FILE, Artefact, load_artefact
+from mario.policy.artefact import Artefact, load_artefact
+from mario.registry_download import ResolvedVersion, download_version
 from mario.registry_repair import Repair, repair
 from mario.registry_upload import upload_version
 from mario.store.records import Promotion, RegisteredVersion
@@ -39,28 +39,17 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
+__all__ = [
+    "CHALLENGER",
+    "CHAMPION",
+    "ModelRegistry",
+    "Repair",
+    "ResolvedVersion",
+    "VersionSummary",
+    "model_name",
+]
+
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResolvedVersion:
-    """A version that may be loaded.
-
-    Attributes:
-        model: ``mario-<task>``.
-        version: its number.
-        digest: SHA-256 of its ``policy.json``, which the download must have.
-        source: where MLflow keeps the artefact.
-        run_id: the training run it comes from, if known.
-        promotion: the ledger row that made it champion, when it was resolved as champion.
-    """
-
-    model: str
-    version: int
-    digest: str
-    source: str
-    run_id: str | None
-    promotion: Promotion | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,65 +234,25 @@ class ModelRegistry:
                 raise
         return {name: int(version) for name, version in found.items()}
 
-    def download(self, version: ResolvedVersion, folder: Path | str) -> Artefact:
+    def download(
+        self, version: ResolvedVersion, folder: Path | str, *, with_archive: bool = False
+    ) -> Artefact:
         """Download a version's artefact, verify it, and put it in place whole.
+
+        Several processes may download into one folder at once.
 
         Args:
             version: from ``resolve``.
             folder: where it shall be; what is there with the same digest is used as it is,
                 anything else is replaced.
+            with_archive: also the archive for going on with training (a pickle; serving and
+                evaluation never touch it), if the folder is not there yet.
 
         Raises:
             ArtefactError: if the artefact is missing, incomplete, or has another digest.
             RegistryError: if MLflow does not answer.
         """
-        target = Path(folder)
-        if target.is_dir():
-            try:
-                present = load_artefact(target)
-            except ArtefactError:
-                present = None
-            if present is not None and present.digest == version.digest:
-                return present
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
-        try:
-            self._fetch(version, aside)
-            artefact = load_artefact(aside)
-            if artefact.digest != version.digest:
-                raise ArtefactError(
-                    f"{version.model} v{version.version} came with digest {artefact.digest[:12]}; "
-                    f"expected {version.digest[:12]} as registered; the artefact was changed: "
-                    "roll back with `mario registry rollback`, then register it again"
-                )
-            aside.chmod(0o755)
-            shutil.rmtree(target, ignore_errors=True)
-            aside.replace(target)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-        return load_artefact(target)
-
-    def _fetch(self, version: ResolvedVersion, folder: Path) -> None:
-        import mlflow.artifacts
-        from mlflow.exceptions import MlflowException
-
-        try:
-            mlflow.artifacts.download_artifacts(
-                artifact_uri=version.source,
-                dst_path=str(folder),
-                tracking_uri=self.tracking_uri,
-            )
-        except (MlflowException, OSError) as error:
-            raise ArtefactError(
-                f"the artefact of {version.model} v{version.version} cannot be downloaded from "
-                f"{version.source} ({str(error).splitlines()[0][:200]}); expected a folder with "
-                f"{ONNX_FILE}; choose another version, or register it again"
-            ) from error
-        nested = folder / Path(version.source.rstrip("/")).name
-        if not (folder / MANIFEST_FILE).exists() and nested.is_dir():
-            for item in nested.iterdir():
-                item.replace(folder / item.name)
-            nested.rmdir()
+        return download_version(self.tracking_uri, version, Path(folder), with_archive)
 
     def versions(self, model: str) -> tuple[VersionSummary, ...]:
         """Every version that the store or MLflow knows, pending ones included, by number."""

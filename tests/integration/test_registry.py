@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mlflow.pyfunc
@@ -204,6 +205,34 @@ def test_a_stale_download_is_replaced(
     (target / "policy.onnx").write_bytes(b"half")
     registry.download(registry.resolve(MODEL, 1), target)
     assert load_artefact(target).digest == artefacts[0].digest
+
+
+def test_several_workers_download_into_one_folder(
+    registry: ModelRegistry, artefacts: tuple[Artefact, ...], tmp_path: Path
+) -> None:
+    registry.register(MODEL, artefacts[0].folder)
+    resolved = registry.resolve(MODEL, 1)
+    target = tmp_path / "policy"
+    shutil.copytree(artefacts[1].folder, target)  # to be replaced by all of them at once
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda _: registry.download(resolved, target), range(6)))
+    assert {artefact.digest for artefact in found} == {artefacts[0].digest}
+    assert {artefact.folder for artefact in found} == {target}
+    assert load_artefact(target).digest == artefacts[0].digest
+    assert list(tmp_path.glob(".policy*")) == []
+
+
+def test_the_training_archive_comes_only_when_asked_for(
+    registry: ModelRegistry, artefacts: tuple[Artefact, ...], tmp_path: Path
+) -> None:
+    source = shutil.copytree(artefacts[0].folder, tmp_path / "source")
+    (source / "model.zip").write_bytes(b"archive")
+    registry.register(MODEL, source)
+    resolved = registry.resolve(MODEL, 1)
+    registry.download(resolved, tmp_path / "lean")
+    assert not (tmp_path / "lean" / "model.zip").exists()
+    registry.download(resolved, tmp_path / "full", with_archive=True)
+    assert (tmp_path / "full" / "model.zip").read_bytes() == b"archive"
 
 
 def test_a_broken_folder_is_not_registered(registry: ModelRegistry, tmp_path: Path) -> None:
