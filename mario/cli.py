@@ -259,6 +259,35 @@ def _closing_screen(task: str, runtime: Runtime, result: PipelineResult, served:
 
 
 @app.command()
+def compare(
+    recipes: Annotated[
+        list[str],
+        typer.Argument(help="NAME=POLICY,POLICY,… each: one policy for each training seed."),
+    ],
+    task: TaskOption = "1-1",
+    units: Annotated[int, typer.Option(min=1, help="Units to play with each policy.")] = 40,
+    metric: Annotated[str, typer.Option(help="score, clear or progress.")] = "score",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The HTML page; the JSON is put beside it.")
+    ] = Path("comparison.html"),
+) -> None:
+    """Compare recipes over several training seeds (Agarwal et al. 2021), the baseline first."""
+    from mario.jobs.compare import compare_from_terminal
+    from mario.jobs.runtime import Runtime
+
+    compare_from_terminal(
+        recipes,
+        task,
+        Runtime.from_environment(),
+        units=units,
+        metric=metric,
+        seed=seed,
+        output=output,
+    )
+
+
+@app.command()
 def report(
     verdict: Annotated[str, typer.Argument(help="Id of a stored verdict.")],
     output: Annotated[Path | None, typer.Option(help="Where to write the page.")] = None,

@@ -1,0 +1,134 @@
+"""Compare: recipes, not versions: several training seeds each, with intervals that repeat."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from mario.errors import EvaluationError
+from mario.evaluation.compare import Comparison, compare_scores, score_matrix
+from mario.evaluation.records import EpisodeRecord
+from mario.evaluation.report import render_comparison, write_page
+from mario.evaluation.rule import METRICS, Metric
+from mario.game.console import ConsoleName
+from mario.jobs.evaluate import evaluate_stored, evaluation_key, levels_of, units_of
+from mario.jobs.policies import load_policy
+from mario.jobs.runtime import Runtime
+from mario.store.store import ExperimentStore
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One recipe: a name and the policies that it gave, one for each training seed."""
+
+    name: str
+    policies: tuple[str, ...]
+
+
+def parse_recipe(text: str) -> Recipe:
+    """Read ``NAME=POLICY,POLICY,…``; a policy is a version number or an artefact folder.
+
+    Raises:
+        EvaluationError: it is not of that form, or names fewer than two policies.
+    """
+    name, separator, rest = text.partition("=")
+    policies = tuple(part.strip() for part in rest.split(",") if part.strip())
+    if not separator or not name or len(policies) < 2:
+        raise EvaluationError(
+            f"got recipe {text!r}; expected NAME=POLICY,POLICY,… with a policy for each of at "
+            "least two training seeds; one run says nothing about a recipe"
+        )
+    return Recipe(name, policies)
+
+
+def compare_recipes(
+    recipes: Sequence[Recipe],
+    task: str,
+    runtime: Runtime,
+    *,
+    units: int = 40,
+    metric: str = "score",
+    seed: int = 0,
+    console: ConsoleName = "native",
+) -> Comparison:
+    """Play every policy of every recipe on the same screening units and compare the recipes.
+
+    Args:
+        recipes: at least two, the baseline first.
+        task: names the levels, and the registered model where policies are version numbers.
+        runtime: where store and registry are; finished episodes are not played again.
+        units: units for each policy.
+        metric: `score`, `clear` or `progress`.
+        seed: of the bootstrap; the same seed gives the same intervals.
+        console: which emulator.
+
+    Raises:
+        EvaluationError: fewer than two recipes, the same recipe or policy twice, another metric.
+    """
+    if metric not in METRICS:
+        raise EvaluationError(f"got metric {metric!r}; expected one of {', '.join(METRICS)}")
+    if len({recipe.name for recipe in recipes}) != len(recipes):
+        raise EvaluationError("got a recipe's name twice; expected each once; rename one of them")
+    chosen_metric = cast(Metric, metric)
+    levels = levels_of(task)
+    chosen = units_of(levels, "screening", "", units)
+    runs: dict[str, list[Sequence[EpisodeRecord]]] = {}
+    with ExperimentStore.open(runtime.database_url) as store:
+        for recipe in recipes:
+            runs[recipe.name] = []
+            for reference in recipe.policies:
+                loaded = load_policy(reference, task, runtime)
+                key = evaluation_key(loaded, "screening", "", levels)
+                outcome = evaluate_stored(loaded, chosen, key, store, console=console)
+                runs[recipe.name].append(outcome.records)
+    scores = {name: score_matrix(records, levels, chosen_metric) for name, records in runs.items()}
+    return compare_scores(scores, levels, np.random.default_rng(seed), metric=metric)
+
+
+def compare_from_terminal(
+    recipes: Sequence[str],
+    task: str,
+    runtime: Runtime,
+    *,
+    units: int,
+    metric: str,
+    seed: int,
+    output: Path,
+) -> None:
+    """What `mario compare` does: the page, the JSON beside it, and a few lines."""
+    comparison = compare_recipes(
+        [parse_recipe(recipe) for recipe in recipes],
+        task,
+        runtime,
+        units=units,
+        metric=metric,
+        seed=seed,
+    )
+    command = (
+        "mario compare "
+        + " ".join(recipes)
+        + f" --task {task} --units {units} --metric {metric} --seed {seed}"
+    )
+    page = write_page(output, render_comparison(comparison, command=command))
+    document: Mapping[str, object] = comparison.to_dict()
+    page.with_suffix(".json").write_text(json.dumps(document, indent=2), encoding="utf-8")
+    for recipe in comparison.recipes:
+        iqm = recipe.iqm
+        print(
+            f"{recipe.name}: IQM {iqm.value:.3f} ({iqm.lower:.3f} to {iqm.upper:.3f}), "
+            f"{recipe.runs} runs"
+        )
+    for better in comparison.improvements:
+        chance = better.probability
+        print(
+            f"{better.better} beats {better.than} with probability {chance.value:.2f} "
+            f"({chance.lower:.2f} to {chance.upper:.2f})"
+        )
+    for warning in comparison.warnings:
+        print(f"note: {warning}")
+    print(page)
