@@ -1,0 +1,125 @@
+"""A pipeline that is killed at any stage leaves nothing half-done, and the next one works."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mario.jobs.runtime import Runtime
+from mario.jobs.versions import open_registry
+from tests.support.killed_pipeline import MOMENTS
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = "mario-1-1"
+pytestmark = pytest.mark.slow
+
+
+def run(runs_dir: Path, moment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tests.support.killed_pipeline", str(runs_dir), moment],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+def check_invariants(runtime: Runtime) -> None:
+    """No alias without a ledger entry, and nothing half-registered can be loaded."""
+    with open_registry(runtime) as registry:
+        champion = registry.store.ledger.champion(MODEL)
+        for version in registry.versions(MODEL):
+            if "champion" in version.aliases:
+                assert champion is not None
+                assert champion.version == version.version
+            if version.state == "complete":
+                assert version.version is not None
+                registry.require_artefact(registry.resolve(MODEL, version.version))
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_at(moment: str, tmp_path: Path) -> None:
+    runtime = Runtime.embedded(tmp_path / "runs")
+    killed = run(runtime.runs_dir, moment)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    check_invariants(runtime)
+
+    again = run(runtime.runs_dir, "never")
+    assert again.returncode == 0, again.stderr[-2000:]
+    check_invariants(runtime)
+    with open_registry(runtime) as registry:
+        usable = [v for v in registry.versions(MODEL) if v.state == "complete"]
+        assert len(usable) == 1, "registered once, however often it was tried"
+        assert usable[0].champion
+        assert "champion" in usable[0].aliases
+        assert len(registry.store.ledger.history(MODEL)) == 1
+
+
+def test_killed_while_training(tmp_path: Path) -> None:
+    """A real training run dies by SIGKILL; store check calls it killed; it can be resumed."""
+    environment = {**os.environ, "MARIO_RUNS_DIR": str(tmp_path / "runs")}
+    command = [
+        *(sys.executable, "-m", "mario.cli", "train", "--config", "configs/smoke.yaml"),
+        *("--set", "total_steps=100000000", "--set", "checkpoint.every_steps=1024"),
+    ]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=log, stderr=log, text=True
+        )
+        checkpoints = (tmp_path / "runs").glob
+        deadline = time.monotonic() + 300
+        while not list(checkpoints("run-*/checkpoints/steps-*")):
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        process.kill()
+        process.wait()
+    run_id = next((tmp_path / "runs").glob("run-*")).name
+
+    def mario(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "mario.cli", *arguments],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    found = mario("store", "check", "--replay")
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert "killed" in found.stdout
+    refused = mario("register", run_id)
+    assert refused.returncode == 2
+    assert "--resume" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+    resumed = subprocess.Popen(
+        [sys.executable, "-m", "mario.cli", "train", "--resume", run_id],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        assert resumed.stdout is not None
+        line = resumed.stdout.readline()
+        while "%" not in line:
+            assert line, "the resumed run ended without training"
+            line = resumed.stdout.readline()
+        resumed.send_signal(signal.SIGTERM)
+        rest = resumed.stdout.read()
+        assert resumed.wait(timeout=60) == 130
+        assert "interrupted" in rest
+    finally:
+        resumed.kill()
+        resumed.wait()

@@ -1,0 +1,105 @@
+"""The stages after training, in a process that kills itself at a named moment.
+
+    python -m tests.support.killed_pipeline RUNS_DIR MOMENT
+
+A policy of known skill stands where training would have left its export. The moment is the name of
+a call of `MOMENTS`; just before that call happens, the process dies by SIGKILL, as from the kernel
+or a power cut. The moment `never` lets the pipeline end.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from mario.config import ExperimentConfig, GateConfig, parse_config
+from mario.jobs import pipeline as stages
+from mario.jobs.promote import promote_verdict
+from mario.jobs.register import ARTEFACT_FOLDER
+from mario.jobs.runtime import Runtime
+from mario.store.records import NewRun
+from mario.store.store import ExperimentStore
+from tests.support.policies import GOOD, write_odds_policy
+
+RUN_ID = "run-of-the-test"
+#: Moment → (module, class or None, function) before whose call the process dies.
+MOMENTS: dict[str, tuple[str, str, str]] = {
+    "version announced, nothing uploaded": ("mlflow.tracking", "MlflowClient", "log_artifacts"),
+    "uploaded, no version in MLflow": ("mlflow.tracking", "MlflowClient", "create_model_version"),
+    "version in MLflow, not complete in the store": (
+        "mario.store.versions", "Versions", "complete"),
+    "units played, not fed to the gate": ("mario.evaluation.gate", "SequentialGate", "feed"),
+    "gate decided, no verdict stored": (
+        "mario.store.evaluations", "Evaluations", "record_verdict"),
+    "verdict stored, not promoted": ("mario.store.ledger", "Ledger", "promote"),
+    "in the ledger, alias not moved": (
+        "mlflow.tracking", "MlflowClient", "set_registered_model_alias"),
+}  # fmt: skip
+
+
+def arm(moment: str) -> None:
+    """Replace the moment's function by one that dies."""
+    import importlib
+
+    module, owner, name = MOMENTS[moment]
+    target: Any = getattr(importlib.import_module(module), owner)
+    original = getattr(target, name)
+
+    def die(*arguments: Any, **options: Any) -> Any:
+        # The alias of the challenger moves before the one of the champion.
+        if name == "set_registered_model_alias" and "champion" not in arguments:
+            return original(*arguments, **options)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(target, name, die)
+
+
+def config() -> ExperimentConfig:
+    """A short experiment; its training is never run."""
+    gate = GateConfig(primary="progress", alpha=0.4, max_units=100, min_units=8)
+    return parse_config(
+        {
+            "name": "killed",
+            "total_steps": 4096,
+            "game": {"actions": "complex"},
+            "evaluation": {"screening_units": 4},
+            "gate": gate.model_dump(),
+        },
+        "test",
+    )
+
+
+def main() -> None:
+    """Run the stages."""
+    runtime, moment = Runtime.embedded(sys.argv[1]), sys.argv[2]
+    experiment = config()
+    for repair in stages.prepare(experiment, runtime):
+        print("repaired:", repair)
+    folder = runtime.run_dir(RUN_ID) / ARTEFACT_FOLDER
+    if not folder.exists():
+        write_odds_policy(Path(folder), GOOD)
+        with ExperimentStore.open(runtime.database_url) as store:
+            store.runs.start(
+                NewRun(
+                    id=RUN_ID,
+                    name=experiment.name,
+                    task=experiment.task,
+                    algorithm="ppo",
+                    config=experiment.model_dump(mode="json"),
+                    config_hash=experiment.content_hash(),
+                )
+            )
+    if moment != "never":
+        arm(moment)
+    version = stages.register_stage(RUN_ID, runtime)
+    judged = stages.gate_stage(experiment, version, runtime)
+    assert judged.decision == "promote", judged.lines
+    promote_verdict(judged.verdict_id, runtime)
+    print("done")
+
+
+if __name__ == "__main__":
+    main()
