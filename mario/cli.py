@@ -253,7 +253,7 @@ def _closing_screen(task: str, runtime: Runtime, result: PipelineResult, served:
         "go on with:",
         "  mario serve                      the champion as an HTTP API, with a page to watch",
         f"  mlflow ui --backend-store-uri {runtime.tracking_uri}",
-        "  prefect server start             schedules and a UI (docs/guides/flows.md)",
+        "  prefect server start             schedules and a UI (docs/guides/pipeline.md)",
     ]
     return "\n".join(lines)
 
