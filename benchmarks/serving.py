@@ -123,8 +123,6 @@ def _servers(stack: ExitStack, place: Path, folder: Path, observations: np.ndarr
     from mario.policy.artefact import load_artefact
 
     model = write_model_folder(load_artefact(folder), place / "mlflow")
-    module = [sys.executable, "-m", "benchmarks._serving_others"]
-    port = free_port()
     other = {
         OTHERS[0]: (
             [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(model), "--no-conda",
@@ -133,11 +131,11 @@ def _servers(stack: ExitStack, place: Path, folder: Path, observations: np.ndarr
              for o in observations],
         ),
         OTHERS[1]: (
-            [*module, "litserve", str(folder)],
+            [sys.executable, "-m", "benchmarks._serving_litserve", str(folder)],
             [http_request("/predict", _json({"observation": b}), js) for b in base64s],
         ),
         OTHERS[2]: (
-            [*module, "fastapi", str(folder)],
+            [sys.executable, "-m", "benchmarks._serving_fastapi", str(folder)],
             [http_request("/predict", b, raw) for b in bodies],
         ),
     }  # fmt: skip
@@ -146,7 +144,7 @@ def _servers(stack: ExitStack, place: Path, folder: Path, observations: np.ndarr
         full = [*command, "--port", str(port)] if name == OTHERS[0] else [*command, str(port)]
         environment = {"MLFLOW_DISABLE_TELEMETRY": "true", "OMP_NUM_THREADS": "1"}
         pid = stack.enter_context(_started(full, place / f"{name[:5]}.log", environment))
-        seconds = _wait_for_answer(port, requests[0], 180)
+        seconds = _wait_for_answer(port, requests[0], 300)
         servers.append(Server(name, port, requests, pid, seconds))
     return servers
 

@@ -1,8 +1,7 @@
-"""The other servers of the serving benchmark: `python -m benchmarks._serving_others NAME …`."""
+"""FastAPI + torch of the serving benchmark: `python -m benchmarks._serving_fastapi FOLDER PORT`."""
 
 from __future__ import annotations
 
-import base64
 import sys
 from pathlib import Path
 from typing import Any
@@ -68,40 +67,5 @@ def serve_fastapi(folder: Path, port: int) -> None:
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning", access_log=False)
 
 
-def serve_litserve(folder: Path, port: int) -> None:
-    """LitServe around the same ONNX session, with its dynamic batching."""
-    import litserve
-    import onnxruntime
-
-    class Api(litserve.LitAPI):
-        def setup(self, device: str) -> None:
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = 1
-            self.session = onnxruntime.InferenceSession(str(folder / "policy.onnx"), options)
-
-        def decode_request(self, request: dict[str, Any]) -> np.ndarray:
-            data = base64.b64decode(request["observation"])
-            return np.frombuffer(data, np.uint8).reshape(4, 84, 84)
-
-        def predict(self, observations: np.ndarray) -> np.ndarray:
-            logits, values = self.session.run(None, {"observation": np.asarray(observations)})
-            return np.concatenate([logits, values[:, None]], axis=1)
-
-        def encode_response(self, output: np.ndarray) -> dict[str, Any]:
-            logits = output[:-1] - output[:-1].max()
-            shares = np.exp(logits) / np.exp(logits).sum()
-            return {
-                "action": int(logits.argmax()),
-                "probabilities": shares.tolist(),
-                "value": float(output[-1]),
-            }
-
-    server = litserve.LitServer(
-        Api(max_batch_size=32, batch_timeout=0.0), accelerator="cpu", workers_per_device=1
-    )
-    server.run(host="127.0.0.1", port=port, generate_client_file=False, log_level="warning")
-
-
 if __name__ == "__main__":
-    SERVERS = {"fastapi": serve_fastapi, "litserve": serve_litserve}
-    SERVERS[sys.argv[1]](Path(sys.argv[2]), int(sys.argv[3]))
+    serve_fastapi(Path(sys.argv[1]), int(sys.argv[2]))
