@@ -196,7 +196,7 @@ def record(run: dict[str, Any]) -> dict[str, Any]:
             "name": run["id"], "task": run["level"], "seed": run["seed"],
             "total_steps": per_update * updates, "environments": run["environments"],
             "algorithm": algorithm,
-            "game": {"max_steps": 400, "stuck_limit_steps": 60,
+            "game": {"max_steps": 200, "stuck_limit_steps": 30,
                      "reward": {"name": run["reward"], "scale": scale}},
             "network": {"features": "tiny", "threads": 1, "channels_last": False},
             "checkpoint": {"every_steps": 10**9},

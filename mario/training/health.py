@@ -12,8 +12,7 @@ on the other half; `docs/guides/collapse.md` says what each rule is for and wher
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from statistics import median
 from typing import Any, Literal
@@ -33,10 +32,12 @@ class HealthSample:
         progress: share of the run that is done, 0 … 1.
         mean_return: shaped return, mean over the last 100 episodes of all environments.
         mean_furthest_px: furthest x in px, likewise.
-        environments_furthest_px: for each environment the mean furthest x of its last episodes
-            (5 at most), NaN before its first.
+        recent_return: shaped return, mean over the last 20 episodes of all environments.
+        recent_furthest_px: furthest x in px, likewise.
+        environments_furthest_px: for each environment the mean furthest x of its last two
+            episodes, NaN before its first.
         return_progress_correlation: Spearman correlation of return and furthest x over the last
-            100 episodes, −1 … 1.
+            20 episodes, −1 … 1.
         episodes_finished: episodes that the environments finished in the run.
         episodes_seen: episodes that were recorded; fewer means that some environment is unseen.
         entropy_ratio: entropy of the action distribution over its maximum, 0 … 1.
@@ -47,7 +48,8 @@ class HealthSample:
         value_loss: mean squared error of the value network (DQN: the temporal difference loss).
         gradient_norm: L2 norm before clipping, mean over the update.
         non_finite: whether a loss, gradient or weight was infinite or not a number.
-        dormant_share: share of units that hardly ever fire (Sokar et al. 2023, τ = 0.025), 0 … 1.
+        dormant_share: share of units that hardly ever fire (Sokar et al. 2023, τ = 0.025) in the
+            layer that has most of them, 0 … 1.
         q_max: largest Q-value on recent observations (DQN).
         q_bound: largest return that is possible, from the rewards seen (DQN).
         frozen_observation_share: share of observations whose four frames are equal, 0 … 1.
@@ -59,6 +61,8 @@ class HealthSample:
     progress: float = 0.0
     mean_return: float | None = None
     mean_furthest_px: float | None = None
+    recent_return: float | None = None
+    recent_furthest_px: float | None = None
     environments_furthest_px: tuple[float, ...] = ()
     return_progress_correlation: float | None = None
     episodes_finished: int = 0
@@ -111,11 +115,14 @@ class Health:
 
 @dataclass(frozen=True)
 class HealthRules:
-    """Every threshold of the detector.
+    """Every threshold of the detector; `docs/guides/collapse.md` gives each rule's source.
 
     Attributes:
         warmup_updates: updates before a rule that compares with the past may speak.
-        drop_share: collapsed when furthest x (or return) falls below this share of its best.
+        patience: updates in a row that a rule must be bad, where it has no patience of its own.
+        short_patience: for signals that no healthy run shows even twice.
+        drop_share: bad when furthest x of the last 20 episodes is below this share of the best
+            mean of 100.
         drop_warning_share: suspicious below this share.
         drop_patience: updates in a row.
         environment_drop_share: an environment is down below this share of the best mean.
@@ -124,37 +131,41 @@ class HealthRules:
         entropy_collapsed: bad below.
         dominant_share: bad when one action is chosen more often.
         kl_high: bad above.
+        kl_factor: bad above this many times the running median, where that is above `kl_usual`.
+        kl_usual: KL divergences below this are never too high.
         kl_dead: suspicious below, with a clip fraction of 0: the policy no longer changes.
         clip_fraction_high: bad above.
-        explained_variance_low: bad below: the value network is worse than a constant.
+        explained_variance_low: bad below: the value network is far worse than a constant.
         value_loss_factor: bad above this many times the running median.
         gradient_factor: bad above this many times the running median.
-        dormant_share: bad above.
+        dormant_share: bad above, in one layer.
         frozen_share: bad above.
-        correlation_low: bad below: reward is paid for going back.
-        patience: updates in a row for the rules that have no patience of their own.
+        correlation_low: bad below: reward is paid for something else than progress.
         stale_seconds: warning when the last update is older.
     """
 
     warmup_updates: int = 10
-    drop_share: float = 0.6
-    drop_warning_share: float = 0.75
-    drop_patience: int = 3
+    patience: int = 3
+    short_patience: int = 2
+    drop_share: float = 0.5
+    drop_warning_share: float = 0.65
+    drop_patience: int = 2
     environment_drop_share: float = 0.5
     environments_down_share: float = 0.75
     entropy_low: float = 0.10
     entropy_collapsed: float = 0.03
     dominant_share: float = 0.97
-    kl_high: float = 0.15
-    kl_dead: float = 1e-6
-    clip_fraction_high: float = 0.6
-    explained_variance_low: float = -1.0
+    kl_high: float = 0.2
+    kl_factor: float = 30.0
+    kl_usual: float = 0.03
+    kl_dead: float = 1e-8
+    clip_fraction_high: float = 0.5
+    explained_variance_low: float = -2.0
     value_loss_factor: float = 50.0
     gradient_factor: float = 100.0
-    dormant_share: float = 0.9
+    dormant_share: float = 0.95
     frozen_share: float = 0.9
-    correlation_low: float = -0.3
-    patience: int = 3
+    correlation_low: float = 0.0
     stale_seconds: float = 600.0
 
 
@@ -166,10 +177,10 @@ class _Memory:
     state: State = "warming"
     best_furthest_px: float = 0.0
     best_return: float = -math.inf
-    lowest_return: float = math.inf
     streaks: dict[str, int] = field(default_factory=dict)
     value_losses: list[float] = field(default_factory=list)
     gradient_norms: list[float] = field(default_factory=list)
+    kl_divergences: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -182,6 +193,7 @@ class _Finding:
 
 
 _MEDIAN_WINDOW = 50
+_MEDIAN_NEEDS = 5
 
 
 class CollapseDetector:
@@ -265,7 +277,8 @@ class CollapseDetector:
         if sample.frozen_observation_share is not None:
             share = sample.frozen_observation_share
             add("frozen_observations", share > rules.frozen_share, False,
-                f"{share:.0%} of the observations do not move")  # fmt: skip
+                f"{share:.0%} of the observations do not move",
+                patience=rules.short_patience)  # fmt: skip
         if sample.episodes_seen < sample.episodes_finished:
             add("unseen_episodes", False, True,
                 f"{sample.episodes_finished} episodes finished and {sample.episodes_seen} seen: "
@@ -274,7 +287,8 @@ class CollapseDetector:
             add("stale", False, age > rules.stale_seconds, f"no update for {age:.0f} s")
         if (share_ := sample.dormant_share) is not None:
             add("dormant", share_ > rules.dormant_share, False,
-                f"{share_:.0%} of the units never fire")  # fmt: skip
+                f"{share_:.0%} of a layer's units never fire",
+                patience=rules.short_patience)  # fmt: skip
         self._judge_policy(sample, add)
         self._judge_values(sample, add, warm)
         if warm:
@@ -290,8 +304,13 @@ class CollapseDetector:
             add("dominant_action", dominant > rules.dominant_share, False,
                 f"one action in {dominant:.0%} of the steps")  # fmt: skip
         if (kl := sample.approx_kl) is not None:
-            add("kl_high", kl > rules.kl_high, kl > rules.kl_high / 2,
-                f"KL divergence {kl:.3g} in one update")  # fmt: skip
+            usual = median(self._memory.kl_divergences or [kl])
+            jump = len(self._memory.kl_divergences) >= _MEDIAN_NEEDS and (
+                kl > max(rules.kl_usual, rules.kl_factor * usual)
+            )
+            add("kl_high", kl > rules.kl_high or jump, kl > rules.kl_high / 2,
+                f"KL divergence {kl:.3g} in one update, usually {usual:.2g}",
+                patience=rules.short_patience)  # fmt: skip
             dead = kl < rules.kl_dead and sample.clip_fraction == 0.0
             add("kl_dead", False, dead, f"KL divergence {kl:.1g}: the policy no longer changes")
         if (clipped := sample.clip_fraction) is not None:
@@ -299,22 +318,24 @@ class CollapseDetector:
                 f"{clipped:.0%} of the samples clipped")  # fmt: skip
         correlation = sample.return_progress_correlation
         if correlation is not None:
-            add("reward_against_progress", correlation < rules.correlation_low, correlation < 0,
-                f"return falls with furthest x (correlation {correlation:.2f})")  # fmt: skip
+            low = rules.correlation_low
+            add("reward_against_progress", correlation < low, correlation < low + 0.25,
+                f"return does not rise with furthest x (correlation {correlation:.2f})",
+                patience=rules.short_patience)  # fmt: skip
 
     def _judge_values(self, sample: HealthSample, add: Any, warm: bool) -> None:
         rules, memory = self.rules, self._memory
         if (explained := sample.explained_variance) is not None:
             add("explained_variance", warm and explained < rules.explained_variance_low,
-                warm and explained < 0,
+                warm and explained < rules.explained_variance_low / 2,
                 f"value network explains {explained:.2f} of the variance")  # fmt: skip
-        if (loss := sample.value_loss) is not None and len(memory.value_losses) >= 5:
+        if (loss := sample.value_loss) is not None and len(memory.value_losses) >= _MEDIAN_NEEDS:
             usual = median(memory.value_losses)
             add("value_loss", loss > rules.value_loss_factor * usual > 0,
                 loss > rules.value_loss_factor / 5 * usual > 0,
                 f"value loss {loss:.3g}, {loss / max(usual, 1e-12):.0f} times the usual",
-                outcome="diverged")  # fmt: skip
-        if (norm := sample.gradient_norm) is not None and len(memory.gradient_norms) >= 5:
+                patience=rules.short_patience, outcome="diverged")  # fmt: skip
+        if (norm := sample.gradient_norm) is not None and len(memory.gradient_norms) >= _MEDIAN_NEEDS:
             usual = median(memory.gradient_norms)
             add("gradient", norm > rules.gradient_factor * usual > 0,
                 norm > rules.gradient_factor / 5 * usual > 0,
@@ -328,7 +349,7 @@ class CollapseDetector:
     def _judge_progress(self, sample: HealthSample, add: Any) -> None:
         rules, memory = self.rules, self._memory
         best = memory.best_furthest_px
-        if (mean := sample.mean_furthest_px) is not None and best > 0:
+        if (mean := sample.recent_furthest_px) is not None and best > 0:
             add("furthest_x", mean < rules.drop_share * best,
                 mean < rules.drop_warning_share * best,
                 f"furthest x {mean:.0f} px after a best of {best:.0f} px",
@@ -340,13 +361,10 @@ class CollapseDetector:
                 f"{down} of {len(known)} environments below "
                 f"{rules.environment_drop_share:.0%} of the best mean, {best:.0f} px",
                 patience=rules.drop_patience)  # fmt: skip
-        if (value := sample.mean_return) is not None and memory.best_return > -math.inf:
-            # Returns have no natural zero: the drop is measured on the span seen so far.
-            span = memory.best_return - memory.lowest_return
-            share = (value - memory.lowest_return) / span if span > 0 else 1.0
-            add("return", False, share < rules.drop_warning_share - 0.35,
-                f"return {value:.3g} after a best of {memory.best_return:.3g}",
-                patience=rules.drop_patience)  # fmt: skip
+        if (value := sample.recent_return) is not None and memory.best_return > 0:
+            # Shaped returns have no natural zero and may change with a schedule: never fatal.
+            add("return", False, value < rules.drop_share * memory.best_return,
+                f"return {value:.3g} after a best of {memory.best_return:.3g}")  # fmt: skip
 
     def _remember(self, sample: HealthSample) -> None:
         memory = self._memory
@@ -354,17 +372,17 @@ class CollapseDetector:
             memory.best_furthest_px = max(memory.best_furthest_px, sample.mean_furthest_px)
         if (value := sample.mean_return) is not None and math.isfinite(value):
             memory.best_return = max(memory.best_return, value)
-            memory.lowest_return = min(memory.lowest_return, value)
         for values, new in (
             (memory.value_losses, sample.value_loss),
             (memory.gradient_norms, sample.gradient_norm),
+            (memory.kl_divergences, sample.approx_kl),
         ):
             if new is not None and math.isfinite(new):
                 values.append(new)
                 del values[:-_MEDIAN_WINDOW]
 
 
-def spearman(first: deque[float] | list[float], second: deque[float] | list[float]) -> float | None:
+def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
     """Rank correlation of two series of equal length; None where one of them is constant.
 
     Spearman 1904; ties take their mean rank.
@@ -374,5 +392,5 @@ def spearman(first: deque[float] | list[float], second: deque[float] | list[floa
 
     if len(first) < 3 or len(set(first)) < 2 or len(set(second)) < 2:
         return None
-    ranks = np.corrcoef(rankdata(list(first)), rankdata(list(second)))
+    ranks = np.corrcoef(rankdata(first), rankdata(second))
     return float(ranks[0, 1])

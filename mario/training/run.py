@@ -268,7 +268,7 @@ class TrainingRun:
         )  # fmt: skip
         self.health = self.detector.update(sample)
         self.sinks.on_health(sample, self.health)
-        if self.health.changed and self.health.state != "healthy":
+        if self.health.changed and self.health.state not in ("warming", "healthy"):
             log.warning("%s after %d steps: %s", self.health.state, sample.total_steps,
                         "; ".join(self.health.reasons))  # fmt: skip
         if self.health.state in ("collapsed", "diverged"):

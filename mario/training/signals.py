@@ -18,7 +18,8 @@ from mario.game.sb3_vec_env import EpisodeRecord
 from mario.training.health import HealthSample, spearman
 
 _WINDOW_EPISODES = 100
-_WINDOW_ENVIRONMENT_EPISODES = 5
+_RECENT_EPISODES = 20
+_WINDOW_ENVIRONMENT_EPISODES = 2
 _PROBE_OBSERVATIONS = 64
 #: A unit is dormant when its mean activation is below this share of its layer's mean
 #: (Sokar et al. 2023, "The Dormant Neuron Phenomenon in Deep Reinforcement Learning").
@@ -58,6 +59,10 @@ class EpisodeWindow:
     def mean_furthest_px(self) -> float | None:
         """Mean furthest x; None before the first episode."""
         return _mean(self.furthest_px)
+
+    def recent(self) -> tuple[list[float], list[float]]:
+        """Returns and furthest x of the last 20 episodes (all, while there are fewer)."""
+        return list(self.returns)[-_RECENT_EPISODES:], list(self.furthest_px)[-_RECENT_EPISODES:]
 
     def mean_score(self) -> float | None:
         """Mean score; None before the first episode."""
@@ -140,7 +145,8 @@ def dormant_share(model: BaseAlgorithm, observations: UInt8Array) -> float | Non
         observations: uint8 (N, 4, 84, 84), recent ones.
 
     Returns:
-        0 … 1 over all hidden layers; None for a network that cannot be looked into.
+        0 … 1 in the layer that has most of them (a network is as dead as its deadest layer);
+        None for a network that cannot be looked into.
     """
     policy: Any = model.policy
     extractor: Any = model.q_net.features_extractor if isinstance(model, DQN) else getattr(
@@ -150,15 +156,14 @@ def dormant_share(model: BaseAlgorithm, observations: UInt8Array) -> float | Non
         return None
     with torch.no_grad():
         layers = extractor.activations(torch.as_tensor(observations, device=model.device))
-    dormant = units = 0
+    worst = 0.0
     for layer in layers:
         # A unit is a channel of a convolution, or an output of a dense layer.
         activity = layer.abs().transpose(0, 1).flatten(1).mean(dim=1)
         mean = float(activity.mean())
         score = activity / mean if mean > 0 else torch.zeros_like(activity)
-        dormant += int((score <= _DORMANT_TAU).sum())
-        units += activity.numel()
-    return dormant / units
+        worst = max(worst, float((score <= _DORMANT_TAU).float().mean()))
+    return worst
 
 
 def make_sample(
@@ -182,6 +187,8 @@ def make_sample(
         scalars: what stable-baselines3 logged in `train()`.
         rollout: from :func:`rollout_signals`.
     """
+    returns, furthest = window.recent()
+    enough = len(returns) == _RECENT_EPISODES
     loss = scalars.get("train/value_loss", scalars.get("train/loss"))
     finite = all(math.isfinite(value) for name, value in scalars.items()
                  if name.startswith("train/") and name != "train/explained_variance")  # fmt: skip
@@ -192,9 +199,9 @@ def make_sample(
         mean_return=window.mean_return(),
         mean_furthest_px=window.mean_furthest_px(),
         environments_furthest_px=window.environments_furthest_px(),
-        return_progress_correlation=(
-            spearman(window.returns, window.furthest_px) if len(window.returns) >= 20 else None
-        ),
+        recent_return=float(np.mean(returns)) if enough else None,
+        recent_furthest_px=float(np.mean(furthest)) if enough else None,
+        return_progress_correlation=spearman(returns, furthest) if enough else None,
         episodes_finished=window.finished,
         episodes_seen=window.seen,
         approx_kl=_scalar(scalars, "train/approx_kl"),
