@@ -17,7 +17,7 @@ from mario.game.console import Console, ConsoleName, UInt8Array, open_console
 from mario.game.levels import level as find_level
 from mario.game.observation import OBSERVATION_SHAPE, FrameStack, area_resize
 from mario.game.rng import SplitMix64
-from mario.game.state import MAX_X_PX, STATE_DTYPE, StateArray, read_state
+from mario.game.state import MAX_X_PX, STATE_DTYPE, StateArray, is_won, read_state
 
 _MAGIC = b"MSLT"
 # gym-super-mario-bros: a larger change of x within a frame is a change of area, not a movement.
@@ -126,7 +126,7 @@ class _Slot:
 
     def _end(self, after: StateArray, over: bool) -> EndReason:
         if over:
-            if self.single_level and after["flag"]:
+            if after["flag"] if self.single_level else is_won(self.console.ram):
                 return EndReason.FLAG
             return EndReason.DEATH if after["time_left"] > 0 else EndReason.TIME_OUT
         limit = self.settings.stuck_limit_steps

@@ -60,10 +60,14 @@ def play_frame(console: Console, buttons: int) -> None:
 
 
 def is_over(console: Console, *, single_level: bool) -> bool:
-    """Tell whether the episode has ended: flag or death in one level, no lives left in the game."""
+    """Tell whether the episode has ended.
+
+    In one level: flag or death. In the whole game: no lives left, or the last axe (where
+    gym-super-mario-bros would wait for ever).
+    """
     ram = console.ram
     if not single_level:
-        return ram_state.is_game_over(ram)
+        return ram_state.is_game_over(ram) or ram_state.is_won(ram)
     return ram_state.is_dying(ram) or ram_state.is_dead(ram) or ram_state.is_flag(ram)
 
 

@@ -69,6 +69,11 @@ def is_game_over(ram: UInt8Array) -> bool:
     return int(ram[0x075A]) == 0xFF
 
 
+def is_won(ram: UInt8Array) -> bool:
+    """Tell whether the last axe of the game was reached."""
+    return is_world_over(ram) and int(ram[0x075F]) == 7
+
+
 def is_busy(ram: UInt8Array) -> bool:
     """Tell whether the controller does nothing now (pipes, entering an area, …)."""
     return int(ram[0x0E]) in _BUSY_STATES

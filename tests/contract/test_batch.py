@@ -311,6 +311,19 @@ def test_the_whole_game_goes_on_after_a_death(make_batch: MakeBatch) -> None:
     assert {2, 1, 0} <= set(lives)
 
 
+def test_the_last_axe_wins_the_whole_game(make_batch: MakeBatch) -> None:
+    batch, out = make_batch(1, SETTINGS), buffer(1)
+    batch.begin(0, EpisodeSpec(None, 0), out)
+    console = open_console("nes-py" if isinstance(batch, ConsoleBatch) else "native")
+    console.load_state(batch.console_state(0))
+    console.poke(0x075F, 7)  # world 8 …
+    console.poke(0x0770, 2)  # … is over
+    settings = replace(SETTINGS, no_op_max_frames=0)
+    batch = make_batch(1, settings)
+    batch.begin(0, EpisodeSpec(None, 0, console.save_state()), out)
+    assert batch.step(np.array([1], np.int64), out).end[0] == EndReason.FLAG
+
+
 def test_states_have_the_thirteen_values(make_batch: MakeBatch) -> None:
     batch, out = make_batch(2, SETTINGS), buffer(2)
     batch.begin(1, EpisodeSpec("1-1", 0), out)

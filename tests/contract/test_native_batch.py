@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -131,3 +132,19 @@ def test_a_closed_batch_says_so() -> None:
     batch.close()
     with pytest.raises(ConsoleError, match="closed"):
         batch.states()
+
+
+def test_a_forked_process_plays_on_without_the_threads() -> None:
+    """And ends: the threads that it did not get are not waited for."""
+    batch = NativeBatch(4, replace(SETTINGS, threads=3))
+    out = np.zeros((4, *OBSERVATION_SHAPE), np.uint8)
+    for slot in range(4):
+        batch.begin(slot, EpisodeSpec("1-1", slot), out)
+    batch.step(np.ones(4, np.int64), out)
+    child = os.fork()
+    if child == 0:
+        batch.step(np.ones(4, np.int64), out)
+        batch.close()
+        os._exit(7)
+    batch.step(np.ones(4, np.int64), out)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7

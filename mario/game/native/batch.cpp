@@ -129,7 +129,7 @@ int Slot::game_reward(const GameState& after) {
 
 EndReason Slot::end_of(const GameState& after, bool over) const {
   if (over) {
-    if (single_level() && after.flag) return EndReason::kFlag;
+    if (single_level() ? after.flag != 0 : game_.is_won()) return EndReason::kFlag;
     return after.time_left > 0 ? EndReason::kDeath : EndReason::kTimeOut;
   }
   const std::int32_t limit = settings_.stuck_limit_steps;

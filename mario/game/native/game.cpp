@@ -27,6 +27,7 @@ constexpr std::size_t kScore = 0x07DE, kCoins = 0x07ED, kTime = 0x07F8;
 constexpr Byte kBowser = 0x2D, kFlagpole = 0x31;
 constexpr Byte kStateDying = 0x0B, kStateDead = 0x06;
 constexpr Byte kEndOfWorld = 2;
+constexpr Byte kLastWorld = 7;  // counted from 0
 
 [[noreturn]] void does_not_play(const std::string& where) {
   throw ConsoleError("the game did not get past " + where + " in " +
@@ -86,8 +87,10 @@ GameState Game::state() const {
   return s;
 }
 
+bool Game::is_won() const { return is_world_over() && ram(kWorld) == kLastWorld; }
+
 bool Game::is_over(bool single_level) const {
-  if (!single_level) return ram(kLife) == 0xFF;
+  if (!single_level) return ram(kLife) == 0xFF || is_won();
   return is_dying() || is_dead() || is_flag();
 }
 

@@ -32,8 +32,11 @@ class Game {
   explicit Game(Console& console) : console_(console) {}
 
   GameState state() const;
-  // Whether the episode has ended: flag or death in one level, no lives left in the whole game.
+  // Whether the episode has ended: flag or death in one level; in the whole game, no lives left or
+  // the last axe (where gym-super-mario-bros would wait for ever).
   bool is_over(bool single_level) const;
+  // Whether the last axe of the game was reached.
+  bool is_won() const;
 
   // Switches the console on and goes to the first frame on which Mario can be moved.
   void start_level(LevelIndex level);

@@ -1,14 +1,37 @@
 // Starts, wakes and stops the threads.
 #include "thread_pool.hpp"
 
-namespace nes {
+#if defined(_WIN32)
+#include <process.h>
+#else
+#include <unistd.h>
+#endif
 
-ThreadPool::ThreadPool(int threads) {
+namespace nes {
+namespace {
+
+long this_process() {
+#if defined(_WIN32)
+  return _getpid();
+#else
+  return getpid();
+#endif
+}
+
+}  // namespace
+
+ThreadPool::ThreadPool(int threads) : process_(this_process()) {
   for (int thread = 1; thread < threads; ++thread)
     workers_.emplace_back([this, thread] { worker(thread); });
 }
 
+bool ThreadPool::forked() const { return this_process() != process_; }
+
 ThreadPool::~ThreadPool() {
+  if (forked()) {  // nobody is there to be joined: leave the handles alone
+    new std::vector<std::thread>(std::move(workers_));
+    return;
+  }
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     stop_ = true;
@@ -18,7 +41,7 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::run(int items, const std::function<void(int, int)>& work) {
-  if (workers_.empty() || items <= 1) {
+  if (workers_.empty() || items <= 1 || forked()) {
     for (int item = 0; item < items; ++item) work(item, 0);
     return;
   }

@@ -18,6 +18,8 @@ class ThreadPool {
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
+  // A process that was forked has none of the threads: work then runs on the caller alone.
+  bool forked() const;
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
   // Calls work(item, thread) for each item below `items`, in any order, on any thread; returns when
@@ -28,6 +30,7 @@ class ThreadPool {
   void worker(int thread);
   void take_items(int thread);
 
+  long process_;
   std::vector<std::thread> workers_;
   std::mutex mutex_;
   std::condition_variable wake_, done_;
