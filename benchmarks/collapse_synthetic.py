@@ -10,6 +10,7 @@ real runs are hours); that the detector works on the real thing is shown by the 
 from __future__ import annotations
 
 import math
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ def synthetic_runs(healthy: int, ruined_each: int) -> list[dict[str, Any]]:
 
 def _run(identity: str, kind: str, seed: int) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
-    updates = int(rng.integers(80, 401))
+    updates = int(rng.integers(60, 201))
     onset = None if kind == "healthy" else int(updates * rng.uniform(0.3, 0.7))
     samples = _Trace(rng, updates, kind, onset).samples()
     found: dict[str, Any] = {
@@ -62,6 +63,7 @@ class _Trace:
         self.dormant = rng.uniform(0.1, 0.75)
         self.correlation = rng.uniform(0.7, 0.99)
         self.per_update = rng.uniform(2, 20)
+        self.last_two: list[deque[float]] = [deque(maxlen=2) for _ in range(self.environments)]
         self.strength, self.speed = rng.uniform(0.5, 1.0), rng.uniform(1, 6)
 
     def samples(self) -> list[dict[str, Any]]:
@@ -99,6 +101,7 @@ class _Trace:
         value = 0.1 * (x_px + noise * self.rng.normal())
         if self.kind == "reward_sign_flipped" and update > self.onset:
             value = -value
+        self.last_two[environment].append(x_px)
         return value, x_px, environment
 
     def _sample(self, update: int, episodes: list[tuple[float, float, int]]) -> dict[str, Any]:
@@ -131,16 +134,14 @@ class _Trace:
             elif kind == "dead_activations":
                 dormant, kl, explained = 1.0, kl * 0.01, 0.0
         recent, last = episodes[-20:], episodes[-100:]
-        by_environment: list[list[float]] = [[] for _ in range(self.environments)]
-        for _, x_px, environment in episodes[-40 * self.environments :]:
-            by_environment[environment].append(x_px)
         return {
             "update": update, "total_steps": 4096 * update, "progress": share,
-            "mean_return": _mean([e[0] for e in last]), "mean_furthest_px": _mean([e[1] for e in last]),
+            "mean_return": _mean([e[0] for e in last]),
+            "mean_furthest_px": _mean([e[1] for e in last]),
             "recent_return": _mean([e[0] for e in recent]) if len(recent) == 20 else None,
             "recent_furthest_px": _mean([e[1] for e in recent]) if len(recent) == 20 else None,
             "environments_furthest_px": [
-                float(np.mean(x[-2:])) if x else math.nan for x in by_environment
+                sum(x) / len(x) if x else math.nan for x in self.last_two
             ],
             "return_progress_correlation": _rank(recent) if len(recent) == 20 else None,
             "episodes_finished": len(episodes), "episodes_seen": len(episodes),
@@ -154,7 +155,7 @@ class _Trace:
 
 
 def _mean(values: list[float]) -> float | None:
-    return float(np.mean(values)) if values else None
+    return sum(values) / len(values) if values else None
 
 
 def _rank(episodes: list[tuple[float, float, int]]) -> float:

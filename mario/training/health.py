@@ -335,8 +335,9 @@ class CollapseDetector:
                 loss > rules.value_loss_factor / 5 * usual > 0,
                 f"value loss {loss:.3g}, {loss / max(usual, 1e-12):.0f} times the usual",
                 patience=rules.short_patience, outcome="diverged")  # fmt: skip
-        if (norm := sample.gradient_norm) is not None and len(memory.gradient_norms) >= _MEDIAN_NEEDS:
-            usual = median(memory.gradient_norms)
+        norms = memory.gradient_norms
+        if (norm := sample.gradient_norm) is not None and len(norms) >= _MEDIAN_NEEDS:
+            usual = median(norms)
             add("gradient", norm > rules.gradient_factor * usual > 0,
                 norm > rules.gradient_factor / 5 * usual > 0,
                 f"gradient norm {norm:.3g}, {norm / max(usual, 1e-12):.0f} times the usual",
