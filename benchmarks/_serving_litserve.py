@@ -50,7 +50,8 @@ class Api(litserve.LitAPI):
 
 if __name__ == "__main__":
     os.environ[FOLDER] = sys.argv[1]
-    api = Api(max_batch_size=32, batch_timeout=0.0)
+    # Without a time-out above zero its worker spins on an empty queue.
+    api = Api(max_batch_size=32, batch_timeout=0.002)
     server = litserve.LitServer(api, accelerator="cpu", workers_per_device=1)
     server.run(host="127.0.0.1", port=int(sys.argv[2]), generate_client_file=False,
                log_level="warning")  # fmt: skip

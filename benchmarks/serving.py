@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,9 +83,10 @@ def _started(command: list[str], log: Path, environment: dict[str, str]) -> Iter
         try:
             yield process.pid
         finally:
-            for child in psutil.Process(process.pid).children(recursive=True):
-                child.terminate()
-            process.terminate()
+            family = [process, *psutil.Process(process.pid).children(recursive=True)]
+            for member in family:
+                with suppress(psutil.NoSuchProcess, ProcessLookupError):
+                    member.terminate()
             process.wait(timeout=30)
 
 
@@ -215,7 +216,7 @@ def main() -> int:
     quick = parser.parse_args().quick
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
-    rounds, seconds = (1, 0.7) if quick else (5, 3.0)
+    rounds, seconds = (1, 0.7) if quick else (3, 2.0)
     observations = random_observations(64)
     inside: dict[int, list[Measured]] = {c: [] for c in CONCURRENCIES}
     with ExitStack() as stack:

@@ -1,0 +1,208 @@
+"""The parts of serving that need no server: windows, sessions, rate limit, batcher, live game."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mario.policy.onnx import OnnxPolicy
+from serving.batcher import Batcher
+from serving.instruments import Window, entropy_ratio
+from serving.live import LiveGame, open_live_console
+from serving.parse import decode_base64, parse_query
+from serving.refusal import Refusal
+from serving.security import RateLimit
+from serving.sessions import SessionTable
+from serving.sources import Card, VersionRef
+from serving.versions import LoadedVersion
+from tests.support.onnx_networks import random_observations, write_test_artefact
+
+
+@pytest.fixture(scope="module")
+def version(tmp_path_factory: pytest.TempPathFactory) -> LoadedVersion:
+    artefact = write_test_artefact(tmp_path_factory.mktemp("p") / "v1")
+    ref = VersionRef("mario-1-1", "1", artefact.digest)
+    return LoadedVersion(ref, OnnxPolicy(artefact), Card(), 0.0)
+
+
+def test_entropy_ratio_against_known_values() -> None:
+    assert entropy_ratio(np.zeros(10, np.int64), 7) == 0
+    assert entropy_ratio(np.arange(7), 7) == pytest.approx(1)
+    # Two actions at one half each: log 2 / log 4.
+    assert entropy_ratio(np.array([0, 0, 3, 3]), 4) == pytest.approx(0.5)
+    assert entropy_ratio(np.zeros(3, np.int64), 1) == 1
+
+
+def test_the_window_sees_black_frames_and_starts_anew_with_a_version(
+    version: LoadedVersion,
+) -> None:
+    window = Window(100)
+    assert window.summary() == {}
+    for _ in range(40):
+        window.add(version, np.zeros((1, 4, 84, 84), np.uint8), np.array([2]))
+    summary = window.summary()
+    assert summary["observation_black_ratio"] == 1
+    assert summary["observation_frozen_ratio"] == 1
+    assert summary["action_entropy_ratio"] == 0
+    other = LoadedVersion(version.ref, version.policy, Card(), 1.0)
+    window.add(other, random_observations(1), np.array([1]))
+    assert window.summary()["observation_black_ratio"] == 0
+
+
+def test_the_rate_limit_refills_and_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("serving.security.time.monotonic", lambda: now[0])
+    limit = RateLimit(2.0, 3)
+    for _ in range(3):
+        limit.take("a")
+    with pytest.raises(Refusal) as caught:
+        limit.take("a")
+    assert caught.value.status == 429
+    assert caught.value.retry_after_seconds == 1
+    limit.take("b")
+    now[0] += 0.5
+    limit.take("a")
+    with pytest.raises(Refusal):
+        limit.take("a")
+    for number in range(20_000):
+        limit.take(f"key{number}")
+    assert len(limit._buckets) <= 10_001
+
+
+def test_sessions_go_on_in_another_process_and_are_held_by_one(tmp_path: Path) -> None:
+    """Two tables on one file stand for two workers; locks are tried from a real second process."""
+    import subprocess
+    import sys
+
+    table = SessionTable(tmp_path / "table", 4, 60)
+    name = table.create("champion", "sample", seed=5)
+    with table.use(name) as session:
+        session.push(np.full((84, 84), 9, np.uint8))
+        first = session.generator.uniform()
+        code = (
+            "from pathlib import Path\n"
+            "from serving.sessions import SessionTable\n"
+            f"table = SessionTable(Path({str(tmp_path / 'table')!r}), 4, 60)\n"
+            "try:\n"
+            f"    with table.use({name!r}) as session: print(session.frames)\n"
+            "except Exception as error: print(error.status)\n"
+        )
+        root = Path(__file__).parents[2]
+        command = [sys.executable, "-c", code]
+        busy = subprocess.run(command, capture_output=True, text=True, cwd=root, check=True)
+        assert busy.stdout.strip() == "409", busy.stderr
+    after = subprocess.run(command, capture_output=True, text=True, cwd=root, check=True)
+    assert after.stdout.strip() == "1"
+    with table.use(name) as session:
+        assert session.generator.uniform() != first
+        assert session.stack.observation().min() == 9
+    with pytest.raises(ValueError, match="broadcast"), table.use(name) as session:
+        session.push(np.zeros((1, 2), np.uint8).reshape(2, 1)[:, :0])
+    with table.use(name) as session:  # what ended badly was not saved
+        assert session.frames == 1
+    for _ in range(3):
+        table.create("champion", None, None)
+    with pytest.raises(Refusal, match="all 4 sessions"):
+        table.create("champion", None, None)
+    table.delete(name)
+    table.create("champion", None, None)
+    table.close()
+
+
+def test_a_batch_takes_one_version_and_gathers_what_waits(version: LoadedVersion) -> None:
+    gate = threading.Event()
+    sizes: list[int] = []
+
+    def current() -> LoadedVersion:
+        gate.wait(10)
+        return version
+
+    async def run() -> None:
+        batcher = Batcher(
+            current,
+            max_batch_observations=8,
+            max_queue_observations=12,
+            on_batch=lambda count, seconds: sizes.append(count),
+        )
+        batcher.start()
+        observations = random_observations(12)
+        futures = [batcher.submit(observations[:1])]
+        while batcher._jobs:
+            await asyncio.sleep(0.001)
+        futures += [batcher.submit(observations[i : i + 1]) for i in range(1, 12)]
+        with pytest.raises(Refusal) as caught:
+            batcher.submit(observations[:1])
+        assert caught.value.retry_after_seconds == 1
+        gate.set()
+        answers = await asyncio.gather(*futures)
+        expected = version.policy.infer(observations)[0]
+        for answer, row in zip(answers, expected, strict=True):
+            np.testing.assert_array_equal(answer.logits[0], row)
+            assert answer.version is version
+        assert batcher.queued_observations == 0
+        batcher.stop()
+
+    asyncio.run(run())
+    assert sizes == [1, 8, 3]
+
+
+def test_an_error_in_a_batch_reaches_those_who_wait_and_no_one_else(
+    version: LoadedVersion,
+) -> None:
+    broken = [True]
+
+    def current() -> LoadedVersion:
+        if broken[0]:
+            raise Refusal(503, "no_version", "none")
+        return version
+
+    async def run() -> None:
+        batcher = Batcher(
+            current, max_batch_observations=8, max_queue_observations=12, on_batch=lambda *_: None
+        )
+        batcher.start()
+        with pytest.raises(Refusal, match="none"):
+            await batcher.submit(random_observations(1))
+        broken[0] = False
+        assert (await batcher.submit(random_observations(1))).version is version
+        batcher.stop()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("text", ["AA=A", "AAA", "A A=", "é", "AAAA\n", "====", "AA=="[:-1]])
+def test_base64_is_strict(text: str) -> None:
+    with pytest.raises(Refusal):
+        decode_base64(text, "here")
+
+
+@pytest.mark.parametrize("query", [b"a=1", b"mode", b"mode=1&mode=2", b"mode=%ff", b"&" * 20])
+def test_queries_are_strict(query: bytes) -> None:
+    with pytest.raises(Refusal):
+        parse_query(query, ("mode",))
+
+
+def test_a_live_game_is_the_episode_of_the_protocol() -> None:
+    """The page shows what evaluation would record: the same noise, the same observations."""
+    from mario.game.batch import BatchSettings, EpisodeSpec
+    from mario.game.console_batch import ConsoleBatch
+
+    buttons = 0b1000_0010
+    batch = ConsoleBatch(1, BatchSettings(buttons=(buttons,)), "nes-py")
+    expected = np.zeros((1, 4, 84, 84), np.uint8)
+    batch.begin(0, EpisodeSpec("1-1", 7), expected)
+    game = LiveGame(open_live_console("nes-py"))
+    game.start("1-1", 7, sticky=True)
+    np.testing.assert_array_equal(game.observation(), expected[0])
+    for _ in range(12):
+        batch.step(np.array([0]), expected)
+        due = [game.play(buttons, 4) for _ in range(4)]
+        assert due == [False, False, False, True]
+        np.testing.assert_array_equal(game.observation(), expected[0])
+    assert game.status()["x_px"] == int(batch.states()["x_px"][0])
+    assert game.png().startswith(b"\x89PNG")
+    batch.close()
