@@ -162,17 +162,24 @@ class PrometheusSink(BaseSink):
     """Shows the run on a metrics page of its own while it lives."""
 
     def __init__(
-        self, run_id: str, *, host: str = "127.0.0.1", port: int = 0, targets: Path | None = None
+        self,
+        run_id: str,
+        instruments: Instruments,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        targets: Path | None = None,
     ) -> None:
         """Prepare the page; it opens when the run starts.
 
         Args:
             run_id: label of every series.
+            instruments: what the page shows; the store's writer counts there too.
             host: address to bind.
             port: 0 takes a free one.
             targets: folder that Prometheus watches for pages.
         """
-        self._instruments = Instruments()
+        self._instruments = instruments
         self._metrics = TrainingMetrics(self._instruments, run_id)
         self._where = {"host": host, "port": port, "targets": targets, "name": run_id}
         self._page: MetricsPage | None = None

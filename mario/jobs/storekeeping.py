@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
+from mario.errors import RegistryError
 from mario.jobs.runtime import Runtime
 from mario.store import migrate
-from mario.store.check import check_store
+from mario.store.check import CheckReport, check_store
 from mario.store.engine import redact
 from mario.store.export import export_parquet
 from mario.store.legacy import import_legacy as import_from
 from mario.store.store import ExperimentStore
 from mario.store.writer import replay_journals
+from mario.tracking_writer import mark_ended
+
+log = logging.getLogger(__name__)
 
 
 def upgrade(runtime: Runtime) -> str:
@@ -34,7 +39,19 @@ def check(runtime: Runtime, *, replay: bool = False) -> tuple[bool, str]:
         if replay:
             replay_journals(runtime.database_url, runtime.runs_dir)
         report = check_store(store, runs_dir=runtime.runs_dir, mark_killed=True)
+        _tell_mlflow(store, report, runtime)
     return report.sound, report.text()
+
+
+def _tell_mlflow(store: ExperimentStore, report: CheckReport, runtime: Runtime) -> None:
+    """Let MLflow's list say of killed runs what the store says; MLflow may be away."""
+    for reading in report.runs:
+        tracked = store.runs.get(reading.run_id).mlflow_run_id
+        if reading.status == "killed" and tracked is not None:
+            try:
+                mark_ended(runtime.tracking_uri, tracked, "killed")
+            except RegistryError as error:
+                log.warning("MLflow still shows run %s as running: %s", reading.run_id, error)
 
 
 def import_legacy(source: str, runtime: Runtime) -> str:

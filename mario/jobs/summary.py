@@ -182,7 +182,8 @@ def _video(video: Path | None, page: Path) -> str:
     name = html.escape(str(video.relative_to(page.parent)))
     return (
         "<h2>The median episode</h2>"
-        f"<video controls autoplay muted loop src='{name}'>Your browser plays no MP4: {name}</video>"
+        f"<video controls autoplay muted loop src='{name}'>"
+        f"Your browser plays no MP4: {name}</video>"
     )
 
 

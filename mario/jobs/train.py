@@ -33,6 +33,7 @@ from mario.registry import model_name
 from mario.store.records import NewRun, Run
 from mario.store.store import ExperimentStore
 from mario.store.writer import StoreWriter, replay_journals
+from mario.telemetry_export import Instruments, StoreMetrics
 from mario.tracking_writer import TrackingWriter
 from mario.training.result import SelectionScore, TrainingResult
 from mario.training.run import CONFIG_FILE
@@ -184,16 +185,16 @@ def _sinks(
 ) -> list[TrainingSink]:
     """The sinks that the configuration asks for; one that cannot be made is left out, loudly."""
     attempt = run.attempts[-1].attempt
-    sinks: list[TrainingSink] = [
-        StoreSink(StoreWriter(runtime.database_url, run_dir), run.id, attempt, runtime.runs_dir)
-    ]
+    instruments = Instruments()
+    writer = StoreWriter(runtime.database_url, run_dir, observer=StoreMetrics(instruments, run.id))
+    sinks: list[TrainingSink] = [StoreSink(writer, run.id, attempt, runtime.runs_dir)]
     wanted: list[tuple[str, Callable[[], TrainingSink]]] = []
     if config.sinks.mlflow:
         wanted.append(
             ("MLflow", lambda: MlflowSink(_tracking_writer(config, runtime, run, run_dir)))
         )
     if config.sinks.prometheus:
-        wanted.append(("Prometheus", lambda: _prometheus_sink(run.id)))
+        wanted.append(("Prometheus", lambda: _prometheus_sink(run.id, instruments)))
     if config.sinks.tensorboard:
         wanted.append(("TensorBoard", lambda: TensorBoardSink(run_dir / "tensorboard")))
     if config.sinks.wandb != "off":
@@ -209,11 +210,12 @@ def _sinks(
     return sinks
 
 
-def _prometheus_sink(run_id: str) -> PrometheusSink:
+def _prometheus_sink(run_id: str, instruments: Instruments) -> PrometheusSink:
     """The metrics page where MARIO_METRICS_HOST, _PORT and _TARGETS say (default: free port)."""
     targets = os.environ.get("MARIO_METRICS_TARGETS")
     return PrometheusSink(
         run_id,
+        instruments,
         host=os.environ.get("MARIO_METRICS_HOST", "127.0.0.1"),
         port=int(os.environ.get("MARIO_METRICS_PORT", "0")),
         targets=Path(targets) if targets else None,
