@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,7 +31,18 @@ TOKEN = "a-token-of-this-test-only"
 @pytest.fixture(scope="module")
 def docker() -> Iterator[Engine]:
     with engine() as running:
+        _clear(running)
         yield running
+        _clear(running)
+
+
+def _clear(running: Engine) -> None:
+    """Remove what these tests make: the engine may be one that others use."""
+    for kind, listed in (("container", ("ps", "--all")), ("volume", ("volume", "ls"))):
+        form = "{{.Names}}" if kind == "container" else "{{.Name}}"
+        found = running.run(*listed, "--filter", "name=mario-test-", "--format", form)
+        if names := found.stdout.split():
+            running.run(kind, "rm", "--force", *names)
 
 
 @pytest.fixture(scope="module")
@@ -65,13 +75,19 @@ def test_images_say_what_they_are_and_do_not_run_as_root(images: Engine, image: 
 
 
 def test_the_serving_image_holds_no_trainer_and_no_torch(images: Engine) -> None:
-    code = (
-        "import importlib.util as u;"
-        "print([n for n in ('torch', 'stable_baselines3', 'prefect', 'mario.training.trainer',"
-        " 'mario.imitation.clone', 'flows.pipeline') "
-        "if u.find_spec(n.split('.')[0]) and u.find_spec(n)])"
-    )
-    assert in_image(images, SERVING, code).strip() == "[]"
+    code = """
+import importlib.util
+def there(name):
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # not even the package around it
+        return False
+print([each for each in (
+    "torch", "stable_baselines3", "prefect", "mario.training.trainer", "mario.imitation.clone",
+    "flows.pipeline", "serving.service",
+) if there(each)])
+"""
+    assert in_image(images, SERVING, code).strip() == "['serving.service']"
     sizes = {
         image: int(images.run("image", "inspect", "--format", "{{.Size}}", image).stdout)
         for image in (SERVING, TRAINER)
@@ -81,19 +97,19 @@ def test_the_serving_image_holds_no_trainer_and_no_torch(images: Engine) -> None
 
 
 def test_the_trainer_image_trains_a_few_hundred_steps(images: Engine) -> None:
-    images.run("volume", "create", "runs")
     images.run(
-        "run", "--name", "training", *HARDENED, "--network", "none", "--volume", "runs:/runs",
-        TRAINER, "train", "--config", "configs/smoke.yaml", "--set", "sinks.mlflow=false",
+        "run", "--name", "mario-test-training", *HARDENED, "--network", "none",
+        "--volume", "mario-test-runs:/runs", TRAINER, "train",
+        "--config", "configs/smoke.yaml", "--set", "sinks.mlflow=false",
     )  # fmt: skip
-    assert container_state(images, "training", "{{.State.ExitCode}}") == "0"
+    assert container_state(images, "mario-test-training", "{{.State.ExitCode}}") == "0"
     code = (
         "import sqlite3; c = sqlite3.connect('/runs/mario.db');"
         "print(*c.execute('select status, git_commit from runs').fetchone());"
         "print(c.execute('select count(*) from checkpoints').fetchone()[0])"
     )
     status, checkpoints = in_image(
-        images, TRAINER, code, "--volume", "runs:/runs"
+        images, TRAINER, code, "--volume", "mario-test-runs:/runs"
     ).splitlines()  # fmt: skip
     assert status == "finished 0123456789abcdef"
     assert int(checkpoints) >= 1
@@ -101,20 +117,20 @@ def test_the_trainer_image_trains_a_few_hundred_steps(images: Engine) -> None:
 
 def test_the_trainer_ends_cleanly_when_it_is_stopped(images: Engine) -> None:
     images.run(
-        "run", "--detach", "--name", "stopped", *HARDENED, "--network", "none",
-        "--volume", "stopped-runs:/runs", "--env", "MARIO_METRICS_PORT=9107", TRAINER, "train",
-        "--config", "configs/smoke.yaml", "--set", "total_steps=10000000",
+        "run", "--detach", "--name", "mario-test-stopped", *HARDENED, "--network", "none",
+        "--volume", "mario-test-stopped:/runs", "--env", "MARIO_METRICS_PORT=9107",
+        TRAINER, "train", "--config", "configs/smoke.yaml", "--set", "total_steps=10000000",
         "--set", "sinks.mlflow=false",
     )  # fmt: skip
-    wait_until_healthy(images, "stopped", 240)
-    images.run("stop", "--time", "60", "stopped")
-    code = int(container_state(images, "stopped", "{{.State.ExitCode}}"))
-    assert code not in {137, 143}, images.run("logs", "stopped").stdout[-2000:]
+    wait_until_healthy(images, "mario-test-stopped", 240)
+    images.run("stop", "--time", "60", "mario-test-stopped")
+    code = int(container_state(images, "mario-test-stopped", "{{.State.ExitCode}}"))
+    assert code not in {137, 143}, images.run("logs", "mario-test-stopped").stdout[-2000:]
     check = (
         "import sqlite3; c = sqlite3.connect('/runs/mario.db');"
         "print(c.execute('select status from runs').fetchone()[0])"
     )
-    shown = in_image(images, TRAINER, check, "--volume", "stopped-runs:/runs")
+    shown = in_image(images, TRAINER, check, "--volume", "mario-test-stopped:/runs")
     assert shown.strip() == "interrupted"
 
 
@@ -123,15 +139,16 @@ def test_the_serving_image_answers_a_request(images: Engine, tmp_path: Path) -> 
     write_test_artefact(policy, seed=1)
     for path in (policy, *policy.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
-    assert shutil.which("true")
-    images.run("create", "--name", "carrier", "--volume", "policy:/policy", SERVING)
-    images.run("cp", f"{policy}/.", "carrier:/policy")
     images.run(
-        "run", "--detach", "--name", "serving", *HARDENED, "--network", "none",
-        "--volume", "policy:/policy:ro", "--env", "MARIO_SERVING_POLICY=/policy",
+        "create", "--name", "mario-test-carrier", "--volume", "mario-test-policy:/policy", SERVING
+    )
+    images.run("cp", f"{policy}/.", "mario-test-carrier:/policy")
+    images.run(
+        "run", "--detach", "--name", "mario-test-serving", *HARDENED, "--network", "none",
+        "--volume", "mario-test-policy:/policy:ro", "--env", "MARIO_SERVING_POLICY=/policy",
         "--env", f"MARIO_SERVING_TOKENS={TOKEN}", SERVING,
     )  # fmt: skip
-    wait_until_healthy(images, "serving", 120)
+    wait_until_healthy(images, "mario-test-serving", 120)
     code = f"""
 import json, urllib.error, urllib.request as u
 url = "http://127.0.0.1:3000"
@@ -147,13 +164,13 @@ print(ask({{"Authorization": "Bearer {TOKEN}"}}).read().decode())
 page = u.urlopen("http://127.0.0.1:3001/metrics", timeout=10).read().decode()
 print([line for line in page.splitlines() if line.startswith("mario_serving_version_info")][0])
 """
-    done = images.run("exec", "serving", "python", "-c", code).stdout.splitlines()
+    done = images.run("exec", "mario-test-serving", "python", "-c", code).stdout.splitlines()
     assert done[0] == "401"
     answer = json.loads(done[1])
     assert "action" in json.dumps(answer)
     assert done[2].endswith(" 1.0")
-    images.run("stop", "--time", "30", "serving")
-    assert container_state(images, "serving", "{{.State.ExitCode}}") in {"0", "143"}
+    images.run("stop", "--time", "30", "mario-test-serving")
+    assert container_state(images, "mario-test-serving", "{{.State.ExitCode}}") in {"0", "143"}
 
 
 def test_serving_refuses_to_listen_without_tokens(images: Engine) -> None:
