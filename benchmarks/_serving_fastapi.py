@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fastapi import Request
 
 
 def torch_network(folder: Path) -> Any:
@@ -40,7 +41,7 @@ def serve_fastapi(folder: Path, port: int) -> None:
     """A plain FastAPI app around torch: raw bytes in, JSON out."""
     import torch
     import uvicorn
-    from fastapi import FastAPI, Request
+    from fastapi import FastAPI
     from fastapi.concurrency import run_in_threadpool
 
     torch.set_num_threads(1)
@@ -62,8 +63,6 @@ def serve_fastapi(folder: Path, port: int) -> None:
     async def predict(request: Request) -> dict[str, Any]:
         return await run_in_threadpool(answer, await request.body())
 
-    # Annotations are strings here; FastAPI looks the class up in the module.
-    globals()["Request"] = Request
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning", access_log=False)
 
 
