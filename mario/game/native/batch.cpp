@@ -273,11 +273,12 @@ void Slot::restore(const Byte* data, std::size_t size) {
 Batch::Batch(std::shared_ptr<const Cartridge> cartridge, std::size_t slots, BatchSettings settings)
     : cartridge_(std::move(cartridge)),
       settings_(std::move(settings)),
-      pool_(std::clamp(settings_.threads, 1, static_cast<int>(std::max<std::size_t>(slots, 1)))),
+      pool_(new ThreadPool(
+          std::clamp(settings_.threads, 1, static_cast<int>(std::max<std::size_t>(slots, 1))))),
       errors_(slots) {
   for (std::size_t i = 0; i < slots; ++i)
     slots_.push_back(std::make_unique<Slot>(cartridge_, settings_));
-  for (int i = 0; i < pool_.threads(); ++i) scratch_.push_back(std::make_unique<Scratch>());
+  for (int i = 0; i < pool_->threads(); ++i) scratch_.push_back(std::make_unique<Scratch>());
 }
 
 void Batch::begin(std::size_t slot, const Episode& episode, Byte* out) {
@@ -301,7 +302,7 @@ void Batch::step(const std::int64_t* actions, Byte* out) {
     rows_.active[i] = slots_[i]->active();
     rows_.end[i] = static_cast<std::int8_t>(EndReason::kRunning);
   }
-  pool_.run(static_cast<int>(playing_.size()), [&](int item, int thread) {
+  pool_->run(static_cast<int>(playing_.size()), [&](int item, int thread) {
     const auto row = static_cast<std::size_t>(playing_[static_cast<std::size_t>(item)]);
     Slot& slot = *slots_[row];
     try {

@@ -120,7 +120,7 @@ class Batch {
   std::shared_ptr<const Cartridge> cartridge_;
   BatchSettings settings_;
   std::vector<std::unique_ptr<Slot>> slots_;
-  ThreadPool pool_;
+  ThreadPoolPointer pool_;
   std::vector<std::unique_ptr<Scratch>> scratch_;  // one for each thread
   BatchRows rows_;
   std::vector<int> playing_;

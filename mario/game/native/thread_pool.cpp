@@ -28,10 +28,6 @@ ThreadPool::ThreadPool(int threads) : process_(this_process()) {
 bool ThreadPool::forked() const { return this_process() != process_; }
 
 ThreadPool::~ThreadPool() {
-  if (forked()) {  // nobody is there to be joined: leave the handles alone
-    new std::vector<std::thread>(std::move(workers_));
-    return;
-  }
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     stop_ = true;

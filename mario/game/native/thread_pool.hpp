@@ -4,6 +4,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -41,5 +42,14 @@ class ThreadPool {
   unsigned round_ = 0;
   bool stop_ = false;
 };
+
+// Deletes a pool, unless this process was forked: then there is nobody to be joined, and even
+// destroying the condition variables would wait for the threads that are not there.
+struct ThreadPoolDeleter {
+  void operator()(ThreadPool* pool) const {
+    if (!pool->forked()) delete pool;
+  }
+};
+using ThreadPoolPointer = std::unique_ptr<ThreadPool, ThreadPoolDeleter>;
 
 }  // namespace nes
