@@ -1,14 +1,18 @@
 """Answers the observations of many requests in few inference calls, without waiting for more.
 
-One thread runs the network. While it runs, requests gather; when it is done, all that gathered
-becomes the next batch. A single request is never kept waiting for company, and under load batches
-grow by themselves. A batch takes the current version once, so no version is mixed in it.
+While the network runs, requests gather; when it is done, all that gathered becomes the next batch.
+A single request is never kept waiting for company, and under load batches grow by themselves. A
+batch takes the current version once, so no version is mixed in it.
+
+Small batches run in the event loop itself: handing them to a thread and back costs two wake-ups and
+a fight for the interpreter lock, more than the milliseconds they block. Large ones go to a thread.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -50,6 +54,7 @@ class Batcher:
         max_batch_observations: int,
         max_queue_observations: int,
         on_batch: Callable[[int, float], None],
+        inline_observations: int = 0,
         name: str = "inference",
     ) -> None:
         """Answer with whatever ``version`` returns when a batch starts.
@@ -58,16 +63,20 @@ class Batcher:
             version: returns the version that answers; may raise a refusal.
             max_batch_observations: a batch takes no further request beyond this many.
             max_queue_observations: more observations than this may not wait.
-            on_batch: called with a batch's observations and seconds, in the inference thread.
+            on_batch: called with a batch's observations and seconds, in whatever thread ran it.
+            inline_observations: batches up to this size run in the event loop; 0 runs none there.
             name: the thread's name.
         """
         self._version = version
         self._max_batch = max_batch_observations
         self._max_queue = max_queue_observations
         self._on_batch = on_batch
+        self._inline = inline_observations
         self._name = name
+        self._gathered: list[_Job] = []
         self._jobs: deque[_Job] = deque()
         self._queued = 0
+        self._in_thread = 0
         self._wake = threading.Condition()
         self._stopping = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -113,10 +122,29 @@ class Batcher:
             )
         future: asyncio.Future[Answer] = self._loop.create_future()
         self._queued += count
-        with self._wake:
-            self._jobs.append((observations, future))
-            self._wake.notify()
+        job = (observations, future)
+        if self._inline == 0 or self._in_thread:
+            self._hand_over([job])
+        else:
+            # What other requests submit in this turn of the loop joins the batch.
+            if not self._gathered:
+                self._loop.call_soon(self._run_gathered)
+            self._gathered.append(job)
         return future
+
+    def _run_gathered(self) -> None:
+        jobs, self._gathered = self._gathered, []
+        count = sum(len(job[0]) for job in jobs)
+        if count > self._inline or self._in_thread:
+            self._hand_over(jobs)
+        else:
+            self._deliver(jobs, self._results(jobs, count), count)
+
+    def _hand_over(self, jobs: Sequence[_Job]) -> None:
+        self._in_thread += len(jobs)
+        with self._wake:
+            self._jobs.extend(jobs)
+            self._wake.notify()
 
     def _work(self) -> None:
         while True:
@@ -133,17 +161,23 @@ class Batcher:
             self._answer(batch, count)
 
     def _answer(self, batch: Sequence[_Job], count: int) -> None:
-        loop = self._loop
-        assert loop is not None
+        results = self._results(batch, count)
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(self._deliver_from_thread, batch, results, count)
+        except RuntimeError:
+            return  # the event loop closed while the batch ran; nobody waits any more
+
+    def _results(self, batch: Sequence[_Job], count: int) -> list[Answer | Exception]:
         results: list[Answer | Exception]
         try:
             version = self._version()
             observations = (
                 batch[0][0] if len(batch) == 1 else np.concatenate([job[0] for job in batch])
             )
-            started = loop.time()
+            started = time.perf_counter()
             logits, values = version.policy.infer(observations)
-            self._on_batch(count, loop.time() - started)
+            self._on_batch(count, time.perf_counter() - started)
             results, row = [], 0
             for job_observations, _ in batch:
                 rows = slice(row, row + len(job_observations))
@@ -151,10 +185,13 @@ class Batcher:
                 row = rows.stop
         except Exception as error:  # whatever went wrong goes to those who wait, not to the thread
             results = [error] * len(batch)
-        try:
-            loop.call_soon_threadsafe(self._deliver, batch, results, count)
-        except RuntimeError:
-            return  # the event loop closed while the batch ran; nobody waits any more
+        return results
+
+    def _deliver_from_thread(
+        self, batch: Sequence[_Job], results: Sequence[Answer | Exception], count: int
+    ) -> None:
+        self._in_thread -= len(batch)
+        self._deliver(batch, results, count)
 
     def _deliver(
         self, batch: Sequence[_Job], results: Sequence[Answer | Exception], count: int

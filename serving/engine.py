@@ -96,6 +96,8 @@ class Engine:
             max_batch_observations=self.settings.max_batch_observations,
             max_queue_observations=self.settings.max_queue_observations,
             on_batch=on_batch,
+            # The shadow must not hold up the loop that answers.
+            inline_observations=self.settings.inline_observations if role == "champion" else 0,
             name=f"inference-{role}",
         )
 

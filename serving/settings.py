@@ -43,6 +43,7 @@ class ServingSettings(BaseModel):
         poll_seconds: how often the ledger is looked at for another version.
         max_observations: largest number of observations in a request.
         max_batch_observations: largest number of observations answered in one inference call.
+        inline_observations: batches up to this size are answered without a change of thread.
         max_body_bytes: largest request body.
         max_header_bytes: largest sum of header names and values.
         body_timeout_seconds: longest time a client may take to send its body.
@@ -78,6 +79,7 @@ class ServingSettings(BaseModel):
     poll_seconds: float = Field(default=1.0, ge=0.05, le=3600)
     max_observations: int = Field(default=64, ge=1, le=1024)
     max_batch_observations: int = Field(default=32, ge=1, le=1024)
+    inline_observations: int = Field(default=16, ge=0, le=1024)
     max_body_bytes: int = Field(default=16 << 20, ge=1 << 10)
     max_header_bytes: int = Field(default=32 << 10, ge=1 << 10)
     body_timeout_seconds: float = Field(default=10, gt=0)

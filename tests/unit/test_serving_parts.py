@@ -150,8 +150,37 @@ def test_a_batch_takes_one_version_and_gathers_what_waits(version: LoadedVersion
     assert sizes == [1, 8, 3]
 
 
+@pytest.mark.parametrize("inline", [0, 4, 100])
+def test_every_request_gets_its_own_rows_inline_or_not(version: LoadedVersion, inline: int) -> None:
+    sizes: list[int] = []
+
+    async def run() -> None:
+        batcher = Batcher(
+            lambda: version,
+            max_batch_observations=8,
+            max_queue_observations=100,
+            on_batch=lambda count, seconds: sizes.append(count),
+            inline_observations=inline,
+        )
+        batcher.start()
+        observations = random_observations(30)
+        expected = version.policy.infer(observations)[0]
+        for width in (1, 3, 10):
+            futures = [batcher.submit(observations[i : i + 2]) for i in range(0, 2 * width, 2)]
+            for i, answer in enumerate(await asyncio.gather(*futures)):
+                np.testing.assert_array_equal(answer.logits, expected[2 * i : 2 * i + 2])
+        assert batcher.queued_observations == 0
+        batcher.stop()
+
+    asyncio.run(run())
+    assert sum(sizes) == 2 * (1 + 3 + 10)
+    if inline == 100:
+        assert sizes == [2, 6, 20]
+
+
+@pytest.mark.parametrize("inline", [0, 100])
 def test_an_error_in_a_batch_reaches_those_who_wait_and_no_one_else(
-    version: LoadedVersion,
+    version: LoadedVersion, inline: int
 ) -> None:
     broken = [True]
 
@@ -162,7 +191,11 @@ def test_an_error_in_a_batch_reaches_those_who_wait_and_no_one_else(
 
     async def run() -> None:
         batcher = Batcher(
-            current, max_batch_observations=8, max_queue_observations=12, on_batch=lambda *_: None
+            current,
+            max_batch_observations=8,
+            max_queue_observations=12,
+            on_batch=lambda *_: None,
+            inline_observations=inline,
         )
         batcher.start()
         with pytest.raises(Refusal, match="none"):
