@@ -38,7 +38,7 @@ $(VENV)/.stamp-native: $(VENV)/.stamp-dependencies $(NATIVE_SOURCES)
 	@touch $@
 
 demo: setup ## Train, register, evaluate, judge, promote and serve an agent on level 1-1 (about 6 minutes)
-	$(BIN)/mario pipeline --config $(DEMO_CONFIG)
+	$(BIN)/mario pipeline --config $(DEMO_CONFIG) --next-seed
 
 smoke: setup ## Train a few hundred steps, to see that training works at all
 	$(BIN)/mario train --config $(SMOKE_CONFIG)

@@ -12,7 +12,7 @@ from prefect.runtime import flow_run
 from pydantic import BaseModel, ConfigDict, Field
 
 from mario.config import ExperimentConfig, load_config
-from mario.errors import PolicyCollapsed, TrainingError
+from mario.errors import PolicyCollapsed, TrainingInterrupted
 from mario.jobs import pipeline as stages
 from mario.jobs.promote import promote_verdict
 from mario.jobs.runtime import Runtime
@@ -57,12 +57,16 @@ class PipelineParameters(BaseModel):
     Attributes:
         config: path of the experiment's YAML.
         overrides: ``key=value`` each; they win over the file.
+        next_seed: train with a seed of its own (the file's plus the number of earlier runs).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     config: str = Field("configs/demo.yaml", description="Path of the experiment's YAML.")
     overrides: tuple[str, ...] = Field((), description="key=value each, such as total_steps=50000.")
+    next_seed: bool = Field(
+        False, description="Add the number of earlier runs to the seed, so that no two are alike."
+    )
 
 
 DEFAULT_PARAMETERS = PipelineParameters()
@@ -129,16 +133,19 @@ def pipeline(parameters: PipelineParameters = DEFAULT_PARAMETERS) -> PipelineRes
     Raises:
         ConfigError: the experiment is not one.
         PolicyCollapsed: the policy degenerated; its best checkpoint is kept, nothing is registered.
-        TrainingError: training was interrupted.
+        TrainingInterrupted: training was ended on request.
     """
     config = load_config(parameters.config, parameters.overrides)
-    return run_stages(config, Runtime.from_environment())
+    runtime = Runtime.from_environment()
+    for repair in stages.prepare(config, runtime):
+        print(f"repaired: {repair}")
+    if parameters.next_seed:
+        config = stages.next_seed(config, runtime)
+    return run_stages(config, runtime)
 
 
 def run_stages(config: ExperimentConfig, runtime: Runtime) -> PipelineResult:
     """String the stages up; what each of them does is in `mario.jobs`."""
-    for repair in stages.prepare(config, runtime):
-        print(f"repaired: {repair}")
     trained = _train(config, runtime)
     if trained.status in ("collapsed", "diverged"):
         raise PolicyCollapsed(
@@ -146,7 +153,7 @@ def run_stages(config: ExperimentConfig, runtime: Runtime) -> PipelineResult:
             f"keeps learning; its best checkpoint is kept in {runtime.run_dir(trained.run_id)}"
         )
     if trained.status != "finished":
-        raise TrainingError(
+        raise TrainingInterrupted(
             f"run {trained.run_id} was interrupted at {trained.total_steps:,} steps; go on with: "
             f"mario train --resume {trained.run_id}"
         )
@@ -155,7 +162,7 @@ def run_stages(config: ExperimentConfig, runtime: Runtime) -> PipelineResult:
     print(f"screening: {_screen(config, version, runtime)}")
     judged = _gate(config, version, runtime)
     promoted = judged.decision == "promote"
-    if promoted:
+    if promoted or judged.decision == "same":  # the same: only brings the alias in line
         _promote(judged.verdict_id, runtime)
     made = _summary(config, trained.run_id, judged.verdict_id, runtime)
     return PipelineResult(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mario.errors import MarioError
+from mario.errors import MarioError, ServingError
 
 if TYPE_CHECKING:
     from flows.pipeline import PipelineResult
@@ -36,7 +36,6 @@ app = typer.Typer(
 )
 registry_app = typer.Typer(no_args_is_help=True, help="Versions, champions and the ledger.")
 store_app = typer.Typer(no_args_is_help=True, help="The SQL store of runs and verdicts.")
-flows_app = typer.Typer(no_args_is_help=True, help="Prefect pools, deployments and automations.")
 app.add_typer(registry_app, name="registry")
 app.add_typer(store_app, name="store")
 
@@ -49,6 +48,14 @@ SetOption = Annotated[
 ]
 TaskOption = Annotated[
     str, typer.Option("--task", "-t", help='The task: a level ("1-1") or "all".')
+]
+OptionalTaskOption = Annotated[
+    str | None,
+    typer.Option("--task", "-t", help='The task: a level (default "1-1") or "all".'),
+]
+TaskConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="Take task, levels and gate from this experiment."),
 ]
 PolicyArgument = Annotated[
     str,
@@ -90,7 +97,8 @@ def register(
 @app.command()
 def evaluate(
     policy: PolicyArgument = "champion",
-    task: TaskOption = "1-1",
+    task: OptionalTaskOption = None,
+    config: TaskConfigOption = None,
     units: Annotated[int, typer.Option(min=1, help="Units (level, seed) to play.")] = 60,
     family: Annotated[
         str, typer.Option(help="Seeds: selection, screening or confirmation.")
@@ -107,6 +115,7 @@ def evaluate(
         policy,
         task,
         Runtime.from_environment(),
+        config=config,
         units=units,
         family=family,
         environments=environments,
@@ -118,19 +127,23 @@ def evaluate(
 @app.command()
 def gate(
     challenger: PolicyArgument = "challenger",
-    task: TaskOption = "1-1",
-    config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="Take the rule from this experiment.")
-    ] = None,
+    task: OptionalTaskOption = None,
+    config: TaskConfigOption = None,
     console: Annotated[str, typer.Option(help="native or nes-py.")] = "native",
+    again: Annotated[
+        str | None,
+        typer.Option(help="Play a stored verdict's units anew and compare every number."),
+    ] = None,
 ) -> None:
     """Judge a challenger against the champion under mario-gate-v1; exit code 4 when it says no."""
-    from mario.jobs.gate import gate_from_terminal
+    from mario.jobs.gate import gate_from_terminal, repeat_from_terminal
     from mario.jobs.runtime import Runtime
 
-    decision = gate_from_terminal(
-        challenger, task, Runtime.from_environment(), config=config, console=console
-    )
+    runtime = Runtime.from_environment()
+    if again is not None:
+        decision = repeat_from_terminal(again, runtime, console=console)
+    else:
+        decision = gate_from_terminal(challenger, task, runtime, config=config, console=console)
     raise typer.Exit(0 if decision == "promote" else 4)
 
 
@@ -153,6 +166,9 @@ def pipeline(
     try_serving: Annotated[
         bool, typer.Option(help="Also start the service and ask it for one action.")
     ] = True,
+    next_seed: Annotated[
+        bool, typer.Option(help="Train with a seed that no earlier run had.")
+    ] = False,
     require_promotion: Annotated[
         bool, typer.Option(help="Exit with 4 where the gate keeps the champion.")
     ] = False,
@@ -167,9 +183,18 @@ def pipeline(
     from flows.pipeline import PipelineParameters
     from flows.pipeline import pipeline as flow
 
-    result = flow(PipelineParameters(config=str(config), overrides=tuple(set_ or ())))
-    served = _ask_service_once(loaded.task, runtime) if try_serving else None
+    result = flow(
+        PipelineParameters(config=str(config), overrides=tuple(set_ or ()), next_seed=next_seed)
+    )
+    served, failed = None, None
+    if try_serving:
+        try:
+            served = _ask_service_once(loaded.task, runtime)
+        except ServingError as error:  # what was trained and judged stands, and is shown first
+            failed = error
     typer.echo(_closing_screen(loaded.task, runtime, result, served))
+    if failed is not None:
+        raise failed
     raise typer.Exit(0 if result.promoted or not require_promotion else 4)
 
 
@@ -213,13 +238,19 @@ def _ask_service_once(task: str, runtime: Runtime) -> str | None:
         tracking_uri=_absolute(runtime.tracking_uri),
     )
     with running(settings) as url:
-        answer = httpx.post(
-            f"{url}/predict/raw",
-            content=observation.tobytes(),
-            headers={"Content-Type": "application/octet-stream"},
-            timeout=30,
-        )
-        answer.raise_for_status()
+        try:
+            answer = httpx.post(
+                f"{url}/predict/raw",
+                content=observation.tobytes(),
+                headers={"Content-Type": "application/octet-stream"},
+                timeout=30,
+            )
+            answer.raise_for_status()
+        except httpx.HTTPError as error:
+            raise ServingError(
+                f"the service at {url} did not answer one observation ({error}); expected an "
+                "action; run `mario serve` and look at its log"
+            ) from None
         body = answer.json()
     action = body["predictions"][0]["action_name"]
     return f"asked version {body['version']} over HTTP what to press at the start: {action}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -179,6 +178,12 @@ class GateConfig(_Section):
     min_units: PositiveInt = 1
     clear_rate_at_least: Annotated[float, Field(gt=0, lt=1)] | None = None
     clear_units: PositiveInt = 59
+    clear_confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    level_alpha: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    level_margin: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    max_duplicate_share: Probability = 0.05
+    max_logit_difference: Annotated[float, Field(gt=0)] = 1e-4
+    max_action_share: Annotated[float, Field(gt=0, le=1)] = 0.99
     max_latency_ratio: Annotated[float, Field(gt=0)] = 2.0
 
     @model_validator(mode="after")
@@ -188,6 +193,11 @@ class GateConfig(_Section):
             raise ValueError(
                 f"gate.min_units: got {self.min_units}, expected at most max_units = "
                 f"{self.max_units}"
+            )
+        if self.clear_rate_at_least is not None and self.clear_units > self.max_units:
+            raise ValueError(
+                f"gate.clear_units: got {self.clear_units}, expected at most max_units = "
+                f"{self.max_units}, or the clear rate can never be shown"
             )
         return self
 
@@ -247,6 +257,11 @@ class ExperimentConfig(_Section):
             raise ValueError(
                 f"algorithm.learning_starts_steps: got {self.algorithm.learning_starts_steps}, "
                 f"expected less than total_steps = {self.total_steps}, or nothing is learned"
+            )
+        if self.gate.max_units < len(self.level_names):
+            raise ValueError(
+                f"gate.max_units: got {self.gate.max_units}, expected at least one unit for each "
+                f"of the {len(self.level_names)} levels"
             )
         stuck = self.game.stuck_limit_steps
         if stuck >= self.game.max_steps:
@@ -410,8 +425,3 @@ def _keys_beside(parts: list[str]) -> list[str]:
             return []
         model = annotation
     return sorted(model.model_fields)
-
-
-def default_environments() -> int:
-    """Number of environments a machine of this many cores keeps busy: 8 a core, 8…128."""
-    return max(8, min(128, 8 * (os.cpu_count() or 1)))

@@ -41,6 +41,12 @@ class TrainingError(MarioError):
     """Training cannot start or go on."""
 
 
+class TrainingInterrupted(TrainingError):
+    """Training was ended on request, with a checkpoint to go on from."""
+
+    exit_code = 130
+
+
 class CheckpointError(TrainingError):
     """A checkpoint that is missing, half-written or does not fit."""
 
@@ -65,17 +71,7 @@ class ServingError(MarioError):
     """The service cannot start or answer."""
 
 
-class FlowError(MarioError):
-    """A flow or deployment that cannot be set up or run."""
-
-
 class PolicyCollapsed(MarioError):
     """A training run ended because its policy degenerated (a result, exit code 3)."""
 
     exit_code = 3
-
-
-class GateRefused(MarioError):
-    """The gate kept the champion (a result, exit code 4)."""
-
-    exit_code = 4

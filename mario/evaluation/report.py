@@ -4,7 +4,7 @@ The page holds everything: charts as SVG, videos as base64 MP4, the verdict as J
 a mail attachment, without a network, in ten years. The caller passes the videos in; which episodes
 to film is said by `pick_episodes`.
 
-    html = render_verdict(verdict, pairs, command="mario gate 7 --against champion",
+    html = render_verdict(verdict, pairs, command="mario gate --again VERDICT",
                           videos=[Video("median", "…", mp4_bytes)])
     write_page(path, html)
 """

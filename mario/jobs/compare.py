@@ -16,7 +16,8 @@ from mario.evaluation.records import EpisodeRecord
 from mario.evaluation.report import render_comparison, write_page
 from mario.evaluation.rule import METRICS, Metric
 from mario.game.console import ConsoleName
-from mario.jobs.evaluate import evaluate_stored, evaluation_key, levels_of, units_of
+from mario.game.levels import task_levels
+from mario.jobs.evaluate import evaluate_stored, evaluation_key, units_of
 from mario.jobs.policies import load_policy
 from mario.jobs.runtime import Runtime
 from mario.store.store import ExperimentStore
@@ -75,7 +76,7 @@ def compare_recipes(
     if len({recipe.name for recipe in recipes}) != len(recipes):
         raise EvaluationError("got a recipe's name twice; expected each once; rename one of them")
     chosen_metric = cast(Metric, metric)
-    levels = levels_of(task)
+    levels = task_levels(task)
     chosen = units_of(levels, "screening", "", units)
     runs: dict[str, list[Sequence[EpisodeRecord]]] = {}
     with ExperimentStore.open(runtime.database_url) as store:

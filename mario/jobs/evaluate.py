@@ -11,8 +11,8 @@ from typing import cast, get_args
 
 import numpy as np
 
-from mario.config import load_config
-from mario.errors import EvaluationError
+from mario.config import ExperimentConfig, load_config
+from mario.errors import ConfigError, EvaluationError
 from mario.evaluation.protocol import play_units
 from mario.evaluation.records import PROTOCOL, EpisodeRecord, write_jsonl
 from mario.evaluation.seeds import Family, schedule
@@ -24,6 +24,8 @@ from mario.jobs.runtime import Runtime
 from mario.store.records import EvaluationKey
 from mario.store.store import ExperimentStore
 
+#: The task meant where none is named.
+DEFAULT_TASK = "1-1"
 #: Episodes are stored in groups of this many seconds, so that a killed job loses no more.
 _STORE_EVERY_SECONDS = 2.0
 
@@ -134,9 +136,23 @@ def family_named(name: str) -> Family:
     return cast(Family, name)
 
 
-def levels_of(task: str, config: Path | None = None) -> tuple[str, ...]:
-    """Name the levels of a task: from its experiment where it has a name of its own."""
-    return load_config(config).level_names if config is not None else task_levels(task)
+def task_and_levels(
+    task: str | None, config: ExperimentConfig | None
+) -> tuple[str, tuple[str, ...]]:
+    """Name the task and its levels: both from the experiment where there is one.
+
+    Raises:
+        ConfigError: the task is not the experiment's, or a name that only an experiment explains.
+    """
+    if config is None:
+        chosen = task or DEFAULT_TASK
+        return chosen, task_levels(chosen)
+    if task not in (None, config.task):
+        raise ConfigError(
+            f"got task {task!r} beside an experiment of task {config.task!r}; expected one of "
+            "them; leave --task away"
+        )
+    return config.task, config.level_names
 
 
 def units_of(
@@ -163,9 +179,10 @@ def summary_line(loaded: LoadedPolicy, records: Sequence[EpisodeRecord]) -> str:
 
 def evaluate_from_terminal(
     reference: str,
-    task: str,
+    task: str | None,
     runtime: Runtime,
     *,
+    config: Path | None,
     units: int,
     family: str,
     environments: int,
@@ -174,8 +191,8 @@ def evaluate_from_terminal(
 ) -> EvaluationOutcome:
     """What `mario evaluate` does."""
     chosen = family_named(family)
+    task, levels = task_and_levels(task, None if config is None else load_config(config))
     loaded = load_policy(reference, task, runtime)
-    levels = levels_of(task)
     # Confirmation seeds exist only for a policy; the others are the same for all.
     source = loaded.digest if chosen == "confirmation" else ""
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Literal, cast
@@ -22,11 +25,12 @@ from mario.evaluation.rule import GateRule
 from mario.evaluation.seeds import Unit, schedule
 from mario.evaluation.wealth import AlphaWealth, replay
 from mario.game.console import ConsoleName, UInt8Array
-from mario.jobs.evaluate import evaluate_stored, evaluation_key, levels_of
+from mario.jobs.evaluate import evaluate_stored, evaluation_key, task_and_levels
 from mario.jobs.policies import LoadedPolicy, load_policy, random_policy
 from mario.jobs.runtime import Runtime
 from mario.policy.onnx import OnnxPolicy
-from mario.store.records import NewVerdict
+from mario.registry import model_name
+from mario.store.records import AlphaEntry, NewVerdict
 from mario.store.store import ExperimentStore
 
 #: Observations that both networks answer for the latency guard, one at a time, taking turns.
@@ -63,7 +67,7 @@ def champion_for(
     challenger: LoadedPolicy, task: str, runtime: Runtime, store: ExperimentStore
 ) -> LoadedPolicy:
     """The champion as the ledger has it now, or the random policy while there is none."""
-    current = store.ledger.champion(f"mario-{task}")
+    current = store.ledger.champion(model_name(task))
     if current is None:
         return random_policy(challenger.policy.actions, challenger.policy.frame_skip)
     return load_policy(str(current.version), task, runtime)
@@ -84,12 +88,13 @@ def judge(
     """Play confirmation units with both policies until the gate decides, and store the verdict.
 
     The seeds are derived from the challenger's digest, so the same challenger meets the same
-    units however often it is judged, and an interrupted judgement goes on where it was.
+    units however often it is judged, and an interrupted judgement goes on where it was. The test
+    is paid for from the task's alpha wealth; another rule is another test and costs again.
 
     Args:
         challenger: the version under test.
         champion: whom it must beat.
-        rule: what must be shown.
+        rule: what must be shown; its alpha is what the whole stream of challengers may use.
         task: names the registered model.
         levels: the task's levels.
         store: keeps episodes and verdict.
@@ -98,7 +103,7 @@ def judge(
         on_units: called with (units counted, cap, p-value so far) after every round.
 
     Raises:
-        EvaluationError: both are the same policy.
+        EvaluationError: both are the same policy, or the rule's alpha is not the task's.
         StoreError: the store does not take the records.
     """
     if challenger.digest == champion.digest:
@@ -106,13 +111,74 @@ def judge(
             f"got {challenger.label} as challenger and as champion; expected two policies; a "
             "champion has nothing to prove against itself"
         )
-    model = f"mario-{task}"
-    test_key = f"{challenger.digest}:{champion.digest}"
+    model = model_name(task)
+    SequentialGate(rule, levels)  # refuses an impossible rule before it is paid for
+    test_key = _test_key(challenger, champion, rule)
     rule = rule.with_alpha(_pay_for_test(store, model, test_key, rule.alpha))
+    played = play_gate(
+        challenger,
+        champion,
+        rule,
+        levels,
+        store,
+        environments=environments,
+        console=console,
+        on_units=on_units,
+    )
+    guards = network_guards(challenger, champion, rule)
+    verdict = decide(played.pairs, rule, levels, guards=guards)
+    stored = store.evaluations.record_verdict(
+        NewVerdict(
+            model=model,
+            challenger_digest=challenger.digest,
+            challenger_evaluation_id=played.challenger_evaluation_id,
+            champion_digest=champion.digest,
+            champion_evaluation_id=played.champion_evaluation_id,
+            gate=rule.version,
+            decision=verdict.decision,
+            detail=verdict.to_dict(),
+            challenger_version=challenger.version,
+            champion_version=champion.version,
+        ),
+        earn_alpha_amount=_earning(store, model, test_key) if verdict.promoted else 0.0,
+        test_key=test_key,
+    )
+    return GateOutcome(stored.id, verdict, played.pairs, challenger, champion)
+
+
+@dataclass(frozen=True)
+class PlayedGate:
+    """The units of a judgement.
+
+    Attributes:
+        pairs: what was played, in order.
+        challenger_evaluation_id: the challenger's side in the store.
+        champion_evaluation_id: the champion's.
+    """
+
+    pairs: tuple[PairedUnit, ...]
+    challenger_evaluation_id: str
+    champion_evaluation_id: str
+
+
+def play_gate(
+    challenger: LoadedPolicy,
+    champion: LoadedPolicy,
+    rule: GateRule,
+    levels: tuple[str, ...],
+    store: ExperimentStore,
+    *,
+    environments: int = 8,
+    console: ConsoleName = "native",
+    on_units: OnUnits | None = None,
+) -> PlayedGate:
+    """Play confirmation units, stored ones not again, until the sequential test is done."""
     gate = SequentialGate(rule, levels)
     blocks = schedule(levels, "confirmation", key=challenger.digest, units=gate.cap)
-    mine = evaluation_key(challenger, "confirmation", challenger.digest, levels)
-    theirs = evaluation_key(champion, "confirmation", challenger.digest, levels)
+    keys = [
+        (loaded, evaluation_key(loaded, "confirmation", challenger.digest, levels))
+        for loaded in (challenger, champion)
+    ]
     pairs: list[PairedUnit] = []
     evaluation_ids = ("", "")
     for group in _rounds(blocks, environments):
@@ -128,7 +194,7 @@ def judge(
                 planned_units=gate.cap,
                 finish=False,
             )
-            for loaded, key in ((challenger, mine), (champion, theirs))
+            for loaded, key in keys
         ]
         evaluation_ids = (sides[0].evaluation_id, sides[1].evaluation_id)
         fresh = pair_records(sides[0].records, sides[1].records, units)
@@ -140,24 +206,65 @@ def judge(
             break
     for evaluation_id in evaluation_ids:
         store.evaluations.finish(evaluation_id)
-    verdict = decide(pairs, rule, levels, guards=network_guards(challenger, champion, rule))
-    stored = store.evaluations.record_verdict(
-        NewVerdict(
-            model=model,
-            challenger_digest=challenger.digest,
-            challenger_evaluation_id=evaluation_ids[0],
-            champion_digest=champion.digest,
-            champion_evaluation_id=evaluation_ids[1],
-            gate=rule.version,
-            decision=verdict.decision,
-            detail=verdict.to_dict(),
-            challenger_version=challenger.version,
-            champion_version=champion.version,
-        ),
-        earn_alpha_amount=_account(store, model).earning if verdict.promoted else 0.0,
-        test_key=test_key,
+    return PlayedGate(tuple(pairs), *evaluation_ids)
+
+
+def repeat_verdict(
+    verdict_id: str, runtime: Runtime, *, console: ConsoleName = "native"
+) -> tuple[bool, Verdict]:
+    """Play a stored verdict's units anew, nothing taken from the store, and decide again.
+
+    Costs no alpha and stores nothing.
+
+    Args:
+        verdict_id: a stored verdict.
+        runtime: where store and registry are.
+        console: which emulator.
+
+    Returns:
+        Whether every number came out the same (latency aside, which is measured), and the verdict.
+
+    Raises:
+        StoreError: no such verdict. RegistryError, ArtefactError: a side cannot be had any more.
+    """
+    with ExperimentStore.open(runtime.database_url) as store:
+        stored = store.evaluations.verdict(verdict_id)
+    before = Verdict.from_dict(dict(stored.detail))
+    task = stored.model.removeprefix("mario-")
+    challenger = load_policy(
+        str(stored.challenger_version or stored.challenger_digest), task, runtime
     )
-    return GateOutcome(stored.id, verdict, tuple(pairs), challenger, champion)
+    champion = (
+        random_policy(challenger.policy.actions, challenger.policy.frame_skip)
+        if stored.champion_version is None
+        else load_policy(str(stored.champion_version), task, runtime)
+    )
+    with tempfile.TemporaryDirectory(prefix="mario-repeat-") as folder:
+        fresh = Runtime.embedded(folder)
+        with ExperimentStore.open(fresh.database_url) as store:
+            played = play_gate(
+                challenger, champion, before.rule, before.levels, store, console=console
+            )
+    guards = network_guards(challenger, champion, before.rule)
+    again = decide(played.pairs, before.rule, before.levels, guards=guards)
+    return _without_latency(again) == _without_latency(before), again
+
+
+def _without_latency(verdict: Verdict) -> dict[str, object]:
+    """A verdict's numbers but for measured times and for units that were played ahead."""
+    values = verdict.to_dict()
+    values.pop("units_given")
+    values["guards"] = [
+        guard if guard["name"] != "inference_latency" else guard["passed"]
+        for guard in (asdict(guard) for guard in verdict.guards)
+    ]
+    return values
+
+
+def _test_key(challenger: LoadedPolicy, champion: LoadedPolicy, rule: GateRule) -> str:
+    """Name a test: who against whom under which rule; what is the same is paid for once."""
+    text = json.dumps([challenger.digest, champion.digest, rule.to_dict()], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _pay_for_test(store: ExperimentStore, model: str, test_key: str, declared: float) -> float:
@@ -165,13 +272,28 @@ def _pay_for_test(store: ExperimentStore, model: str, test_key: str, declared: f
 
     The rule's alpha is what a whole stream of challengers may use (`mario.evaluation.wealth`).
     """
-    store.ledger.grant_alpha(model, declared)
-    return store.ledger.spend_alpha(model, test_key, _account(store, model).next_alpha).amount
+    granted = store.ledger.grant_alpha(model, declared).amount
+    if abs(granted - declared) > 1e-12:
+        raise EvaluationError(
+            f"got alpha={declared:g} in the rule; expected {granted:g}, the level that {model} was "
+            "opened with and that all its challengers share; set gate.alpha to that"
+        )
+    return store.ledger.spend_alpha(
+        model, test_key, lambda entries: _account(entries).next_alpha
+    ).amount
 
 
-def _account(store: ExperimentStore, model: str) -> AlphaWealth:
-    """The model's account as the ledger's entries give it; the grant says the declared level."""
-    grant, *later = store.ledger.alpha_entries(model)
+def _earning(store: ExperimentStore, model: str, test_key: str) -> float:
+    """What a promotion pays back into the account; nothing for a test that was paid out before."""
+    entries = store.ledger.alpha_entries(model)
+    if any(entry.kind == "earn" and entry.test_key == test_key for entry in entries):
+        return 0.0
+    return _account(entries).earning
+
+
+def _account(entries: Sequence[AlphaEntry]) -> AlphaWealth:
+    """A model's account as its entries give it; the grant says the declared level."""
+    grant, *later = entries
     kinds: list[Literal["spend", "earn"]] = [
         "earn" if entry.kind == "earn" else "spend" for entry in later
     ]
@@ -198,9 +320,12 @@ def network_guards(
     The random policy has no network, so nothing is compared with it.
     """
     artefact = challenger.artefact
-    if artefact is None or artefact.golden is None or not isinstance(challenger.policy, OnnxPolicy):
+    if artefact is None or not isinstance(challenger.policy, OnnxPolicy):
         return ()
     golden = artefact.golden
+    if golden is None:
+        missing = "the artefact has no golden answers, so nothing was compared; export it again"
+        return (GuardResult("onnx_agreement", False, 0.0, rule.max_logit_difference, missing),)
     logits, _ = challenger.policy.infer(golden.observations)
     guards = [onnx_agreement(logits, golden.logits, rule)]
     if isinstance(champion.policy, OnnxPolicy):
@@ -243,13 +368,14 @@ def verdict_lines(outcome: GateOutcome) -> list[str]:
 
 
 def gate_from_terminal(
-    reference: str, task: str, runtime: Runtime, *, config: Path | None, console: str
+    reference: str, task: str | None, runtime: Runtime, *, config: Path | None, console: str
 ) -> str:
     """What `mario gate` does; returns the decision."""
     settings = load_config(config) if config is not None else None
-    rule = rule_from(settings.gate if settings else GateConfig())
+    task, levels = task_and_levels(task, settings)
     with ExperimentStore.open(runtime.database_url) as store:
-        challenger = load_policy(reference, task, runtime)
+        # What the network answers is a guard of the gate, with a number in the verdict.
+        challenger = load_policy(reference, task, runtime, check_golden=False)
         champion = champion_for(challenger, task, runtime, store)
 
         def show(units: int, cap: int, p_value: float) -> None:
@@ -258,14 +384,29 @@ def gate_from_terminal(
         outcome = judge(
             challenger,
             champion,
-            rule,
+            rule_from(settings.gate if settings else GateConfig()),
             task,
-            levels_of(task, config),
+            levels,
             store,
             environments=settings.evaluation.environments if settings else 8,
             console=cast(ConsoleName, console),
             on_units=show,
         )
     print("\n".join(verdict_lines(outcome)))
-    print(f"verdict {outcome.verdict_id}; promote with: mario promote {outcome.verdict_id}")
+    print(f"verdict {outcome.verdict_id}; its page: mario report {outcome.verdict_id}")
+    if outcome.verdict.promoted:
+        print(f"promote with: mario promote {outcome.verdict_id}")
     return outcome.verdict.decision
+
+
+def repeat_from_terminal(verdict_id: str, runtime: Runtime, *, console: str) -> str:
+    """What `mario gate --again` does; returns the decision."""
+    same, verdict = repeat_verdict(verdict_id, runtime, console=cast(ConsoleName, console))
+    print(f"{verdict.decision.upper()} over {verdict.units} units, p = {verdict.p_value:.3g}")
+    if not same:
+        raise EvaluationError(
+            f"verdict {verdict_id} came out with other numbers; expected the very same; the code, "
+            "the console or the libraries changed since (see the run's commit and versions)"
+        )
+    print(f"every number is that of {verdict_id}")
+    return verdict.decision

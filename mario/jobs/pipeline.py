@@ -49,7 +49,8 @@ class Judged:
 
     Attributes:
         verdict_id: the stored verdict.
-        decision: promote, reject or inconclusive.
+        decision: promote, reject or inconclusive; `same` where the version is the champion's own
+            policy, and `verdict_id` the verdict that made it champion.
         lines: the verdict in words.
     """
 
@@ -127,10 +128,14 @@ def gate_stage(
 ) -> Judged:
     """Judge the version against whoever is champion now."""
     with ExperimentStore.open(runtime.database_url) as store:
-        challenger = load_policy(str(version), config.task, runtime)
+        # What the network answers is a guard of the gate, with a number in the verdict.
+        challenger = load_policy(str(version), config.task, runtime, check_golden=False)
+        champion = champion_for(challenger, config.task, runtime, store)
+        if champion.digest == challenger.digest:
+            return _same_policy(store, config, challenger, champion)
         outcome = judge(
             challenger,
-            champion_for(challenger, config.task, runtime, store),
+            champion,
             rule_from(config.gate),
             config.task,
             config.level_names,
@@ -140,6 +145,37 @@ def gate_stage(
             on_units=on_units,
         )
     return Judged(outcome.verdict_id, outcome.verdict.decision, tuple(verdict_lines(outcome)))
+
+
+def _same_policy(
+    store: ExperimentStore,
+    config: ExperimentConfig,
+    challenger: LoadedPolicy,
+    champion: LoadedPolicy,
+) -> Judged:
+    """A version that is the champion's very policy: the verdict that promoted it still stands.
+
+    It comes from training again with the same configuration, seed and commit, or from going on
+    after a kill between the ledger and the alias.
+    """
+    verdicts = store.evaluations.verdicts(model_name(config.task))
+    stands = [
+        verdict.id
+        for verdict in verdicts
+        if verdict.challenger_digest == challenger.digest and verdict.decision == "promote"
+    ]
+    line = (
+        f"SAME: {challenger.label} is the policy of {champion.label}, byte for byte; there is "
+        "nothing to judge (another seed gives another policy: --set seed=…)"
+    )
+    return Judged(stands[-1], "same", (line,))
+
+
+def next_seed(config: ExperimentConfig, runtime: Runtime) -> ExperimentConfig:
+    """The experiment with a seed that no earlier run of the task had: its own plus their number."""
+    with ExperimentStore.open(runtime.database_url) as store:
+        earlier = sum(run.task == config.task for run in store.runs.list(limit=1_000_000))
+    return config.model_copy(update={"seed": config.seed + earlier})
 
 
 @dataclass(frozen=True)

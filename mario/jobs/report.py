@@ -67,7 +67,7 @@ def report_verdict(
     page = render_verdict(
         verdict,
         pairs,
-        command=f"mario gate {stored.challenger_version or 'FOLDER'} --task {task}",
+        command=f"mario gate --again {verdict_id}",
         challenger_label=_label(stored.model, stored.challenger_version, "the challenger"),
         champion_label=_label(stored.model, stored.champion_version, "the random policy"),
         title=_title(stored),

@@ -87,7 +87,7 @@ def write_summary(
         f"<p>Run <code>{html.escape(run.id)}</code>, verdict <code>{html.escape(verdict_id)}</code>"
         f", commit <code>{html.escape(run.git_commit or 'unknown')}</code>, configuration "
         f"<code>{run.config_hash[:12]}</code>: <code>mario pipeline --config "
-        f"runs/{html.escape(run.id)}/config.yaml</code></p>",
+        f"{html.escape(str(path.parent / 'config.yaml'))}</code></p>",
         "</body></html>",
     ]
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ The ledger is the truth about which version is champion (docs/adr); the registry
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -238,13 +239,19 @@ class Ledger:
                 verdict_id=None,
             )
 
-    def spend_alpha(self, model: str, test_key: str, amount: float) -> AlphaEntry:
+    def spend_alpha(
+        self,
+        model: str,
+        test_key: str,
+        amount: float | Callable[[Sequence[AlphaEntry]], float],
+    ) -> AlphaEntry:
         """Pay for a test before it begins; the same test is paid for once.
 
         Args:
             model: ``mario-<task>``.
-            test_key: the test, usually the challenger's digest.
-            amount: what it costs, 0 < amount ≤ wealth.
+            test_key: the test: who against whom under which rule.
+            amount: what it costs, 0 < amount ≤ wealth; or a function of the account's entries,
+                called while the account is locked, so that two tests never pay the same price.
 
         Returns:
             The entry, the earlier one if the test was paid for already (its ``amount`` counts).
@@ -259,6 +266,8 @@ class Ledger:
             if paid:
                 return paid[0]
             wealth = entries[-1].wealth_after if entries else 0.0
+            if callable(amount):
+                amount = amount(entries)
             if not 0 < amount <= wealth + _ALPHA_TOLERANCE:
                 raise RegistryError(
                     f"got {amount:g} alpha to spend on {model}; expected more than 0 and at most "

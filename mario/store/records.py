@@ -237,7 +237,7 @@ class EvaluationKey:
     """What makes two evaluations the same one, so that a broken-off one is gone on with.
 
     Attributes:
-        policy_digest: SHA-256 of the policy's ONNX file, or a name like ``random:SIMPLE``.
+        policy_digest: SHA-256 of the artefact's ``policy.json``, or a name like ``random:SIMPLE``.
         protocol: ``mario-eval-v1``.
         seed_family: ``selection``, ``screening`` or ``confirmation``.
         seed_source: the key the seeds are derived from (the challenger's digest for

@@ -32,7 +32,7 @@ class Versions:
         Args:
             model: ``mario-<task>``.
             registration_key: what makes registering again the same registration.
-            digest: SHA-256 of the ONNX file.
+            digest: SHA-256 of ``policy.json`` (ADR 3).
             run_id: the training run it comes from, if any.
 
         Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -143,6 +144,7 @@ def test_a_forked_process_plays_on_without_the_threads() -> None:
     batch.step(np.ones(4, np.int64), out)
     child = os.fork()
     if child == 0:
+        signal.alarm(60)  # a child that hangs is a failure, not a hanging test run
         batch.step(np.ones(4, np.int64), out)
         batch.close()
         os._exit(7)
