@@ -109,7 +109,7 @@ class _Trace:
         share = update / self.updates
         begin, end = self.entropy
         entropy = begin + (end - begin) * share + 0.02 * rng.normal()
-        dominant = 1 / 7 + (1 - 1 / 7) * (1 - entropy) ** 1.3 + 0.03 * rng.normal()
+        dominant = 1 / 7 + (1 - 1 / 7) * max(0.0, 1 - entropy) ** 1.3 + 0.03 * rng.normal()
         kl = self.kl * rng.lognormal(0, 0.6)
         clipped = min(0.4, 10 * kl) * rng.uniform(0.5, 1.5)
         explained = 0.9 * min(1, 3 * share) * rng.uniform(0.2, 1.0) - 0.1 * rng.random()

@@ -86,7 +86,7 @@ def write_checkpoint(target: Path, total_steps: int, content: CheckpointContent)
         aside = Path(tempfile.mkdtemp(prefix=_ASIDE, dir=target.parent))
         digests = {
             TENSORS_FILE: _write(aside / TENSORS_FILE, _tensor_bytes(content.tensors)),
-            ARRAYS_FILE: _write(aside / ARRAYS_FILE, _array_bytes(content.arrays)),
+            ARRAYS_FILE: _write_arrays(aside / ARRAYS_FILE, content.arrays),
         }
         state = {
             "format": _FORMAT,
@@ -128,8 +128,7 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoin
     """
     state = _read_state(path)
     for name, expected in state["files"].items():
-        data = _read(path / name)
-        got = hashlib.sha256(data).hexdigest()
+        got = _digest(path / name)
         if got != expected:
             raise CheckpointError(
                 f"{path / name}: got SHA-256 {got[:16]}…, expected {expected[:16]}…; the "
@@ -234,10 +233,24 @@ def _tensor_bytes(tensors: Mapping[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _array_bytes(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **dict(arrays))
-    return buffer.getvalue()
+def _write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> str:
+    """Write arrays without a copy in memory: a replay buffer has most of a gigabyte."""
+    with path.open("wb") as file:
+        np.savez(file, allow_pickle=False, **dict(arrays))
+        file.flush()
+        os.fsync(file.fileno())
+    return _digest(path)
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be read ({error.strerror}); expected a file of a checkpoint; resume "
+            "from another one"
+        ) from None
 
 
 def _write(path: Path, data: bytes) -> str:

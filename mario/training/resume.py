@@ -23,10 +23,11 @@ from mario.errors import CheckpointError, SaveStateError
 from mario.game.sb3_vec_env import GameVecEnv, VecSnapshot
 from mario.training.algorithm import learning_rate
 from mario.training.checkpoint import CheckpointContent
+from mario.training.replay import pack, unpack
 
 _COUNTERS = ("num_timesteps", "_n_updates", "_episode_num", "_current_progress_remaining")
 _DQN_COUNTERS = ("_n_calls", "exploration_rate")
-_REPLAY_ARRAYS = ("observations", "actions", "rewards", "dones")
+_REPLAY_ARRAYS = ("actions", "rewards", "dones")
 
 
 def capture(model: BaseAlgorithm, env: GameVecEnv, values: Mapping[str, Any]) -> CheckpointContent:
@@ -77,6 +78,8 @@ def capture(model: BaseAlgorithm, env: GameVecEnv, values: Mapping[str, Any]) ->
         filled = replay.buffer_size if replay.full else min(replay.pos + 1, replay.buffer_size)
         for name in _REPLAY_ARRAYS:
             arrays[f"replay_{name}"] = getattr(replay, name)[:filled].copy()
+        for name, packed in pack(replay.observations[:filled]).items():
+            arrays[f"replay_{name}"] = packed
     return CheckpointContent(state, tensors, arrays)
 
 
@@ -141,6 +144,8 @@ def _restore_dqn(model: DQN, content: CheckpointContent) -> None:
     for name in _REPLAY_ARRAYS:
         saved = content.arrays[f"replay_{name}"]
         getattr(replay, name)[: len(saved)] = saved
+    unpack(*(content.arrays[f"replay_{name}"] for name in ("newest", "whole", "where")),
+           replay.observations)  # fmt: skip
     replay.pos = content.values["replay"]["position"]
     replay.full = content.values["replay"]["full"]
 
