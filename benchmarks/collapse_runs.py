@@ -135,9 +135,11 @@ class Recorder(BaseSink):
         self.error = ""
 
     def on_health(self, sample: HealthSample, health: Health) -> None:
+        """Keep the sample."""
         self.samples.append(sample)
 
     def on_progress(self, progress: Progress) -> None:
+        """Ruin the run when its time has come."""
         if self.onset is not None and len(self.samples) == self.onset and self.ruin is not None:
             assert self.subject is not None
             ruin, self.ruin = self.ruin, None

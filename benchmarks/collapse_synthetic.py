@@ -1,4 +1,4 @@
-"""Synthetic traces for `benchmarks/collapse.py`: what the signals of a run look like, drawn by seed.
+"""Synthetic traces for `benchmarks/collapse.py`: the signals that a run shows, drawn by seed.
 
 A healthy run's signals wander within the ranges that the real healthy traces and published curves
 show, wider rather than narrower: slow learners, plateaus, setbacks of a third, noisy value losses,

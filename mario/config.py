@@ -53,8 +53,9 @@ class RewardConfig(_Section):
     @model_validator(mode="after")
     def _game_has_no_parameters(self) -> Self:
         """Refuse parameters that the named reward would not look at."""
-        given = sorted(self.model_fields_set - {"name", "scale"})
-        if self.name == "game" and any(getattr(self, key) is not None for key in given):
+        given = [key for key in type(self).model_fields
+                 if key not in ("name", "scale") and getattr(self, key) is not None]  # fmt: skip
+        if self.name == "game" and given:
             raise ValueError(
                 f"game.reward.{given[0]}: got a value beside reward game, which is "
                 "gym-super-mario-bros' own and has no parameters but scale; expected none, or "

@@ -192,13 +192,18 @@ def load_latest(
 def prune(folder: Path, keep: int) -> None:
     """Delete all but the `keep` newest checkpoints, and what killed writers left aside."""
     for path in list_checkpoints(folder)[keep:]:
-        # Under a name that is no checkpoint's first: a kill in between leaves rubbish, not a half.
-        doomed = path.with_name(f"{_ASIDE}{path.name}")
-        path.replace(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+        discard(path)
     if folder.is_dir():
         for path in folder.glob(f"{_ASIDE}*"):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def discard(path: Path) -> None:
+    """Delete a checkpoint."""
+    # Under a name that is no checkpoint's first: a kill in between leaves rubbish, not a half.
+    doomed = path.with_name(f"{_ASIDE}{path.name}")
+    path.replace(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _read_state(path: Path) -> dict[str, Any]:

@@ -25,6 +25,8 @@ from mario.training.checkpoint import (
     CheckpointContent,
     CheckpointInfo,
     checkpoint_name,
+    discard,
+    list_checkpoints,
     load_latest,
     prune,
     read_checkpoint,
@@ -356,7 +358,8 @@ class TrainingRun:
             return
         self.best = BestCheckpoint(target, steps, result.score)
         self._announce("best", info, result.score)
-        prune(target.parent, 1)
+        # As many as checkpoints may name: a resumed run may begin at an older one.
+        prune(target.parent, self.config.checkpoint.keep + 1)
 
     def _save_last(self, *, required: bool) -> None:
         """Write the last resume point; a full disk stops nothing but the final one."""
@@ -444,9 +447,14 @@ class TrainingRun:
         self.last = saved[0]
         if values["best"] is not None:
             name, steps, score = values["best"]
-            path = self.folder / BEST_FOLDER / name
-            if path.is_dir():
-                self.best = BestCheckpoint(path, steps, score)
+            self.best = BestCheckpoint(self.folder / BEST_FOLDER / name, steps, score)
+        for path in list_checkpoints(self.folder / BEST_FOLDER):
+            # Found after the checkpoint was taken: it will be found again.
+            if path.name > checkpoint_name(self.model.num_timesteps):
+                discard(path)
+        if self.best is not None and not self.best.path.is_dir():
+            log.warning("%s is gone; the next selection finds the best anew", self.best.path)
+            self.best = None
 
     def _result(self, status: Status, reason: str, steps: int) -> TrainingResult:
         seconds = time.monotonic() - self.started

@@ -30,7 +30,9 @@ ALGORITHMS = {"ppo": PPO, "dqn": DQN}
 
 
 @pytest.fixture(scope="module", params=["ppo", "dqn"])
-def undisturbed(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, Listener]:
+def undisturbed(
+    request: Any, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, str, Listener]:
     """Algorithm, digest of the final weights and what was heard of an undisturbed run."""
     listener = Listener()
     folder = tmp_path_factory.mktemp(f"whole-{request.param}")
@@ -268,3 +270,35 @@ def test_training_score_is_the_protocols(tmp_path: Path) -> None:
     )
     assert listener.selections[-1].score == pytest.approx(expected)
     assert result.best is not None
+
+
+def test_best_of_an_older_checkpoint_survives_a_resume(tmp_path: Path) -> None:
+    """The newest checkpoint is broken; the best found after the older one is found again."""
+    config = small_config(selection={"every_steps": 64, "units": 1})
+    scores = [0.1, 0.2, 0.9, 0.3, 0.4, 0.5, 0.6, 0.7, 0.95, 0.8]
+
+    def selecting(kept: list[Any]) -> Any:
+        def select(_: Policy) -> SelectionScore:
+            return SelectionScore(scores[kept[0].num_timesteps // 64 - 1])
+
+        return select
+
+    kept: list[Any] = []
+    whole = train(config, tmp_path / "run", select=selecting(kept), initial=kept.append)
+    assert whole.best is not None
+    assert whole.best.total_steps == 9 * 64
+    newest, older = list_checkpoints(tmp_path / "run" / "checkpoints")
+    (newest / TENSORS_FILE).write_bytes(b"half")
+    assert int(older.name.split("-")[1]) < 9 * 64
+
+    class Holder(BaseSink):
+        def on_start(self, start: Any) -> None:
+            kept[:] = [type("Steps", (), {"num_timesteps": start.start_steps})]
+
+        def on_progress(self, progress: Any) -> None:
+            kept[0].num_timesteps = progress.total_steps
+
+    again = train(config, tmp_path / "run", resume=True, select=selecting(kept), sinks=[Holder()])
+    assert again.best is not None
+    assert (again.best.total_steps, again.best.score) == (9 * 64, 0.95)
+    assert again.best.path.is_dir()

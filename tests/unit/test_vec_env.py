@@ -28,7 +28,7 @@ def config(environments: int = 3, **game: object) -> ExperimentConfig:
     )
 
 
-@pytest.fixture()
+@pytest.fixture
 def env() -> Iterator[GameVecEnv]:
     opened = make_vec_env(config(), threads=1)
     yield opened
