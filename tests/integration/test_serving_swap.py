@@ -91,6 +91,8 @@ def served(versions: Path, tmp_path: Path) -> Iterator[tuple[str, Path]]:
     root.mkdir()
     _point(root, versions / "v1")
     with running(ServingSettings(policy=root, port=0, poll_seconds=0.1, workers=2)) as url:
+        # A worker that starts while the champion is broken has no old version to go on with.
+        assert wait_until(lambda: _swaps(url, "swapped") == 2, 60)
         yield url, root
 
 
