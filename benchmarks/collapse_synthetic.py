@@ -93,7 +93,7 @@ class _Trace:
                 "entropy_0_huge_bonus": 0.2, "frozen_observations": 0.3,
                 "dead_activations": 0.6, "value_loss_exploding": 0.1}  # fmt: skip
         level = self._level(update) * (1 - drop.get(self.kind, 0.0) * ruin)
-        x_px = max(40.0, level * self.rng.lognormal(-self.spread**2 / 2, self.spread))
+        x_px = max(40.0, level * self.rng.lognormal(-(self.spread**2) / 2, self.spread))
         if self.kind == "environments_1_to_n" and environment > 0 and update > self.onset:
             x_px = self.rng.uniform(40, 80)
         # Noise in the return that gives about the wanted rank correlation with x.

@@ -75,7 +75,8 @@ class EpisodeRecord:
     """One episode of one policy on one unit (level, seed).
 
     Attributes:
-        policy_digest: SHA-256 of the artefact's `policy.json` (ADR 3), or a name like `random:SIMPLE`.
+        policy_digest: SHA-256 of the artefact's `policy.json` (ADR 3), or a name like
+            `random:SIMPLE`.
         level: `"1-1"` … `"8-4"`.
         seed: the unit's seed, 0 ≤ seed < 2**64 (see `seeds.py`).
         cleared: the episode ended at the flag.

@@ -28,6 +28,7 @@ from mario.training.replay import pack, unpack
 _COUNTERS = ("num_timesteps", "_n_updates", "_episode_num", "_current_progress_remaining")
 _DQN_COUNTERS = ("_n_calls", "exploration_rate")
 _REPLAY_ARRAYS = ("actions", "rewards", "dones")
+_REPLAY_PACKED = ("newest", "whole", "where")
 
 
 def capture(model: BaseAlgorithm, env: GameVecEnv, values: Mapping[str, Any]) -> CheckpointContent:
@@ -144,8 +145,8 @@ def _restore_dqn(model: DQN, content: CheckpointContent) -> None:
     for name in _REPLAY_ARRAYS:
         saved = content.arrays[f"replay_{name}"]
         getattr(replay, name)[: len(saved)] = saved
-    unpack(*(content.arrays[f"replay_{name}"] for name in ("newest", "whole", "where")),
-           replay.observations)  # fmt: skip
+    newest, whole, where = (content.arrays[f"replay_{name}"] for name in _REPLAY_PACKED)
+    unpack(newest, whole, where, replay.observations)
     replay.pos = content.values["replay"]["position"]
     replay.full = content.values["replay"]["full"]
 

@@ -234,9 +234,7 @@ class TrainingRun:
                     self._take_point()
                 return "finished", ""
             try:
-                self.model.learn(
-                    remaining, callback, log_interval=1, reset_num_timesteps=False
-                )
+                self.model.learn(remaining, callback, log_interval=1, reset_num_timesteps=False)
             except _EndLearning as end:
                 return end.status, end.reason
             except _Diverged as diverged:
