@@ -204,7 +204,8 @@ def _quiet_prefect(runtime: Runtime) -> None:
         home = (runtime.runs_dir / "prefect").resolve()
         home.mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("PREFECT_HOME", str(home))
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+    # What goes wrong reaches the terminal as one line of ours, not as Prefect's traceback.
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
     # The default of 20 s is too short for a machine that is busy otherwise.
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
 
