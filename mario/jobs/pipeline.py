@@ -8,14 +8,13 @@ from pathlib import Path
 
 from mario.config import ExperimentConfig
 from mario.evaluation.protocol import record_frames
-from mario.evaluation.records import EpisodeRecord
 from mario.evaluation.verdict import Verdict
 from mario.game.recorder import write_mp4
 from mario.jobs.evaluate import evaluate_stored, evaluation_key, summary_line, units_of
 from mario.jobs.gate import OnUnits, champion_for, judge, rule_from, verdict_lines
 from mario.jobs.policies import LoadedPolicy, load_policy, random_policy
 from mario.jobs.register import register_run
-from mario.jobs.report import report_verdict
+from mario.jobs.report import counted_pairs, report_verdict
 from mario.jobs.runtime import Runtime
 from mario.jobs.summary import write_summary
 from mario.jobs.train import OnProgress, OnSelection, train_run
@@ -202,8 +201,9 @@ def summary_stage(
         verdict = Verdict.from_dict(dict(stored.detail))
         assert stored.challenger_version is not None, "the pipeline judges registered versions"
         challenger = load_policy(str(stored.challenger_version), config.task, runtime)
-        mine = _counted(store, stored.challenger_evaluation_id, config, challenger, verdict)
-        theirs = _counted(store, stored.champion_evaluation_id, config, challenger, verdict)
+        pairs = counted_pairs(store, stored, verdict)
+        mine = tuple(pair.challenger for pair in pairs)
+        theirs = tuple(pair.champion for pair in pairs)
         sides = [(challenger.label, mine)]
         baseline = random_policy(challenger.policy.actions, challenger.policy.frame_skip)
         if stored.champion_version is not None:
@@ -242,16 +242,3 @@ def summary_stage(
         else f"the champion of {now.model} is version {now.version}",
     )
     return Summarised(page, report, video)
-
-
-def _counted(
-    store: ExperimentStore,
-    evaluation_id: str,
-    config: ExperimentConfig,
-    challenger: LoadedPolicy,
-    verdict: Verdict,
-) -> tuple[EpisodeRecord, ...]:
-    """The records of an evaluation that the verdict counted, in order of play."""
-    found = {record.unit: record for record in store.evaluations.records(evaluation_id)}
-    units = units_of(config.level_names, "confirmation", challenger.digest, verdict.units)
-    return tuple(found[unit] for unit in units)

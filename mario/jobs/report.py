@@ -6,12 +6,12 @@ import tempfile
 from pathlib import Path
 
 from mario.evaluation.protocol import record_frames
-from mario.evaluation.records import EpisodeRecord, pair_records
+from mario.evaluation.records import EpisodeRecord, PairedUnit, pair_records
 from mario.evaluation.report import Video, pick_episodes, render_verdict, write_page
-from mario.evaluation.seeds import schedule
 from mario.evaluation.verdict import Verdict
 from mario.game.console import ConsoleName
 from mario.game.recorder import write_mp4
+from mario.jobs.evaluate import units_of
 from mario.jobs.policies import LoadedPolicy, load_policy
 from mario.jobs.runtime import Runtime
 from mario.store.records import Verdict as StoredVerdict
@@ -43,19 +43,7 @@ def report_verdict(
     with ExperimentStore.open(runtime.database_url) as store:
         stored = store.evaluations.verdict(verdict_id)
         verdict = Verdict.from_dict(dict(stored.detail))
-        units = [
-            unit.key
-            for block in schedule(
-                verdict.levels, "confirmation", key=stored.challenger_digest, units=verdict.units
-            )
-            for unit in block
-        ]
-        sides = [
-            {record.unit: record for record in store.evaluations.records(evaluation_id)}
-            for evaluation_id in (stored.challenger_evaluation_id, stored.champion_evaluation_id)
-        ]
-    mine, theirs = ([side[unit] for unit in units] for side in sides)
-    pairs = pair_records(mine, theirs, units)
+        pairs = counted_pairs(store, stored, verdict)
     task = stored.model.removeprefix("mario-")
     videos: list[Video] = []
     if stored.challenger_version is not None:
@@ -74,6 +62,18 @@ def report_verdict(
         videos=videos,
     )
     return write_page(output or runtime.runs_dir / "reports" / f"{verdict_id}.html", page)
+
+
+def counted_pairs(
+    store: ExperimentStore, stored: StoredVerdict, verdict: Verdict
+) -> tuple[PairedUnit, ...]:
+    """The stored pairs that a verdict counted, in order of play."""
+    units = units_of(verdict.levels, "confirmation", stored.challenger_digest, verdict.units)
+    return pair_records(
+        store.evaluations.records(stored.challenger_evaluation_id),
+        store.evaluations.records(stored.champion_evaluation_id),
+        units,
+    )
 
 
 def _film(name: str, record: EpisodeRecord, policy: LoadedPolicy, console: ConsoleName) -> Video:
