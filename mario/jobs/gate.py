@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sys
 import tempfile
 import time
@@ -201,7 +202,7 @@ def play_gate(
         pairs.extend(fresh)
         gate.feed(fresh)
         if on_units is not None:
-            on_units(gate.state.units, gate.cap, min(1.0, float(np.exp(-gate.state.log_e_better))))
+            on_units(gate.state.units, gate.cap, math.exp(-gate.log_e_better_max))
         if gate.state.done:
             break
     for evaluation_id in evaluation_ids:

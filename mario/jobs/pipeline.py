@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mario.config import ExperimentConfig
 from mario.evaluation.protocol import record_frames
+from mario.evaluation.report import pick_episodes
 from mario.evaluation.verdict import Verdict
 from mario.game.recorder import write_mp4
 from mario.jobs.evaluate import evaluate_stored, evaluation_key, summary_line, units_of
@@ -222,7 +223,8 @@ def summary_stage(
         now = store.ledger.champion(model_name(config.task))
     run_dir = runtime.run_dir(run_id)
     video = run_dir / "median-episode.mp4"
-    median = sorted(mine, key=lambda record: (record.episode_score, record.seed))[len(mine) // 2]
+    # The episode that the verdict's page shows as the median, too.
+    median = pick_episodes(pairs, verdict.rule.primary)["median"]
     frames = record_frames(challenger.policy, median.unit, config.game.console)
     write_mp4(video, frames, challenger.policy.frame_skip)
     report = report_verdict(
