@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from mario.errors import MarioError
-from mario.journal import (
+from mario.journal import Record
+from mario.journal_writer import (
     DeliveryRefusedError,
     DeliveryUnavailableError,
     JournaledWriter,
-    Record,
     WriterReport,
 )
 from mario.tracking import TAG_RUN, TAG_STATUS, ensure_experiment, tracking_client

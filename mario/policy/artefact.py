@@ -15,9 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
@@ -26,6 +23,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from mario.errors import ArtefactError
+from mario.files import whole_folder, write_synced
 from mario.policy.manifest import (
     ActionSelection,
     ActionSpec,
@@ -156,21 +154,14 @@ def write_artefact(
     except ValidationError as error:
         raise ArtefactError(f"policy manifest: {_one_line(error)}; correct the value") from error
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
-    try:
-        _write_synced(aside / ONNX_FILE, onnx_bytes)
+    with whole_folder(target) as aside:
+        write_synced(aside / ONNX_FILE, onnx_bytes)
         if golden_bytes is not None:
-            _write_synced(aside / GOLDEN_FILE, golden_bytes)
+            write_synced(aside / GOLDEN_FILE, golden_bytes)
         if model_zip is not None:
-            _write_synced(aside / MODEL_FILE, _content(model_zip))
-        _write_synced(aside / MANIFEST_FILE, (manifest.model_dump_json(indent=2) + "\n").encode())
+            write_synced(aside / MODEL_FILE, _content(model_zip))
+        write_synced(aside / MANIFEST_FILE, (manifest.model_dump_json(indent=2) + "\n").encode())
         artefact = load_artefact(aside)
-        # mkdtemp makes the folder private to the user; an artefact is read by other users too.
-        aside.chmod(0o755)
-        _replace_folder(aside, target)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return Artefact(target, artefact.manifest, artefact.onnx, artefact.golden, artefact.digest)
 
 
@@ -282,28 +273,6 @@ def _read(path: Path, limit_bytes: int | None = None) -> bytes:
             f"{path}: got no readable file ({error.strerror}); expected a part of a policy "
             "artefact; download or export the artefact again"
         ) from error
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _replace_folder(aside: Path, target: Path) -> None:
-    """Put ``aside`` in the place of ``target``; rename replaces no folder that holds files."""
-    if not target.exists():
-        aside.replace(target)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
-    target.replace(old)
-    try:
-        aside.replace(target)
-    except OSError:
-        old.replace(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _one_line(error: ValidationError) -> str:

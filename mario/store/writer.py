@@ -13,14 +13,13 @@ from typing import Any, Protocol, Self
 import sqlalchemy as sa
 
 from mario.errors import StoreError
-from mario.journal import (
+from mario.journal import Record, pending_journals
+from mario.journal_writer import (
     DeliveryRefusedError,
     DeliveryUnavailableError,
     JournaledWriter,
-    Record,
     WriterObserver,
     WriterReport,
-    pending_journals,
 )
 from mario.store.engine import StoreConstraintError, encode_json, make_engine
 from mario.store.records import (

@@ -14,8 +14,6 @@ import json
 import logging
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +24,13 @@ import numpy.typing as npt
 import torch
 
 from mario.errors import CheckpointError
+from mario.files import clear_unfinished, remove_folder, whole_folder, write_synced
 
 log = logging.getLogger(__name__)
 
 STATE_FILE, TENSORS_FILE, ARRAYS_FILE = "state.json", "tensors.pt", "arrays.npz"
 _FORMAT = 1
 _NAME = re.compile(r"^steps-(\d{12})$")
-_ASIDE = ".writing-"
 
 
 @dataclass(frozen=True)
@@ -80,43 +78,28 @@ def write_checkpoint(target: Path, total_steps: int, content: CheckpointContent)
     Raises:
         CheckpointError: the disk is full or cannot be written; nothing is left behind.
     """
-    aside: Path | None = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=_ASIDE, dir=target.parent))
-        digests = {
-            TENSORS_FILE: _write(aside / TENSORS_FILE, _tensor_bytes(content.tensors)),
-            ARRAYS_FILE: _write_arrays(aside / ARRAYS_FILE, content.arrays),
-        }
-        state = {
-            "format": _FORMAT,
-            "total_steps": total_steps,
-            "files": digests,
-            "values": dict(content.values),
-        }
-        text = json.dumps(state, sort_keys=True, allow_nan=True).encode()
-        # The state carries its own digest, so that a flipped bit in it is found as well.
-        own = hashlib.sha256(text).hexdigest()
-        _write(aside / STATE_FILE, own.encode() + b"\n" + text)
-        _sync_folder(aside)
-        size = sum(file.stat().st_size for file in aside.iterdir())
-        if target.exists():
-            # Rename replaces no folder that holds files; the old one has the same content.
-            old = Path(tempfile.mkdtemp(prefix=_ASIDE, dir=target.parent))
-            target.replace(old / "old")
-            aside.replace(target)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            aside.replace(target)
-        _sync_folder(target.parent)
+        with whole_folder(target) as aside:
+            digests = {
+                TENSORS_FILE: _write(aside / TENSORS_FILE, _tensor_bytes(content.tensors)),
+                ARRAYS_FILE: _write_arrays(aside / ARRAYS_FILE, content.arrays),
+            }
+            state = {
+                "format": _FORMAT,
+                "total_steps": total_steps,
+                "files": digests,
+                "values": dict(content.values),
+            }
+            text = json.dumps(state, sort_keys=True, allow_nan=True).encode()
+            # The state carries its own digest, so that a flipped bit in it is found as well.
+            own = hashlib.sha256(text).hexdigest()
+            _write(aside / STATE_FILE, own.encode() + b"\n" + text)
+            size = sum(file.stat().st_size for file in aside.iterdir())
     except OSError as error:
         raise CheckpointError(
             f"{target}: checkpoint not written ({error.strerror or error}); expected room and "
             "permission to write; free disk space, training goes on from the one before"
         ) from error
-    finally:
-        if aside is not None:
-            shutil.rmtree(aside, ignore_errors=True)
     return CheckpointInfo(target, total_steps, own, size)
 
 
@@ -193,17 +176,12 @@ def prune(folder: Path, keep: int) -> None:
     """Delete all but the `keep` newest checkpoints, and what killed writers left aside."""
     for path in list_checkpoints(folder)[keep:]:
         discard(path)
-    if folder.is_dir():
-        for path in folder.glob(f"{_ASIDE}*"):
-            shutil.rmtree(path, ignore_errors=True)
+    clear_unfinished(folder)
 
 
 def discard(path: Path) -> None:
     """Delete a checkpoint."""
-    # Under a name that is no checkpoint's first: a kill in between leaves rubbish, not a half.
-    doomed = path.with_name(f"{_ASIDE}{path.name}")
-    path.replace(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+    remove_folder(path)
 
 
 def _read_state(path: Path) -> dict[str, Any]:
@@ -259,16 +237,5 @@ def _digest(path: Path) -> str:
 
 
 def _write(path: Path, data: bytes) -> str:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    write_synced(path, data)
     return hashlib.sha256(data).hexdigest()
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -14,13 +14,8 @@ import pytest
 import sqlalchemy as sa
 
 from mario.errors import StoreError
-from mario.journal import (
-    DeliveryUnavailableError,
-    Journal,
-    JournaledWriter,
-    decode_line,
-    encode_line,
-)
+from mario.journal import Journal, decode_line, encode_line
+from mario.journal_writer import DeliveryUnavailableError, JournaledWriter
 from mario.store import models
 from mario.store.engine import writing
 from mario.store.records import (
@@ -347,7 +342,7 @@ def test_a_receiver_that_raises_anything_stops_nothing(tmp_path: Path) -> None:
         if len(calls) == 1:
             raise ZeroDivisionError
 
-    from mario import journal as module
+    from mario import journal_writer as module
 
     before = module.LAST_RETRY_SECONDS
     module.LAST_RETRY_SECONDS = 0.05

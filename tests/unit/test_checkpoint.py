@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from mario.errors import CheckpointError
-from mario.training import checkpoint
 from mario.training.checkpoint import (
     ARRAYS_FILE,
     STATE_FILE,
@@ -99,7 +98,7 @@ def test_a_full_disk_leaves_the_old_one_and_no_rubbish(
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(CheckpointError, match="No space left"):
         write(tmp_path, 2)
     monkeypatch.undo()
