@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,13 +37,15 @@ def pipeline(
 
     loaded = load_config(config, tuple(set_ or ()))  # refused before Prefect is started
     runtime = Runtime.from_environment()
-    quiet_prefect(runtime)
-    from flows.pipeline import PipelineParameters
-    from flows.pipeline import pipeline as flow
+    with _prefect(runtime) as ready:
+        from flows.pipeline import PipelineParameters
+        from flows.pipeline import pipeline as flow
 
-    result = flow(
-        PipelineParameters(config=str(config), overrides=tuple(set_ or ()), next_seed=next_seed)
-    )
+        parameters = PipelineParameters(
+            config=str(config), overrides=tuple(set_ or ()), next_seed=next_seed
+        )
+        ready()
+        result = flow(parameters)
     served, failed = None, None
     if try_serving:
         try:
@@ -54,16 +58,25 @@ def pipeline(
     raise typer.Exit(0 if result.promoted or not require_promotion else 4)
 
 
-def quiet_prefect(runtime: Runtime) -> None:
-    """Keep an embedded Prefect's files under runs/ and its log out of the way."""
-    if "PREFECT_API_URL" not in os.environ:
-        home = (runtime.runs_dir / "prefect").resolve()
-        home.mkdir(parents=True, exist_ok=True)
-        os.environ.setdefault("PREFECT_HOME", str(home))
+@contextmanager
+def _prefect(runtime: Runtime) -> Iterator[Callable[[], None]]:
+    """Have a Prefect server: the one of PREFECT_API_URL, or one of this process under runs/.
+
+    Yields:
+        What waits until it answers; it starts while flows are imported.
+    """
     # What goes wrong reaches the terminal as one line of ours, not as Prefect's traceback.
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
-    # The default of 20 s is too short for a machine that is busy otherwise.
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
+    if os.environ.get("PREFECT_API_URL"):
+        yield lambda: None
+        return
+    from flows.embedded_server import running
+
+    home = Path(os.environ.get("PREFECT_HOME") or runtime.runs_dir / "prefect").resolve()
+    home.mkdir(parents=True, exist_ok=True)
+    os.environ["PREFECT_HOME"] = str(home)
+    with running(home) as server:
+        yield server.wait
 
 
 def _ask_service_once(task: str, runtime: Runtime) -> str | None:

@@ -71,6 +71,10 @@ class ServingError(MarioError):
     """The service cannot start or answer."""
 
 
+class FlowError(MarioError):
+    """Prefect's server, a deployment or a flow run is not what was expected."""
+
+
 class PolicyCollapsed(MarioError):
     """A training run ended because its policy degenerated (a result, exit code 3)."""
 

@@ -123,3 +123,49 @@ def test_killed_while_training(tmp_path: Path) -> None:
     finally:
         resumed.kill()
         resumed.wait()
+
+
+def children(pid: int) -> dict[int, str]:
+    """Processes started by `pid`, with their command lines."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue  # ended meanwhile
+        if parent == pid:
+            found[int(folder.name)] = command
+    return found
+
+
+def test_a_killed_pipeline_leaves_no_server(tmp_path: Path) -> None:
+    """The Prefect server of an in-process pipeline ends with it, however that ends."""
+    environment = {**os.environ, "MARIO_RUNS_DIR": str(tmp_path / "runs")}
+    environment.pop("PREFECT_API_URL", None)
+    command = [
+        *(sys.executable, "-m", "mario.cli", "pipeline", "--config", "configs/smoke.yaml"),
+        *("--set", "total_steps=100000000", "--set", "checkpoint.every_steps=1024"),
+    ]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+        try:
+            deadline = time.monotonic() + 280
+            while not list((tmp_path / "runs").glob("run-*/checkpoints/steps-*")):
+                assert process.poll() is None, (tmp_path / "log").read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+            servers = [
+                pid
+                for pid, command in children(process.pid).items()
+                if "embedded_server" in command
+            ]
+            assert len(servers) == 1
+            assert Path(f"/proc/{servers[0]}").exists()
+        finally:
+            process.kill()
+            process.wait()
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{servers[0]}").exists():
+        assert time.monotonic() < deadline, "the server outlives the pipeline"
+        time.sleep(0.1)
