@@ -85,6 +85,15 @@ def evaluate(
     environments: Annotated[int, typer.Option(min=1, help="Units played at once.")] = 8,
     console: Annotated[str, typer.Option(help="native or nes-py.")] = "native",
     output: Annotated[Path | None, typer.Option(help="Also write the records as JSONL.")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="local or dask (default: as the experiment says, or local).")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes of a Dask cluster on this machine.")
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="A Dask scheduler that runs, such as tcp://10.0.0.5:8786.")
+    ] = None,
 ) -> None:
     """Play a policy under mario-eval-v1 and store every episode (an interrupted one goes on)."""
     from mario.jobs.evaluate import evaluate_from_terminal
@@ -100,6 +109,9 @@ def evaluate(
         environments=environments,
         console=console,
         output=output,
+        engine=engine,
+        workers=workers,
+        scheduler=scheduler,
     )
 
 

@@ -161,11 +161,32 @@ class SinksConfig(_Section):
 
 
 class EvaluationConfig(_Section):
-    """How a version is evaluated under `mario-eval-v1`."""
+    """How a version is evaluated under `mario-eval-v1`, and on how many machines.
+
+    The engine changes no record: a unit's episode depends on policy, level and seed only.
+    """
 
     screening_units: PositiveInt = 20
     environments: PositiveInt = 8
     action_selection: Literal["greedy", "sample"] = "greedy"
+    engine: Literal["local", "dask"] = "local"
+    workers: NonNegativeInt = 0  # of a Dask cluster on this machine; 0 = one for each core
+    scheduler: Annotated[str, Field(pattern=r"^(tcp|tls|ws|wss)://[^/\s]+:\d+$")] | None = None
+
+    @model_validator(mode="after")
+    def _engine(self) -> Self:
+        """Refuse the settings of one engine beside another."""
+        if self.engine == "local" and (self.workers or self.scheduler):
+            raise ValueError(
+                "evaluation.engine: got local beside workers or scheduler, expected dask with "
+                "them, or neither of them"
+            )
+        if self.workers and self.scheduler:
+            raise ValueError(
+                f"evaluation.workers: got {self.workers} beside the scheduler {self.scheduler}, "
+                "expected one of them; a scheduler has workers of its own"
+            )
+        return self
 
 
 class GateConfig(_Section):
@@ -290,9 +311,12 @@ class ExperimentConfig(_Section):
         """Hash everything that can change the result; 64 hexadecimal characters (SHA-256).
 
         The name and the description do not count: the same experiment under another name is the
-        same experiment.
+        same experiment. Nor does it matter on how many machines it is evaluated.
         """
-        values = self.model_dump(mode="json", exclude={"name", "description"})
+        places = {"engine": True, "workers": True, "scheduler": True}
+        values = self.model_dump(
+            mode="json", exclude={"name": True, "description": True, "evaluation": places}
+        )
         text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 

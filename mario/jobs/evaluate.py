@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import cast, get_args
 
 import numpy as np
+from pydantic import ValidationError
 
-from mario.config import ExperimentConfig, load_config
+from mario.config import EvaluationConfig, ExperimentConfig, load_config
 from mario.errors import ConfigError, EvaluationError
-from mario.evaluation.protocol import play_units
 from mario.evaluation.records import PROTOCOL, EpisodeRecord, write_jsonl
 from mario.evaluation.seeds import Family, schedule
 from mario.evaluation.statistics import clopper_pearson
 from mario.game.console import ConsoleName
 from mario.game.levels import task_levels
+from mario.jobs.engines import LOCAL, EvaluationEngine, open_engine
 from mario.jobs.policies import LoadedPolicy, load_policy
 from mario.jobs.runtime import Runtime
 from mario.store.records import EvaluationKey
@@ -69,6 +70,7 @@ def evaluate_stored(
     planned_units: int | None = None,
     run_id: str | None = None,
     finish: bool = True,
+    engine: EvaluationEngine = LOCAL,
     on_progress: OnProgress | None = None,
 ) -> EvaluationOutcome:
     """Play what is not stored yet of some units, and return the records of all of them.
@@ -78,11 +80,12 @@ def evaluate_stored(
         units: (level, seed) each, every unit once.
         key: the evaluation that they belong to.
         store: where finished episodes are looked up and kept.
-        environments: units played at once.
+        environments: units that one process plays at once.
         console: which emulator.
         planned_units: how many units the whole evaluation has; None: these.
         run_id: the training run it belongs to.
         finish: mark the evaluation finished at the end.
+        engine: where they are played; changes no record.
         on_progress: called with (finished, all) after each episode.
 
     Raises:
@@ -100,13 +103,7 @@ def evaluate_stored(
     stored_at = time.monotonic()
     done = len(units) - len(missing)
     try:
-        for record in play_units(
-            loaded.policy,
-            missing,
-            policy_digest=loaded.digest,
-            environments=environments,
-            console=console,
-        ):
+        for record in engine.play(loaded, missing, environments=environments, console=console):
             records[record.unit] = record
             waiting.append(record)
             done += 1
@@ -177,6 +174,40 @@ def summary_line(loaded: LoadedPolicy, records: Sequence[EpisodeRecord]) -> str:
     )
 
 
+def engine_settings(
+    config: ExperimentConfig | None,
+    engine: str | None,
+    workers: int | None,
+    scheduler: str | None,
+) -> EvaluationConfig:
+    """Where to evaluate: as the experiment says, unless the command line says otherwise.
+
+    Args:
+        config: the experiment, if one was named.
+        engine: ``local`` or ``dask``; None = dask where workers or a scheduler are named.
+        workers: of a Dask cluster on this machine.
+        scheduler: address of a Dask scheduler that runs.
+
+    Raises:
+        ConfigError: the settings do not fit together.
+    """
+    given = EvaluationConfig() if config is None else config.evaluation
+    if engine is None and workers is None and scheduler is None:
+        return given
+    values = given.model_dump() | {
+        "engine": engine or "dask",
+        "workers": workers or 0,
+        "scheduler": scheduler,
+    }
+    try:
+        return EvaluationConfig.model_validate(values)
+    except ValidationError as error:
+        faults = "; ".join(fault["msg"].removeprefix("Value error, ") for fault in error.errors())
+        raise ConfigError(
+            f"got --engine {engine}, --workers {workers}, --scheduler {scheduler}: {faults}"
+        ) from None
+
+
 def evaluate_from_terminal(
     reference: str,
     task: str | None,
@@ -188,10 +219,15 @@ def evaluate_from_terminal(
     environments: int,
     console: str,
     output: Path | None,
+    engine: str | None = None,
+    workers: int | None = None,
+    scheduler: str | None = None,
 ) -> EvaluationOutcome:
     """What `mario evaluate` does."""
     chosen = family_named(family)
-    task, levels = task_and_levels(task, None if config is None else load_config(config))
+    experiment = None if config is None else load_config(config)
+    task, levels = task_and_levels(task, experiment)
+    settings = engine_settings(experiment, engine, workers, scheduler)
     loaded = load_policy(reference, task, runtime)
     # Confirmation seeds exist only for a policy; the others are the same for all.
     source = loaded.digest if chosen == "confirmation" else ""
@@ -199,7 +235,7 @@ def evaluate_from_terminal(
     def show(done: int, total: int) -> None:
         print(f"\r{done}/{total} units", end="", file=sys.stderr, flush=True)
 
-    with ExperimentStore.open(runtime.database_url) as store:
+    with ExperimentStore.open(runtime.database_url) as store, open_engine(settings) as players:
         outcome = evaluate_stored(
             loaded,
             units_of(levels, chosen, source, units),
@@ -207,6 +243,7 @@ def evaluate_from_terminal(
             store,
             environments=environments,
             console=cast(ConsoleName, console),
+            engine=players,
             on_progress=show if sys.stderr.isatty() else None,
         )
     print(summary_line(loaded, outcome.records))

@@ -26,6 +26,7 @@ from mario.evaluation.rule import GateRule
 from mario.evaluation.seeds import Unit, schedule
 from mario.evaluation.wealth import AlphaWealth, replay
 from mario.game.console import ConsoleName, UInt8Array
+from mario.jobs.engines import LOCAL, EvaluationEngine, open_engine
 from mario.jobs.evaluate import evaluate_stored, evaluation_key, task_and_levels
 from mario.jobs.policies import LoadedPolicy, load_policy, random_policy
 from mario.jobs.runtime import Runtime
@@ -84,6 +85,7 @@ def judge(
     *,
     environments: int = 8,
     console: ConsoleName = "native",
+    engine: EvaluationEngine = LOCAL,
     on_units: OnUnits | None = None,
 ) -> GateOutcome:
     """Play confirmation units with both policies until the gate decides, and store the verdict.
@@ -101,6 +103,7 @@ def judge(
         store: keeps episodes and verdict.
         environments: units played at once by each.
         console: which emulator.
+        engine: where units are played; changes no number.
         on_units: called with (units counted, cap, p-value so far) after every round.
 
     Raises:
@@ -124,6 +127,7 @@ def judge(
         store,
         environments=environments,
         console=console,
+        engine=engine,
         on_units=on_units,
     )
     guards = network_guards(challenger, champion, rule)
@@ -171,6 +175,7 @@ def play_gate(
     *,
     environments: int = 8,
     console: ConsoleName = "native",
+    engine: EvaluationEngine = LOCAL,
     on_units: OnUnits | None = None,
 ) -> PlayedGate:
     """Play confirmation units, stored ones not again, until the sequential test is done."""
@@ -182,7 +187,7 @@ def play_gate(
     ]
     pairs: list[PairedUnit] = []
     evaluation_ids = ("", "")
-    for group in _rounds(blocks, environments):
+    for group in _rounds(blocks, engine.at_once(environments)):
         units = [unit.key for unit in group]
         sides = [
             evaluate_stored(
@@ -194,6 +199,7 @@ def play_gate(
                 console=console,
                 planned_units=gate.cap,
                 finish=False,
+                engine=engine,
             )
             for loaded, key in keys
         ]
@@ -374,7 +380,10 @@ def gate_from_terminal(
     """What `mario gate` does; returns the decision."""
     settings = load_config(config) if config is not None else None
     task, levels = task_and_levels(task, settings)
-    with ExperimentStore.open(runtime.database_url) as store:
+    with (
+        ExperimentStore.open(runtime.database_url) as store,
+        open_engine(settings.evaluation if settings else None) as engine,
+    ):
         # What the network answers is a guard of the gate, with a number in the verdict.
         challenger = load_policy(reference, task, runtime, check_golden=False)
         champion = champion_for(challenger, task, runtime, store)
@@ -391,6 +400,7 @@ def gate_from_terminal(
             store,
             environments=settings.evaluation.environments if settings else 8,
             console=cast(ConsoleName, console),
+            engine=engine,
             on_units=show,
         )
     print("\n".join(verdict_lines(outcome)))

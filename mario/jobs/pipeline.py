@@ -11,6 +11,7 @@ from mario.evaluation.protocol import record_frames
 from mario.evaluation.report import pick_episodes
 from mario.evaluation.verdict import Verdict
 from mario.game.recorder import write_mp4
+from mario.jobs.engines import open_engine
 from mario.jobs.evaluate import evaluate_stored, evaluation_key, summary_line, units_of
 from mario.jobs.gate import OnUnits, champion_for, judge, rule_from, verdict_lines
 from mario.jobs.policies import LoadedPolicy, load_policy, random_policy
@@ -107,7 +108,10 @@ def screen_stage(config: ExperimentConfig, version: int, runtime: Runtime) -> st
     loaded = load_policy(str(version), config.task, runtime)
     levels = config.level_names
     count = max(config.evaluation.screening_units, len(levels))
-    with ExperimentStore.open(runtime.database_url) as store:
+    with (
+        ExperimentStore.open(runtime.database_url) as store,
+        open_engine(config.evaluation) as engine,
+    ):
         outcome = evaluate_stored(
             loaded,
             units_of(levels, "screening", "", count),
@@ -115,6 +119,7 @@ def screen_stage(config: ExperimentConfig, version: int, runtime: Runtime) -> st
             store,
             environments=config.evaluation.environments,
             console=config.game.console,
+            engine=engine,
         )
     return summary_line(loaded, outcome.records)
 
@@ -127,7 +132,10 @@ def gate_stage(
     on_units: OnUnits | None = None,
 ) -> Judged:
     """Judge the version against whoever is champion now."""
-    with ExperimentStore.open(runtime.database_url) as store:
+    with (
+        ExperimentStore.open(runtime.database_url) as store,
+        open_engine(config.evaluation) as engine,
+    ):
         # What the network answers is a guard of the gate, with a number in the verdict.
         challenger = load_policy(str(version), config.task, runtime, check_golden=False)
         champion = champion_for(challenger, config.task, runtime, store)
@@ -142,6 +150,7 @@ def gate_stage(
             store,
             environments=config.evaluation.environments,
             console=config.game.console,
+            engine=engine,
             on_units=on_units,
         )
     return Judged(outcome.verdict_id, outcome.verdict.decision, tuple(verdict_lines(outcome)))
