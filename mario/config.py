@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -160,6 +161,9 @@ class SinksConfig(_Section):
     wandb: Literal["off", "offline", "online"] = "off"
 
 
+_SCHEDULER = re.compile(r"^(tcp|tls|ws|wss)://[^/\s]+:\d+$")
+
+
 class EvaluationConfig(_Section):
     """How a version is evaluated under `mario-eval-v1`, and on how many machines.
 
@@ -171,7 +175,7 @@ class EvaluationConfig(_Section):
     action_selection: Literal["greedy", "sample"] = "greedy"
     engine: Literal["local", "dask"] = "local"
     workers: NonNegativeInt = 0  # of a Dask cluster on this machine; 0 = one for each core
-    scheduler: Annotated[str, Field(pattern=r"^(tcp|tls|ws|wss)://[^/\s]+:\d+$")] | None = None
+    scheduler: str | None = None  # address of a Dask scheduler that runs, with workers of its own
 
     @model_validator(mode="after")
     def _engine(self) -> Self:
@@ -180,6 +184,11 @@ class EvaluationConfig(_Section):
             raise ValueError(
                 "evaluation.engine: got local beside workers or scheduler, expected dask with "
                 "them, or neither of them"
+            )
+        if self.scheduler is not None and not _SCHEDULER.match(self.scheduler):
+            raise ValueError(
+                f"evaluation.scheduler: got {self.scheduler!r}, expected an address such as "
+                "tcp://10.0.0.5:8786"
             )
         if self.workers and self.scheduler:
             raise ValueError(

@@ -201,6 +201,18 @@ def shares(
     return [tuple(units[start : start + size]) for start in range(0, len(units), size)]
 
 
+def _distributed() -> Any:
+    """Dask's distributed scheduler, which only those who fan out need to have installed."""
+    try:
+        import distributed
+    except ImportError as error:
+        raise EvaluationError(
+            "got evaluation.engine dask without the package distributed; expected an installation "
+            "with it: pip install 'mario-mlops[flows]', or the engine local"
+        ) from error
+    return distributed
+
+
 class DaskEngine:
     """Plays units on a Dask cluster: one on this machine, one that runs, or one handed in.
 
@@ -222,13 +234,7 @@ class DaskEngine:
         Raises:
             EvaluationError: Dask is not installed.
         """
-        try:
-            import distributed  # noqa: F401
-        except ImportError as error:
-            raise EvaluationError(
-                "got evaluation.engine dask without the package distributed; expected an "
-                "installation with it: pip install 'mario-mlops[flows]', or the engine local"
-            ) from error
+        self._dask = _distributed()
         self._wanted = workers or len(os.sched_getaffinity(0))
         self._scheduler = scheduler
         self._client = client
@@ -287,8 +293,6 @@ class DaskEngine:
             )
         if not units:
             return
-        from distributed import as_completed
-
         client = self._connected()
         payload = client.submit(same, payload_of(loaded), pure=False)
         futures = [
@@ -298,7 +302,7 @@ class DaskEngine:
             for share in shares(units, self.workers(), environments)
         ]
         try:
-            for future in as_completed(futures, loop=client.loop):
+            for future in self._dask.as_completed(futures, loop=client.loop):
                 for record in self._result(future):
                     yield EpisodeRecord.from_dict(record)
                 future.release()
@@ -306,19 +310,17 @@ class DaskEngine:
             client.cancel(futures)
 
     def _result(self, future: Any) -> list[dict[str, Any]]:
-        from distributed import CancelledError, KilledWorker
-
         try:
             records: list[dict[str, Any]] = future.result()
         except MarioError:
             raise
-        except KilledWorker as error:
+        except self._dask.KilledWorker as error:
             raise EvaluationError(
                 f"a task ended {_ALLOWED_FAILURES + 1} workers of the Dask cluster ({error}); "
                 "expected workers that live; see their log: too little memory is the usual "
                 "cause; the same command goes on with what is left"
             ) from error
-        except (CancelledError, ImportError, AttributeError, OSError) as error:
+        except (self._dask.CancelledError, ImportError, AttributeError, OSError) as error:
             raise EvaluationError(
                 f"the Dask cluster failed ({type(error).__name__}: {error}); expected a scheduler "
                 "that stays and workers with this version of mario-mlops; the same command goes on "
@@ -333,13 +335,12 @@ class DaskEngine:
 
     def _connect(self) -> Any:
         import dask
-        from distributed import Client, LocalCluster
 
         address: Any = self._scheduler
         if address is None:
             # Before its scheduler is made, which reads it once.
             with dask.config.set({"distributed.scheduler.allowed-failures": _ALLOWED_FAILURES}):
-                address = LocalCluster(
+                address = self._dask.LocalCluster(
                     n_workers=self._wanted,
                     threads_per_worker=1,
                     processes=True,
@@ -351,7 +352,7 @@ class DaskEngine:
                 )
             self._own.append(address)
         try:
-            client = Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
+            client = self._dask.Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
             self._own.append(client)
             client.wait_for_workers(1, timeout=_CONNECT_SECONDS)
         except (OSError, TimeoutError) as error:

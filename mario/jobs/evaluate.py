@@ -202,10 +202,13 @@ def engine_settings(
     try:
         return EvaluationConfig.model_validate(values)
     except ValidationError as error:
-        faults = "; ".join(fault["msg"].removeprefix("Value error, ") for fault in error.errors())
-        raise ConfigError(
-            f"got --engine {engine}, --workers {workers}, --scheduler {scheduler}: {faults}"
-        ) from None
+        faults = "; ".join(
+            str(fault["ctx"]["error"])
+            if fault["type"] == "value_error"
+            else f"--{fault['loc'][0]}: got {fault['input']!r}, expected {fault['ctx']['expected']}"
+            for fault in error.errors()
+        )
+        raise ConfigError(faults) from None
 
 
 def evaluate_from_terminal(
