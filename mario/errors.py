@@ -59,6 +59,10 @@ class StoreError(MarioError):
     """The database is away, too old, or refuses what was written."""
 
 
+class RunIsBusy(StoreError):
+    """Another process trains this run now."""
+
+
 class RegistryError(MarioError):
     """A model version or alias that cannot be resolved or moved."""
 

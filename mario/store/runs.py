@@ -7,7 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from mario.errors import StoreError
+from mario.errors import RunIsBusy, StoreError
 from mario.store import models
 from mario.store.engine import encode_json, reading, redact, writing
 from mario.store.process import host_name, is_alive, process_id
@@ -101,7 +101,8 @@ class Runs:
             start_steps: environment steps done at the checkpoint that is gone on from.
 
         Raises:
-            StoreError: if the run is unknown, imported, or alive on this machine.
+            StoreError: if the run is unknown or imported.
+            RunIsBusy: if its process is alive on this machine.
         """
         with writing(self._engine) as connection:
             run = models.Run
@@ -124,7 +125,7 @@ class Runs:
             ).one()
             if last.status == "running":
                 if last.pid != process_id() and is_alive(last.host, last.pid):
-                    raise StoreError(
+                    raise RunIsBusy(
                         f"run {run_id} is being trained by process {last.pid} on this machine; "
                         "expected it ended; stop that process first, or start a new run"
                     )
@@ -216,10 +217,15 @@ class Runs:
         Raises:
             StoreError: if it is unknown.
         """
-        runs = self._select(models.Run.id == run_id, limit=1)
-        if not runs:
+        run = self.find(run_id)
+        if run is None:
             raise self._unknown(run_id)
-        return runs[0]
+        return run
+
+    def find(self, run_id: str) -> Run | None:
+        """Read one run; None where it is unknown."""
+        runs = self._select(models.Run.id == run_id, limit=1)
+        return runs[0] if runs else None
 
     def list(
         self, *, task: str | None = None, status: RunStatus | None = None, limit: int = 1_000
