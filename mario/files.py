@@ -77,6 +77,23 @@ def write_synced(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that it has its old content or the new one; the same content costs nothing.
+
+    Raises:
+        OSError: the disk is full, or the place cannot be written; the old content stays.
+    """
+    if path.is_file() and path.read_bytes() == data:
+        return
+    aside = path.with_name(f"{_ASIDE}{path.name}.{os.getpid()}")
+    try:
+        write_synced(aside, data)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
 def sync_folder(path: Path) -> None:
     """Bring a folder's names to the disk itself."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -21,7 +21,7 @@ from mario.journal import READ_BYTES, Journal, Record, decode_line, encode_line
 
 _log = logging.getLogger(__name__)
 
-OVERFLOW_LINES = 200_000
+OVERFLOW_LINES, OVERFLOW_BATCH_LINES = 200_000, 2_000
 FIRST_RETRY_SECONDS = 0.2
 LAST_RETRY_SECONDS = 5.0
 # A writer that has not caught up for so long is behind, whatever its thread is doing.
@@ -124,6 +124,7 @@ class JournaledWriter:
         self._batch_bytes = batch_bytes
         self._flush_seconds = flush_seconds
         self._overflow: deque[bytes] = deque()
+        self._overflow_lock = threading.Lock()
         self._counters = _Counters()
         self._wake = threading.Event()
         self._urgent = threading.Event()
@@ -160,20 +161,33 @@ class JournaledWriter:
             self._observer.waiting(len(self._overflow), 0 if caught_up else max(behind, 0))
 
     def _keep_in_memory(self, lines: Sequence[bytes], error: Exception) -> None:
-        room = OVERFLOW_LINES - len(self._overflow)
-        self._overflow.extend(lines[:room])
+        with self._overflow_lock:
+            room = OVERFLOW_LINES - len(self._overflow)
+            self._overflow.extend(lines[:room])
         self._counters.lost += max(0, len(lines) - room)
         message = f"journal {self._journal.folder}: {error}"
         if message != self._counters.last_error:
             self._counters.last_error = message
             _log.warning("%s; keeping up to %d records in memory", message, OVERFLOW_LINES)
 
-    def sync(self) -> None:
-        """Make what was put durable on the disk; call it before a checkpoint that builds on it."""
+    def sync(self) -> bool:
+        """Make what was put durable on the disk; call it before a checkpoint that builds on it.
+
+        Returns:
+            Whether it is: False while a full disk keeps rows in memory that the receiver, away or
+            slow, has not taken either.
+        """
         try:
+            with self._overflow_lock:
+                if self._overflow:
+                    self._journal.append(b"".join(self._overflow))
+                    self._overflow.clear()
+                    self._wake.set()
             self._journal.sync()
-        except OSError as error:
+        except (OSError, ValueError) as error:
             _log.warning("journal %s cannot be synced: %s", self._journal.folder, error)
+            return False
+        return True
 
     # -- waiting, for ends of runs and for tests --------------------------------------------
 
@@ -192,13 +206,14 @@ class JournaledWriter:
         self._wake.set()
         self._thread.join(timeout=1.0)
         pending = not clean
-        if self._overflow:
-            try:
-                self._journal.append(b"".join(self._overflow))
-                self._overflow.clear()
-                pending = True
-            except (OSError, ValueError):
-                self._counters.lost += len(self._overflow)
+        with self._overflow_lock:
+            if self._overflow:
+                try:
+                    self._journal.append(b"".join(self._overflow))
+                    self._overflow.clear()
+                    pending = True
+                except (OSError, ValueError):
+                    self._counters.lost += len(self._overflow)
         # A thread that hangs in the receiver may still deliver; its files must stay for replay.
         self._journal.close(empty=clean and not self._thread.is_alive() and not pending)
         return self.report(pending=pending)
@@ -273,11 +288,16 @@ class JournaledWriter:
                 self._observer.replayed(len(records))
             self._journal.forget(position)
         while self._overflow and not self._closing.is_set():
-            lines = [self._overflow[index] for index in range(min(len(self._overflow), 2_000))]
+            with self._overflow_lock:
+                count = min(len(self._overflow), OVERFLOW_BATCH_LINES)
+                lines = [self._overflow[index] for index in range(count)]
             decoded = (decode_line(line.rstrip(b"\n")) for line in lines)
             self._deliver_all([record for record in decoded if record is not None])
-            for _ in lines:
-                self._overflow.popleft()
+            with self._overflow_lock:
+                # `sync` may have brought them to the journal meanwhile: then they come twice.
+                for line in lines:
+                    if self._overflow and self._overflow[0] is line:
+                        self._overflow.popleft()
 
     def _deliver_all(self, records: Sequence[Record]) -> None:
         try:

@@ -59,6 +59,7 @@ class TrackingWriter:
         run_name: what people call the run.
         artifact_dir: where an embedded MLflow keeps artefacts.
         on_run: called once with the MLflow run's id, from the writer's thread.
+        replaying: only deliver what an earlier process left; the run is not going on.
         flush_seconds: how long numbers may wait to become a batch.
 
     Raises:
@@ -75,6 +76,7 @@ class TrackingWriter:
         run_name: str,
         artifact_dir: Path | None = None,
         on_run: Callable[[str], None] | None = None,
+        replaying: bool = False,
         flush_seconds: float = 2.0,
     ) -> None:
         self._tracking_uri = tracking_uri
@@ -90,7 +92,8 @@ class TrackingWriter:
             name="mlflow",
             flush_seconds=flush_seconds,
         )
-        self._writer.put([{"tag": {TAG_STATUS: "running"}, "status": "running"}])
+        if not replaying:
+            self._writer.put([{"tag": {TAG_STATUS: "running"}, "status": "running"}])
 
     @property
     def mlflow_run_id(self) -> str | None:

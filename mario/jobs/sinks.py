@@ -10,6 +10,7 @@ from mario.errors import ConfigError
 from mario.game.sb3_vec_env import EpisodeRecord
 from mario.game.state import STATE_FIELDS
 from mario.store.records import (
+    AttemptStartRow,
     CheckpointRow,
     EpisodeRow,
     HealthChangeRow,
@@ -54,6 +55,16 @@ class StoreSink(BaseSink):
         self._attempt = attempt
         self._runs_dir = runs_dir
         self._state: HealthState = "warming"
+
+    def on_start(self, start: RunStart) -> None:
+        """Store which checkpoint the attempt goes on from."""
+        self._writer.put(
+            [
+                AttemptStartRow(
+                    run_id=self._run_id, attempt=self._attempt, start_steps=start.start_steps
+                )
+            ]
+        )
 
     def on_episodes(self, episodes: Sequence[EpisodeRecord]) -> None:
         """Store the episodes."""
@@ -112,9 +123,9 @@ class StoreSink(BaseSink):
             ]
         )
 
-    def flush(self) -> None:
+    def flush(self) -> bool:
         """Make what was written durable on this disk."""
-        self._writer.sync()
+        return self._writer.sync()
 
     def on_end(self, end: RunEnd) -> None:
         """Store the end and close the writer."""

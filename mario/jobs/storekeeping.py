@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mario.errors import RegistryError
 from mario.jobs.runtime import Runtime
+from mario.jobs.tracking import replay_tracking
 from mario.store import migrate
 from mario.store.check import CheckReport, check_store
 from mario.store.engine import redact
@@ -38,6 +39,7 @@ def check(runtime: Runtime, *, replay: bool = False) -> tuple[bool, str]:
     with ExperimentStore.open(runtime.database_url, create=False) as store:
         if replay:
             replay_journals(runtime.database_url, runtime.runs_dir)
+            replay_tracking(store, runtime)
         report = check_store(store, runs_dir=runtime.runs_dir, mark_killed=True)
         _tell_mlflow(store, report, runtime)
     return report.sound, report.text()

@@ -73,9 +73,6 @@ class MlflowSink(BaseSink):
         """Log rates and means."""
         self._writer.metrics(progress.total_steps, progress_metrics(progress))
 
-    def flush(self) -> None:
-        """Nothing: a number lost with the machine's power is no loss to the run."""
-
     def on_end(self, end: RunEnd) -> None:
         """Log how it ended, and wait a little for MLflow."""
         if end.reason:
@@ -151,12 +148,19 @@ class WandbSink(BaseSink):
             dir=str(self._run_dir),
             name=start.config.name,
             config=start.config.model_dump(mode="json"),
+            # Its summary on the terminal would hide this project's own.
+            settings=wandb.Settings(silent=True),
         )
 
     def on_health(self, sample: HealthSample, health: Health) -> None:
         """Log the signals."""
         if self._run is not None:
             self._run.log({**health_metrics(sample), "steps": sample.total_steps})
+
+    def on_selection(self, selection: SelectionDone) -> None:
+        """Log the score."""
+        if self._run is not None:
+            self._run.log({"selection/score": selection.score, "steps": selection.total_steps})
 
     def on_progress(self, progress: Progress) -> None:
         """Log rates and means."""
@@ -166,4 +170,4 @@ class WandbSink(BaseSink):
     def on_end(self, end: RunEnd) -> None:
         """Close the run."""
         if self._run is not None:
-            self._run.finish(exit_code=0 if end.status == "finished" else 1, quiet=True)
+            self._run.finish(exit_code=0 if end.status == "finished" else 1)

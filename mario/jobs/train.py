@@ -26,15 +26,14 @@ from mario.jobs.provenance import git_commit, git_diff, hardware, library_versio
 from mario.jobs.register import ARTEFACT_FOLDER
 from mario.jobs.runtime import Runtime
 from mario.jobs.sinks import PrometheusSink, StoreSink
+from mario.jobs.tracking import open_tracking
 from mario.jobs.tracking_sinks import MlflowSink, TensorBoardSink, WandbSink
 from mario.policy.policy import Policy
 from mario.policy.sb3 import export_artefact
-from mario.registry import model_name
-from mario.store.records import NewRun, Run
+from mario.store.records import NewRun, Run, new_id
 from mario.store.store import ExperimentStore
 from mario.store.writer import StoreWriter, replay_journals
 from mario.telemetry_export import Instruments, StoreMetrics
-from mario.tracking_writer import TrackingWriter
 from mario.training.result import SelectionScore, TrainingResult
 from mario.training.run import CONFIG_FILE
 from mario.training.sinks import BaseSink, Progress, SelectionDone, Status, TrainingSink
@@ -77,6 +76,8 @@ def train_run(
     runtime: Runtime,
     *,
     resume: str | None = None,
+    run_id: str | None = None,
+    parent_run_id: str | None = None,
     stop: threading.Event | None = None,
     on_progress: OnProgress | None = None,
     on_selection: OnSelection | None = None,
@@ -87,6 +88,8 @@ def train_run(
         config: the experiment; when resuming it must be the run's own.
         runtime: where store, tracking and folders are.
         resume: id of the run to go on with.
+        run_id: id of the run to start; None makes one.
+        parent_run_id: the run that this one belongs to, such as a sweep's.
         stop: set to end cleanly with a checkpoint.
         on_progress: called after each update.
         on_selection: called after each judgement on selection seeds.
@@ -98,13 +101,13 @@ def train_run(
     stop = stop or threading.Event()
     with ExperimentStore.open(runtime.database_url) as store:
         replay_journals(runtime.database_url, runtime.runs_dir, timeout_seconds=10.0)
-        run = _begin(config, runtime, store, resume)
+        run = _begin(config, runtime, store, resume, run_id, parent_run_id)
     run_dir = runtime.run_dir(run.id)
     run_dir.mkdir(parents=True, exist_ok=True)
     result = train(
         config,
         run_dir,
-        sinks=_sinks(config, runtime, run, run_dir, on_selection),
+        sinks=open_sinks(config, runtime, run, run_dir, on_selection),
         resume=resume is not None,
         stop=stop,
         progress=on_progress,
@@ -117,7 +120,12 @@ def train_run(
 
 
 def _begin(
-    config: ExperimentConfig, runtime: Runtime, store: ExperimentStore, resume: str | None
+    config: ExperimentConfig,
+    runtime: Runtime,
+    store: ExperimentStore,
+    resume: str | None,
+    run_id: str | None,
+    parent_run_id: str | None,
 ) -> Run:
     """Enter the run, or its next attempt, into the store and into MLflow."""
     if resume is not None:
@@ -128,9 +136,12 @@ def _begin(
                 "the one it was trained in; set MARIO_RUNS_DIR to where it is"
             )
         run = store.runs.resume(resume, start_steps=0)
+    elif run_id is not None and store.runs.find(run_id) is not None:
+        run = store.runs.resume(run_id, start_steps=0)  # killed before it wrote anything
     else:
         run = store.runs.start(
             NewRun(
+                id=run_id or new_id("run"),
                 name=config.name,
                 task=config.task,
                 algorithm=config.algorithm.name,
@@ -140,29 +151,10 @@ def _begin(
                 git_diff=git_diff(),
                 library_versions=library_versions(),
                 hardware=hardware(),
+                parent_run_id=parent_run_id,
             )
         )
     return run
-
-
-def _tracking_writer(
-    config: ExperimentConfig, runtime: Runtime, run: Run, run_dir: Path
-) -> TrackingWriter:
-    """The writer to MLflow; it tells the store which MLflow run it writes into."""
-
-    def remember(mlflow_run_id: str) -> None:
-        with ExperimentStore.open(runtime.database_url) as store:
-            store.runs.set_mlflow_run(run.id, mlflow_run_id)
-
-    return TrackingWriter(
-        runtime.tracking_uri,
-        run_dir,
-        run_id=run.id,
-        experiment=model_name(config.task),
-        run_name=f"{config.name} {run.id}",
-        artifact_dir=runtime.artifact_dir,
-        on_run=remember,
-    )
 
 
 class _SelectionListener(BaseSink):
@@ -176,12 +168,12 @@ class _SelectionListener(BaseSink):
         self._callback(selection)
 
 
-def _sinks(
+def open_sinks(
     config: ExperimentConfig,
     runtime: Runtime,
     run: Run,
     run_dir: Path,
-    on_selection: OnSelection | None,
+    on_selection: OnSelection | None = None,
 ) -> list[TrainingSink]:
     """The sinks that the configuration asks for; one that cannot be made is left out, loudly."""
     attempt = run.attempts[-1].attempt
@@ -190,9 +182,7 @@ def _sinks(
     sinks: list[TrainingSink] = [StoreSink(writer, run.id, attempt, runtime.runs_dir)]
     wanted: list[tuple[str, Callable[[], TrainingSink]]] = []
     if config.sinks.mlflow:
-        wanted.append(
-            ("MLflow", lambda: MlflowSink(_tracking_writer(config, runtime, run, run_dir)))
-        )
+        wanted.append(("MLflow", lambda: _mlflow_sink(runtime, run)))
     if config.sinks.prometheus:
         wanted.append(("Prometheus", lambda: _prometheus_sink(run.id, instruments)))
     if config.sinks.tensorboard:
@@ -208,6 +198,17 @@ def _sinks(
     if on_selection is not None:
         sinks.append(_SelectionListener(on_selection))
     return sinks
+
+
+def _mlflow_sink(runtime: Runtime, run: Run) -> MlflowSink:
+    """Report to MLflow, as a child of the run that this one belongs to."""
+    writer = open_tracking(runtime, run)
+    if run.parent_run_id is not None:
+        with ExperimentStore.open(runtime.database_url) as store:
+            parent = store.runs.get(run.parent_run_id).mlflow_run_id
+        if parent is not None:
+            writer.tags({"mlflow.parentRunId": parent})
+    return MlflowSink(writer)
 
 
 def _prometheus_sink(run_id: str, instruments: Instruments) -> PrometheusSink:

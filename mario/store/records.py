@@ -227,8 +227,23 @@ class HeartbeatRow:
     at: datetime = field(default_factory=utc_now)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttemptStartRow:
+    """Where an attempt really went on from: the steps of the checkpoint that was whole."""
+
+    run_id: str
+    attempt: int
+    start_steps: int
+
+
 TrainingRow = (
-    EpisodeRow | HealthSampleRow | HealthChangeRow | CheckpointRow | RunEndRow | HeartbeatRow
+    EpisodeRow
+    | HealthSampleRow
+    | HealthChangeRow
+    | CheckpointRow
+    | RunEndRow
+    | HeartbeatRow
+    | AttemptStartRow
 )
 
 

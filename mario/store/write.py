@@ -13,6 +13,7 @@ from mario.store import models
 from mario.store.bulk import copy_upsert
 from mario.store.engine import encode_json, writing
 from mario.store.records import (
+    AttemptStartRow,
     CheckpointRow,
     EpisodeRow,
     HealthChangeRow,
@@ -66,6 +67,8 @@ def write_training_rows(engine: sa.Engine, rows: Iterable[TrainingRow]) -> None:
         for kind, table in _TABLES.items():
             if kind in groups:
                 upsert(connection, table, [_values(row) for row in groups[kind]])
+        for start in groups.get(AttemptStartRow, ()):
+            _start(connection, start)
         for heartbeat in _newest_heartbeats(groups.get(HeartbeatRow, ())):
             _beat(connection, heartbeat)
         for end in groups.get(RunEndRow, ()):
@@ -130,6 +133,15 @@ def _newest_heartbeats(rows: Sequence[HeartbeatRow]) -> list[HeartbeatRow]:
     for row in rows:
         newest[row.run_id, row.attempt] = row
     return list(newest.values())
+
+
+def _start(connection: sa.Connection, row: AttemptStartRow) -> None:
+    attempt = models.RunAttempt
+    connection.execute(
+        sa.update(attempt)
+        .where(attempt.run_id == row.run_id, attempt.attempt == row.attempt)
+        .values(start_steps=row.start_steps)
+    )
 
 
 def _beat(connection: sa.Connection, row: HeartbeatRow) -> None:

@@ -23,6 +23,7 @@ from mario.journal_writer import (
 )
 from mario.store.engine import StoreConstraintError, encode_json, make_engine
 from mario.store.records import (
+    AttemptStartRow,
     CheckpointRow,
     EpisodeRow,
     HealthChangeRow,
@@ -43,6 +44,7 @@ _KINDS: dict[str, type] = {
         CheckpointRow,
         RunEndRow,
         HeartbeatRow,
+        AttemptStartRow,
     )
 }
 _FIELDS = {kind: tuple(item.name for item in fields(kind)) for kind in _KINDS.values()}
@@ -53,6 +55,7 @@ TABLE_NAMES = {
     "CheckpointRow": "checkpoints",
     "RunEndRow": "runs",
     "HeartbeatRow": "run_attempts",
+    "AttemptStartRow": "run_attempts",
 }
 _AS_IT_IS = frozenset({str, int, float, bool, type(None)})
 _MOMENTS = ("at", "ended_at")
@@ -146,9 +149,13 @@ class StoreWriter:
         """Take rows; returns at once, raises nothing, survives the process's death."""
         self._writer.put([to_record(row) for row in rows])
 
-    def sync(self) -> None:
-        """Make the rows put so far durable; call it before a checkpoint that builds on them."""
-        self._writer.sync()
+    def sync(self) -> bool:
+        """Make the rows put so far durable; call it before a checkpoint that builds on them.
+
+        Returns:
+            Whether they are; False where neither disk nor database takes them now.
+        """
+        return self._writer.sync()
 
     def flush(self, timeout_seconds: float = 10.0) -> bool:
         """Wait until the rows put so far are in the database; False if that takes too long."""

@@ -16,6 +16,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from mario.config import ExperimentConfig
 from mario.errors import CheckpointError, TrainingError
+from mario.files import clear_unfinished, write_whole
 from mario.game.levels import level as find_level
 from mario.game.sb3_vec_env import EpisodeRecord, GameVecEnv
 from mario.policy.sb3 import TorchPolicy, action_specs
@@ -131,6 +132,8 @@ class TrainingRun:
                 f"{self.folder}: no run to resume; expected the folder of a run, with "
                 f"{CONFIG_FILE} in it; check the path"
             )
+        for kept in (self.folder, checkpoints, self.folder / BEST_FOLDER):
+            clear_unfinished(kept)  # of a killed writer, and in the way where the disk is full
         saved = load_latest(checkpoints)
         if saved is None:
             log.info("%s: killed before its first checkpoint, starting anew", self.folder)
@@ -157,7 +160,7 @@ class TrainingRun:
         elif initial is not None:
             initial(self.model)
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / CONFIG_FILE).write_text(self.config.to_yaml(), encoding="utf-8")
+        write_whole(self.folder / CONFIG_FILE, self.config.to_yaml().encode())
         self.start_steps = self.model.num_timesteps
         self.started = time.monotonic()
         parameters = sum(p.numel() for p in self.model.policy.parameters())
@@ -171,6 +174,11 @@ class TrainingRun:
             status, reason = self._learn()
             self._deliver()
             self._save_last(required=True)
+        except Exception as error:
+            # An error is no result: it goes on to the caller, but the sinks hear how it ended.
+            reason = f"{type(error).__name__}: {error}".splitlines()[0][:500]
+            self.sinks.on_end(RunEnd("failed", reason, self.resume_steps))
+            raise
         finally:
             self.meter.close()
         # What a stop interrupted will be done again: the run stands where its checkpoint is.
@@ -367,7 +375,9 @@ class TrainingRun:
         if self.resume_steps == self.written_steps:
             return
         # Episodes must be durable before a checkpoint that will not play them again.
-        self.sinks.flush()
+        if not self.sinks.flush() and not required:
+            log.warning("%s: not written, the episodes before it are not on the disk", target)
+            return
         info = self._write(target, self.resume_steps, self.resume_point, required=required)
         if info is None:
             return

@@ -19,6 +19,7 @@ from mario.training.health import Health, HealthSample
 log = logging.getLogger(__name__)
 
 Status = Literal["finished", "interrupted", "collapsed", "diverged"]
+EndStatus = Status | Literal["failed"]
 
 
 @dataclass(frozen=True)
@@ -114,12 +115,12 @@ class RunEnd:
     """The run, or this attempt at it, is over.
 
     Attributes:
-        status: how it ended.
+        status: how it ended; `failed` where an error ended it.
         reason: for people; empty when finished.
         total_steps: agent steps done.
     """
 
-    status: Status
+    status: EndStatus
     reason: str
     total_steps: int
 
@@ -154,8 +155,13 @@ class TrainingSink(Protocol):
         """After each update."""
         ...
 
-    def flush(self) -> None:
-        """Make what was heard durable: after this, a checkpoint that builds on it is written."""
+    def flush(self) -> bool:
+        """Make what was heard durable: after this, a checkpoint that builds on it is written.
+
+        Returns:
+            False where that cannot be done now: the checkpoint waits for the next time, since a
+            run resumed from it would not tell these episodes again.
+        """
         ...
 
     def on_end(self, end: RunEnd) -> None:
@@ -184,8 +190,9 @@ class BaseSink:
     def on_progress(self, progress: Progress) -> None:
         """Ignore."""
 
-    def flush(self) -> None:
-        """Ignore."""
+    def flush(self) -> bool:
+        """Nothing is kept, so nothing is lost."""
+        return True
 
     def on_end(self, end: RunEnd) -> None:
         """Ignore."""
@@ -227,18 +234,19 @@ class SinkSet:
         """Tell all sinks."""
         self._tell("on_progress", progress)
 
-    def flush(self) -> None:
-        """Tell all sinks."""
-        self._tell("flush")
+    def flush(self) -> bool:
+        """Tell all sinks; False where one of them says so (one that fails has no say)."""
+        return False not in self._tell("flush")
 
     def on_end(self, end: RunEnd) -> None:
         """Tell all sinks."""
         self._tell("on_end", end)
 
-    def _tell(self, method: str, *what: Any) -> None:
+    def _tell(self, method: str, *what: Any) -> list[Any]:
+        answers = []
         for index, sink in enumerate(self._sinks):
             try:
-                getattr(sink, method)(*what)
+                answers.append(getattr(sink, method)(*what))
             except Exception as error:  # a sink may raise anything; the run goes on
                 self.failures[index] += 1
                 # The first failure and then ever fewer: a dead sink must not flood the log.
@@ -248,3 +256,4 @@ class SinkSet:
                         type(sink).__name__, method, self.failures[index],
                         type(error).__name__, error,
                     )  # fmt: skip
+        return answers

@@ -6,7 +6,6 @@ import math
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,7 +19,9 @@ from mario.registry import ModelRegistry
 from mario.store.store import ExperimentStore
 from mario.tracking import prepare_tracking, tracking_client
 from mario.tracking_writer import TrackingWriter, mark_ended
+from tests.support.mlflow_server import MlflowServer
 from tests.support.onnx_networks import write_test_artefact
+from tests.support.processes import free_port
 from tests.support.store_rows import MODEL, new_run, verdict
 
 
@@ -112,69 +113,18 @@ def test_a_resumed_run_is_the_same_run(tracking_uri: str, tmp_path: Path) -> Non
     assert client.get_run(first).info.status == "KILLED"
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-class _Server:
-    """A real MLflow server in its own process group; started, killed, started again."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.port = _free_port()
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        environment = {
-            **os.environ,
-            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-            "MLFLOW_DISABLE_TELEMETRY": "true",
-        }
-        command = [
-            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1",
-            "--port", str(self.port), "--workers", "1",
-            "--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db",
-            "--artifacts-destination", str(self.folder / "store"),
-        ]  # fmt: skip
-        with (self.folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                command, env=environment, stdout=log, stderr=log, start_new_session=True,
-                cwd=self.folder,
-            )  # fmt: skip
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                if requests.get(f"{self.uri}/health", timeout=2).ok:
-                    return
-            except requests.RequestException:
-                pass
-            if time.monotonic() > deadline or self._process.poll() is not None:
-                raise AssertionError((self.folder / "server.log").read_text()[-2000:])
-            time.sleep(0.2)
-
-    def kill(self) -> None:
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
-
-
 @pytest.fixture
-def server(tmp_path: Path, empty_mlflow: Path) -> Iterator[_Server]:
-    folder = tmp_path / "server"
-    folder.mkdir()
-    shutil.copy(empty_mlflow, folder / "mlflow.db")
-    server = _Server(folder)
+def server(tmp_path: Path, empty_mlflow: Path) -> Iterator[MlflowServer]:
+    server = MlflowServer(tmp_path / "server")
+    shutil.copy(empty_mlflow, server.folder / "mlflow.db")
     server.start()
     yield server
     server.kill()
 
 
 @pytest.mark.slow
-def test_a_real_server_is_killed_and_comes_back(server: _Server, tmp_path: Path) -> None:
+@pytest.mark.timeout(900)  # three starts of a server that takes 7 s alone and minutes in company
+def test_a_real_server_is_killed_and_comes_back(server: MlflowServer, tmp_path: Path) -> None:
     """Metrics and the end are reported while it is away; registration and promotion follow."""
     with ExperimentStore.open(f"sqlite:///{tmp_path}/mario.db") as store:
         run = store.runs.start(new_run())
@@ -234,7 +184,7 @@ def test_mlflow_models_serve_answers(tracking_uri: str, tmp_path: Path) -> None:
         registry = ModelRegistry(tracking_uri, store, tmp_path / "artifacts")
         artefact = write_test_artefact(tmp_path / "artefact", seed=1)
         registry.register(MODEL, artefact.folder)
-    port = _free_port()
+    port = free_port()
     command = [
         sys.executable, "-m", "mlflow", "models", "serve", "-m", f"models:/{MODEL}/1",
         "--env-manager", "local", "--host", "127.0.0.1", "--port", str(port),

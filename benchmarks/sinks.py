@@ -1,0 +1,206 @@
+"""What recording everything costs training: all sinks on against all sinks off, in one run.
+
+    python benchmarks/sinks.py [--quick]
+
+One real training run (the recipe of `make demo`) with the store on a real PostgreSQL, a real MLflow
+server, Prometheus, TensorBoard and Weights & Biases (offline). Segments of a few updates with the
+sinks on and off take turns; at the end of an "on" segment everything that is still on its way to a
+server is waited for, so that no "off" segment pays for it. Two measures, each a median of paired
+ratios: steps a second, and the processor time of this process, PostgreSQL, MLflow and the
+recorders' own processes together, which a busy machine disturbs less. Database and MLflow run on
+the same cores as training; where they have machines of their own, the cost is smaller.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import psutil
+
+from benchmarks._report import Row, finish, print_table, spread, target
+from mario.config import load_config
+from mario.game.sb3_vec_env import EpisodeRecord
+from mario.jobs.runtime import Runtime
+from mario.jobs.train import open_sinks
+from mario.store import migrate
+from mario.store.records import NewRun
+from mario.store.store import ExperimentStore
+from mario.training.health import Health, HealthSample
+from mario.training.sinks import BaseSink, Progress, RunEnd, RunStart, SinkSet, TrainingSink
+from mario.training.trainer import train
+from tests.support.mlflow_server import MlflowServer
+from tests.support.postgres import PostgresServer
+
+ROOT = Path(__file__).resolve().parents[1]
+GOAL_SHARE = 0.03
+WARM_UPDATES = 3
+
+
+class Turns(BaseSink):
+    """Hands everything on while its turn is on, and measures each turn."""
+
+    def __init__(
+        self, sinks: Sequence[TrainingSink], updates: int, pairs: int, roots: Sequence[int],
+        stop: threading.Event,
+    ) -> None:  # fmt: skip
+        self.sinks = SinkSet(sinks)
+        self._writers = [sink._writer for sink in sinks if hasattr(sink, "_writer")]
+        self._updates, self._pairs, self._stop = updates, pairs, stop
+        self._processes = [psutil.Process(pid) for pid in roots]
+        self._left, self.on = WARM_UPDATES, True
+        # Off, on, on, off, …: what drifts over the run hits both alike.
+        orders = ((False, True), (True, False))
+        self._order = [on for pair in range(pairs) for on in orders[pair % 2]]
+        self.turns: list[tuple[bool, float, float]] = []
+        self._begun: tuple[float, float, int] | None = None
+
+    def on_start(self, start: RunStart) -> None:
+        """Hand it on."""
+        self.sinks.on_start(start)
+
+    def on_episodes(self, episodes: Sequence[EpisodeRecord]) -> None:
+        """Hand it on while it is on."""
+        if self.on:
+            self.sinks.on_episodes(episodes)
+
+    def on_health(self, sample: HealthSample, health: Health) -> None:
+        """Hand it on while it is on."""
+        if self.on:
+            self.sinks.on_health(sample, health)
+
+    def on_progress(self, progress: Progress) -> None:
+        """Hand it on while it is on, and end the turn when it is over."""
+        if self.on:
+            self.sinks.on_progress(progress)
+        self._left -= 1
+        if self._left > 0:
+            return
+        if self.on:
+            self._drain()
+        now = (time.perf_counter(), self._processor_seconds(), progress.total_steps)
+        if self._begun is not None:
+            began, spent, steps = self._begun
+            done = now[2] - steps
+            self.turns.append((self.on, done / (now[0] - began), (now[1] - spent) / done * 1e6))
+        if len(self.turns) == len(self._order):
+            self._stop.set()
+            return
+        self.on, self._left = self._order[len(self.turns)], self._updates
+        self._begun = (time.perf_counter(), self._processor_seconds(), progress.total_steps)
+
+    def on_end(self, end: RunEnd) -> None:
+        """Hand it on."""
+        self.sinks.on_end(end)
+
+    def _drain(self) -> None:
+        for writer in self._writers:
+            if hasattr(writer, "report"):
+                assert writer.flush(60), writer.report()
+            else:
+                writer.flush()
+
+    def _processor_seconds(self) -> float:
+        found = {process.pid: process
+                 for root in self._processes
+                 for process in [root, *root.children(recursive=True)]}  # fmt: skip
+        total = 0.0
+        for process in found.values():
+            with suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                total += times.user + times.system
+        return total
+
+
+def pairs_of(turns: Sequence[tuple[bool, float, float]], index: int) -> list[float]:
+    """For each pair of turns, the value with the sinks on over the value with them off."""
+    ratios = []
+    for first, second in zip(turns[::2], turns[1::2], strict=True):
+        on, off = (first, second) if first[0] else (second, first)
+        ratios.append(float(on[index]) / float(off[index]))
+    return ratios
+
+
+def measure(updates: int, pairs: int) -> tuple[list[Row], list[dict[str, Any]]]:
+    """Train with everything on and off in turns."""
+    config = load_config(
+        ROOT / "configs" / "demo.yaml",
+        ("total_steps=1000000000", "selection.units=0", "checkpoint.every_steps=1000000000",
+         "sinks.mlflow=true", "sinks.prometheus=true", "sinks.tensorboard=true",
+         "sinks.wandb=offline", "collapse.action=warn"),
+    )  # fmt: skip
+    postgres = PostgresServer()
+    with tempfile.TemporaryDirectory() as folder:
+        mlflow = MlflowServer(Path(folder) / "mlflow")
+        try:
+            mlflow.start()
+            runtime = Runtime(Path(folder), postgres.url(postgres.create_database()), mlflow.uri)
+            migrate.upgrade(runtime.database_url)
+            with ExperimentStore.open(runtime.database_url) as store:
+                run = store.runs.start(
+                    NewRun(name="benchmark", task=config.task, algorithm="ppo",
+                           config=config.model_dump(mode="json"), config_hash="c" * 64)
+                )  # fmt: skip
+                stop = threading.Event()
+                run_dir = runtime.run_dir(run.id)
+                run_dir.mkdir(parents=True)
+                sinks = open_sinks(config, runtime, run, run_dir)
+                assert len(sinks) == 5, "store, MLflow, Prometheus, TensorBoard, W&B"
+                roots = [psutil.Process().pid, postgres.pid]
+                turns = Turns(sinks, updates, pairs, roots, stop)
+                train(config, run_dir, sinks=[turns], stop=stop)
+                failures = turns.sinks.failures
+                episodes = store.runs.count_episodes(run.id)
+        finally:
+            mlflow.kill()
+            postgres.stop()
+    assert failures == [0] * len(sinks), failures
+    rows: list[Row] = []
+    for on in (False, True):
+        chosen = [turn for turn in turns.turns if turn[0] is on]
+        rows.append({
+            "sinks": "all on" if on else "all off", "turns": len(chosen), "updates": updates,
+            "steps_per_second": spread([turn[1] for turn in chosen]),
+            "processor_microseconds_per_step": spread([turn[2] for turn in chosen]),
+            "episodes_stored": episodes if on else 0,
+        })  # fmt: skip
+    rate, spent = pairs_of(turns.turns, 1), pairs_of(turns.turns, 2)
+    rows.append({"sinks": "cost, share of the rate", "turns": len(rate),
+                 "steps_per_second": spread([1 - ratio for ratio in rate])})  # fmt: skip
+    rows.append({"sinks": "cost, share of processor time", "turns": len(spent),
+                 "processor_microseconds_per_step": spread([r - 1 for r in spent])})  # fmt: skip
+    targets = [
+        target("share of training's rate that all sinks cost, median of pairs", GOAL_SHARE,
+               1 - statistics.median(rate), at_most=True),
+        target("share of processor time that all sinks and their servers add, median of pairs",
+               GOAL_SHARE, statistics.median(spent) - 1, at_most=True),
+    ]  # fmt: skip
+    return rows, targets
+
+
+def main() -> int:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="end within a minute")
+    quick = parser.parse_args().quick
+    rows, targets = measure(1, 2) if quick else measure(4, 12)
+    print_table(
+        "Training with all sinks, and without any", rows,
+        ("sinks", "turns", "updates", "steps_per_second", "processor_microseconds_per_step",
+         "episodes_stored"),
+    )  # fmt: skip
+    return finish("sinks", rows, targets, quick=quick)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

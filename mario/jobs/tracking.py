@@ -1,0 +1,61 @@
+"""A run's writer to MLflow, while it trains and for what a killed process left in its journal."""
+
+from __future__ import annotations
+
+import logging
+
+from mario.errors import StoreError
+from mario.jobs.runtime import Runtime
+from mario.journal import pending_journals
+from mario.registry import model_name
+from mario.store.records import Run
+from mario.store.store import ExperimentStore
+from mario.tracking_writer import JOURNAL_FOLDER, TrackingWriter
+
+log = logging.getLogger(__name__)
+
+
+def open_tracking(runtime: Runtime, run: Run, *, replaying: bool = False) -> TrackingWriter:
+    """Open the writer; it tells the store which MLflow run it writes into.
+
+    Args:
+        runtime: where store, tracking and folders are.
+        run: the run, as the store has it.
+        replaying: the run is not going on, only its journal is delivered.
+
+    Raises:
+        StoreError: another process writes the journal.
+    """
+
+    def remember(mlflow_run_id: str) -> None:
+        with ExperimentStore.open(runtime.database_url) as store:
+            store.runs.set_mlflow_run(run.id, mlflow_run_id)
+
+    return TrackingWriter(
+        runtime.tracking_uri,
+        runtime.run_dir(run.id),
+        run_id=run.id,
+        experiment=model_name(run.task),
+        run_name=f"{run.name} {run.id}",
+        artifact_dir=runtime.artifact_dir,
+        on_run=remember,
+        replaying=replaying,
+    )
+
+
+def replay_tracking(
+    store: ExperimentStore, runtime: Runtime, *, timeout_seconds: float = 60.0
+) -> None:
+    """Deliver what killed processes left in MLflow's journals; what cannot be stays there."""
+    for folder in pending_journals(runtime.runs_dir):
+        if folder.name != JOURNAL_FOLDER:
+            continue
+        try:
+            run = store.runs.get(folder.parent.name)
+            writer = open_tracking(runtime, run, replaying=True)
+        except StoreError as error:  # of no run, or of one that is being trained
+            log.info("%s is left alone: %s", folder, error)
+            continue
+        report = writer.close(timeout_seconds)
+        if report.pending:
+            log.warning("%s is not delivered yet: %s", folder, report.last_error or "no answer")
