@@ -24,6 +24,7 @@ from mario.cli_options import (
     TaskOption,
 )
 from mario.cli_pipeline import pipeline
+from mario.cli_sweep import sweep_app
 from mario.cli_versions import registry_app, store_app
 from mario.errors import MarioError
 
@@ -42,6 +43,7 @@ app = typer.Typer(
 )
 app.add_typer(registry_app, name="registry")
 app.add_typer(store_app, name="store")
+app.add_typer(sweep_app, name="sweep")
 
 
 @app.command()

@@ -360,13 +360,29 @@ def load_config(path: Path | str, overrides: tuple[str, ...] = ()) -> Experiment
     Raises:
         ConfigError: the file cannot be read, or does not describe an experiment that can be run.
     """
+    return parse_config(load_yaml(path, overrides), str(path))
+
+
+def load_yaml(
+    path: Path | str, overrides: tuple[str, ...] = (), *, expected: str = "`name:`, `total_steps:`"
+) -> dict[str, Any]:
+    """Read a YAML file of keys and values.
+
+    Args:
+        path: the file.
+        overrides: ``"key.sub=value"`` each, the value read as YAML; they win over the file.
+        expected: keys that such a file has, for the error message.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds something else.
+    """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         known = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml"))) or "none there"
         raise ConfigError(
-            f"{path}: no such file; expected an experiment's YAML (found: {known})"
+            f"{path}: no such file; expected a YAML with {expected} (found: {known})"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
@@ -382,11 +398,11 @@ def load_config(path: Path | str, overrides: tuple[str, ...] = ()) -> Experiment
     if not isinstance(values, dict):
         raise ConfigError(
             f"{path}: got {type(values).__name__} at the top, expected keys and values such as "
-            "`name:` and `total_steps:`"
+            f"{expected}"
         )
     for override in overrides:
         _apply(values, override)
-    return parse_config(values, str(path))
+    return values
 
 
 def parse_config(values: dict[str, Any], source: str) -> ExperimentConfig:

@@ -185,7 +185,7 @@ def same(payload: PolicyPayload) -> PolicyPayload:
 def shares(
     units: Sequence[tuple[str, int]], workers: int, environments: int
 ) -> list[tuple[tuple[str, int], ...]]:
-    """Divide units into tasks: some for each worker, none above two batches.
+    """Divide units into tasks: some for each worker, none above four batches.
 
     Args:
         units: (level, seed) each.
@@ -197,7 +197,7 @@ def shares(
         (('1-1', 0), ('1-1', 1))
     """
     wanted = -(-len(units) // (workers * _TASKS_A_WORKER))
-    size = max(1, min(2 * environments, wanted))
+    size = max(1, min(4 * environments, wanted))
     return [tuple(units[start : start + size]) for start in range(0, len(units), size)]
 
 

@@ -156,7 +156,7 @@ def test_tasks_hold_every_unit_once_and_in_order() -> None:
         for environments in (1, 8):
             tasks = shares(UNITS, workers, environments)
             assert [unit for task in tasks for unit in task] == list(UNITS)
-            assert max(map(len, tasks)) <= 2 * environments
+            assert max(map(len, tasks)) <= 4 * environments
     assert len(shares(UNITS, 4, 8)) >= 4
 
 
