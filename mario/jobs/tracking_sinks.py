@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from mario.training.sinks import BaseSink, Progress, RunEnd, RunStart, Selection
 
 log = logging.getLogger(__name__)
 
-_CLOSE_SECONDS = 4.0
+#: As for the store: a run that was told to end does not wait long.
+_CLOSE_SECONDS, _CLOSE_SECONDS_INTERRUPTED = 20.0, 2.0
 
 
 def health_metrics(sample: HealthSample) -> dict[str, float]:
@@ -78,12 +80,16 @@ class MlflowSink(BaseSink):
         if end.reason:
             self._writer.tags({"mario.status_reason": end.reason})
         self._writer.end(end.status)
-        report = self._writer.close(_CLOSE_SECONDS)
+        report = self._writer.close(_patience_seconds(end))
         if report.pending:
             log.warning(
                 "MLflow did not take everything in time (%s); the rest is in the run's journal",
                 report.last_error or "no answer",
             )
+
+
+def _patience_seconds(end: RunEnd) -> float:
+    return _CLOSE_SECONDS_INTERRUPTED if end.status == "interrupted" else _CLOSE_SECONDS
 
 
 def _plain(values: dict[str, Any]) -> dict[str, str]:
@@ -169,5 +175,15 @@ class WandbSink(BaseSink):
 
     def on_end(self, end: RunEnd) -> None:
         """Close the run."""
-        if self._run is not None:
-            self._run.finish(exit_code=0 if end.status == "finished" else 1)
+        if self._run is None:
+            return
+        # Online, and with the network away, `finish` waits for as long as that lasts.
+        finish = threading.Thread(
+            target=self._run.finish,
+            kwargs={"exit_code": 0 if end.status == "finished" else 1},
+            daemon=True,
+        )
+        finish.start()
+        finish.join(_patience_seconds(end))
+        if finish.is_alive():
+            log.warning("Weights & Biases did not take everything in time; `wandb sync` sends it")
