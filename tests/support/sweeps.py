@@ -1,0 +1,76 @@
+"""Small sweeps for tests, and a worker that dies in the middle of a trial.
+
+python -m tests.support.sweeps DATABASE_URL SWEEP_YAML
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from optuna.trial import Trial
+
+from mario.jobs.sweep_config import Sweep, load_sweep
+from mario.jobs.sweep_study import SweepStudy
+
+#: Trials of a second or two: a tiny network, short episodes, no metrics page.
+SMALL: dict[str, Any] = {
+    "total_steps": 512,
+    "environments": 2,
+    "selection.every_steps": 128,
+    "selection.units": 1,
+    "checkpoint.every_steps": 128,
+    "algorithm.n_steps": 32,
+    "algorithm.batch_size": 32,
+    "network.threads": 1,
+    "network.features": "tiny",
+    "game.max_steps": 40,
+    "sinks.prometheus": False,
+    "collapse.action": "warn",
+}
+SPACE: dict[str, Any] = {
+    "algorithm.learning_rate": {"kind": "float", "low": 5e-5, "high": 2e-3, "log": True},
+    "algorithm.n_epochs": {"kind": "int", "low": 1, "high": 2},
+    "algorithm.batch_size": {"kind": "categorical", "choices": [16, 32]},
+}
+EXPERIMENT = Path(__file__).parents[2] / "configs" / "smoke.yaml"
+
+
+def write_sweep(path: Path, *, small: dict[str, Any] | None = None, **changes: Any) -> Path:
+    """Write a sweep's YAML: `small` changes the experiment, `changes` the sweep."""
+    values: dict[str, Any] = {
+        "experiment": str(EXPERIMENT),
+        "overrides": SMALL | (small or {}),
+        "trials": 5,
+        "space": SPACE,
+        "sampler": {"startup_trials": 3, "seed": 7},
+        "pruner": {"name": "none"},
+        "heartbeat_seconds": 1,
+        "grace_seconds": 3,
+    }
+    path.write_text(yaml.safe_dump(values | changes))
+    return path
+
+
+def small_sweep(folder: Path, **changes: Any) -> Sweep:
+    """A sweep in memory."""
+    return load_sweep(write_sweep(folder / "sweep.yaml", **changes))
+
+
+def main() -> None:
+    """Claim a trial, say its number, and die by SIGKILL."""
+
+    def die(trial: Trial) -> float:
+        print(trial.number, trial.user_attrs["values"], flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+        return 0.0
+
+    SweepStudy("killed", load_sweep(sys.argv[2]), sys.argv[1]).next(lambda trial: None, die)
+
+
+if __name__ == "__main__":
+    main()
