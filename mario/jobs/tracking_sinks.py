@@ -177,12 +177,12 @@ class WandbSink(BaseSink):
         """Close the run."""
         if self._run is None:
             return
-        # Online, and with the network away, `finish` waits for as long as that lasts.
-        finish = threading.Thread(
-            target=self._run.finish,
-            kwargs={"exit_code": 0 if end.status == "finished" else 1},
-            daemon=True,
-        )
+        exit_code = 0 if end.status == "finished" else 1
+        if self._mode == "offline":
+            self._run.finish(exit_code=exit_code)
+            return
+        # With the network away `finish` waits for as long as that lasts.
+        finish = threading.Thread(target=self._run.finish, args=(exit_code,), daemon=True)
         finish.start()
         finish.join(_patience_seconds(end))
         if finish.is_alive():
