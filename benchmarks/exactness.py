@@ -4,8 +4,10 @@
 
 Every level is played again and again: along a playthrough to its flag or axe, off it half-way, and
 on at random. Memory and picture are compared after each frame, and now and then the native console
-is replaced by one restored from its save-state. One difference ends the run. nes-py takes about an
-hour of two cores for it; `--minutes` stops earlier and says how far it came.
+is replaced by one restored from its save-state. One difference ends the run. nes-py takes more than
+an hour of two cores for it; `--minutes` stops earlier and says how far it came. The same sources of
+nes-py, compiled with a profile (`scripts/fast_oracle.sh build/oracle`), take half as long:
+`PYTHONPATH=build/oracle python benchmarks/exactness.py`. The result says which build was played.
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ import multiprocessing
 import sys
 import time
 from collections import defaultdict
+from importlib.metadata import version
 from pathlib import Path
+
+import nes_py
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -32,6 +37,13 @@ def play_one(job: tuple[str | None, int]) -> tuple[str, dict[str, int]]:
     """Play one level once; raises Divergence when the consoles differ."""
     level, seed = job
     return level or "whole game", play(LockstepConsole(seed), level, FRAMES_PER_PLAY, seed)
+
+
+def oracle_build() -> str:
+    """Which build of nes-py is played: its version and how its library was made."""
+    note = Path(nes_py.__file__).with_name("BUILD")
+    how = note.read_text().strip() if note.exists() else "as installed"
+    return f"nes-py {version('nes-py')}, {how}"
 
 
 def main() -> int:
@@ -66,7 +78,8 @@ def main() -> int:
         if level in counts
     ]
     total = {name: sum(int(row[name]) for row in rows) for name in COUNTS}
-    rows.append({"level": "all", **total})
+    rows.append({"level": "all", **total, "oracle": oracle_build()})
+    print(f"the oracle: {oracle_build()}")
     print_table("Frames compared, all equal", rows, ("level", *COUNTS))
     targets = [
         target("frames compared without a difference", goal, total["frames"]),

@@ -103,7 +103,12 @@ class NesPyConsole:
 
     def screen_rgb(self) -> UInt8Array:
         """Copy the picture: uint8 (240, 256, 3)."""
-        return np.array(self._env.screen, dtype=np.uint8)
+        screen = self._env.screen
+        copy = np.empty(screen.shape, np.uint8)
+        # The view's channels lie backwards; by channel NumPy copies rows instead of single pixels.
+        for channel in range(screen.shape[-1]):
+            copy[..., channel] = screen[..., channel]
+        return copy
 
     def screen_grey(self) -> UInt8Array:
         """Copy the picture in grey: uint8 (240, 256)."""

@@ -76,14 +76,14 @@ class LockstepConsole:
         self._compare(0)
 
     def _compare(self, buttons: int) -> None:
-        if not np.array_equal(self.native.ram, self.oracle.ram):
+        if self.native.ram.tobytes() != self.oracle.ram.tobytes():
             where = np.flatnonzero(self.native.ram != self.oracle.ram)
             raise Divergence(
                 f"frame {self.frames}, buttons {buttons:#04x}: memory differs at "
                 f"{[hex(a) for a in where[:8]]} ({len(where)} bytes)"
             )
         ours, theirs = self.native.screen_rgb(), self.oracle.screen_rgb()
-        if not np.array_equal(ours, theirs):
+        if ours.tobytes() != theirs.tobytes():
             rows, columns = np.nonzero((ours != theirs).any(axis=-1))
             raise Divergence(
                 f"frame {self.frames}, buttons {buttons:#04x}: picture differs in {len(rows)} "
