@@ -15,6 +15,7 @@ from typing import Annotated
 
 import typer
 
+from mario.cli_flows import flows_app
 from mario.cli_options import (
     ConfigOption,
     OptionalTaskOption,
@@ -41,6 +42,7 @@ app = typer.Typer(
         "kept the champion."
     ),
 )
+app.add_typer(flows_app, name="flows")
 app.add_typer(registry_app, name="registry")
 app.add_typer(store_app, name="store")
 app.add_typer(sweep_app, name="sweep")

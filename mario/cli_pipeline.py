@@ -38,14 +38,14 @@ def pipeline(
     loaded = load_config(config, tuple(set_ or ()))  # refused before Prefect is started
     runtime = Runtime.from_environment()
     with _prefect(runtime) as ready:
-        from flows.pipeline import PipelineParameters
-        from flows.pipeline import pipeline as flow
+        from flows.parameters import PipelineParameters
+        from flows.pipeline import run_pipeline
 
         parameters = PipelineParameters(
             config=str(config), overrides=tuple(set_ or ()), next_seed=next_seed
         )
         ready()
-        result = flow(parameters)
+        result = run_pipeline(parameters)
     served, failed = None, None
     if try_serving:
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,29 +18,9 @@ from mario.jobs.register import register_run
 from mario.jobs.report import counted_pairs, report_verdict
 from mario.jobs.runtime import Runtime
 from mario.jobs.summary import write_summary
-from mario.jobs.train import OnProgress, OnSelection, train_run
 from mario.jobs.versions import open_registry
 from mario.registry import model_name
 from mario.store.store import ExperimentStore
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What the training stage hands on.
-
-    Attributes:
-        run_id: the run.
-        status: finished, interrupted, collapsed or diverged.
-        reason: why, where it did not finish.
-        total_steps: agent steps trained.
-        steps_per_second: their rate.
-    """
-
-    run_id: str
-    status: str
-    reason: str
-    total_steps: int
-    steps_per_second: float
 
 
 @dataclass(frozen=True)
@@ -70,30 +49,6 @@ def prepare(config: ExperimentConfig, runtime: Runtime) -> tuple[str, ...]:
     with open_registry(runtime) as registry:
         repairs = registry.reconcile(model_name(config.task))
     return tuple(repair.what for repair in repairs)
-
-
-def train_stage(
-    config: ExperimentConfig,
-    runtime: Runtime,
-    *,
-    resume: str | None = None,
-    stop: threading.Event | None = None,
-    on_progress: OnProgress | None = None,
-    on_selection: OnSelection | None = None,
-) -> Trained:
-    """Train; see `mario.jobs.train.train_run`."""
-    outcome = train_run(
-        config,
-        runtime,
-        resume=resume,
-        stop=stop,
-        on_progress=on_progress,
-        on_selection=on_selection,
-    )
-    result = outcome.result
-    return Trained(
-        outcome.run_id, result.status, result.reason, result.total_steps, result.steps_per_second
-    )
 
 
 def register_stage(run_id: str, runtime: Runtime) -> int:

@@ -1,0 +1,206 @@
+"""What flows decide, in plain functions that know nothing of Prefect.
+
+Which training run belongs to a flow run, what is tried again, how a run ends, what it needs.
+"""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+from uuid import UUID
+
+from mario.config import DQNConfig, ExperimentConfig
+from mario.errors import MarioError, RunIsBusy
+from mario.store.engine import StoreUnavailableError
+
+#: How often a flow run may begin, the first time included; each crash costs one.
+MAX_ATTEMPTS = 4
+#: Waits before a stage of a deployed flow run is tried again, in s.
+RETRY_DELAYS_SECONDS = (10, 30, 90, 180)
+#: How often a version is judged anew as another one was promoted meanwhile.
+MAX_JUDGEMENTS = 3
+
+StateType = Literal["COMPLETED", "FAILED", "CANCELLED", "CRASHED"]
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a flow run ends.
+
+    Attributes:
+        type: what Prefect makes of it.
+        name: what the state is called.
+        message: why, in words.
+    """
+
+    type: StateType
+    name: str
+    message: str
+
+
+def run_id_for(flow_run_id: UUID | str) -> str:
+    """The training run that belongs to a flow run: the same in each of its attempts."""
+    return f"run-{UUID(str(flow_run_id)).hex}"
+
+
+def worth_retrying(error: BaseException) -> bool:
+    """Whether the same call may succeed later: something was away, nothing was wrong.
+
+    What a person has to mend (a bad configuration, a broken artefact, another promoter's success)
+    stays as it is however often it is tried.
+    """
+    if isinstance(error, StoreUnavailableError | RunIsBusy):
+        return True
+    if isinstance(error, MarioError):
+        return False
+    if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
+        return False
+    if isinstance(error, OSError | TimeoutError | sqlite3.OperationalError):
+        return True
+    # Names, so that no client library is imported to recognise its errors.
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"OperationalError", "TransportError", "ConnectionError"})
+
+
+def ending_of_training(status: str, reason: str, run_id: str, steps: int) -> Ending | None:
+    """How a flow run ends after training; None where it goes on.
+
+    A collapse is a result, with a name of its own: nothing failed, and trying again would give
+    the same.
+    """
+    if status == "finished":
+        return None
+    if status in ("collapsed", "diverged"):
+        return Ending(
+            "CANCELLED",
+            "Collapsed",
+            f"run {run_id} {status} after {steps:,} steps: {reason}; its best checkpoint is kept",
+        )
+    return Ending(
+        "CANCELLED",
+        "Interrupted",
+        f"run {run_id} was interrupted at {steps:,} steps; go on with: "
+        f"mario train --resume {run_id}",
+    )
+
+
+def ending_of_stop(ending: Ending, *, deployed: bool, cancelling: bool) -> Ending:
+    """How a flow run ends that was told to stop.
+
+    A person who cancels means it. A machine that shuts down (an evicted pod, a worker that is
+    restarted) stops a deployed run in the same way, and that run is to be gone on with.
+    """
+    if not deployed or cancelling:
+        return ending
+    return Ending("CRASHED", "Crashed", f"stopped from outside: {ending.message}")
+
+
+def ending_of_verdict(decision: str, version: int, lines: Sequence[str]) -> Ending:
+    """How a pipeline ends once the gate has spoken: both are good ends."""
+    name = {"promote": "Promoted", "same": "Unchanged"}.get(decision, "Kept")
+    said = lines[0] if lines else decision
+    return Ending("COMPLETED", name, f"version {version}: {said}")
+
+
+def ending_of_drift(drifted: bool, lines: Sequence[str]) -> Ending:
+    """How a night's look at the champion ends: an alarm is a failure, with a name of its own."""
+    message = " ".join(lines)
+    return (
+        Ending("FAILED", "Drifted", message) if drifted else Ending("COMPLETED", "Steady", message)
+    )
+
+
+def gave_up(run_count: int) -> Ending | None:
+    """The end of a flow run that crashed too often; None while it may go on."""
+    if run_count <= MAX_ATTEMPTS:
+        return None
+    return Ending(
+        "FAILED",
+        "Failed",
+        f"got attempt {run_count} of this flow run; expected at most {MAX_ATTEMPTS}; look at why "
+        "the others crashed, and start it again by hand",
+    )
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a flow run asks of a machine.
+
+    Attributes:
+        gpus: accelerators.
+        memory_gib: main memory.
+        shared_memory_gib: `/dev/shm`, where processes of PyTorch meet.
+        cpus: cores.
+    """
+
+    gpus: int
+    memory_gib: int
+    shared_memory_gib: int
+    cpus: int
+
+
+def resources_for(config: ExperimentConfig | None) -> Resources:
+    """What training an experiment needs; without one, what evaluation and judging need.
+
+    Memory is 4 GiB for libraries and networks, 16 MiB an environment, and for DQN the replay
+    buffer: one new 84 × 84 frame a step and as much again for what belongs to it.
+    """
+    if config is None:
+        return Resources(gpus=0, memory_gib=4, shared_memory_gib=1, cpus=2)
+    mebibytes = 4096.0 + 16 * config.environments
+    if isinstance(config.algorithm, DQNConfig):
+        mebibytes += 2 * config.algorithm.buffer_size * 84 * 84 / 2**20
+    return Resources(
+        gpus=0 if config.network.device == "cpu" else 1,
+        memory_gib=math.ceil(mebibytes / 1024),
+        shared_memory_gib=1 if config.network.device == "cpu" else 2,
+        cpus=max(2, min(16, config.environments // 4)),
+    )
+
+
+def job_variables(pool_type: str, needs: Resources) -> dict[str, Any]:
+    """Say what a flow run needs in the words of a kind of work pool (see `flows/pools.py`)."""
+    if pool_type == "docker":
+        gpus = [{"Driver": "nvidia", "Count": needs.gpus, "Capabilities": [["gpu"]]}]
+        return {
+            "device_requests": gpus if needs.gpus else [],
+            "mem_limit": f"{needs.memory_gib}g",
+            "shm_size": f"{needs.shared_memory_gib}g",
+        }
+    if pool_type == "kubernetes":
+        anywhere: dict[str, Any] = {} if needs.gpus else {"node_selector": {}, "tolerations": []}
+        return {
+            **anywhere,
+            "gpus": needs.gpus,
+            "cpu_request": str(needs.cpus),
+            "cpu_limit": str(2 * needs.cpus),
+            "memory_request": f"{needs.memory_gib}Gi",
+            "memory_limit": f"{2 * needs.memory_gib}Gi",
+            "shared_memory": f"{needs.shared_memory_gib}Gi",
+        }
+    return {}
+
+
+def progress_percent(steps: int, target_steps: int) -> float:
+    """Share of a run that is done, 0 to 100."""
+    return 100.0 * min(1.0, steps / target_steps) if target_steps > 0 else 100.0
+
+
+def differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of what is not as wanted; what only the server has does not count."""
+    return tuple(
+        sorted(name for name, value in wanted.items() if not _holds(value, found.get(name)))
+    )
+
+
+def _holds(wanted: Any, found: Any) -> bool:
+    if isinstance(wanted, Mapping) and isinstance(found, Mapping):
+        return not differences(wanted, found)
+    if isinstance(wanted, list) and isinstance(found, list):
+        return len(wanted) == len(found) and all(
+            _holds(mine, theirs) for mine, theirs in zip(wanted, found, strict=True)
+        )
+    return bool(wanted == found)

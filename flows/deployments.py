@@ -1,0 +1,179 @@
+"""Deployments as documents, read from `prefect.yaml`: what runs, where, when, with what.
+
+`prefect.yaml` is what `prefect deploy` reads too. What is filled in here is what only the code or
+the checkout knows: version and tags from git, the form of the parameters, the working tree, and
+what the experiment of a container needs of its machine.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from prefect.flows import Flow
+from prefect.utilities.callables import parameter_schema
+
+from flows.decisions import job_variables, resources_for
+from flows.pools import IMAGE_HOME
+from mario.config import load_config
+from mario.errors import ConfigError, FlowError
+
+Document = dict[str, Any]
+
+_VARIABLE = re.compile(r"\{\{\s*\$(\w+)\s*\}\}")
+
+
+def load_deployments(
+    file: Path, *, root: Path | None = None, environment: Mapping[str, str] | None = None
+) -> tuple[Document, ...]:
+    """Read the deployments, each as Prefect's API takes it, with the flow's name as `flow_name`.
+
+    Args:
+        file: `prefect.yaml`.
+        root: the working tree that flow runs of process workers use; None: MARIO_HOME, else the
+            folder of `file`.
+        environment: fills in ``{{ $NAME }}``; None: this process's.
+
+    Raises:
+        FlowError: the file is missing or not what was expected.
+        ConfigError: a deployment names an experiment that is none.
+    """
+    known = dict(os.environ if environment is None else environment)
+    home = root or Path(known.get("MARIO_HOME") or file.resolve().parent)
+    known.setdefault("MARIO_HOME", str(home))
+    known.setdefault("MARIO_GIT_COMMIT", "unknown")
+    if described := describe_checkout(home):
+        known["MARIO_GIT_COMMIT"] = described["version"]
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        entries = content["deployments"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise FlowError(
+            f"got {type(error).__name__} from {file}: {error}; expected Prefect's deployments; run "
+            "it in the folder of prefect.yaml, or name the file (--file)"
+        ) from None
+    pull = content.get("pull")
+    tags = [f"git:{described['branch']}"] if described and described.get("branch") else []
+    return tuple(
+        _document(_filled(entry, known), _filled(pull, known), home, tags) for entry in entries
+    )
+
+
+def describe_checkout(folder: Path) -> dict[str, str] | None:
+    """Version (tag, commits since, commit, whether changed) and branch; None outside git."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        return {
+            "version": git("describe", "--always", "--tags", "--dirty"),
+            "branch": git("rev-parse", "--abbrev-ref", "HEAD"),
+        }
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def load_flow(entrypoint: str) -> Flow[Any, Any]:
+    """Import the flow that ``flows/file.py:name`` means.
+
+    Raises:
+        FlowError: there is none.
+    """
+    path, _, name = entrypoint.partition(":")
+    try:
+        module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
+        found = getattr(module, name)
+    except (ImportError, AttributeError) as error:
+        raise FlowError(
+            f"got entrypoint {entrypoint!r} ({error}); expected flows/FILE.py:FLOW; correct "
+            "prefect.yaml"
+        ) from None
+    if not isinstance(found, Flow):
+        raise FlowError(f"got entrypoint {entrypoint!r}, which is no flow; correct prefect.yaml")
+    return found
+
+
+def _document(entry: Document, pull: Any, home: Path, git_tags: list[str]) -> Document:
+    flow = load_flow(entry["entrypoint"])
+    parameters = entry.get("parameters") or {}
+    try:
+        flow.validate_parameters(dict(parameters))
+    except Exception as error:  # Prefect raises its own kinds
+        raise FlowError(
+            f"deployment {entry['name']}: got parameters that the flow refuses ({error}); expected "
+            "those of flows/parameters.py; correct prefect.yaml"
+        ) from None
+    work_pool = entry.get("work_pool") or {}
+    kind = work_pool.get("name", "process")
+    needs = job_variables(kind, resources_for(_experiment(parameters, home, work_pool)))
+    return {
+        "flow_name": flow.name,
+        "name": entry["name"],
+        "description": entry.get("description"),
+        "version": entry.get("version"),
+        "tags": sorted({*entry.get("tags", ()), *git_tags}),
+        "entrypoint": entry["entrypoint"],
+        "parameters": parameters,
+        "parameter_openapi_schema": parameter_schema(flow).model_dump_for_openapi(),
+        "enforce_parameter_schema": bool(entry.get("enforce_parameter_schema", True)),
+        "work_pool_name": kind,
+        "work_queue_name": work_pool.get("work_queue_name", "default"),
+        # What prefect.yaml says wins over what was worked out.
+        "job_variables": {**needs, **(work_pool.get("job_variables") or {})},
+        "pull_steps": _pull(entry.get("pull", pull), kind),
+        "schedules": [_schedule(schedule) for schedule in entry.get("schedules") or ()],
+    }
+
+
+def _experiment(parameters: Document, home: Path, work_pool: Document) -> Any:
+    """The experiment that a GPU queue's deployment trains; None for the rest."""
+    name = (parameters.get("parameters") or {}).get("config")
+    if work_pool.get("work_queue_name") != "gpu" or name is None:
+        return None
+    path = Path(name) if Path(name).is_absolute() else home / name
+    try:
+        return load_config(path)
+    except ConfigError:
+        if not path.exists():
+            return None  # it lies in the image only
+        raise
+
+
+def _pull(steps: Any, kind: str) -> Any:
+    """The working tree of containers is the image's, whoever deploys."""
+    if kind == "process" or not steps:
+        return steps
+    step = "prefect.deployments.steps.set_working_directory"
+    return [{step: {"directory": IMAGE_HOME}} if step in each else each for each in steps]
+
+
+def _schedule(entry: Document) -> Document:
+    return {
+        "slug": entry.get("slug") or re.sub(r"[^a-z0-9]+", "-", entry["cron"].lower()).strip("-"),
+        "active": bool(entry.get("active", True)),
+        "schedule": {
+            "cron": entry["cron"],
+            "timezone": entry.get("timezone", "UTC"),
+            "day_or": bool(entry.get("day_or", True)),
+        },
+    }
+
+
+def _filled(value: Any, known: Mapping[str, str]) -> Any:
+    if isinstance(value, str):
+        return _VARIABLE.sub(lambda found: known.get(found[1], ""), value)
+    if isinstance(value, list):
+        return [_filled(each, known) for each in value]
+    if isinstance(value, dict):
+        return {name: _filled(each, known) for name, each in value.items()}
+    return value

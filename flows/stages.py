@@ -1,0 +1,268 @@
+"""The stages as Prefect tasks, and what all flows share: identity, states, retries, events."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from prefect import get_run_logger, task
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State, StateType
+from prefect.events import emit_event
+from prefect.runtime import deployment, flow_run
+
+from flows.decisions import (
+    MAX_JUDGEMENTS,
+    RETRY_DELAYS_SECONDS,
+    Ending,
+    gave_up,
+    run_id_for,
+    worth_retrying,
+)
+from flows.parameters import TrainParameters
+from flows.reporting import TrainingProgress, file_link, mlflow_link, show_training, show_verdict
+from mario.config import ExperimentConfig, load_config
+from mario.errors import PromotionConflict
+from mario.jobs import pipeline as jobs
+from mario.jobs.attempts import Trained, experiment_of_attempt, train_attempt
+from mario.jobs.promote import promote_verdict
+from mario.jobs.runtime import Runtime
+from mario.jobs.terminal import TrainingDisplay
+from mario.jobs.train import stopping_on_signals
+from mario.registry import model_name
+from mario.store.records import Promotion
+from mario.store.store import ExperimentStore
+
+Result = TypeVar("Result")
+
+PROMOTED_EVENT = "mario.champion.promoted"
+DRIFTED_EVENT = "mario.champion.drifted"
+
+
+def deployed() -> bool:
+    """Whether this flow run comes from a deployment; nobody watches its terminal then."""
+    return deployment.id is not None
+
+
+def say(text: str) -> None:
+    """Tell whoever watches: the terminal, or the flow run's log."""
+    if deployed():
+        get_run_logger().info(text)
+    else:
+        print(text)
+
+
+def run_stage(name: str, subject: str, work: Callable[[], Result]) -> Result:
+    """Run a stage as a task that is named after what it works on.
+
+    Under a deployment, what failed because something was away is tried again after a while; a
+    person at a terminal is told at once.
+
+    Args:
+        name: the task.
+        subject: what this run of it is about.
+        work: the stage.
+    """
+    retries = len(RETRY_DELAYS_SECONDS) if deployed() else 0
+    stage = task(
+        name=name,
+        task_run_name=f"{name} {subject}",
+        retries=retries,
+        retry_delay_seconds=list(RETRY_DELAYS_SECONDS) if retries else None,
+        retry_condition_fn=_retry_condition if retries else None,
+        persist_result=False,
+    )(work)
+    return stage()
+
+
+def _retry_condition(_task: Any, _task_run: Any, state: State[Any]) -> bool:
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, BaseException) and worth_retrying(error)
+
+
+def to_state(ending: Ending, data: Any = None) -> State[Any]:
+    """Make Prefect's state of an ending."""
+    return State(type=StateType(ending.type), name=ending.name, message=ending.message, data=data)
+
+
+def exhausted() -> State[Any] | None:
+    """The final state of a flow run that crashed too often; None while it may go on."""
+    ending = gave_up(flow_run.run_count or 1)
+    return None if ending is None else to_state(ending)
+
+
+def cancelling() -> bool:
+    """Whether somebody asked the server to cancel this flow run."""
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(flow_run.id).state
+    return state is not None and (state.is_cancelling() or state.is_cancelled())
+
+
+def begin(parameters: TrainParameters, runtime: Runtime) -> tuple[ExperimentConfig, str]:
+    """The experiment of this flow run and the id of its training run, the same in each attempt.
+
+    Raises:
+        ConfigError: the experiment is not one.
+    """
+    run_id = run_id_for(flow_run.id)
+    config = load_config(parameters.config, parameters.overrides)
+    for repair in jobs.prepare(config, runtime):
+        say(f"repaired: {repair}")
+    begun = experiment_of_attempt(config, run_id, runtime)
+    if begun is not None:
+        say(f"going on with {run_id}, attempt {flow_run.run_count} of this flow run")
+        return begun, run_id
+    return (jobs.next_seed(config, runtime) if parameters.next_seed else config), run_id
+
+
+def train(config: ExperimentConfig, run_id: str, runtime: Runtime) -> Trained:
+    """Train, or go on; with a progress bar in Prefect's page and on the terminal."""
+
+    def work() -> Trained:
+        stop = threading.Event()
+        with (
+            stopping_on_signals(stop),
+            TrainingProgress(config, run_id) as page,
+            TrainingDisplay(config) as display,
+        ):
+            trained = train_attempt(
+                config,
+                runtime,
+                run_id,
+                stop=stop,
+                on_progress=lambda progress: (display.progress(progress), page.progress(progress))[
+                    0
+                ],
+                on_selection=lambda done: (display.selection(done), page.selection(done))[0],
+            )
+        show_training(config, trained, runtime)
+        return trained
+
+    return run_stage("train", config.name, work)
+
+
+def register(run_id: str, runtime: Runtime) -> int:
+    """Register the run's policy, once however often it is asked."""
+    return run_stage("register", run_id, lambda: jobs.register_stage(run_id, runtime))
+
+
+def screen(config: ExperimentConfig, version: int, runtime: Runtime) -> str:
+    """A quick look on screening seeds, in one line."""
+    subject = f"{model_name(config.task)} v{version}"
+    return run_stage("screen", subject, lambda: jobs.screen_stage(config, version, runtime))
+
+
+def judge_and_promote(
+    config: ExperimentConfig, version: int, runtime: Runtime
+) -> tuple[jobs.Judged, Promotion | None]:
+    """Judge a version, and promote it where the gate says so.
+
+    Where another promoter was first, the champion that was beaten is none any more: the version is
+    judged again, against the one that is.
+
+    Returns:
+        The verdict, and the ledger's row where the version was promoted.
+
+    Raises:
+        PromotionConflict: others were first too often.
+    """
+    subject = f"{model_name(config.task)} v{version}"
+    for judgement in range(1, MAX_JUDGEMENTS + 1):
+        judged = run_stage("gate", subject, lambda: jobs.gate_stage(config, version, runtime))
+        # The same policy: only brings the alias in line.
+        if judged.decision not in ("promote", "same"):
+            return judged, None
+        try:
+            promotion = promote(judged.verdict_id, subject, runtime)
+        except PromotionConflict as conflict:
+            if judgement == MAX_JUDGEMENTS:
+                raise
+            say(f"judging again: {conflict}")
+            continue
+        return judged, promotion if judged.decision == "promote" else None
+    raise AssertionError("the loop returns or raises")
+
+
+def promote(verdict_id: str, subject: str, runtime: Runtime) -> Promotion:
+    """Promote, and tell Prefect's automations."""
+
+    def work() -> Promotion:
+        promotion = promote_verdict(verdict_id, runtime)
+        emit_event(
+            event=PROMOTED_EVENT,
+            resource={
+                "prefect.resource.id": f"mario.model.{promotion.model}",
+                "prefect.resource.name": promotion.model,
+                "mario.task": promotion.model.removeprefix("mario-"),
+                "mario.version": str(promotion.version),
+            },
+            payload={"verdict": verdict_id, "digest": promotion.digest},
+        )
+        return promotion
+
+    return run_stage("promote", subject, work)
+
+
+def summarise(
+    config: ExperimentConfig, run_id: str, judged: jobs.Judged, runtime: Runtime
+) -> jobs.Summarised:
+    """Pages, video, and the verdict in Prefect's page."""
+
+    def work() -> jobs.Summarised:
+        made = jobs.summary_stage(config, run_id, judged.verdict_id, runtime)
+        show_judgement(
+            config,
+            judged,
+            runtime,
+            {
+                "report": file_link(made.report, runtime),
+                "summary": file_link(made.page, runtime),
+                "video": file_link(made.video, runtime),
+            },
+        )
+        return made
+
+    return run_stage("summary", config.name, work)
+
+
+def show_judgement(
+    config: ExperimentConfig, judged: jobs.Judged, runtime: Runtime, links: dict[str, str]
+) -> None:
+    """Write a verdict into Prefect's page, with links to everything that belongs to it."""
+    from flows.reporting import safely
+
+    def show() -> None:
+        with ExperimentStore.open(runtime.database_url) as store:
+            stored = store.evaluations.verdict(judged.verdict_id)
+            versions = {
+                version.version: version for version in store.versions.list(model_name(config.task))
+            }
+            challenger = versions.get(stored.challenger_version)
+            run_id = None if challenger is None else challenger.run_id
+            run = None if run_id is None else store.runs.find(run_id)
+        tracked = mlflow_link(runtime, None if run is None else run.mlflow_run_id)
+        show_verdict(
+            f"{model_name(config.task)} v{stored.challenger_version}: {stored.decision}",
+            judged.verdict_id,
+            judged.lines,
+            verdict_rows(stored.detail),
+            {**links, "MLflow": tracked},
+        )
+
+    safely("the verdict", show)
+
+
+def verdict_rows(detail: Any) -> Sequence[dict[str, Any]]:
+    """A verdict's numbers, challenger beside champion."""
+    challenger, champion = detail["challenger"], detail["champion"]
+    rows = [
+        {"what": name.replace("_", " "), "challenger": challenger[name], "champion": champion[name]}
+        for name in challenger
+        if isinstance(challenger[name], int | float) and name in champion
+    ]
+    return [
+        *rows,
+        {"what": "units", "challenger": detail["units"], "champion": detail["units"]},
+        {"what": "p-value", "challenger": detail["p_value"], "champion": None},
+    ]

@@ -1,0 +1,69 @@
+"""`mario flows …`: what a Prefect server needs to run the loop on schedule, and how it stands."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+flows_app = typer.Typer(no_args_is_help=True, help="Schedules: a Prefect server's pools and flows.")
+
+
+def _server_logs_quietly() -> None:
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
+
+
+@flows_app.command("setup")
+def flows_setup(
+    pool: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this kind of work pool: process, docker, kubernetes; repeatable."),
+    ] = None,
+    webhook: Annotated[
+        str | None,
+        typer.Option(
+            envvar="MARIO_WEBHOOK_URL", help="Where notifications are posted as {text: …}."
+        ),
+    ] = None,
+) -> None:
+    """Create or mend pools, queues, limits, blocks and automations; twice changes nothing."""
+    _server_logs_quietly()
+    from flows.pools import POOL_TYPES
+    from flows.setup import Server, set_up, summary
+    from mario.errors import FlowError
+
+    unknown = [name for name in pool or () if name not in POOL_TYPES]
+    if unknown:
+        raise FlowError(f"got pool {unknown[0]!r}; expected one of {', '.join(POOL_TYPES)}")
+    with Server.connect() as server:
+        typer.echo(summary(set_up(server, pools=pool or POOL_TYPES, webhook_url=webhook)))
+
+
+@flows_app.command("deploy")
+def flows_deploy(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Names of deployments; all where none is given.")
+    ] = None,
+    file: Annotated[Path, typer.Option(help="Where the deployments are described.")] = Path(
+        "prefect.yaml"
+    ),
+) -> None:
+    """Create or mend the deployments of prefect.yaml; twice changes nothing."""
+    _server_logs_quietly()
+    from flows.setup import Server, deploy, summary
+
+    with Server.connect() as server:
+        typer.echo(summary(deploy(server, file, only=names or ())))
+
+
+@flows_app.command("status")
+def flows_status() -> None:
+    """Show pools and workers, queues, deployments, schedules and the last flow runs."""
+    _server_logs_quietly()
+    from flows.setup import Server
+    from flows.status import status
+
+    with Server.connect() as server:
+        typer.echo(status(server))

@@ -1,0 +1,162 @@
+"""Drift: does a champion still play as it did in the evaluation that promoted it? Pure.
+
+The policy is fixed and so is the console, so an honest difference can come only from what is around
+them: another version of a library, of the console, of the protocol's code, a damaged artefact. Two
+questions are asked:
+
+- *Does it repeat?* Some of the old units are played again; each must give the very same trajectory.
+  One that does not is proof, not a sample.
+- *Is it as good?* Fresh units, which nobody has looked at, are compared with the old ones. The two
+  samples are independent and of unlike size, so the test is Mann and Whitney's on the episode score
+  (ties allowed, normal approximation with continuity correction; Mann & Whitney 1947,
+  `scipy.stats.mannwhitneyu`) and Fisher's exact test on clears, two-sided, corrected by Holm (1979)
+  over the two and over all levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from mario.errors import EvaluationError
+from mario.evaluation.records import EpisodeRecord
+from mario.evaluation.statistics import holm
+
+
+@dataclass(frozen=True)
+class Drift:
+    """What the comparison says.
+
+    Attributes:
+        drifted: whether it is time for an alarm.
+        reasons: why, or why not, in words.
+        p_value: smallest corrected p-value of the fresh units, 0 to 1.
+        score_before, score_now: mean episode score, 0 to 1.
+        clear_before, clear_now: share cleared, 0 to 1.
+        units_before, units_now: units of each sample.
+        changed_units: replayed units whose trajectory is another one.
+        replayed_units: units that were replayed.
+    """
+
+    drifted: bool
+    reasons: tuple[str, ...]
+    p_value: float
+    score_before: float
+    score_now: float
+    clear_before: float
+    clear_now: float
+    units_before: int
+    units_now: int
+    changed_units: int
+    replayed_units: int
+
+
+def compare_drift(
+    before: Sequence[EpisodeRecord],
+    now: Sequence[EpisodeRecord],
+    *,
+    replayed: Sequence[EpisodeRecord] = (),
+    alpha: float = 0.001,
+) -> Drift:
+    """Compare fresh units with those of the promotion.
+
+    Args:
+        before: the units of the evaluation that promoted the policy.
+        now: fresh units of the same policy on the same levels.
+        replayed: some units of `before`, played again today.
+        alpha: chance of an alarm by the fresh units where nothing changed, 0 < alpha < 1.
+
+    Raises:
+        EvaluationError: a sample is empty, the policies or levels differ, or a replayed unit is
+            none of `before`.
+    """
+    _check(before, now, replayed)
+    levels = sorted({record.level for record in before})
+    p_values: list[float] = []
+    named: list[str] = []
+    for level in levels:
+        old = [record for record in before if record.level == level]
+        new = [record for record in now if record.level == level]
+        scores = ([r.episode_score for r in old], [r.episode_score for r in new])
+        p_values.append(_mann_whitney(*scores))
+        named.append(f"score on {level}: {np.mean(scores[0]):.3f}, now {np.mean(scores[1]):.3f}")
+        clears = (sum(r.cleared for r in old), sum(r.cleared for r in new))
+        table = [[clears[0], len(old) - clears[0]], [clears[1], len(new) - clears[1]]]
+        p_values.append(float(stats.fisher_exact(table).pvalue))
+        named.append(
+            f"cleared on {level}: {clears[0]} of {len(old)}, now {clears[1]} of {len(new)}"
+        )
+    corrected = holm(p_values)
+    known = {record.unit: record.trajectory_hash for record in before}
+    changed = [r.unit for r in replayed if known[r.unit] != r.trajectory_hash]
+    reasons = [
+        f"{name} (p = {p:.2g})" for name, p in zip(named, corrected, strict=True) if p <= alpha
+    ]
+    if changed:
+        reasons.insert(
+            0,
+            f"{len(changed)} of {len(replayed)} replayed units took another course, such as level "
+            f"{changed[0][0]} seed {changed[0][1]}",
+        )
+    drifted = bool(reasons)
+    if not drifted:
+        reasons = [
+            f"no difference over {len(now)} fresh units (smallest p = {corrected.min():.2g}); "
+            f"{len(replayed)} replayed units repeat"
+        ]
+    return Drift(
+        drifted=drifted,
+        reasons=tuple(reasons),
+        p_value=float(corrected.min()),
+        score_before=_mean([r.episode_score for r in before]),
+        score_now=_mean([r.episode_score for r in now]),
+        clear_before=_mean([r.cleared for r in before]),
+        clear_now=_mean([r.cleared for r in now]),
+        units_before=len(before),
+        units_now=len(now),
+        changed_units=len(changed),
+        replayed_units=len(replayed),
+    )
+
+
+def _check(
+    before: Sequence[EpisodeRecord],
+    now: Sequence[EpisodeRecord],
+    replayed: Sequence[EpisodeRecord],
+) -> None:
+    if not before or not now:
+        raise EvaluationError(
+            f"got {len(before)} units of the promotion and {len(now)} fresh ones; expected some of "
+            "each; evaluate the champion first"
+        )
+    policies = {record.policy_digest for record in (*before, *now, *replayed)}
+    if len(policies) != 1:
+        raise EvaluationError(
+            f"got units of {len(policies)} policies; expected those of one; pass the champion's"
+        )
+    levels = ({record.level for record in before}, {record.level for record in now})
+    if levels[0] != levels[1]:
+        raise EvaluationError(
+            f"got levels {sorted(levels[0])} and {sorted(levels[1])}; expected the same; play the "
+            "task's levels in whole blocks"
+        )
+    strangers = {record.unit for record in replayed} - {record.unit for record in before}
+    if strangers:
+        raise EvaluationError(
+            f"got replayed units that were not played before, such as {min(strangers)}; expected "
+            "units of the promotion"
+        )
+
+
+def _mann_whitney(before: Sequence[float], now: Sequence[float]) -> float:
+    if len({*before, *now}) == 1:
+        return 1.0  # the statistic has no variance: all are the same
+    result = stats.mannwhitneyu(before, now, alternative="two-sided", method="asymptotic")
+    return float(result.pvalue)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))
