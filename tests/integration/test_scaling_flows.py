@@ -1,0 +1,98 @@
+"""The flows that fan out, run against a Prefect server: workers of a sweep, units on Dask."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from mario.errors import ConfigError
+from mario.jobs.runtime import Runtime
+from mario.jobs.sweep_study import load_trials
+from mario.store.store import ExperimentStore
+from tests.support.sweeps import write_sweep
+
+
+def test_parameters_are_checked() -> None:
+    from flows.fan_out import FanOutParameters, task_runner
+    from flows.sweep import SweepParameters, worker_command
+
+    with pytest.raises(ValidationError):
+        SweepParameters(name="Not A Name")
+    with pytest.raises(ConfigError, match="workers of its own"):
+        task_runner(FanOutParameters(scheduler="tcp://10.0.0.5:8786", workers=2))
+    assert task_runner(FanOutParameters(scheduler="tcp://10.0.0.5:8786")).address
+    assert task_runner(FanOutParameters(workers=3)).cluster_kwargs["n_workers"] == 3
+    command = worker_command(SweepParameters(name="wide", overrides=("trials=80",)))
+    assert command == [
+        sys.executable, "-m", "mario.cli", "sweep", "run", "wide", "--config",
+        "configs/sweeps/ppo_1-1.yaml", "--set", "trials=80",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def prefect_server() -> Iterator[None]:
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=240):
+        yield
+
+
+@pytest.fixture
+def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runtime:
+    monkeypatch.setenv("MARIO_RUNS_DIR", str(tmp_path / "runs"))
+    for name in ("MARIO_DATABASE_URL", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    return Runtime.from_environment()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("prefect_server")
+def test_a_sweep_of_two_workers_as_a_flow(runtime: Runtime, tmp_path: Path) -> None:
+    from flows.sweep import SweepParameters, sweep
+
+    path = write_sweep(tmp_path / "sweep.yaml", trials=3, grace_seconds=30)
+    said = sweep(SweepParameters(name="flow", config=str(path), workers=2))
+    assert "best trial" in said
+    _, trials = load_trials("flow", runtime.database_url)
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("prefect_server")
+def test_an_evaluation_on_the_flows_own_cluster(runtime: Runtime, tmp_path: Path) -> None:
+    from flows import fan_out
+    from mario.jobs.evaluate import evaluate_stored, evaluation_key, units_of
+    from mario.jobs.policies import policy_from_artefact
+    from mario.jobs.register import register_run
+    from tests.support.killed_pipeline import RUN_ID, config
+    from tests.support.policies import GOOD, write_odds_policy
+
+    folder = runtime.run_dir(RUN_ID) / "policy"
+    write_odds_policy(folder, GOOD)
+    with ExperimentStore.open(runtime.database_url) as store:
+        from mario.store.records import NewRun
+
+        store.runs.start(
+            NewRun(id=RUN_ID, name="killed", task="1-1", algorithm="ppo",
+                   config=config().model_dump(mode="json"), config_hash="0" * 64)
+        )  # fmt: skip
+    version = register_run(RUN_ID, runtime).version
+    line = fan_out.evaluate_on_dask(
+        fan_out.FanOutParameters(policy=str(version), units=12, workers=2)
+    )
+    assert "12 units" in line
+    loaded = policy_from_artefact(folder)
+    units = units_of(("1-1",), "screening", "", 12)
+    key = evaluation_key(loaded, "screening", "", ("1-1",))
+    with ExperimentStore.open(runtime.database_url) as store:
+        there = evaluate_stored(loaded, units, key, store).records  # nothing is left to play
+        (evaluation,) = store.evaluations.list()
+        assert evaluation.finished_units == 12
+    with ExperimentStore.open(f"sqlite:///{tmp_path / 'here.db'}") as store:
+        assert evaluate_stored(loaded, units, key, store).records == there
