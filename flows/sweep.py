@@ -37,7 +37,7 @@ class SweepParameters(FlowParameters):
 
     Attributes:
         name: what it is called; flow runs with the same name share its trials.
-        config: path of the sweep's YAML.
+        file: path of the sweep's YAML.
         workers: processes of this flow run.
         overrides: ``key=value`` each; they win over the sweep's file.
     """
@@ -46,7 +46,7 @@ class SweepParameters(FlowParameters):
         pattern=r"^[a-z0-9][a-z0-9_-]{0,49}$",
         description="What the sweep is called; runs with the same name share its trials.",
     )
-    config: str = Field("configs/sweeps/ppo_1-1.yaml", description="Path of the sweep's YAML.")
+    file: str = Field("configs/sweeps/ppo_1-1.yaml", description="Path of the sweep's YAML.")
     workers: int = Field(2, ge=1, le=64, description="Workers (processes) of this flow run.")
     overrides: tuple[str, ...] = Field((), description="key=value each, such as trials=80.")
 
@@ -54,7 +54,7 @@ class SweepParameters(FlowParameters):
 def worker_command(parameters: SweepParameters) -> list[str]:
     """The command of one worker: what a person would type on another machine."""
     overrides = [word for override in parameters.overrides for word in ("--set", override)]
-    command = ["sweep", "run", parameters.name, "--config", parameters.config, *overrides]
+    command = ["sweep", "run", parameters.name, "--config", parameters.file, *overrides]
     return [sys.executable, "-m", "mario.cli", *command]
 
 
@@ -110,7 +110,7 @@ def sweep(parameters: SweepParameters) -> State[Any]:
     """
     if (too_often := stages.exhausted()) is not None:
         return too_often
-    load_sweep(parameters.config, parameters.overrides)  # refused before anything is started
+    load_sweep(parameters.file, parameters.overrides)  # refused before anything is started
     runtime = Runtime.from_environment()
     stop = threading.Event()
 

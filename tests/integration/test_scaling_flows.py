@@ -56,7 +56,7 @@ def test_a_sweep_of_two_workers_as_a_flow(runtime: Runtime, tmp_path: Path) -> N
     from flows.sweep import SweepParameters, sweep
 
     path = write_sweep(tmp_path / "sweep.yaml", trials=3, grace_seconds=30)
-    said = sweep(SweepParameters(name="flow", config=str(path), workers=2))
+    said = sweep(SweepParameters(name="flow", file=str(path), workers=2))
     assert "best trial" in said
     _, trials = load_trials("flow", runtime.database_url)
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * 3
