@@ -149,7 +149,7 @@ class WandbSink(BaseSink):
         self._run = wandb.init(
             project="mario",
             id=self._run_id,
-            resume="allow",
+            resume="allow" if self._mode == "online" else None,
             mode=self._mode,
             dir=str(self._run_dir),
             name=start.config.name,

@@ -1,9 +1,9 @@
-"""Many rows into PostgreSQL at once: COPY into a temporary table, then one INSERT … SELECT.
+"""Many rows into PostgreSQL at once: COPY, and where rows are there already, COPY and one upsert.
 
 Row by row, PostgreSQL plans and answers every INSERT; COPY reads a stream
 (https://www.postgresql.org/docs/18/populate.html, "Use COPY"). COPY itself knows no
-``ON CONFLICT``, hence the temporary table, which each connection makes once and which empties
-itself at every commit.
+``ON CONFLICT``: where a key is there already (a resumed run, a replay), the rows go through a
+temporary table, which each connection makes once and which empties itself at every commit.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from operator import itemgetter
 from typing import Any
 
 import sqlalchemy as sa
@@ -47,15 +48,17 @@ def copy_upsert(
         StoreConstraintError: if a value does not fit its column's type.
         sqlalchemy.exc.DBAPIError: as from any other statement.
     """
-    writers = [_writer(table.c[name]) for name in columns]
-    text = io.StringIO()
-    try:
-        for row in rows:
-            text.write("\t".join([w(row[n]) for w, n in zip(writers, columns, strict=True)]))
-            text.write("\n")
-    except (TypeError, ValueError) as error:
-        raise StoreConstraintError(f"{table.name} cannot hold a row: {error}") from error
-    text.seek(0)
+    given = list(rows)
+    text = _copy_text(table, given, columns)
+    if not _is_there(connection, table, given, key):
+        try:
+            with connection.begin_nested():
+                _copy(connection, f"COPY {table.name} ({', '.join(columns)}) FROM STDIN", text)
+            return
+        except sa_exc.IntegrityError as error:
+            if getattr(error.orig, "pgcode", None) != _UNIQUE_VIOLATION:
+                raise
+            text.seek(0)
     stage, names = f"mario_stage_{table.name}", ", ".join(columns)
     rest = [name for name in columns if name not in key]
     changes = ", ".join(f"{name} = excluded.{name}" for name in rest)
@@ -70,6 +73,41 @@ def copy_upsert(
         f"WHERE {table.name}.{newer} < excluded.{newer}"
     )
     connection.exec_driver_sql(f"DELETE FROM {stage}")  # noqa: S608
+
+
+def _is_there(
+    connection: sa.Connection,
+    table: sa.Table,
+    rows: Sequence[Mapping[str, Any]],
+    key: Sequence[str],
+) -> bool:
+    """Guess whether rows are there already, by the first and the last of them."""
+    keys = [tuple(row[name] for name in key) for row in (rows[0], rows[-1])]
+    columns = sa.tuple_(*(table.c[name] for name in key))
+    found = connection.execute(sa.select(sa.literal(1)).where(columns.in_(keys)).limit(1))
+    return found.first() is not None
+
+
+def _copy_text(
+    table: sa.Table, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]
+) -> io.StringIO:
+    """The rows in COPY's text format."""
+    pick = itemgetter(*columns)
+    special = [(index, writer) for index, name in enumerate(columns)
+               if (writer := _writer(table.c[name])) is not _text]  # fmt: skip
+    lines = []
+    try:
+        for row in rows:
+            values = pick(row)
+            # Most values are numbers; this line is most of what writing an episode costs.
+            cells = [str(v) if type(v) in _NUMBERS else _text(v) for v in values]
+            for index, writer in special:
+                cells[index] = writer(values[index])
+            lines.append("\t".join(cells))
+    except (TypeError, ValueError) as error:
+        raise StoreConstraintError(f"{table.name} cannot hold a row: {error}") from error
+    lines.append("")
+    return io.StringIO("\n".join(lines))
 
 
 def _copy(connection: sa.Connection, statement: str, text: io.StringIO) -> None:
@@ -102,6 +140,8 @@ def _writer(column: sa.Column[Any]) -> Callable[[Any], str]:
 
 
 _NULL = "\\N"
+# https://www.postgresql.org/docs/18/errcodes-appendix.html
+_UNIQUE_VIOLATION = "23505"
 _NUMBERS = frozenset({int, float, bool})
 _NO_DIALECT: Any = None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -44,7 +45,12 @@ def insert_into(
     return sqlite.insert(table)
 
 
-def write_training_rows(engine: sa.Engine, rows: Iterable[TrainingRow]) -> None:
+def write_training_rows(
+    engine: sa.Engine,
+    rows: Iterable[TrainingRow],
+    *,
+    episodes: Sequence[Mapping[str, Any]] = (),
+) -> None:
     """Write rows of any kind in one transaction.
 
     A row that is there already is left alone, unless the new one comes from a later attempt of
@@ -53,6 +59,7 @@ def write_training_rows(engine: sa.Engine, rows: Iterable[TrainingRow]) -> None:
     Args:
         engine: the database.
         rows: any mixture; of two rows with one key the later attempt's wins.
+        episodes: episodes by field name as the journal has them, which saves making rows of them.
 
     Raises:
         StoreUnavailableError: if the database does not answer; nothing was written.
@@ -61,12 +68,15 @@ def write_training_rows(engine: sa.Engine, rows: Iterable[TrainingRow]) -> None:
     groups: dict[type, list[Any]] = {}
     for row in rows:
         groups.setdefault(type(row), []).append(row)
-    if not groups:
+    if not groups and not episodes:
         return
     with writing(engine) as connection:
         for kind, table in _TABLES.items():
-            if kind in groups:
-                upsert(connection, table, [_values(row) for row in groups[kind]])
+            values = [_values(row) for row in groups.get(kind, ())]
+            if kind is EpisodeRow:
+                values += [_episode_values(episode) for episode in episodes]
+            if values:
+                upsert(connection, table, values)
         for start in groups.get(AttemptStartRow, ()):
             _start(connection, start)
         for heartbeat in _newest_heartbeats(groups.get(HeartbeatRow, ())):
@@ -80,11 +90,18 @@ def _values(row: Any) -> dict[str, Any]:
     values = {name: _plain(getattr(row, name)) for name in _FIELDS[kind]}
     for name in _JSON_FIELDS.get(kind, ()):
         values[name] = encode_json(values[name])
-    if kind is EpisodeRow:
-        values["imported"] = False
-        values["flag"] = bool(values["flag"])
-        values["dying"] = bool(values["dying"])
-    return values
+    return _episode_values(values) if kind is EpisodeRow else values
+
+
+def _episode_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    at = values["ended_at"]
+    return {
+        **values,
+        "ended_at": datetime.fromisoformat(at) if isinstance(at, str) else at,
+        "imported": False,
+        "flag": bool(values["flag"]),
+        "dying": bool(values["dying"]),
+    }
 
 
 def _plain(value: Any) -> Any:

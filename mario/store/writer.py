@@ -57,6 +57,7 @@ TABLE_NAMES = {
     "HeartbeatRow": "run_attempts",
     "AttemptStartRow": "run_attempts",
 }
+_EPISODE_KEYS = {"row", *_FIELDS[EpisodeRow]}
 _AS_IT_IS = frozenset({str, int, float, bool, type(None)})
 _MOMENTS = ("at", "ended_at")
 
@@ -131,7 +132,7 @@ class StoreWriter:
         url: str,
         folder: Path | str,
         *,
-        batch_bytes: int = 1 << 20,
+        batch_bytes: int = 4 << 20,
         flush_seconds: float = 0.5,
         observer: StoreObserver | None = None,
     ) -> None:
@@ -178,13 +179,28 @@ class StoreWriter:
         self.close()
 
 
+def _without_row(record: Record) -> Record:
+    return {name: value for name, value in record.items() if name != "row"}
+
+
 def _deliver_to(
     engine: sa.Engine, observer: StoreObserver | None
 ) -> Callable[[Sequence[Record]], None]:
     def deliver(records: Sequence[Record]) -> None:
         begun = time.perf_counter()
         try:
-            write_training_rows(engine, [from_record(record) for record in records])
+            # Nearly all records are episodes: they go as they are, checked by the database.
+            episodes = [r for r in records if r.get("row") == "EpisodeRow"]
+            if any(episode.keys() != _EPISODE_KEYS for episode in episodes):
+                episodes = []
+            rest = [r for r in records if not episodes or r.get("row") != "EpisodeRow"]
+            write_training_rows(
+                engine,
+                [from_record(record) for record in rest],
+                episodes=[_without_row(episode) for episode in episodes],
+            )
+        except (TypeError, ValueError) as error:
+            raise DeliveryRefusedError(f"got an episode that cannot be read: {error}") from error
         except StoreConstraintError as error:
             raise DeliveryRefusedError(str(error)) from error
         except StoreError as error:

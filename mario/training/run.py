@@ -340,16 +340,15 @@ class TrainingRun:
         if result is None:
             return
         is_best = self.best is None or result.score > self.best.score
-        if is_best:
-            self._save_best(result)
-        assert self.best is not None or not is_best
+        # On a full disk the best so far stays the best: a policy that is not kept is none.
+        is_best = is_best and self._save_best(result)
         best_score = self.best.score if self.best else result.score
         self.sinks.on_selection(
             SelectionDone(steps, result.score, best_score, is_best, dict(result.details),
                           time.monotonic() - began)
         )  # fmt: skip
 
-    def _save_best(self, result: SelectionScore) -> None:
+    def _save_best(self, result: SelectionScore) -> bool:
         steps = self.model.num_timesteps
         content = capture(self.model, self.env, self._values())
         # Networks and optimizer are what a rollback and an export need; the rest stays out.
@@ -361,11 +360,12 @@ class TrainingRun:
         target = self.folder / BEST_FOLDER / checkpoint_name(steps)
         info = self._write(target, steps, slim)
         if info is None:
-            return
+            return False
         self.best = BestCheckpoint(target, steps, result.score)
         self._announce("best", info, result.score)
         # As many as checkpoints may name: a resumed run may begin at an older one.
         prune(target.parent, self.config.checkpoint.keep + 1)
+        return True
 
     def _save_last(self, *, required: bool) -> None:
         """Write the last resume point; a full disk stops nothing but the final one."""
