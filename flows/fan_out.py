@@ -8,7 +8,8 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
-from prefect_dask import DaskTaskRunner, get_dask_client
+from prefect_dask.task_runners import DaskTaskRunner
+from prefect_dask.utils import get_dask_client
 from pydantic import Field
 
 from flows import stages
@@ -86,7 +87,8 @@ def evaluate_on_dask(
     """Play a version under mario-eval-v1 on a Dask cluster; records are those of one process."""
     if (too_often := stages.exhausted()) is not None:
         return too_often
-    line = _played.with_options(task_runner=task_runner(parameters))(parameters)
+    runner: Any = task_runner(parameters)  # its generic parameter is another one than with_options'
+    line = _played.with_options(task_runner=runner)(parameters)
     show_page(f"evaluation-{parameters.task}", f"Evaluation on {parameters.task}", [line])
     return stages.to_state(Ending("COMPLETED", "Completed", line), line)
 

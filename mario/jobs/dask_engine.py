@@ -263,7 +263,8 @@ class DaskEngine:
         """How many tasks can be worked on at a time, once it has started; before: are wanted."""
         if self._client is None and self._scheduler is None:
             return self._wanted
-        return max(1, sum(self._connected().nthreads().values()))
+        threads: dict[str, int] = self._connected().nthreads()
+        return max(1, sum(threads.values()))
 
     def start(self) -> None:
         """Start the cluster, or connect to the scheduler; otherwise the first units do.

@@ -322,7 +322,8 @@ def propose(trial: Trial, space: dict[str, Dimension]) -> dict[str, Scalar]:
 
 def _suggest(trial: Trial, key: str, dimension: Dimension) -> Scalar:
     if isinstance(dimension, Choice):
-        chosen: Scalar = trial.suggest_categorical(key, list(dimension.choices))
+        chosen = trial.suggest_categorical(key, list(dimension.choices))
+        assert chosen is not None, "no choice is None"
         return chosen
     if isinstance(dimension, FloatRange):
         return trial.suggest_float(key, dimension.low, dimension.high, log=dimension.log)
