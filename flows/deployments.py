@@ -47,9 +47,10 @@ def load_deployments(
     known = dict(os.environ if environment is None else environment)
     home = root or Path(known.get("MARIO_HOME") or file.resolve().parent)
     known.setdefault("MARIO_HOME", str(home))
-    known.setdefault("MARIO_GIT_COMMIT", "unknown")
-    if described := describe_checkout(home):
-        known["MARIO_GIT_COMMIT"] = described["version"]
+    described = describe_checkout(home)
+    # Images and builds say which commit they are of; a checkout is asked.
+    if not known.get("MARIO_GIT_COMMIT"):
+        known["MARIO_GIT_COMMIT"] = described["version"] if described else "unknown"
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
         entries = content["deployments"]

@@ -1,0 +1,171 @@
+"""What flows decide: identity, retries, endings, resources; plain functions, no server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from flows.decisions import (
+    MAX_ATTEMPTS,
+    differences,
+    ending_of_drift,
+    ending_of_stop,
+    ending_of_training,
+    ending_of_verdict,
+    gave_up,
+    job_variables,
+    progress_percent,
+    resources_for,
+    run_id_for,
+    worth_retrying,
+)
+from mario.config import load_config
+from mario.errors import (
+    ArtefactError,
+    ConfigError,
+    PromotionConflict,
+    RegistryError,
+    RunIsBusy,
+    StoreError,
+)
+from mario.jobs.attempts import next_step
+from mario.store.engine import StoreUnavailableError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_each_flow_run_has_one_training_run() -> None:
+    one, other = uuid4(), uuid4()
+    assert run_id_for(one) == run_id_for(str(one))
+    assert run_id_for(one) != run_id_for(other)
+    assert len(run_id_for(one)) <= 64, "the store's column"
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [
+        (StoreUnavailableError("away"), True),
+        (RunIsBusy("alive"), True),
+        (ConnectionRefusedError(), True),
+        (TimeoutError(), True),
+        (OSError("no route"), True),
+        (ConfigError("unknown key"), False),
+        (StoreError("no such run"), False),
+        (ArtefactError("broken"), False),
+        (RegistryError("no such version"), False),
+        (PromotionConflict("another was first"), False),
+        (FileNotFoundError("no such file"), False),
+        (PermissionError("no"), False),
+        (ValueError("a bug"), False),
+        (AssertionError("a bug"), False),
+    ],
+)
+def test_only_what_was_away_is_tried_again(error: Exception, again: bool) -> None:
+    assert worth_retrying(error) is again
+
+
+def test_errors_of_client_libraries_are_known_by_name() -> None:
+    import httpx
+    import requests
+    import sqlalchemy.exc
+
+    assert worth_retrying(httpx.ConnectError("away"))
+    assert worth_retrying(requests.exceptions.ConnectionError("away"))
+    assert worth_retrying(sqlalchemy.exc.OperationalError("", None, Exception()))
+    assert not worth_retrying(sqlalchemy.exc.IntegrityError("", None, Exception()))
+
+
+def test_a_collapse_ends_with_its_own_name_and_is_no_failure() -> None:
+    assert ending_of_training("finished", "", "run-1", 100) is None
+    for status in ("collapsed", "diverged"):
+        ending = ending_of_training(status, "one action only", "run-1", 100)
+        assert ending is not None
+        assert ending.name == "Collapsed"
+        assert ending.type not in ("FAILED", "CRASHED"), "nothing that is tried again"
+        assert "one action only" in ending.message
+
+
+def test_who_stops_a_run_decides_whether_it_goes_on() -> None:
+    ending = ending_of_training("interrupted", "", "run-1", 100)
+    assert ending is not None
+    assert "--resume run-1" in ending.message
+    assert ending_of_stop(ending, deployed=False, cancelling=False) == ending
+    assert ending_of_stop(ending, deployed=True, cancelling=True) == ending
+    evicted = ending_of_stop(ending, deployed=True, cancelling=False)
+    assert (evicted.type, evicted.name) == ("CRASHED", "Crashed"), "the automation resumes it"
+
+
+def test_endings_of_verdicts_and_nights() -> None:
+    assert ending_of_verdict("promote", 3, ("PROMOTE: …",)).name == "Promoted"
+    for decision in ("reject", "inconclusive"):
+        kept = ending_of_verdict(decision, 3, ("it said why",))
+        assert (kept.type, kept.name) == ("COMPLETED", "Kept")
+        assert "it said why" in kept.message
+    assert ending_of_verdict("same", 3, ()).name == "Unchanged"
+    assert ending_of_drift(True, ["why"]).type == "FAILED"
+    assert ending_of_drift(False, ["fine"]).type == "COMPLETED"
+
+
+def test_a_run_that_crashes_for_ever_is_given_up() -> None:
+    assert gave_up(1) is None
+    assert gave_up(MAX_ATTEMPTS) is None
+    ending = gave_up(MAX_ATTEMPTS + 1)
+    assert ending is not None
+    assert ending.type == "FAILED"
+
+
+@pytest.mark.parametrize(
+    ("status", "has_folder", "has_policy", "step"),
+    [
+        (None, False, False, "start"),
+        ("running", False, False, "start"),
+        ("running", True, False, "resume"),
+        ("killed", True, False, "resume"),
+        ("interrupted", True, False, "resume"),
+        ("interrupted", True, True, "resume"),
+        ("finished", True, False, "resume"),
+        ("finished", True, True, "done"),
+        ("collapsed", True, True, "done"),
+        ("diverged", True, False, "done"),
+    ],
+)
+def test_an_attempt_goes_on_where_the_run_stands(
+    status: str | None, has_folder: bool, has_policy: bool, step: str
+) -> None:
+    assert next_step(status, has_folder=has_folder, has_policy=has_policy) == step  # type: ignore[arg-type]
+
+
+def test_resources_follow_the_experiment() -> None:
+    ppo = load_config(ROOT / "configs/ppo_1-1.yaml")
+    dqn = load_config(ROOT / "configs/dqn_baseline.yaml")
+    on_cpu = load_config(ROOT / "configs/ppo_1-1.yaml", ("network.device=cpu",))
+    big = load_config(ROOT / "configs/dqn_baseline.yaml", ("algorithm.buffer_size=1000000",))
+    assert resources_for(ppo).gpus == 1
+    assert resources_for(on_cpu).gpus == 0
+    assert resources_for(None).gpus == 0
+    assert resources_for(big).memory_gib > resources_for(dqn).memory_gib >= 4
+    docker = job_variables("docker", resources_for(ppo))
+    assert docker["device_requests"][0]["Count"] == 1
+    assert docker["mem_limit"].endswith("g")
+    assert job_variables("docker", resources_for(on_cpu))["device_requests"] == []
+    assert job_variables("kubernetes", resources_for(ppo))["gpus"] == 1
+    free = job_variables("kubernetes", resources_for(on_cpu))
+    assert free["node_selector"] == {}, "work without a GPU need not wait for a GPU node"
+    assert job_variables("process", resources_for(ppo)) == {}
+
+
+def test_progress_is_a_percentage() -> None:
+    assert progress_percent(0, 100) == 0
+    assert progress_percent(50, 200) == 25
+    assert progress_percent(500, 200) == 100
+
+
+def test_differences_ignore_what_only_the_server_has() -> None:
+    found = {"a": 1, "b": {"c": [1, {"d": 2, "id": 9}], "more": 0}, "id": 7}
+    assert differences({"a": 1, "b": {"c": [1, {"d": 2}]}}, found) == ()
+    assert differences({"a": 2, "b": {"c": [1, {"d": 2}]}}, found) == ("a",)
+    assert differences({"b": {"c": [1]}}, found) == ("b",)
+    assert differences({"new": None}, found) == ()
+    assert differences({"new": 0}, found) == ("new",)
