@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +22,7 @@ from tests.support.docker_engine import (
     wait_until_healthy,
 )
 from tests.support.onnx_networks import write_test_artefact
+from tests.support.processes import free_port, server
 
 pytestmark = [pytest.mark.slow, pytest.mark.docker, pytest.mark.timeout(1800)]
 
@@ -26,6 +33,9 @@ HARDENED = (
     "--tmpfs", "/tmp", "--tmpfs", "/home/mario:uid=10001,gid=10001",
 )  # fmt: skip
 TOKEN = "a-token-of-this-test-only"
+ROOT = Path(__file__).parents[2]
+POOL_VOLUME = "mario-test-pool"
+ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 
 @pytest.fixture(scope="module")
@@ -178,3 +188,114 @@ def test_serving_refuses_to_listen_without_tokens(images: Engine) -> None:
     assert done.returncode == 2
     assert "tokens" in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_flow_run_of_the_docker_pool_runs_in_the_training_image(
+    images: Engine, tmp_path: Path
+) -> None:
+    """The pool and the deployment are those of `mario flows`; the worker is Prefect's own.
+
+    First as deployed: with the GPU that training asks for, which an engine without NVIDIA's runtime
+    creates a container for and refuses to start. Then without one, on the engine's cores, to its
+    end.
+    """
+    port = free_port()
+    api = f"http://127.0.0.1:{port}/api"
+    environment = {
+        **images.environment,
+        "PREFECT_HOME": str(tmp_path / "prefect"),
+        "PREFECT_API_URL": api,
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "MARIO_TRAINER_IMAGE": TRAINER,
+        "MARIO_RUNS_VOLUME": f"{POOL_VOLUME}:/runs",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    } | dict.fromkeys(("MARIO_DATABASE_URL", "MLFLOW_TRACKING_URI", "MARIO_DOCKER_NETWORK"), "")
+
+    def mario(*arguments: str) -> None:
+        done = subprocess.run(
+            [sys.executable, "-m", "mario.cli", *arguments], cwd=ROOT, capture_output=True,
+            env={**os.environ, **environment}, text=True, timeout=300, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    prefect = str(Path(sys.executable).with_name("prefect"))
+    with server(
+        [prefect, "server", "start", "--host", "127.0.0.1", "--port", str(port)],
+        log=tmp_path / "server.log", ready=f"{api}/health", seconds=240, environment=environment,
+    ):  # fmt: skip
+        mario("flows", "setup", "--pool", "docker")
+        mario("flows", "deploy", "pipeline-docker")
+        log = tmp_path / "worker.log"
+        with server(
+            [prefect, "worker", "start", "--pool", "docker", "--type", "docker"],
+            log=log, environment=environment, cwd=ROOT,
+        ):  # fmt: skip
+            with_gpu = _flow_run(api, {})
+            state = _end_of(api, with_gpu, log)
+            assert state["type"] == "CRASHED", state
+            asked = _container_of(images, with_gpu)["HostConfig"]
+            (request,) = asked["DeviceRequests"]
+            assert (request["Driver"], request["Count"]) == ("nvidia", 1)
+            assert request["Capabilities"] == [["gpu"]]
+            assert asked["ShmSize"] == 2 << 30
+            assert asked["Memory"] >= 4 << 30
+            assert asked["ReadonlyRootfs"] is True
+            assert "could not select device driver" in log.read_text(errors="replace")
+
+            without = _flow_run(api, {"device_requests": []})
+            state = _end_of(api, without, log)
+            container = _container_of(images, without)
+            shown = images.run("logs", container["Id"], check=False)
+            assert state["type"] == "COMPLETED", shown.stdout[-4000:] + shown.stderr[-4000:]
+            assert container["Config"]["Image"] == TRAINER
+            assert container["State"]["ExitCode"] == 0
+            assert not container["HostConfig"]["DeviceRequests"]
+            images.run("rm", "--force", container["Id"], _container_of(images, with_gpu)["Id"])
+    code = (
+        "import sqlite3; c = sqlite3.connect('/runs/mario.db');"
+        "print(*c.execute('select status, git_commit from runs').fetchone());"
+        "print(c.execute('select count(*) from verdicts').fetchone()[0])"
+    )
+    shown = in_image(images, TRAINER, code, "--volume", f"{POOL_VOLUME}:/runs").splitlines()
+    assert shown == ["finished 0123456789abcdef", "1"]
+
+
+def _call(url: str, body: dict[str, Any] | None = None) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer)
+
+
+def _flow_run(api: str, job_variables: dict[str, Any]) -> str:
+    """Start the deployment on a few hundred steps; the flow run's id."""
+    deployment = _call(f"{api}/deployments/name/pipeline/pipeline-docker")
+    overrides = ["evaluation.screening_units=2", "gate.max_units=4"]
+    parameters = {"config": "configs/smoke.yaml", "overrides": overrides}
+    body = {
+        "parameters": {"parameters": parameters},
+        "job_variables": job_variables,
+        "state": {"type": "SCHEDULED"},
+    }
+    return str(_call(f"{api}/deployments/{deployment['id']}/create_flow_run", body)["id"])
+
+
+def _end_of(api: str, flow_run: str, log: Path) -> dict[str, Any]:
+    """Wait for a flow run's last state."""
+    deadline = time.monotonic() + 600
+    while time.monotonic() < deadline:
+        state: dict[str, Any] = _call(f"{api}/flow_runs/{flow_run}")["state"]
+        if state["type"] in ENDED:
+            return state
+        time.sleep(1)
+    raise AssertionError(log.read_text(errors="replace")[-6000:])
+
+
+def _container_of(docker: Engine, flow_run: str) -> dict[str, Any]:
+    """What the engine knows of a flow run's container."""
+    label = f"label=io.prefect.flow-run-id={flow_run}"
+    found = docker.run("ps", "--all", "--quiet", "--no-trunc", "--filter", label).stdout.split()
+    assert found, "no container was created"
+    (inspected,) = json.loads(docker.run("inspect", found[-1]).stdout)
+    return dict(inspected)
