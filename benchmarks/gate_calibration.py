@@ -301,6 +301,28 @@ def stream(generator: np.random.Generator, trials: int, challengers: int = 50) -
     return [row]
 
 
+def account_alphas(generator: np.random.Generator, trials: int) -> list[Row]:
+    """The same power at the alphas that a task's account really gives: its 1st, 2nd, … challenger.
+
+    The declared level is for the whole stream, so each challenger has less than it.
+    """
+    rows = []
+    account = AlphaWealth.open(0.05)
+    for challenger in range(1, 11):
+        alpha = account.next_alpha
+        account = account.spend()
+        if challenger not in (1, 2, 3, 5, 10):
+            continue
+        for before, after in ((0.5, 0.7), (0.7, 0.85), (0.85, 0.95), (0.85, 0.5)):
+            d = paired_clears(generator, before, after, trials, CAP)
+            name = f"challenger {challenger}, clears {before:g}→{after:g}"
+            rows.append(
+                cell("account", name, CLEAR.with_alpha(alpha), d, true_effect=after - before,
+                     alpha=alpha)
+            )  # fmt: skip
+    return rows
+
+
 def targets_of(rows: list[Row], quick: bool) -> list[dict[str, Any]]:
     by = {(r["kind"], r["cell"]): r for r in rows}
     equal = [r for r in rows if r["kind"] == "equal"]
@@ -369,6 +391,7 @@ def main() -> int:
         *first_champion(generator, real, trials),
         *coverage(generator, pools, trials),
         *stream(generator, 40 if arguments.quick else trials),
+        *account_alphas(generator, trials),
     ]
     common = ["cell", "source", "true_effect", "promoted", "promoted_high", "rejected",
               "units_mean", "units_median", "units_p90"]  # fmt: skip
@@ -378,6 +401,7 @@ def main() -> int:
         "score only": ["spread_of_differences", "fixed_permutation_units", "fixed_power_at_cap"],
         "together": ["clear_test_promoted", "clear_test_units_mean", "units_ratio"],
         "coverage": ["coverage"],
+        "account": ["alpha"],
     }  # fmt: skip
     for kind in dict.fromkeys(r["kind"] for r in rows):
         shown = [c for c in common if kind not in ("coverage", "stream") or c == "cell"]
