@@ -8,6 +8,7 @@ is played twice comes out the same and is handed on once.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import tempfile
 import threading
@@ -347,6 +348,8 @@ class DaskEngine:
                     processes=True,
                     host="127.0.0.1",
                     dashboard_address=None,
+                    # What a task raises reaches us anyway; a worker that is slow to end is no news.
+                    silence_logs=logging.CRITICAL,
                     # Worker processes are ours alone; a limit by the machine's memory divided by
                     # its cores would pause them on a machine that is busy otherwise.
                     memory_limit=0,
