@@ -9,6 +9,8 @@ EXTRAS := train,serve,flows,dev
 DEMO_CONFIG ?= configs/demo.yaml
 SMOKE_CONFIG ?= configs/smoke.yaml
 PYTEST_ARGS ?=
+# Files side by side, each whole on one core, so that what a file starts once stays started once.
+PYTEST_PARALLEL ?= --numprocesses auto --maxprocesses 4 --dist loadfile
 TRAINER_IMAGE ?= mario-trainer:dev
 SERVING_IMAGE ?= mario-serving:dev
 TORCH_FLAVOUR ?= cpu
@@ -44,7 +46,7 @@ smoke: setup ## Train a few hundred steps, to see that training works at all
 	$(BIN)/mario train --config $(SMOKE_CONFIG)
 
 test: setup ## Run every test that is quick enough for each change
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_PARALLEL) $(PYTEST_ARGS)
 
 test-slow: setup ## Run the tests that take minutes (servers, Docker, browsers, chaos)
 	$(BIN)/python -m pytest -m slow --timeout 1800 $(PYTEST_ARGS)
