@@ -193,7 +193,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="end within a minute")
     quick = parser.parse_args().quick
-    rows, targets = measure(1, 2) if quick else measure(4, 12)
+    rows, targets = measure(1, 2) if quick else measure(2, 10)
     print_table(
         "Training with all sinks, and without any", rows,
         ("sinks", "turns", "updates", "steps_per_second", "processor_microseconds_per_step",
