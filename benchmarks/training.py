@@ -1,6 +1,6 @@
 """PPO steps a second end to end, and where the time goes.
 
-    python benchmarks/training.py [--quick] [--curves SEEDS] [--curve-steps STEPS]
+    python benchmarks/training.py [--quick]
 
 One iteration (rollout and update) of the same PPO is timed on: the usual stack
 (gym-super-mario-bros with the usual wrappers in SubprocVecEnv, stable-baselines3's CnnPolicy), the
@@ -8,9 +8,7 @@ same policy on the native console, and this project's policy on it, with further
 one thing each (network, layout, threads, number of environments, precision, compilation). Repeats
 are interleaved, so that a busy moment of the machine hits every row.
 
-`--curves 3` also trains stable-baselines3's policy and this project's from 3 seeds each, by the
-same steps on the same console, and compares how far they get; it takes about half an hour on 2
-cores.
+`learning_curves.py` shows that the faster steps are worth as much.
 """
 
 from __future__ import annotations
@@ -174,45 +172,10 @@ def subjects(quick: bool) -> list[Subject]:
     return found
 
 
-def curve(model: Any, env: Any, steps: int) -> float:
-    """Train and give the mean furthest x of the last 100 episodes of all environments."""
-    found: list[int] = []
-    step = env.step_wait
-
-    def listen() -> Any:
-        answer = step()
-        found.extend(info["record"].furthest_x_px for info in answer[3] if "record" in info)
-        return answer
-
-    env.step_wait = listen
-    model.learn(steps, log_interval=None)
-    env.close()
-    return float(np.mean(found[-100:]))
-
-
-def curves(seeds: int, steps: int) -> list[Row]:
-    """Train each policy from each seed."""
-    rows: list[Row] = []
-    for name in ("SB3 policy", "nature", "small"):
-        reached = []
-        for seed in range(seeds):
-            config = experiment(seed=seed, features="small" if name == "small" else "nature")
-            env = make_vec_env(config)
-            model = (stock_policy(env, seed) if name == "SB3 policy"
-                     else build_algorithm(config, env))  # fmt: skip
-            reached.append(curve(model, env, steps))
-            print(f"  {name}, seed {seed}: {reached[-1]:.0f} px after {steps} steps", flush=True)
-        rows.append({"name": f"curve: {name}", "steps": steps, "seeds": seeds,
-                     "furthest_px": spread(reached)})  # fmt: skip
-    return rows
-
-
 def main() -> int:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--curves", type=int, default=0, metavar="SEEDS")
-    parser.add_argument("--curve-steps", type=int, default=150_000)
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     set_threads(experiment())
@@ -234,15 +197,6 @@ def main() -> int:
         target("steps/s, our default over SB3's policy on the native console", 2.0,
                best / rate["native console, SB3 policy"]),
     ]  # fmt: skip
-    if given.curves:
-        reached = curves(given.curves, given.curve_steps)
-        print_table("learning curves", reached, ("name", "steps", "seeds", "furthest_px"))
-        rows += reached
-        px = {row["name"]: row["furthest_px"]["median"] for row in reached}
-        targets.append(target("furthest x, small over SB3's policy (median of seeds)", 1.0,
-                              px["curve: small"] / px["curve: SB3 policy"]))  # fmt: skip
-        targets.append(target("furthest x, nature over SB3's policy (median of seeds)", 1.0,
-                              px["curve: nature"] / px["curve: SB3 policy"]))  # fmt: skip
     return finish("training", rows, targets, quick=given.quick)
 
 
