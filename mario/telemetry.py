@@ -141,8 +141,6 @@ STORE_METRICS: tuple[Metric, ...] = (
 LOOP_METRICS: tuple[Metric, ...] = (
     Metric("mario_evaluation_units_total", "counter",
            "Units played under mario-eval-v1, by seed family.", ("model", "seed_family")),
-    Metric("mario_evaluation_unit_seconds", "histogram",
-           "Time of one unit of an evaluation, in s.", ("model",), _WORK_BUCKETS_SECONDS),
     Metric("mario_evaluation_score", "gauge",
            "Mean episode score of the last evaluation, 0 to 1.",
            ("model", "version", "seed_family")),
@@ -169,10 +167,9 @@ LOOP_METRICS: tuple[Metric, ...] = (
            "1 while the registry's alias names the ledger's champion, else 0.", ("model",)),
     Metric("mario_promotions_total", "counter", "Entries in the promotion ledger, by reason.",
            ("model", "reason")),
-    Metric("mario_promotion_conflicts_total", "counter",
-           "Promotions refused as another one came first.", ("model",)),
     Metric("mario_pipeline_runs_total", "counter",
-           "Flow runs ended, by state: completed, failed, collapsed, crashed, refused.",
+           "Flow runs ended, by state: completed, failed, crashed, cancelled, collapsed, "
+           "interrupted, drifted.",
            ("flow", "state")),
     Metric("mario_pipeline_stage_seconds", "histogram", "Time of one stage of a flow, in s.",
            ("flow", "stage"), _WORK_BUCKETS_SECONDS),

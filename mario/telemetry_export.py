@@ -382,10 +382,9 @@ class LoopMetrics:
     def __init__(self, instruments: Instruments) -> None:
         self._all = instruments
 
-    def unit(self, model: str, seed_family: str, seconds: float) -> None:
-        """Count one unit that was played."""
-        self._all.add("mario_evaluation_units_total", model=model, seed_family=seed_family)
-        self._all.observe("mario_evaluation_unit_seconds", seconds, model=model)
+    def units(self, model: str, seed_family: str, count: int) -> None:
+        """Count units that were played."""
+        self._all.add("mario_evaluation_units_total", count, model=model, seed_family=seed_family)
 
     def evaluation(
         self,
@@ -434,16 +433,13 @@ class LoopMetrics:
         """Count an entry in the promotion ledger."""
         self._all.add("mario_promotions_total", model=model, reason=reason)
 
-    def conflict(self, model: str) -> None:
-        """Count a promotion that came second."""
-        self._all.add("mario_promotion_conflicts_total", model=model)
-
     def stage(self, flow: str, stage: str, seconds: float) -> None:
         """Show how long one stage of a flow took."""
         self._all.observe("mario_pipeline_stage_seconds", seconds, flow=flow, stage=stage)
 
-    def flow_ended(self, flow: str, state: str) -> None:
-        """Count a flow run that ended."""
+    def flow_ended(self, flow: str, state: str, ended_at: float | None = None) -> None:
+        """Count a flow run that ended (`ended_at`: Unix time; None: now)."""
         self._all.add("mario_pipeline_runs_total", flow=flow, state=state)
         if state == "completed":
-            self._all.set("mario_pipeline_last_success_timestamp_seconds", time.time(), flow=flow)
+            moment = time.time() if ended_at is None else ended_at
+            self._all.set("mario_pipeline_last_success_timestamp_seconds", moment, flow=flow)

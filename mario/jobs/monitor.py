@@ -7,12 +7,14 @@ read here, again and again, so that the page also shows what was done by hand an
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections import Counter
 from collections.abc import Iterable
 from statistics import fmean
 
 from mario.errors import MarioError
+from mario.jobs.monitor_flows import FlowMonitor
 from mario.jobs.runtime import Runtime
 from mario.registry import ModelRegistry
 from mario.store.records import Evaluation, Promotion, Verdict
@@ -35,6 +37,7 @@ class LoopMonitor:
         self._seen_promotions: Counter[str] = Counter()
         self._seen_verdicts: set[str] = set()
         self._seen_evaluations: dict[tuple[str, str], str] = {}
+        self._seen_units: Counter[str] = Counter()
 
     def refresh(self, store: ExperimentStore, registry: ModelRegistry) -> None:
         """Read what is new.
@@ -90,10 +93,17 @@ class LoopMonitor:
             for version in store.versions.list(model, state="complete"):
                 newest: dict[str, Evaluation] = {}
                 for each in store.evaluations.list(policy_digest=version.digest):
+                    self._units(model, each)
                     if each.status == "finished" and each.finished_units:
                         newest.setdefault(each.key.seed_family, each)
                 for family, evaluation in newest.items():
                     self._evaluation(store, model, str(version.version), family, evaluation)
+
+    def _units(self, model: str, found: Evaluation) -> None:
+        fresh = found.finished_units - self._seen_units[found.id]
+        if fresh > 0:
+            self._metrics.units(model, found.key.seed_family, fresh)
+            self._seen_units[found.id] = found.finished_units
 
     def _evaluation(
         self, store: ExperimentStore, model: str, version: str, family: str, found: Evaluation
@@ -128,7 +138,7 @@ def monitor(
         runtime: where the store and the registry are.
         host: address to bind.
         port: 0 takes a free one.
-        poll_seconds: how often the store is read.
+        poll_seconds: how often the store is read, and the server of PREFECT_API_URL.
         stop: ends it; None runs until the process is ended.
 
     Raises:
@@ -137,6 +147,8 @@ def monitor(
     ended = stop or threading.Event()
     instruments = Instruments()
     loop = LoopMonitor(instruments)
+    api_url = os.environ.get("PREFECT_API_URL")
+    flows = FlowMonitor(api_url, LoopMetrics(instruments)) if api_url else None
     with MetricsPage(instruments.registry, host=host, port=port) as page:
         print(f"metrics of the loop on {page.url}", flush=True)
         while not ended.is_set():
@@ -144,6 +156,11 @@ def monitor(
                 with ExperimentStore.open(runtime.database_url, create=False) as store:
                     registry = ModelRegistry(runtime.tracking_uri, store, runtime.artifact_dir)
                     loop.refresh(store, registry)
+            except MarioError as error:
+                log.warning("%s", error)
+            try:
+                if flows is not None:
+                    flows.refresh()
             except MarioError as error:
                 log.warning("%s", error)
             ended.wait(poll_seconds)

@@ -298,9 +298,6 @@ LOOP = Board(
                 Graph("Promotions", "short",
                       (('sum by (model, reason) (mario_promotions_total{model=~"$model"})',
                         "{{model}} {{reason}}"),)),
-                Graph("Promotions that came second", "short",
-                      (('sum by (model) (mario_promotion_conflicts_total{model=~"$model"})',
-                        "{{model}}"),)),
             ),
         ),
         (
@@ -309,7 +306,6 @@ LOOP = Board(
                 Graph("Units played a minute", "short",
                       (('60 * sum by (seed_family) (rate(mario_evaluation_units_total'
                         '{model=~"$model"}[$__rate_interval]))', "{{seed_family}}"),)),
-                Graph("Time of a unit", "s", _quantiles("mario_evaluation_unit_seconds")),
                 Graph("Since the last evaluation", "s",
                       (('time() - mario_evaluation_last_timestamp_seconds{model=~"$model"}',
                         "{{model}} {{seed_family}}"),)),

@@ -59,6 +59,10 @@ def test_the_page_follows_the_store(runtime: Runtime) -> None:
             {**model, "version": "1", "seed_family": "confirmation"},
         )
         assert score == 1264
+        played = get("mario_evaluation_units_total", {**model, "seed_family": "confirmation"})
+        assert played == sum(
+            each.finished_units for each in store.evaluations.list(policy_digest=DIGESTS[1])
+        )
         # The ledger was written by hand: no alias follows it, and the page says so.
         assert get("mario_champion_alias_in_line", model) == 0
         registered(store, 2, DIGESTS[2])
