@@ -77,6 +77,7 @@ class _Watch(threading.Event):
         self._total_steps = total_steps
         self._worker_stop = stop
         self.pruned = False
+        self.reason = ""
         self.error: Exception | None = None
 
     def is_set(self) -> bool:
@@ -90,6 +91,7 @@ class _Watch(threading.Event):
             # At its end there is nothing left to save.
             if selection.total_steps < self._total_steps and self._trial.should_prune():
                 self.pruned = True
+                self.reason = "pruned: below the other trials of the sweep"
                 self.set()
         except Exception as error:  # a sink's exceptions go no further than the log
             self.error = error

@@ -258,7 +258,8 @@ class TrainingRun:
         # DQN keeps no point in memory: it goes on to the end of its rollout, a few steps away.
         if not at_boundary and not is_ppo(self.config):
             return
-        raise _EndLearning("interrupted", "stopped on request")
+        # Whoever stops a run may say why: a sweep that prunes a trial does.
+        raise _EndLearning("interrupted", getattr(self.stop, "reason", "") or "stopped on request")
 
     def _guard(self, norm: float) -> None:
         if not math.isfinite(norm):

@@ -219,6 +219,10 @@ def test_a_hopeless_trial_is_pruned(tmp_path: Path) -> None:
     assert run_sweep("pruned", sweep, runtime, on_trial=told.append).finished
     assert "pruned at 128 steps" in told[0]
     assert "1 complete, 1 pruned" in describe_sweep("pruned", runtime)
+    with ExperimentStore.open(runtime.database_url) as store:
+        (run,) = runs_below(store, "pruned")[1]
+        assert run.status == "interrupted"
+        assert (run.status_reason or "").startswith("pruned")
 
 
 @pytest.mark.slow
