@@ -248,6 +248,9 @@ def _job_manifest() -> Document:
         ],
     }
     pod = {
+        # The worker insists on these two here; the cluster drops what it does not know.
+        "completions": 1,
+        "parallelism": 1,
         "serviceAccountName": "{{ service_account_name }}",
         "automountServiceAccountToken": False,
         "restartPolicy": "Never",

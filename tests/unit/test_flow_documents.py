@@ -1,0 +1,221 @@
+"""What `mario flows setup` and `deploy` apply: documents, looked at without a server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from uuid import uuid4
+from zoneinfo import ZoneInfo
+
+import pytest
+import yaml
+
+from flows.automations import SILENCE_SECONDS, automations
+from flows.decisions import MAX_ATTEMPTS
+from flows.deployments import load_deployments, load_flow
+from flows.pools import HEARTBEAT_SECONDS, POOL_TYPES, pool, queues
+from flows.setup import _normal
+from mario.errors import FlowError
+
+ROOT = Path(__file__).resolve().parents[2]
+FILE = ROOT / "prefect.yaml"
+
+
+@pytest.fixture(scope="module")
+def deployments() -> dict[str, dict[str, Any]]:
+    found = load_deployments(FILE, environment={"MARIO_GIT_COMMIT": "v1.2.3"})
+    return {each["name"]: each for each in found}
+
+
+def test_deployments_cover_every_flow_and_every_pool(
+    deployments: dict[str, dict[str, Any]],
+) -> None:
+    flows = {each["flow_name"] for each in deployments.values()}
+    assert {"train", "evaluate", "promote", "pipeline", "nightly", "sweep"} <= flows
+    assert {each["work_pool_name"] for each in deployments.values()} == set(POOL_TYPES)
+    for each in deployments.values():
+        assert "mario" in each["tags"], "automations look after runs with this tag"
+        assert each["version"] == "v1.2.3"
+        assert each["enforce_parameter_schema"]
+
+
+def test_parameters_are_a_form_with_descriptions_defaults_and_limits(
+    deployments: dict[str, dict[str, Any]],
+) -> None:
+    for each in deployments.values():
+        definitions = each["parameter_openapi_schema"]["definitions"].values()
+        fields = [
+            (field, name in d.get("required", ()))
+            for d in definitions
+            for name, field in d.get("properties", {}).items()
+        ]
+        assert fields, each["name"]
+        for field, required in fields:
+            assert field.get("description"), (each["name"], field)
+            assert required or "default" in field, (each["name"], field)
+    evaluate = json.dumps(deployments["evaluate"]["parameter_openapi_schema"])
+    assert '"minimum": 1' in evaluate
+    with pytest.raises(Exception, match=r"(?i)extra|unexpected|invalid"):
+        load_flow("flows/pipeline.py:pipeline").validate_parameters(
+            {"parameters": {"no_such_key": 1}}
+        )
+
+
+def test_training_waits_for_the_gpu_and_nothing_else_does(
+    deployments: dict[str, dict[str, Any]],
+) -> None:
+    for name in ("pipeline", "weekly-1-1", "train"):
+        assert deployments[name]["work_queue_name"] == "gpu"
+    for name in ("evaluate", "promote", "nightly"):
+        assert deployments[name]["work_queue_name"] == "cpu"
+    gpu, cpu = queues({})
+    assert gpu["concurrency_limit"] == 1
+    assert cpu["concurrency_limit"] > 1
+    assert queues({"MARIO_GPUS": "4"})[0]["concurrency_limit"] == 4
+
+
+def test_schedules_have_a_time_zone_that_exists(deployments: dict[str, dict[str, Any]]) -> None:
+    schedules = [s for each in deployments.values() for s in each["schedules"]]
+    assert len(schedules) >= 2
+    for schedule in schedules:
+        assert schedule["slug"]
+        zone = ZoneInfo(schedule["schedule"]["timezone"])
+        assert datetime.now(zone).tzinfo is not None
+
+
+def test_containers_use_the_working_tree_of_the_image(
+    deployments: dict[str, dict[str, Any]],
+) -> None:
+    for name, home in (("pipeline", str(ROOT)), ("pipeline-docker", "/app"),
+                       ("pipeline-kubernetes", "/app")):  # fmt: skip
+        (step,) = deployments[name]["pull_steps"]
+        assert step["prefect.deployments.steps.set_working_directory"]["directory"] == home
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("deployments: [{name: a, entrypoint: 'flows/none.py:x'}]", "flows/FILE.py:FLOW"),
+        ("deployments: [{name: a, entrypoint: 'flows/decisions.py:gave_up'}]", "no flow"),
+        ("deployments: [{name: a, entrypoint: 'flows/pipeline.py:pipeline', parameters: "
+         "{parameters: {confg: x}}}]", "flows/parameters.py"),
+        ("nothing: here", "expected Prefect's deployments"),
+        ("deployments: [", "expected Prefect's deployments"),
+    ],
+)  # fmt: skip
+def test_a_broken_file_is_one_sentence(text: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "prefect.yaml"
+    file.write_text(text)
+    with pytest.raises(FlowError, match=said):
+        load_deployments(file)
+
+
+def configured(kind: str, worker: Any, **variables: Any) -> Any:
+    """What a worker makes of the pool's template."""
+    from prefect.workers.base import apply_values
+
+    template = pool(kind, {"MARIO_TRAINER_IMAGE": "mario-trainer:test"})["base_job_template"]
+    properties = template["variables"]["properties"]
+    values = {name: each["default"] for name, each in properties.items() if "default" in each}
+    values = {name: value for name, value in values.items() if value is not None} | variables
+    return worker.job_configuration(**apply_values(template["job_configuration"], values))
+
+
+def test_a_container_asks_for_gpu_memory_and_nothing_it_should_not_have() -> None:
+    from prefect_docker.worker import DockerWorker
+
+    made = configured("docker", DockerWorker, shm_size="3g", mem_limit="7g")
+    assert made.image == "mario-trainer:test"
+    assert made.image_pull_policy == "IfNotPresent"
+    assert made.volumes == ["mario-runs:/runs"]
+    assert made.mem_limit == "7g"
+    extra = made.container_create_kwargs
+    assert extra["device_requests"] == [{"Driver": "nvidia", "Count": 1, "Capabilities": [["gpu"]]}]
+    assert extra["shm_size"] == "3g"
+    assert extra["cap_drop"] == ["ALL"]
+    assert extra["read_only"]
+    assert not made.privileged
+    assert made.env["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == str(HEARTBEAT_SECONDS)
+    without = configured("docker", DockerWorker, device_requests=[])
+    assert without.container_create_kwargs["device_requests"] == []
+
+
+def test_a_password_is_in_a_secret_block_and_in_no_template() -> None:
+    environment = {"MARIO_DATABASE_URL": "postgresql+psycopg2://mario:hush@db/mario"}
+    for kind in POOL_TYPES:
+        assert "hush" not in json.dumps(pool(kind, environment))
+    assert "prefect.blocks.secret.mario-database-url" in json.dumps(pool("docker", environment))
+
+
+def test_a_job_is_the_one_of_the_manifests() -> None:
+    from prefect_kubernetes.worker import KubernetesWorker
+
+    made = configured("kubernetes", KubernetesWorker, command="prefect flow-run execute")
+    job = made.job_manifest
+    (by_hand,) = yaml.safe_load_all((ROOT / "k8s/base/training-job.yaml").read_text())
+    assert job["spec"]["backoffLimit"] == by_hand["spec"]["backoffLimit"] == 0
+    pod, model = (each["spec"]["template"]["spec"] for each in (job, by_hand))
+    for name in ("securityContext", "nodeSelector", "tolerations", "volumes", "restartPolicy",
+                 "serviceAccountName", "automountServiceAccountToken",
+                 "terminationGracePeriodSeconds"):  # fmt: skip
+        assert pod[name] == model[name], name
+    (container,), (trainer,) = pod["containers"], model["containers"]
+    assert container["securityContext"] == trainer["securityContext"]
+    assert container["volumeMounts"] == trainer["volumeMounts"]
+    assert container["envFrom"] == trainer["envFrom"]
+    assert trainer["env"][0] in container["env"], "the store's address, from the secret"
+    for part in ("requests", "limits"):
+        mine = {name: str(value) for name, value in container["resources"][part].items()}
+        assert mine == trainer["resources"][part]
+
+
+def test_a_job_passes_the_cluster_s_schema() -> None:
+    import kubernetes_validate
+    from prefect_kubernetes.worker import KubernetesWorker
+
+    made = configured("kubernetes", KubernetesWorker, gpus=2, command="prefect flow-run execute")
+    manifest = made.job_manifest
+    container = manifest["spec"]["template"]["spec"]["containers"][0]
+    # What the worker itself fills in just before it asks the cluster.
+    for name in ("completions", "parallelism"):  # the worker insists, the cluster drops them
+        del manifest["spec"]["template"]["spec"][name]
+    container["args"] = str(container.get("args") or made.command).split()
+    manifest["metadata"] = {"generateName": "pipeline-", "namespace": "mario"}
+    for part in container["resources"].values():
+        part["nvidia.com/gpu"] = str(part["nvidia.com/gpu"])
+    kubernetes_validate.validate(manifest, "1.32.0", strict=True)
+
+
+def test_automations_are_what_prefect_takes() -> None:
+    webhook, nightly = str(uuid4()), str(uuid4())
+    made = {each["name"]: _normal(each) for each in
+            automations(webhook_id=webhook, nightly_id=nightly)}  # fmt: skip
+    silent = made["mario: a silent run has crashed"]["trigger"]
+    assert silent["posture"] == "Proactive"
+    assert silent["within"] == SILENCE_SECONDS >= 3 * HEARTBEAT_SECONDS
+    again = made["mario: a crashed run goes on"]["trigger"]
+    assert again["match"]["prefect.run-count"] == [str(n) for n in range(1, MAX_ATTEMPTS)]
+    assert webhook in json.dumps(made)
+    without = automations(webhook_id=None, nightly_id=None)
+    assert "call-webhook" not in json.dumps(without)
+    assert "run-deployment" not in json.dumps(without)
+    assert any("pause-deployment" in json.dumps(each) for each in without)
+
+
+def test_notifications_are_json_whatever_the_reason_says() -> None:
+    from prefect.server.utilities.user_templates import render_user_template
+
+    (collapse,) = [
+        each for each in automations(webhook_id=str(uuid4()), nightly_id=None)
+        if "collapse" in each["name"]
+    ]  # fmt: skip
+    payload = collapse["actions"][1]["payload"]
+
+    resource = {"prefect.resource.name": 'a "run"', "prefect.state-message": "why\nnot"}
+    event = SimpleNamespace(resource=resource)
+    rendered = asyncio.run(render_user_template(payload, {"event": event}))
+    assert json.loads(rendered) == {"text": 'Collapsed: a "run": why\nnot'}
