@@ -1,0 +1,321 @@
+"""Flows on a real Prefect server on PostgreSQL, run by real workers that are killed on purpose."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.decisions import run_id_for
+from mario.jobs.runtime import Runtime
+from mario.jobs.versions import open_registry
+from mario.store.store import ExperimentStore
+from tests.support.full_postgres import full_postgres
+from tests.support.policies import GOOD, write_odds_policy
+from tests.support.prefect_server import (
+    PrefectServer,
+    Receiver,
+    descendants,
+    kill_all,
+)
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
+
+#: Signs of life come every 30 s; this many seconds without one mean death.
+SILENCE_SECONDS = 75
+TRAINING = (
+    "total_steps=1536", "checkpoint.every_steps=256", "selection.every_steps=1000000",
+    "evaluation.screening_units=2", "gate.primary=progress", "gate.max_units=2",
+)  # fmt: skip
+PARAMETERS = {"config": "configs/smoke.yaml", "overrides": list(TRAINING), "next_seed": False}
+
+
+@pytest.fixture(scope="module")
+def receiver() -> Iterator[Receiver]:
+    made = Receiver()
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iterator[PrefectServer]:
+    folder = tmp_path_factory.mktemp("prefect")
+    with full_postgres() as database_url:
+        made = PrefectServer(folder, database_url)
+        made.environment |= {
+            "MARIO_SILENCE_SECONDS": str(SILENCE_SECONDS),
+            "MARIO_WEBHOOK_URL": receiver.url,
+            "MARIO_GPUS": "2",  # so that two pipelines can run at once
+        }
+        made.start()
+        try:
+            first = made.mario("flows", "setup") + made.mario("flows", "deploy")
+            (folder / "first.txt").write_text(first)
+            yield made
+        finally:
+            made.stop()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(server: PrefectServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A pipeline that nobody disturbs, through a process worker."""
+    runs = tmp_path_factory.mktemp("undisturbed")
+    with server.worker(runs):
+        flow_run = server.start_run("pipeline/pipeline", PARAMETERS)
+        state = server.wait(flow_run)
+    return {"flow_run": flow_run, "state": state, "runs": runs}
+
+
+def screenshot(server: PrefectServer, flow_run: str, folder: Path) -> None:
+    """Pictures of the run's page, for a person to look at; asked for by MARIO_SCREENSHOTS."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"]
+        )
+        page = browser.new_page(viewport={"width": 1400, "height": 1100})
+        base = server.url.removesuffix("/api")
+        page.goto(f"{base}/runs/flow-run/{flow_run}", wait_until="networkidle", timeout=120_000)
+        page.wait_for_timeout(5_000)
+        page.screenshot(path=str(folder / "run.png"))
+        page.goto(f"{base}/runs/flow-run/{flow_run}?tab=Artifacts", timeout=120_000)
+        page.wait_for_timeout(8_000)
+        page.screenshot(path=str(folder / "artifacts.png"))
+        for key, artifact in server.artifacts(flow_run).items():
+            page.goto(f"{base}/artifacts/artifact/{artifact['id']}", timeout=120_000)
+            page.wait_for_timeout(4_000)
+            page.screenshot(path=str(folder / f"{key}.png"))
+        browser.close()
+
+
+def weights(runs: Path, flow_run: str) -> str:
+    """Digest of the network that a flow run's training exported."""
+    return hashlib.sha256(
+        (runs / run_id_for(flow_run) / "policy/policy.onnx").read_bytes()
+    ).hexdigest()
+
+
+def versions(runs: Path) -> list[Any]:
+    with open_registry(Runtime.embedded(runs)) as registry:
+        return [v for v in registry.versions("mario-1-1") if v.state == "complete"]
+
+
+def test_setup_and_deploy_twice_change_nothing(server: PrefectServer) -> None:
+    first = (server.folder / "first.txt").read_text()
+    assert "created   pool       process" in first
+    assert "created   deployment nightly/nightly" in first
+    before = server.call("POST", "/deployments/filter", {})
+    again = server.mario("flows", "setup"), server.mario("flows", "deploy")
+    for said in again:
+        assert said.startswith("nothing to change"), said
+    after = server.call("POST", "/deployments/filter", {})
+    updated = {d["name"]: d["updated"] for d in before}
+    assert {d["name"]: d["updated"] for d in after} == updated
+    # A pause by hand, or by a collapse, is not undone.
+    nightly = next(d for d in after if d["name"] == "nightly")
+    server.call("POST", f"/deployments/{nightly['id']}/pause_deployment", {})
+    assert server.mario("flows", "deploy", "nightly").startswith("nothing to change")
+    assert server.call("GET", f"/deployments/{nightly['id']}")["paused"]
+    server.call("POST", f"/deployments/{nightly['id']}/resume_deployment", {})
+    assert "nightly at test on process/cpu, 0 3 * * * Europe/Berlin" in server.mario(
+        "flows", "status"
+    )
+
+
+def test_schedules_become_runs_at_the_hour_of_their_time_zone(server: PrefectServer) -> None:
+    deadline = time.monotonic() + 300
+    while True:
+        found = server.call(
+            "POST", "/flow_runs/filter", {"deployments": {"name": {"any_": ["nightly"]}}}
+        )
+        if found:
+            break
+        assert time.monotonic() < deadline, server.log()
+        time.sleep(1)
+    from datetime import datetime
+    from zoneinfo import ZoneInfo
+
+    starts = [datetime.fromisoformat(run["expected_start_time"]) for run in found]
+    assert {start.astimezone(ZoneInfo("Europe/Berlin")).hour for start in starts} == {3}
+
+
+def test_a_pipeline_completes_and_shows_what_it_did(
+    server: PrefectServer, undisturbed: dict[str, Any]
+) -> None:
+    state, flow_run = undisturbed["state"], undisturbed["flow_run"]
+    assert state["type"] == "COMPLETED", server.log()
+    assert state["name"] in ("Kept", "Promoted")
+    assert "version 1" in state["message"]
+    run = server.run(flow_run)
+    assert run["name"] == "pipeline smoke"
+    assert run["run_count"] == 1
+    if folder := os.environ.get("MARIO_SCREENSHOTS"):
+        screenshot(server, flow_run, Path(folder))
+    deadline = time.monotonic() + 60  # task runs arrive as events
+    wanted = {"train smoke", f"register {run_id_for(flow_run)}", "screen mario-1-1 v1",
+              "gate mario-1-1 v1", "summary smoke"}  # fmt: skip
+    while True:
+        tasks = server.call(
+            "POST", "/task_runs/filter", {"flow_runs": {"id": {"any_": [flow_run]}}}
+        )
+        if wanted <= {t["name"] for t in tasks if t["state"]["type"] == "COMPLETED"}:
+            break
+        assert time.monotonic() < deadline, [(t["name"], t["state"]["name"]) for t in tasks]
+        time.sleep(0.5)
+    shown = server.artifacts(flow_run)
+    assert shown["training-smoke"]["type"] == "progress"
+    assert shown["training-smoke"]["data"] == 100.0
+    assert "1,536 of 1,536 steps" in shown["training-smoke"]["description"]
+    curve = shown["learning-curve-smoke"]["data"]
+    assert "| steps up to | episodes | mean furthest x (px) | cleared |" in curve
+    verdict = next(a["data"] for k, a in shown.items() if k.startswith("verdict-"))
+    assert "verdict.html" in verdict
+    assert "median-episode.mp4" in verdict
+    assert "MLflow" in verdict
+    table = next(json.loads(a["data"]) for k, a in shown.items() if k.startswith("numbers-"))
+    assert {"what", "challenger", "champion"} == set(table[0])
+    assert len(versions(undisturbed["runs"])) == 1
+
+
+def test_bad_input_fails_at_once(server: PrefectServer, tmp_path: Path, receiver: Receiver) -> None:
+    with server.worker(tmp_path / "runs"):
+        flow_run = server.start_run("train/train", {"config": "configs/there-is-none.yaml"})
+        state = server.wait(flow_run)
+    assert state["name"] == "Failed"
+    assert "there-is-none" in state["message"]
+    names = [each["name"] for each in server.states(flow_run)]
+    assert "AwaitingRetry" not in names, "what a person has to mend is not tried again"
+    assert server.run(flow_run)["run_count"] == 1
+    assert "there-is-none" in receiver.wait_for("Failed: ")
+
+
+def test_a_collapse_has_its_own_state_and_pauses_its_schedule(
+    server: PrefectServer, tmp_path: Path, receiver: Receiver
+) -> None:
+    weekly = server.call("GET", "/deployments/name/pipeline/weekly-1-1")
+    assert not weekly["paused"]
+    with server.worker(tmp_path / "runs"):
+        flow_run = server.start_run(
+            "pipeline/weekly-1-1",
+            {**PARAMETERS, "overrides": [*TRAINING, "algorithm.learning_rate=1e30"]},
+        )
+        state = server.wait(flow_run)
+        assert state["name"] == "Collapsed", f"{state}\n{server.log()}"
+        assert "diverged" in state["message"]
+        told = receiver.wait_for("Collapsed: ")
+    assert "pipeline smoke" in told
+    deadline = time.monotonic() + 60
+    while not server.call("GET", f"/deployments/{weekly['id']}")["paused"]:
+        assert time.monotonic() < deadline, "the schedule goes on"
+        time.sleep(0.5)
+    assert "AwaitingRetry" not in [each["name"] for each in server.states(flow_run)]
+    assert versions(tmp_path / "runs") == []
+    server.call("POST", f"/deployments/{weekly['id']}/resume_deployment", {})
+
+
+def test_a_killed_worker_is_noticed_and_its_run_resumes(
+    server: PrefectServer, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    with server.worker(runs) as worker:
+        flow_run = server.start_run("pipeline/pipeline", PARAMETERS)
+        checkpoints = runs / run_id_for(flow_run) / "checkpoints"
+        deadline = time.monotonic() + 600
+        while len(list(checkpoints.glob("steps-*"))) < 2:
+            assert time.monotonic() < deadline, server.log()
+            assert server.run(flow_run)["state"]["type"] not in ("COMPLETED", "FAILED")
+            time.sleep(0.05)
+        kill_all(descendants(worker.pid))
+    killed_at = time.time()
+    assert server.run(flow_run)["state"]["type"] == "RUNNING", "nobody could say anything"
+    server.wait(flow_run, 600, "AwaitingRetry", "Late")
+    crashed = next(s for s in server.states(flow_run) if s["name"] == "Crashed")
+    assert "no sign of life" in crashed["message"]
+    from datetime import datetime
+
+    silent = datetime.fromisoformat(crashed["timestamp"]).timestamp() - killed_at
+    assert silent < SILENCE_SECONDS + 60, "the limit, and a busy machine's delay"
+
+    with server.worker(runs):
+        state = server.wait(flow_run)
+    assert state["type"] == "COMPLETED", server.log()
+    assert server.run(flow_run)["run_count"] == 2
+    assert weights(runs, flow_run) == weights(undisturbed["runs"], undisturbed["flow_run"])
+    assert len(versions(runs)) == 1, "registered once"
+    with ExperimentStore.open(Runtime.embedded(runs).database_url) as store:
+        (run,) = store.runs.list()
+    assert [attempt.status for attempt in run.attempts] == ["killed", "finished"]
+
+
+def test_a_server_that_is_killed_and_restarted_costs_nothing(
+    server: PrefectServer, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    with server.worker(runs):
+        flow_run = server.start_run("pipeline/pipeline", PARAMETERS)
+        checkpoints = runs / run_id_for(flow_run) / "checkpoints"
+        deadline = time.monotonic() + 600
+        while not list(checkpoints.glob("steps-*")):
+            assert time.monotonic() < deadline, server.log()
+            time.sleep(0.05)
+        server.kill()
+        time.sleep(2)
+        server.start()
+        state = server.wait(flow_run)
+    assert state["type"] == "COMPLETED", f"{state}\n{server.log()}"
+    assert weights(runs, flow_run) == weights(undisturbed["runs"], undisturbed["flow_run"])
+    assert len(versions(runs)) == 1
+
+
+def test_two_promoters_at_once_make_one_ledger(
+    server: PrefectServer, tmp_path: Path, receiver: Receiver, postgres_database: str
+) -> None:
+    """Two versions are judged at the same time; who comes second meets the champion that is."""
+    runs = tmp_path / "runs"
+    runtime = Runtime(runs, postgres_database, f"sqlite:///{runs / 'mlflow.db'}")
+    runs.mkdir()
+    with open_registry(runtime) as registry:
+        for number, config_hash in enumerate(("0" * 64, "1" * 64), start=1):
+            folder = runs / f"good-{number}"
+            write_odds_policy(folder, GOOD, config_hash=config_hash)
+            registry.register("mario-1-1", folder, run_id=None)
+    overrides = ["game.actions=complex", "gate.primary=progress", "gate.alpha=0.4",
+                 "gate.max_units=60", "gate.min_units=8"]  # fmt: skip
+    parameters = {"config": "configs/smoke.yaml", "overrides": overrides}
+    with server.worker(runs, MARIO_DATABASE_URL=postgres_database):
+        flow_runs = [
+            server.start_run("promote/promote", {**parameters, "policy": str(version)})
+            for version in (1, 2)
+        ]
+        states = [server.wait(flow_run) for flow_run in flow_runs]
+        assert all(state["type"] == "COMPLETED" for state in states), f"{states}\n{server.log()}"
+        with ExperimentStore.open(postgres_database) as store:
+            ledger = store.ledger.history("mario-1-1")
+            verdicts = {v.id: v for v in store.evaluations.verdicts("mario-1-1")}
+        assert [row.sequence for row in ledger] == list(range(1, len(ledger) + 1))
+        assert len(ledger) == [state["name"] for state in states].count("Promoted")
+        for row in ledger:
+            assert row.verdict_id is not None
+            judged = verdicts[row.verdict_id]
+            assert judged.champion_version == row.previous_version, "judged against the champion"
+        # The event of a promotion starts the nightly check of the new champion.
+        assert "mario-1-1" in receiver.wait_for("Promoted: ")
+        deadline = time.monotonic() + 120
+        while True:
+            nights = server.call(
+                "POST", "/flow_runs/filter", {"deployments": {"name": {"any_": ["nightly"]}}}
+            )
+            nights = [night for night in nights if not night["auto_scheduled"]]
+            if nights:
+                break
+            assert time.monotonic() < deadline, server.log()
+            time.sleep(0.5)
+        state = server.wait(nights[0]["id"])
+    assert state["name"] == "Steady", f"{state}\n{server.log()}"

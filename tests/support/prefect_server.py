@@ -1,0 +1,221 @@
+"""A real Prefect server on a real PostgreSQL, workers of it, and the few calls that tests need."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+from tests.support.processes import free_port, stop, wait_for_http
+
+ROOT = Path(__file__).resolve().parents[2]
+#: Generous: what is waited for is said by the tests' own assertions.
+PATIENCE_SECONDS = 900.0
+FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+
+
+class PrefectServer:
+    """A server that can be killed and started again on the same port and database."""
+
+    def __init__(self, folder: Path, database_url: str) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}/api"
+        self.environment = {
+            "PREFECT_HOME": str(folder / "home"),
+            "PREFECT_API_URL": self.url,
+            "PREFECT_UI_API_URL": self.url,
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "DO_NOT_TRACK": "1",
+            "MARIO_HOME": str(ROOT),
+            "MARIO_GIT_COMMIT": "test",
+            "MARIO_DATABASE_URL": "",
+            "MLFLOW_TRACKING_URI": "",
+        }
+        self._database = {"PREFECT_API_DATABASE_CONNECTION_URL": database_url}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Self:
+        """Start it, and wait until it answers."""
+        with (self.folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1",
+                 "--port", str(self.port)],
+                env={**os.environ, **self.environment, **self._database},
+                stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )  # fmt: skip
+        wait_for_http(f"{self.url}/health", 300, self._process)
+        return self
+
+    def kill(self) -> None:
+        """SIGKILL, as a crash of the machine would."""
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def stop(self) -> None:
+        """End it."""
+        if self._process is not None and self._process.poll() is None:
+            stop(self._process)
+
+    def call(self, method: str, path: str, body: Any = None) -> Any:
+        """Ask the API; a server that restarts is asked again."""
+        request = urllib.request.Request(
+            self.url + path, None if body is None else json.dumps(body).encode(),
+            {"Content-Type": "application/json"}, method=method,
+        )  # fmt: skip
+        deadline = time.monotonic() + 300
+        while True:
+            try:
+                with urllib.request.urlopen(request, timeout=120) as answer:
+                    content = answer.read()
+                    return json.loads(content) if content else None
+            except urllib.error.HTTPError as error:
+                raise AssertionError(f"{method} {path}: {error.code} {error.read()!r}") from None
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(1)
+
+    def mario(self, *arguments: str, **environment: str) -> str:
+        """Run `mario …` against this server and return what it printed."""
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-m", "mario.cli", *arguments],
+            cwd=ROOT, env={**os.environ, **self.environment, **environment},
+            capture_output=True, text=True, timeout=600, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    @contextmanager
+    def worker(self, runs_dir: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+        """Have a process worker that keeps its runs in a folder; ended with all its flow runs."""
+        log = self.folder / f"worker-{runs_dir.name}-{time.monotonic_ns()}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "prefect", "worker", "start", "--pool", "process",
+                 "--type", "process"],
+                cwd=ROOT,
+                env={**os.environ, **self.environment, "MARIO_RUNS_DIR": str(runs_dir),
+                     **environment},
+                stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )  # fmt: skip
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                stop(process, 60)
+            kill_all(descendants(process.pid) if process.poll() is None else [])
+
+    def log(self) -> str:
+        """The ends of all logs, for a failed assertion."""
+        return "\n".join(
+            f"--- {file.name}\n{file.read_text(errors='replace')[-4000:]}"
+            for file in sorted(self.folder.glob("*.log"))
+        )
+
+    def start_run(self, deployment: str, parameters: Mapping[str, Any]) -> str:
+        """Start a deployment (`flow/name`); returns the flow run's id."""
+        found = self.call("GET", f"/deployments/name/{deployment}")
+        body = {"parameters": {"parameters": dict(parameters)}, "state": {"type": "SCHEDULED"}}
+        return str(self.call("POST", f"/deployments/{found['id']}/create_flow_run", body)["id"])
+
+    def run(self, flow_run: str) -> dict[str, Any]:
+        """A flow run as it is now."""
+        return dict(self.call("GET", f"/flow_runs/{flow_run}"))
+
+    def states(self, flow_run: str) -> list[dict[str, Any]]:
+        """All states that it was in, oldest first."""
+        found = self.call("GET", f"/flow_run_states/?flow_run_id={flow_run}")
+        return sorted(found, key=lambda state: state["timestamp"])
+
+    def wait(self, flow_run: str, seconds: float = PATIENCE_SECONDS, *names: str) -> dict[str, Any]:
+        """Wait until it is in a final state, or in one of the states named."""
+        deadline = time.monotonic() + seconds
+        while True:
+            state = self.run(flow_run)["state"]
+            if state["name"] in names or (not names and state["type"] in FINAL):
+                return dict(state)
+            assert time.monotonic() < deadline, f"{state}\n{self.log()}"
+            time.sleep(0.5)
+
+    def artifacts(self, flow_run: str) -> dict[str, dict[str, Any]]:
+        """The artifacts of a flow run by key."""
+        found = self.call(
+            "POST", "/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [flow_run]}}}
+        )
+        return {artifact["key"]: artifact for artifact in found}
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes under `pid`, itself first."""
+    parents: dict[int, int] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            stat = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        parents[int(folder.name)] = int(stat[1])
+    found = [pid]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found
+
+
+def kill_all(pids: list[int]) -> None:
+    """SIGKILL, as when a machine goes down: nobody can say good-bye."""
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+class Receiver:
+    """A web page that takes notifications."""
+
+    def __init__(self) -> None:
+        self.messages: list[dict[str, Any]] = []
+        receiver = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                receiver.messages.append(json.loads(body))
+                self.send_response(204)
+                self.end_headers()
+
+            def log_message(self, *_: Any) -> None:
+                """Say nothing."""
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/hook"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def wait_for(self, text: str, seconds: float = 120) -> str:
+        """Wait for a message that contains a text; returns it."""
+        deadline = time.monotonic() + seconds
+        while True:
+            found = [m["text"] for m in self.messages if text in m["text"]]
+            if found:
+                return str(found[0])
+            assert time.monotonic() < deadline, f"no message with {text!r}: {self.messages}"
+            time.sleep(0.2)
+
+    def stop(self) -> None:
+        """End it."""
+        self._server.shutdown()
+        self._server.server_close()
