@@ -1,6 +1,6 @@
 """Records the real traces of `benchmarks/collapse.py`: short runs, healthy and ruined on purpose.
 
-    python benchmarks/collapse_runs.py            # all that are not recorded yet, 15 min of a core
+    python benchmarks/collapse_runs.py            # all that are not recorded yet, 20 min of a core
     python benchmarks/collapse_runs.py --limit 2  # the next two
 
 Each run is a real PPO or DQN run of this project on the native console with the `tiny` network. A
@@ -33,7 +33,9 @@ from mario.training.sinks import BaseSink, Progress
 from mario.training.trainer import train
 
 DATA = Path(__file__).parent / "data" / "collapse"
-UPDATES = 60
+# Of what is recorded next; a trace carries its own length (the first ones: 100 and 40 updates).
+UPDATES, UPDATES_DQN = 60, 30
+HEALTHY, RUINED_EACH = 32, 5
 ONSET_SHARE = (0.35, 0.65)
 
 
@@ -147,13 +149,13 @@ class Recorder(BaseSink):
 
 
 def plan() -> list[dict[str, Any]]:
-    """List the runs: 24 healthy ones of many kinds, and each ruin several times."""
+    """List the runs: healthy ones of many kinds, and each ruin several times."""
     chance = random.Random(5)
     runs: list[dict[str, Any]] = []
-    for index in range(24):
+    for index in range(HEALTHY):
         runs.append({"label": "healthy", "algorithm": "dqn" if index % 8 == 7 else "ppo"})
     for ruin in RUINS:
-        for index in range(5):
+        for index in range(RUINED_EACH):
             # DQN has no clip range, no entropy; the other ruins are tried on it as well.
             dqn = index == 4 and ruin not in ("clip_off", "entropy_0_huge_bonus",
                                               "dead_activations")  # fmt: skip
@@ -186,7 +188,7 @@ def record(run: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
     updates = UPDATES
     if dqn:
-        updates = 30
+        updates = UPDATES_DQN
         algorithm |= {"buffer_size": 20_000, "learning_starts_steps": 1_000, "batch_size": 32,
                       "train_frequency_steps": 32, "exploration_fraction": 0.3}  # fmt: skip
     else:
@@ -252,6 +254,7 @@ def main() -> None:
     """Record what is missing."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--limit", type=int, default=10**6)
+    parser.add_argument("--quick", action="store_true", help="record none")
     parser.add_argument("--part", default="0/1", help="k/n: every n-th run from the k-th on")
     given = parser.parse_args()
     part, parts = (int(number) for number in given.part.split("/"))
@@ -259,10 +262,12 @@ def main() -> None:
     file_name = DATA / f"real-{part}.jsonl.gz"
     done = {run["id"] for run in read_runs()}
     missing = [run for run in plan()[part::parts] if run["id"] not in done]
-    for run in missing[: given.limit]:
+    for run in missing[: 0 if given.quick else given.limit]:
         trace = record(run)
-        with gzip.open(file_name, "at", encoding="utf-8") as file:
-            file.write(json.dumps(trace, separators=(",", ":")) + "\n")
+        line = json.dumps(trace, separators=(",", ":")) + "\n"
+        # A gzip member of its own in one write: a kill leaves whole traces only.
+        with file_name.open("ab", buffering=0) as file:
+            file.write(gzip.compress(line.encode(), mtime=0))
         last = trace["samples"][-1]
         print(run["id"], run["label"], run["algorithm"], f"{trace['seconds']} s", trace["status"],
               len(trace["samples"]), "x", last.get("mean_furthest_px"), flush=True)  # fmt: skip

@@ -19,6 +19,7 @@ from mario.journal_writer import DeliveryUnavailableError, JournaledWriter
 from mario.store import models
 from mario.store.engine import writing
 from mario.store.records import (
+    AttemptStartRow,
     CheckpointRow,
     HealthChangeRow,
     HealthSampleRow,
@@ -44,6 +45,7 @@ def test_rows_survive_the_journal(tmp_path: Path) -> None:
         ),
         RunEndRow(run_id="run", attempt=1, status="finished", end_steps=None),
         HeartbeatRow(run_id="run", attempt=1, total_steps=3),
+        AttemptStartRow(run_id="run", attempt=2, start_steps=256),
         CheckpointRow(
             run_id="run", kind="best", total_steps=1, attempt=1, path="a/b", sha256="d" * 64,
             size_bytes=2**40,
@@ -138,6 +140,32 @@ def test_a_refused_row_harms_no_other(store: ExperimentStore, tmp_path: Path) ->
     refused = (tmp_path / "run" / "journal" / "refused.jsonl").read_bytes().splitlines()
     kept = [decode_line(line) for line in refused]
     assert [record and record["record"]["episode_index"] for record in kept] == [23, 31]
+
+
+def test_rows_of_a_resumed_run_replace_those_before(store: ExperimentStore, tmp_path: Path) -> None:
+    """New rows and rows that are there already, in one batch and in batches of their own."""
+    run = store.runs.start(new_run())
+    with StoreWriter(store.url, tmp_path / "run") as writer:
+        writer.put([episode_row(run.id, i, attempt=1, score=1) for i in range(40)])
+        assert writer.flush(20)
+        # Neither the first nor the last of them is there; some in the middle are.
+        writer.put([episode_row(run.id, i, attempt=2, score=2) for i in (90, 38, 39, 40, 91)])
+        assert writer.flush(20)
+        writer.put([episode_row(run.id, i, attempt=1, score=3) for i in range(50)])
+        assert writer.flush(20)
+        assert writer.report().refused == 0
+    scores = {row.episode_index: row.score for row in store.runs.episodes(run.id)}
+    expected = dict.fromkeys(range(38), 1) | dict.fromkeys((38, 39, 40, 90, 91), 2)
+    assert scores == expected | dict.fromkeys(range(41, 50), 3)
+
+
+def test_where_an_attempt_went_on_from(store: ExperimentStore, tmp_path: Path) -> None:
+    run = store.runs.start(new_run())
+    store.runs.end(RunEndRow(run_id=run.id, attempt=1, status="interrupted", end_steps=300))
+    run = store.runs.resume(run.id, start_steps=0)
+    with StoreWriter(store.url, tmp_path / "run") as writer:
+        writer.put([AttemptStartRow(run_id=run.id, attempt=2, start_steps=256)])
+    assert [attempt.start_steps for attempt in store.runs.get(run.id).attempts] == [0, 256]
 
 
 def test_the_end_of_a_run_goes_through_the_writer(store: ExperimentStore, tmp_path: Path) -> None:
@@ -332,6 +360,38 @@ def test_a_full_disk_keeps_records_in_memory(
     report = writer.close()
     assert sorted(got) == [0, 1, 2, 3]
     assert (report.lost, report.torn, report.pending) == (0, 1, False)
+
+
+def test_sync_says_whether_rows_are_safe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint may build on rows only when a kill cannot take them back."""
+    got: list[int] = []
+    away = True
+
+    def deliver(records: object) -> None:
+        if away:
+            raise DeliveryUnavailableError("away")
+        got.extend(record["n"] for record in records)  # type: ignore[attr-defined]
+
+    writer = JournaledWriter(tmp_path, deliver, name="test", flush_seconds=0.01)
+    writer.put([{"n": 0}])
+    assert writer.sync()
+    original = Journal.append
+
+    def full(self: Journal, lines: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Journal, "append", full)
+    writer.put([{"n": 1}, {"n": 2}])
+    assert not writer.sync()
+    monkeypatch.setattr(Journal, "append", original)
+    assert writer.sync()
+    on_disk = b"".join(path.read_bytes() for path in sorted(tmp_path.glob("*.jsonl")))
+    records = [decode_line(line) for line in on_disk.splitlines() if line]
+    assert [record and record["n"] for record in records] == [0, 1, 2]
+    away = False
+    assert writer.flush(20)
+    assert sorted(set(got)) == [0, 1, 2]
+    assert writer.close().lost == 0
 
 
 def test_a_receiver_that_raises_anything_stops_nothing(tmp_path: Path) -> None:

@@ -15,7 +15,11 @@ from pathlib import Path
 import pytest
 import requests
 
+from mario.jobs.runtime import Runtime
+from mario.jobs.storekeeping import check
+from mario.jobs.tracking import open_tracking
 from mario.registry import ModelRegistry
+from mario.store.records import RunEndRow
 from mario.store.store import ExperimentStore
 from mario.tracking import prepare_tracking, tracking_client
 from mario.tracking_writer import TrackingWriter, mark_ended
@@ -120,6 +124,30 @@ def server(tmp_path: Path, empty_mlflow: Path) -> Iterator[MlflowServer]:
     server.start()
     yield server
     server.kill()
+
+
+def test_what_mlflow_missed_is_replayed(
+    tracking_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run ended while MLflow was away; `mario store check --replay` tells it afterwards."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    away = Runtime(tmp_path, f"sqlite:///{tmp_path}/mario.db", f"http://127.0.0.1:{free_port()}")
+    with ExperimentStore.open(away.database_url) as store:
+        run = store.runs.start(new_run())
+        writer = open_tracking(away, run)
+        writer.metrics(1, {"return": 1.0})
+        writer.end("finished")
+        assert writer.close(0.5).pending
+        store.runs.end(RunEndRow(run_id=run.id, attempt=1, status="finished", end_steps=1))
+        sound, text = check(away)
+        assert sound
+        assert "not delivered yet" in text
+        back = Runtime(away.runs_dir, away.database_url, tracking_uri)
+        assert "not delivered yet" not in check(back, replay=True)[1]
+        mlflow_run = store.runs.get(run.id).mlflow_run_id
+    assert mlflow_run is not None
+    assert tracking_client(tracking_uri).get_run(mlflow_run).info.status == "FINISHED"
+    assert _history(tracking_uri, mlflow_run, "return") == [(1, 1.0)]
 
 
 @pytest.mark.slow

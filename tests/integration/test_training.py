@@ -224,6 +224,53 @@ def test_no_sink_can_stop_a_run(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert "Broken.on_start failed" in caplog.text
 
 
+def test_no_checkpoint_without_its_episodes_on_the_disk(tmp_path: Path) -> None:
+    class Forgetful(BaseSink):
+        """Cannot keep anything for a while, like a store on a full disk with its database away."""
+
+        asked = 0
+
+        def flush(self) -> bool:
+            self.asked += 1
+            return self.asked not in (2, 3)
+
+    listener = Listener()
+    train(small_config(), tmp_path / "run", sinks=[Forgetful(), listener])
+    last = [written.total_steps for written in listener.checkpoints if written.kind == "last"]
+    assert last == [128, 512, 640]
+
+
+def test_a_best_that_cannot_be_written_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mario.training import run as module
+
+    write = module.write_checkpoint
+    scores = iter([0.1, 0.9, 0.5])
+
+    def full_for_one(target: Path, steps: int, content: Any) -> Any:
+        if target.parent.name == "best" and steps == 512:
+            raise CheckpointError(f"{target}: checkpoint not written (No space left on device)")
+        return write(target, steps, content)
+
+    monkeypatch.setattr(module, "write_checkpoint", full_for_one)
+    result = train(small_config(), tmp_path / "run", select=lambda _: SelectionScore(next(scores)))
+    assert result.status == "finished"
+    assert result.best is not None
+    assert (result.best.total_steps, result.best.score) == (640, 0.5)
+
+
+def test_an_error_is_told_to_the_sinks(tmp_path: Path) -> None:
+    def broken(_: Policy) -> SelectionScore:
+        raise ZeroDivisionError("no units")
+
+    listener = Listener()
+    with pytest.raises(ZeroDivisionError):
+        train(small_config(), tmp_path / "run", select=broken, sinks=[listener])
+    assert [end.status for end in listener.ends] == ["failed"]
+    assert listener.ends[0].reason == "ZeroDivisionError: no units"
+
+
 def test_selection_does_not_steer_training(
     undisturbed: tuple[str, str, Listener], tmp_path: Path
 ) -> None:
