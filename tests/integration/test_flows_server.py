@@ -220,7 +220,7 @@ def test_a_collapse_has_its_own_state_and_pauses_its_schedule(
     server.call("POST", f"/deployments/{weekly['id']}/resume_deployment", {})
 
 
-def test_a_killed_worker_is_noticed_and_its_run_resumes(
+def test_a_killed_worker_is_noticed_and_its_run_completes(
     server: PrefectServer, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
     runs = tmp_path / "runs"
@@ -254,7 +254,7 @@ def test_a_killed_worker_is_noticed_and_its_run_resumes(
     assert [attempt.status for attempt in run.attempts] == ["killed", "finished"]
 
 
-def test_a_server_that_is_killed_and_restarted_costs_nothing(
+def test_a_run_completes_though_its_server_is_killed(
     server: PrefectServer, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
     runs = tmp_path / "runs"
@@ -274,7 +274,7 @@ def test_a_server_that_is_killed_and_restarted_costs_nothing(
     assert len(versions(runs)) == 1
 
 
-def test_two_promoters_at_once_make_one_ledger(
+def test_two_promoters_at_once_promote_nobody_twice(
     server: PrefectServer, tmp_path: Path, receiver: Receiver, postgres_database: str
 ) -> None:
     """Two versions are judged at the same time; who comes second meets the champion that is."""

@@ -117,8 +117,9 @@ class PrefectServer:
             yield process
         finally:
             if process.poll() is None:
+                runs = descendants(process.pid)[1:]
                 stop(process, 60)
-            kill_all(descendants(process.pid) if process.poll() is None else [])
+                kill_all(runs)
 
     def log(self) -> str:
         """The ends of all logs, for a failed assertion."""
