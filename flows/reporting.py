@@ -203,13 +203,18 @@ def spark(values: Sequence[float]) -> str:
 
 
 def show_verdict(
+    model: str,
     title: str,
     verdict_id: str,
     lines: Sequence[str],
     rows: Sequence[dict[str, Any]],
     links: dict[str, str],
 ) -> None:
-    """Write a verdict as a page with links, and its numbers as a table."""
+    """Write a verdict as a page with links, and its numbers as a table.
+
+    Their keys name the model, so that Prefect's list of artifacts shows the verdicts one after
+    the other.
+    """
     page = "\n".join(
         [
             f"## {title}",
@@ -224,14 +229,14 @@ def show_verdict(
     safely(
         "the verdict",
         lambda: create_markdown_artifact(
-            page, key=artifact_key("verdict", title), description=f"Verdict {verdict_id}"
+            page, key=artifact_key("verdict", model), description=f"Verdict {verdict_id}"
         ),
     )
     safely(
         "the verdict's numbers",
         lambda: create_table_artifact(
             [dict(row) for row in rows],
-            key=artifact_key("numbers", title),
+            key=artifact_key("numbers", model),
             description=f"The numbers of verdict {verdict_id}",
         ),
     )
@@ -242,7 +247,7 @@ def show_verdict(
             lambda: create_link_artifact(
                 target[1],
                 link_text="The verdict with every number",
-                key=artifact_key("report", title),
+                key=artifact_key("report", model),
             ),
         )
 

@@ -243,6 +243,7 @@ def show_judgement(
             run = None if run_id is None else store.runs.find(run_id)
         tracked = mlflow_link(runtime, None if run is None else run.mlflow_run_id)
         show_verdict(
+            stored.model,
             f"{model_name(config.task)} v{stored.challenger_version}: {stored.decision}",
             judged.verdict_id,
             judged.lines,
@@ -257,12 +258,16 @@ def verdict_rows(detail: Any) -> Sequence[dict[str, Any]]:
     """A verdict's numbers, challenger beside champion."""
     challenger, champion = detail["challenger"], detail["champion"]
     rows = [
-        {"what": name.replace("_", " "), "challenger": challenger[name], "champion": champion[name]}
+        {
+            "what": name.replace("_", " "),
+            "challenger": round(challenger[name], 4),
+            "champion": round(champion[name], 4),
+        }
         for name in challenger
         if isinstance(challenger[name], int | float) and name in champion
     ]
     return [
         *rows,
         {"what": "units", "challenger": detail["units"], "champion": detail["units"]},
-        {"what": "p-value", "challenger": detail["p_value"], "champion": None},
+        {"what": "p-value", "challenger": float(f"{detail['p_value']:.3g}"), "champion": None},
     ]

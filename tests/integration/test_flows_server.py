@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +14,11 @@ from typing import Any
 import pytest
 
 from flows.decisions import run_id_for
+from mario.jobs.monitor_flows import FlowMonitor
 from mario.jobs.runtime import Runtime
 from mario.jobs.versions import open_registry
 from mario.store.store import ExperimentStore
+from mario.telemetry_export import Instruments, LoopMetrics
 from tests.support.full_postgres import full_postgres
 from tests.support.policies import GOOD, write_odds_policy
 from tests.support.prefect_server import (
@@ -254,6 +257,27 @@ def test_a_killed_worker_is_noticed_and_its_run_completes(
     assert [attempt.status for attempt in run.attempts] == ["killed", "finished"]
 
 
+def test_a_worker_that_is_stopped_hands_its_run_on(
+    server: PrefectServer, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    """As in a deployment of a new image: SIGTERM, and the run goes on elsewhere."""
+    runs = tmp_path / "runs"
+    with server.worker(runs) as worker:
+        flow_run = server.start_run("pipeline/pipeline", PARAMETERS)
+        checkpoints = runs / run_id_for(flow_run) / "checkpoints"
+        deadline = time.monotonic() + 600
+        while not list(checkpoints.glob("steps-*")):
+            assert time.monotonic() < deadline, server.log()
+            time.sleep(0.05)
+        os.killpg(worker.pid, signal.SIGTERM)
+        worker.wait(120)
+    server.wait(flow_run, 300, "AwaitingRetry", "Late")
+    with server.worker(runs):
+        state = server.wait(flow_run)
+    assert state["type"] == "COMPLETED", f"{state}\n{server.log()}"
+    assert weights(runs, flow_run) == weights(undisturbed["runs"], undisturbed["flow_run"])
+
+
 def test_a_run_completes_though_its_server_is_killed(
     server: PrefectServer, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -319,3 +343,24 @@ def test_two_promoters_at_once_promote_nobody_twice(
             time.sleep(0.5)
         state = server.wait(nights[0]["id"])
     assert state["name"] == "Steady", f"{state}\n{server.log()}"
+
+
+def test_the_metrics_page_counts_what_ended(
+    server: PrefectServer, undisturbed: dict[str, Any]
+) -> None:
+    instruments = Instruments()
+    monitor = FlowMonitor(server.url, LoopMetrics(instruments))
+    get = instruments.registry.get_sample_value
+    monitor.refresh()
+    label = {"flow": "pipeline", "state": "completed"}
+    counted = get("mario_pipeline_runs_total", label)
+    assert counted is not None
+    assert counted >= 1
+    monitor.refresh()
+    assert get("mario_pipeline_runs_total", label) == counted, "a second look counts nothing twice"
+    stages = get("mario_pipeline_stage_seconds_count", {"flow": "pipeline", "stage": "train"})
+    assert stages is not None
+    assert stages >= 1
+    ended = get("mario_pipeline_last_success_timestamp_seconds", {"flow": "pipeline"})
+    assert ended is not None
+    assert abs(ended - time.time()) < 3600
