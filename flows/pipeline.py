@@ -103,9 +103,9 @@ def run_pipeline(parameters: PipelineParameters) -> PipelineResult:
         TrainingInterrupted: training was ended on request.
         MarioError: whatever else a person can mend.
     """
-    state = pipeline(parameters, return_state=True)
+    state: State[Any] = pipeline(parameters, return_state=True)
     if state.is_completed():
-        result = state.result()
+        result: Any = state.result()
         assert isinstance(result, PipelineResult), "a completed pipeline has a result"
         return result
     if state.name == "Collapsed":

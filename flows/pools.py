@@ -88,7 +88,7 @@ def _variable(template: Document, name: str, **schema: Any) -> None:
 def _process(environment: Mapping[str, str]) -> Document:
     from prefect.workers.process import ProcessWorker
 
-    template = copy.deepcopy(ProcessWorker.get_default_base_job_template())
+    template: Document = copy.deepcopy(ProcessWorker.get_default_base_job_template())
     # The worker's own addresses hold: its machine, its environment.
     _variable(template, "env", default=run_environment({}))
     return template
@@ -97,8 +97,9 @@ def _process(environment: Mapping[str, str]) -> Document:
 def _docker(environment: Mapping[str, str]) -> Document:
     from prefect_docker.worker import DockerWorker
 
-    template = copy.deepcopy(DockerWorker.get_default_base_job_template())
-    variables = run_environment(environment)
+    template: Document = copy.deepcopy(DockerWorker.get_default_base_job_template())
+    # The worker hands its own settings on; its home is no folder of the container.
+    variables = {**run_environment(environment), "PREFECT_HOME": "/tmp/prefect"}  # noqa: S108
     if environment.get("MARIO_DATABASE_URL"):
         variables["MARIO_DATABASE_URL"] = f"{{{{ prefect.blocks.secret.{DATABASE_BLOCK} }}}}"
     network = environment.get("MARIO_DOCKER_NETWORK")
@@ -149,7 +150,7 @@ def _docker(environment: Mapping[str, str]) -> Document:
 def _kubernetes(environment: Mapping[str, str]) -> Document:
     from prefect_kubernetes.worker import KubernetesWorker
 
-    template = copy.deepcopy(KubernetesWorker.get_default_base_job_template())
+    template: Document = copy.deepcopy(KubernetesWorker.get_default_base_job_template())
     _variable(template, "env", default=run_environment(environment))
     _variable(template, "namespace", default="mario")
     _variable(template, "service_account_name", default="mario-training")

@@ -35,6 +35,7 @@ from mario.store.records import Promotion
 from mario.store.store import ExperimentStore
 
 Result = TypeVar("Result")
+Told = TypeVar("Told")
 
 PROMOTED_EVENT = "mario.champion.promoted"
 DRIFTED_EVENT = "mario.champion.drifted"
@@ -131,15 +132,23 @@ def train(config: ExperimentConfig, run_id: str, runtime: Runtime) -> Trained:
                 runtime,
                 run_id,
                 stop=stop,
-                on_progress=lambda progress: (display.progress(progress), page.progress(progress))[
-                    0
-                ],
-                on_selection=lambda done: (display.selection(done), page.selection(done))[0],
+                on_progress=_both(display.progress, page.progress),
+                on_selection=_both(display.selection, page.selection),
             )
         show_training(config, trained, runtime)
         return trained
 
     return run_stage("train", config.name, work)
+
+
+def _both(first: Callable[[Told], None], second: Callable[[Told], None]) -> Callable[[Told], None]:
+    """Tell two."""
+
+    def tell(what: Told) -> None:
+        first(what)
+        second(what)
+
+    return tell
 
 
 def register(run_id: str, runtime: Runtime) -> int:
