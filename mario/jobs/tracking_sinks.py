@@ -6,7 +6,7 @@ import logging
 import math
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mario.store.runs import flatten
 from mario.tracking_writer import TrackingWriter
@@ -129,13 +129,13 @@ class TensorBoardSink(BaseSink):
 class WandbSink(BaseSink):
     """Logs to Weights & Biases, online or into files that `wandb sync` sends later."""
 
-    def __init__(self, run_id: str, run_dir: Path, mode: str) -> None:
+    def __init__(self, run_id: str, run_dir: Path, mode: Literal["offline", "online"]) -> None:
         """Prepare; the run opens with the training's start.
 
         Args:
             run_id: the run's id, so that a resumed run goes on in the same place.
             run_dir: where files are kept.
-            mode: ``offline`` or ``online``.
+            mode: whether it is sent now, or later by `wandb sync`.
         """
         self._run_id = run_id
         self._run_dir = run_dir
