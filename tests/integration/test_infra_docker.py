@@ -35,6 +35,7 @@ HARDENED = (
 TOKEN = "a-token-of-this-test-only"
 ROOT = Path(__file__).parents[2]
 POOL_VOLUME = "mario-test-pool"
+REVISION = ("--build-arg", "REVISION=0123456789abcdef")
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 
@@ -48,6 +49,11 @@ def docker() -> Iterator[Engine]:
 
 def _clear(running: Engine) -> None:
     """Remove what these tests make: the engine may be one that others use."""
+    # A docker pool's containers have names of Prefect's choice, and this image.
+    for container in running.run(
+        "ps", "--all", "--quiet", "--filter", f"ancestor={TRAINER}"
+    ).stdout.split():
+        running.run("rm", "--force", container)
     for kind, listed in (("container", ("ps", "--all")), ("volume", ("volume", "ls"))):
         form = "{{.Names}}" if kind == "container" else "{{.Name}}"
         found = running.run(*listed, "--filter", "name=mario-test-", "--format", form)
@@ -56,13 +62,20 @@ def _clear(running: Engine) -> None:
 
 
 @pytest.fixture(scope="module")
-def images(docker: Engine, tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    context = build_context(tmp_path_factory.mktemp("context"))
-    base = docker.base_image()
-    revision = ("--build-arg", "REVISION=0123456789abcdef")
-    docker.build("serving.Dockerfile", SERVING, context, base, *revision)
-    docker.build("trainer.Dockerfile", TRAINER, context, base, *revision)
+def context(docker: Engine, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    return build_context(tmp_path_factory.mktemp("context")), docker.base_image()
+
+
+@pytest.fixture(scope="module")
+def trainer(docker: Engine, context: tuple[Path, str]) -> Engine:
+    docker.build("trainer.Dockerfile", TRAINER, *context, *REVISION)
     return docker
+
+
+@pytest.fixture(scope="module")
+def images(trainer: Engine, context: tuple[Path, str]) -> Engine:
+    trainer.build("serving.Dockerfile", SERVING, *context, *REVISION)
+    return trainer
 
 
 def in_image(docker: Engine, image: str, code: str, *options: str) -> str:
@@ -191,7 +204,7 @@ def test_serving_refuses_to_listen_without_tokens(images: Engine) -> None:
 
 
 def test_a_flow_run_of_the_docker_pool_runs_in_the_training_image(
-    images: Engine, tmp_path: Path
+    trainer: Engine, tmp_path: Path
 ) -> None:
     """The pool and the deployment are those of `mario flows`; the worker is Prefect's own.
 
@@ -202,7 +215,7 @@ def test_a_flow_run_of_the_docker_pool_runs_in_the_training_image(
     port = free_port()
     api = f"http://127.0.0.1:{port}/api"
     environment = {
-        **images.environment,
+        **trainer.environment,
         "PREFECT_HOME": str(tmp_path / "prefect"),
         "PREFECT_API_URL": api,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -234,7 +247,7 @@ def test_a_flow_run_of_the_docker_pool_runs_in_the_training_image(
             with_gpu = _flow_run(api, {})
             state = _end_of(api, with_gpu, log)
             assert state["type"] == "CRASHED", state
-            asked = _container_of(images, with_gpu)["HostConfig"]
+            asked = _container_of(trainer, with_gpu)["HostConfig"]
             (request,) = asked["DeviceRequests"]
             assert (request["Driver"], request["Count"]) == ("nvidia", 1)
             assert request["Capabilities"] == [["gpu"]]
@@ -245,19 +258,20 @@ def test_a_flow_run_of_the_docker_pool_runs_in_the_training_image(
 
             without = _flow_run(api, {"device_requests": []})
             state = _end_of(api, without, log)
-            container = _container_of(images, without)
-            shown = images.run("logs", container["Id"], check=False)
+            container = _container_of(trainer, without)
+            shown = trainer.run("logs", container["Id"], check=False)
             assert state["type"] == "COMPLETED", shown.stdout[-4000:] + shown.stderr[-4000:]
             assert container["Config"]["Image"] == TRAINER
             assert container["State"]["ExitCode"] == 0
+            assert "Failed to create the Prefect home" not in shown.stdout + shown.stderr
             assert not container["HostConfig"]["DeviceRequests"]
-            images.run("rm", "--force", container["Id"], _container_of(images, with_gpu)["Id"])
+            trainer.run("rm", "--force", container["Id"], _container_of(trainer, with_gpu)["Id"])
     code = (
         "import sqlite3; c = sqlite3.connect('/runs/mario.db');"
         "print(*c.execute('select status, git_commit from runs').fetchone());"
         "print(c.execute('select count(*) from verdicts').fetchone()[0])"
     )
-    shown = in_image(images, TRAINER, code, "--volume", f"{POOL_VOLUME}:/runs").splitlines()
+    shown = in_image(trainer, TRAINER, code, "--volume", f"{POOL_VOLUME}:/runs").splitlines()
     assert shown == ["finished 0123456789abcdef", "1"]
 
 
