@@ -65,7 +65,7 @@ def write_odds_policy(
         ],
         "action_selection": "sample",
         "frame_skip": 4,
-        "training_config_hash": "0" * 64,
+        "training_config_hash": config_hash,
         "git_commit": "0" * 40,
         "task": "1-1",
     }
