@@ -83,13 +83,8 @@ class AlphaWealth:
         return AlphaWealth(self.declared, max(self.left - self.next_alpha, 0.0), self.tests + 1)
 
     def earn(self) -> AlphaWealth:
-        """The account after the test that was paid last ended in a promotion."""
+        """The account after a promotion: the ledger's, not a verdict that nobody acts upon."""
         return AlphaWealth(self.declared, self.declared, 0)
-
-    @property
-    def earning(self) -> float:
-        """What a promotion pays into the account now."""
-        return self.declared - self.left
 
 
 def replay(declared: float, kinds: Iterable[Literal["spend", "earn"]]) -> AlphaWealth:

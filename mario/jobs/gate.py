@@ -144,9 +144,7 @@ def judge(
             detail=verdict.to_dict(),
             challenger_version=challenger.version,
             champion_version=champion.version,
-        ),
-        earn_alpha_amount=_earning(store, model, test_key) if verdict.promoted else 0.0,
-        test_key=test_key,
+        )
     )
     return GateOutcome(stored.id, verdict, played.pairs, challenger, champion)
 
@@ -288,14 +286,6 @@ def _pay_for_test(store: ExperimentStore, model: str, test_key: str, declared: f
     return store.ledger.spend_alpha(
         model, test_key, lambda entries: _account(entries).next_alpha
     ).amount
-
-
-def _earning(store: ExperimentStore, model: str, test_key: str) -> float:
-    """What a promotion pays back into the account; nothing for a test that was paid out before."""
-    entries = store.ledger.alpha_entries(model)
-    if any(entry.kind == "earn" and entry.test_key == test_key for entry in entries):
-        return 0.0
-    return _account(entries).earning
 
 
 def _account(entries: Sequence[AlphaEntry]) -> AlphaWealth:

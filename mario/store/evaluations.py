@@ -12,7 +12,7 @@ from mario.errors import StoreError
 from mario.evaluation.records import EpisodeRecord
 from mario.store import models
 from mario.store.engine import encode_json, reading, writing
-from mario.store.ledger import earn_alpha, lock_model
+from mario.store.ledger import lock_model
 from mario.store.records import (
     Evaluation,
     EvaluationKey,
@@ -237,15 +237,11 @@ class Evaluations:
             for row in rows
         )
 
-    def record_verdict(
-        self, new: NewVerdict, *, earn_alpha_amount: float = 0.0, test_key: str | None = None
-    ) -> Verdict:
-        """Store a verdict, and what its test pays out, in one transaction.
+    def record_verdict(self, new: NewVerdict) -> Verdict:
+        """Store a verdict.
 
         Args:
             new: the verdict; both evaluations must be stored, of just these policies.
-            earn_alpha_amount: what the model's alpha account earns by it, 0 for nothing.
-            test_key: the key under which the test was paid for; the challenger's digest if None.
 
         Raises:
             StoreConstraintError: if an evaluation is missing or of another policy.
@@ -257,14 +253,6 @@ class Evaluations:
             values = {item.name: getattr(new, item.name) for item in fields(NewVerdict)}
             values["detail"] = encode_json(dict(new.detail))
             connection.execute(sa.insert(models.Verdict).values(**values, created_at=now))
-            if earn_alpha_amount:
-                earn_alpha(
-                    connection,
-                    new.model,
-                    test_key or new.challenger_digest,
-                    earn_alpha_amount,
-                    verdict_id=new.id,
-                )
         return self.verdict(new.id)
 
     def verdict(self, verdict_id: str) -> Verdict:

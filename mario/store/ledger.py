@@ -100,7 +100,10 @@ class Ledger:
                         "`mario registry rollback` to go back to a former champion"
                     )
                 reason: PromotionReason = "gate" if current is not None else "first"
-                before, after = _wealth_around(connection, model, row.digest, verdict_id)
+                before = _wealth(connection, model)
+                if verdict_id is not None:
+                    _earn_alpha(connection, model, verdict_id)
+                after = _wealth(connection, model)
                 return _append(
                     connection,
                     row,
@@ -295,30 +298,23 @@ class Ledger:
             return _wealth(connection, model)
 
 
-def earn_alpha(
-    connection: sa.Connection, model: str, test_key: str, amount: float, *, verdict_id: str
-) -> AlphaEntry:
-    """Pay out a won test; the model must be locked.
+def _earn_alpha(connection: sa.Connection, model: str, verdict_id: str) -> None:
+    """Fill a model's alpha account again: a promotion begins a new stream; the model is locked.
 
-    Raises:
-        RegistryError: if the test was not paid for, or paid out before.
+    Only a promotion does. A verdict that says `promote` and is never acted upon leaves the champion
+    as it was, so the next challenger belongs to the same stream.
     """
     entries = _alpha_entries(connection, model)
-    kinds = {entry.kind for entry in entries if entry.test_key == test_key}
-    if "spend" not in kinds or "earn" in kinds:
-        raise RegistryError(
-            f"got a pay-out for the test {test_key[:12]} of {model}, which was "
-            f"{'paid out before' if 'earn' in kinds else 'never paid for'}; expected one pay-out "
-            "after one payment; spend alpha before the test begins"
-        )
-    wealth = entries[-1].wealth_after
-    return _append_alpha(
+    if not entries:
+        return
+    granted, wealth = entries[0].amount, entries[-1].wealth_after
+    _append_alpha(
         connection,
         model,
         kind="earn",
-        test_key=test_key,
-        amount=amount,
-        wealth_after=wealth + amount,
+        test_key=verdict_id,
+        amount=max(granted - wealth, 0.0),
+        wealth_after=max(granted, wealth),
         verdict_id=verdict_id,
     )
 
@@ -360,20 +356,6 @@ def _alpha_entries(connection: sa.Connection, model: str) -> tuple[AlphaEntry, .
 def _wealth(connection: sa.Connection, model: str) -> float | None:
     entries = _alpha_entries(connection, model)
     return entries[-1].wealth_after if entries else None
-
-
-def _wealth_around(
-    connection: sa.Connection, model: str, digest: str, verdict_id: str | None
-) -> tuple[float | None, float | None]:
-    """The account before the promoted version's test was paid for, and now."""
-    entries = _alpha_entries(connection, model)
-    if not entries:
-        return None, None
-    after = entries[-1].wealth_after
-    earned = [e for e in entries if verdict_id is not None and e.verdict_id == verdict_id]
-    keys = {digest, *(e.test_key for e in earned)}
-    paid = [e.wealth_before for e in entries if e.kind == "spend" and e.test_key in keys]
-    return (paid[-1] if paid else after), after
 
 
 def _history(connection: sa.Connection, model: str) -> tuple[Promotion, ...]:

@@ -363,8 +363,10 @@ class AlphaEntry:
     """One movement of a model's alpha wealth.
 
     Attributes:
-        kind: ``grant`` opens the account, ``spend`` pays for a test, ``earn`` is its pay-out.
-        test_key: what is paid for once, usually the challenger's digest.
+        kind: ``grant`` opens the account, ``spend`` pays for a test, ``earn`` fills it again by a
+            promotion.
+        test_key: what is paid for once, such as the digest of who plays whom under which rule; of
+            an ``earn`` the verdict.
         amount: ≥ 0, always.
         wealth_before, wealth_after: the account around it, both ≥ 0.
     """

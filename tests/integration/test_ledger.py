@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from mario.errors import PromotionConflict, RegistryError
 from mario.store import models
 from mario.store.engine import StoreConstraintError, writing
-from mario.store.records import NewVerdict, Promotion
+from mario.store.records import Promotion
 from mario.store.store import ExperimentStore
 from tests.support.store_rows import MODEL, registered, verdict
 
@@ -222,21 +222,26 @@ def test_alpha_is_paid_once_and_never_overdrawn(store: ExperimentStore) -> None:
     assert store.ledger.alpha_wealth(MODEL) == pytest.approx(0.03)
 
 
-def test_a_won_test_earns_and_the_ledger_says_so(store: ExperimentStore) -> None:
-    registered(store, 1, DIGESTS[1])
+def test_a_promotion_fills_the_account_and_a_verdict_alone_does_not(
+    store: ExperimentStore,
+) -> None:
+    for number in (1, 2):
+        registered(store, number, DIGESTS[number])
     store.ledger.grant_alpha(MODEL, 0.05)
     store.ledger.spend_alpha(MODEL, DIGESTS[1], 0.02)
-    known = store.evaluations.verdict(verdict(store, (1, DIGESTS[1]), (None, RANDOM)))
-    base = {name: getattr(known, name) for name in NewVerdict.__dataclass_fields__ if name != "id"}
-    won = store.evaluations.record_verdict(NewVerdict(**base), earn_alpha_amount=0.02)
-    with pytest.raises(RegistryError, match="paid out before"):
-        store.evaluations.record_verdict(NewVerdict(**base), earn_alpha_amount=0.02)
-    assert len(store.evaluations.verdicts(MODEL)) == 2  # the refused one was rolled back
-    row = store.ledger.promote(MODEL, 1, verdict_id=won.id, promoted_by="test")
-    assert row.alpha_wealth_before == pytest.approx(0.05)
+    won = verdict(store, (1, DIGESTS[1]), (None, RANDOM))
+    # Two verdicts that say promote: nobody acted upon them, the stream goes on.
+    store.ledger.spend_alpha(MODEL, DIGESTS[2], 0.01)
+    verdict(store, (2, DIGESTS[2]), (None, RANDOM))
+    assert store.ledger.alpha_wealth(MODEL) == pytest.approx(0.02)
+    row = store.ledger.promote(MODEL, 1, verdict_id=won, promoted_by="test")
+    assert row.alpha_wealth_before == pytest.approx(0.02)
     assert row.alpha_wealth_after == pytest.approx(0.05)
+    with pytest.raises(PromotionConflict):
+        store.ledger.promote(MODEL, 1, verdict_id=won, promoted_by="test")
     kinds = [entry.kind for entry in store.ledger.alpha_entries(MODEL)]
-    assert kinds == ["grant", "spend", "earn"]
+    assert kinds == ["grant", "spend", "spend", "earn"]  # the refused one paid nothing
+    assert store.ledger.alpha_wealth(MODEL) == pytest.approx(0.05)
 
 
 def test_many_tests_paid_at_once_never_overdraw(database_url: str) -> None:
