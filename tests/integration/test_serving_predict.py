@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -224,3 +225,38 @@ def test_the_service_needs_nothing_that_trains(policy: OnnxPolicy) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "assembled" in done.stdout
+
+
+def test_a_killed_launcher_leaves_no_service(policy: OnnxPolicy) -> None:
+    """`mario pipeline` asks its champion once: killed meanwhile, it must not leave a server."""
+    port = free_port()
+    launcher = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys, time\n"
+            "from serving.launcher import running\n"
+            "from serving.settings import ServingSettings\n"
+            "with running(ServingSettings(policy=sys.argv[1], port=int(sys.argv[2]))):\n"
+            "    print('ready', flush=True)\n"
+            "    time.sleep(300)\n",
+            str(policy.artefact.folder),
+            str(port),
+        ],
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert launcher.stdout is not None
+        assert launcher.stdout.readline() == b"ready\n"
+        assert httpx.get(f"http://127.0.0.1:{port}/livez").status_code == 200
+    finally:
+        launcher.kill()
+        launcher.wait()
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            httpx.get(f"http://127.0.0.1:{port}/livez", timeout=2)
+        except httpx.TransportError:
+            return
+        time.sleep(0.2)
+    pytest.fail("the service still answers")
