@@ -14,7 +14,7 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.trial import Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from mario.errors import ConfigError, StoreError
 from mario.jobs.runtime import Runtime
@@ -34,7 +34,7 @@ def nothing(_trial: Trial) -> None:
     """Begin a trial without a run."""
 
 
-def learning_rate(trial: Trial) -> float:
+def learning_rate(trial: Trial | FrozenTrial) -> float:
     """A score that needs no training."""
     return float(trial.params["algorithm.learning_rate"])
 
@@ -223,6 +223,28 @@ def test_a_hopeless_trial_is_pruned(tmp_path: Path) -> None:
         (run,) = runs_below(store, "pruned")[1]
         assert run.status == "interrupted"
         assert (run.status_reason or "").startswith("pruned")
+
+
+def test_hyperband_gives_most_trials_few_steps(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'mario.db'}"
+    sweep = small_sweep(tmp_path, trials=12, pruner={"name": "hyperband", "reduction_factor": 2})
+    study = SweepStudy("bands", sweep, url)
+
+    def climb(trial: Trial) -> float:
+        for step in (128, 256, 384, 512):
+            trial.report(learning_rate(trial), step)
+            if step < 512 and trial.should_prune():
+                raise optuna.TrialPruned
+        return learning_rate(trial)
+
+    while study.next(nothing, climb) == "ran":
+        pass
+    _, trials = load_trials("bands", url)
+    assert len(trials) == 12
+    states = Counter(trial.state for trial in trials)
+    assert states.keys() == {TrialState.COMPLETE, TrialState.PRUNED}
+    best = max(trials, key=learning_rate)
+    assert best.state == TrialState.COMPLETE
 
 
 @pytest.mark.slow
