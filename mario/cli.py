@@ -189,9 +189,11 @@ def compare(
 @app.command()
 def report(
     verdict: Annotated[str, typer.Argument(help="Id of a stored verdict.")],
-    output: Annotated[Path | None, typer.Option(help="Where to write the page.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Where to write the page; the JSON is put beside it.")
+    ] = None,
 ) -> None:
-    """Write a stored verdict's page again, with videos of the median and the worst episode."""
+    """Write a stored verdict's page again, with two videos, and its JSON beside the page."""
     from mario.jobs.report import report_verdict
     from mario.jobs.runtime import Runtime
 

@@ -148,7 +148,7 @@ class Summarised:
 
     Attributes:
         page: the HTML summary.
-        report: the verdict's own page, with every number.
+        report: the verdict's own page, with every number; the same as JSON is beside it.
         video: the MP4 of the challenger's median episode.
     """
 

@@ -1,14 +1,17 @@
-"""Report: the page of a stored verdict, made again from the store, with videos."""
+"""Report: a stored verdict's page with videos, and its JSON, made again from the store."""
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 
+from mario.errors import EvaluationError
 from mario.evaluation.protocol import record_frames
 from mario.evaluation.records import EpisodeRecord, PairedUnit, pair_records
 from mario.evaluation.report import Video, pick_episodes, render_verdict, write_page
 from mario.evaluation.verdict import Verdict
+from mario.files import write_whole
 from mario.game.console import ConsoleName
 from mario.game.recorder import write_mp4
 from mario.jobs.evaluate import units_of
@@ -25,7 +28,9 @@ def report_verdict(
     *,
     console: ConsoleName = "native",
 ) -> Path:
-    """Write a verdict's page.
+    """Write a verdict's page, and the verdict as JSON beside it.
+
+    The JSON has the page's name with ``.json`` and is valid under `VERDICT_SCHEMA`.
 
     Args:
         verdict_id: a stored verdict.
@@ -34,12 +39,19 @@ def report_verdict(
         console: which emulator films the episodes.
 
     Returns:
-        The file.
+        The page.
 
     Raises:
+        EvaluationError: `output` ends in ``.json``, which is the other file's name.
         StoreError: no such verdict. RegistryError, ArtefactError: its challenger cannot be had,
             so that no videos can be made.
     """
+    target = output or runtime.runs_dir / "reports" / f"{verdict_id}.html"
+    if target.suffix == ".json":
+        raise EvaluationError(
+            f"got {target} for the page; expected an HTML file: the JSON is put beside it under "
+            f"the same name; use {target.with_suffix('.html')}"
+        )
     with ExperimentStore.open(runtime.database_url) as store:
         stored = store.evaluations.verdict(verdict_id)
         verdict = Verdict.from_dict(dict(stored.detail))
@@ -61,7 +73,10 @@ def report_verdict(
         title=_title(stored),
         videos=videos,
     )
-    return write_page(output or runtime.runs_dir / "reports" / f"{verdict_id}.html", page)
+    written = write_page(target, page)
+    document = json.dumps(verdict.to_dict(), indent=2, allow_nan=False) + "\n"
+    write_whole(written.with_suffix(".json"), document.encode())
+    return written
 
 
 def counted_pairs(

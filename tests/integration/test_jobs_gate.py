@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from mario.config import GateConfig
 from mario.errors import ArtefactError, EvaluationError, PromotionConflict, RegistryError
+from mario.evaluation.verdict import VERDICT_SCHEMA, Verdict
 from mario.jobs.evaluate import evaluate_stored, evaluation_key, units_of
 from mario.jobs.gate import champion_for, judge, rule_from
 from mario.jobs.policies import load_policy, policy_from_artefact
@@ -63,10 +67,18 @@ def test_the_loop_from_first_champion_to_rollback(runtime: Runtime, tmp_path: Pa
         promote_verdict(second.verdict_id, runtime)
     assert champion_version(TASK, runtime) == good
 
-    page = report_verdict(first.verdict_id, runtime).read_text(encoding="utf-8")
-    assert "data:video/mp4;base64," in page
+    written = report_verdict(first.verdict_id, runtime)
+    page = written.read_text(encoding="utf-8")
+    assert page.count("<video ") == page.count('src="data:video/mp4;base64,') == 2
+    assert re.findall(r"<figcaption><b>(\w+)</b>: ", page) == ["median", "worst"]
     assert "src='http" not in page
     assert 'src="http' not in page
+    assert written.name == f"{first.verdict_id}.html"
+    document = json.loads(written.with_suffix(".json").read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator(VERDICT_SCHEMA).validate(document)
+    assert Verdict.from_dict(document) == first.verdict
+    with pytest.raises(EvaluationError, match="HTML"):
+        report_verdict(first.verdict_id, runtime, tmp_path / "page.json")
 
     # Promoting again what is champion already changes nothing; an older version needs a rollback.
     promote_verdict(first.verdict_id, runtime)
