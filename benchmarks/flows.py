@@ -2,12 +2,12 @@
 
     python benchmarks/flows.py [--quick]
 
-The same short pipeline is run three ways, the first time of each being a warm-up: its stages as
-plain functions, as a flow in this process on its own temporary server, and as a deployment through
-a process worker, where each run is a new process that has to import everything first. Overhead is
-the pipeline's time beyond the plain one; for the deployment, the flow run's time beyond its stages.
-What a person waits for once is shown beside it. The deployment's server is on PostgreSQL where the
-machine has one, else on SQLite.
+The same short pipeline is run in turns as plain functions and as a flow, in one process that has
+its own temporary server, the first turn being a warm-up; then as a deployment through a process
+worker, where each run is a new process that has to import everything first. Overhead is the flow's
+time beyond the plain one of the same turn; for the deployment, the flow run's time beyond its
+stages. What a person waits for once is shown beside it. The deployment's server is on PostgreSQL
+where the machine has one, else on SQLite.
 """
 
 from __future__ import annotations
@@ -37,72 +37,70 @@ OVERRIDES = (
     "gate.primary=progress", "gate.max_units=4",
 )  # fmt: skip
 
-#: Runs in a child, so that each way pays for the same imports; prints its figures as JSON.
+#: Runs in a child, so that the temporary server starts beside the imports, as for a person; prints
+#: its figures as JSON.
 CHILD = """
 import json, os, sys, time
 from pathlib import Path
-way, repeats, runs, overrides = sys.argv[1:]
-repeats, runs, overrides = int(repeats), Path(runs), json.loads(overrides)
+repeats, runs, overrides = int(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
 began = time.perf_counter()
-server = None
-if way == "flow":
-    from flows.embedded_server import EmbeddedServer
-    server = EmbeddedServer(runs / "prefect")
-    os.environ["PREFECT_API_URL"] = server.api_url
-from mario.config import load_config
-from mario.jobs import pipeline as jobs
-from mario.jobs.attempts import train_attempt
-from mario.jobs.promote import promote_verdict
-from mario.jobs.runtime import Runtime
-from flows.parameters import PipelineParameters
-from flows.pipeline import run_pipeline
-imported = time.perf_counter() - began
-if server is not None:
+from flows.embedded_server import running
+with running(runs / "prefect") as server:
+    from mario.config import load_config
+    from mario.jobs import pipeline as jobs
+    from mario.jobs.attempts import train_attempt
+    from mario.jobs.promote import promote_verdict
+    from mario.jobs.runtime import Runtime
+    from flows.parameters import PipelineParameters
+    from flows.pipeline import run_pipeline
+    imported = time.perf_counter() - began
     server.wait()
-ready = time.perf_counter() - began
+    ready = time.perf_counter() - began
 
-def plain(number):
-    runtime = Runtime.embedded(runs)
-    config = load_config("configs/smoke.yaml", overrides)
-    jobs.prepare(config, runtime)
-    trained = train_attempt(config, runtime, f"run-{way}-{number}")
-    version = jobs.register_stage(trained.run_id, runtime)
-    jobs.screen_stage(config, version, runtime)
-    judged = jobs.gate_stage(config, version, runtime)
-    if judged.decision == "promote":
-        promote_verdict(judged.verdict_id, runtime)
-    jobs.summary_stage(config, trained.run_id, judged.verdict_id, runtime)
+    def plain(number):
+        runtime = Runtime.embedded(runs / "plain")
+        config = load_config("configs/smoke.yaml", overrides)
+        jobs.prepare(config, runtime)
+        trained = train_attempt(config, runtime, f"run-plain-{number}")
+        version = jobs.register_stage(trained.run_id, runtime)
+        jobs.screen_stage(config, version, runtime)
+        judged = jobs.gate_stage(config, version, runtime)
+        if judged.decision == "promote":
+            promote_verdict(judged.verdict_id, runtime)
+        jobs.summary_stage(config, trained.run_id, judged.verdict_id, runtime)
 
-os.environ["MARIO_RUNS_DIR"] = str(runs)
-seconds = []
-for number in range(repeats):
-    start = time.perf_counter()
-    if way == "plain":
-        plain(number)
-    else:
+    def flow(number):
         run_pipeline(PipelineParameters(config="configs/smoke.yaml", overrides=overrides))
-    seconds.append(time.perf_counter() - start)
-if server is not None:
-    server.stop()
-print("RESULT", json.dumps({"seconds": seconds, "imported": imported, "ready": ready}))
+
+    os.environ["MARIO_RUNS_DIR"] = str(runs / "flow")
+    turns = []
+    for number in range(repeats + 1):
+        turn = {}
+        for name, way in (("plain", plain), ("flow", flow)):
+            start, processor = time.perf_counter(), time.process_time()
+            way(number)
+            turn[name] = time.perf_counter() - start
+            turn[name + "_processor"] = time.process_time() - processor
+        turns.append(turn)
+print("RESULT", json.dumps({"turns": turns[1:], "imported": imported, "ready": ready}))
 """
 
 
-def in_a_child(way: str, repeats: int, runs: Path) -> dict[str, Any]:
-    """Run the pipeline some times in a new process; the first time warms it up."""
+def in_process(repeats: int, runs: Path) -> dict[str, Any]:
+    """Run the pipeline both ways in turns, in a new process."""
     path = os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))
     environment = {**os.environ, "PREFECT_LOGGING_LEVEL": "CRITICAL", "DO_NOT_TRACK": "1",
                    "PREFECT_HOME": str(runs / "prefect"), "MLFLOW_DISABLE_TELEMETRY": "true",
                    "PYTHONPATH": path}  # fmt: skip
     environment.pop("PREFECT_API_URL", None)
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", CHILD, way, str(repeats + 1), str(runs),
+        [sys.executable, "-W", "ignore", "-c", CHILD, str(repeats), str(runs),
          json.dumps(OVERRIDES)],
         cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if not lines:
-        raise SystemExit(f"{way} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+        raise SystemExit(f"failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
     return dict(json.loads(lines[0].removeprefix("RESULT ")))
 
 
@@ -169,16 +167,17 @@ def main() -> int:
     targets = []
     with tempfile.TemporaryDirectory(prefix="mario-flows-") as temporary:
         folder = Path(temporary)
-        plain = in_a_child("plain", repeats, folder / "plain")
-        flow = in_a_child("flow", repeats, folder / "flow")
-        warm = {"plain": plain["seconds"][1:], "flow": flow["seconds"][1:]}
-        rows.append({"way": "plain functions", "pipeline_seconds": spread(warm["plain"])})
-        rows.append(
-            {"way": "flow in process", "pipeline_seconds": spread(warm["flow"]),
-             "once_seconds": flow["ready"] - flow["imported"],
-             "once": "temporary server, beyond the imports that it starts beside"}
-        )  # fmt: skip
-        overhead = statistics.median(warm["flow"]) - statistics.median(warm["plain"])
+        both = in_process(repeats, folder / "process")
+        turns = both["turns"]
+        for way, name in (("plain", "plain functions"), ("flow", "flow in process")):
+            rows.append(
+                {"way": name,
+                 "pipeline_seconds": spread([turn[way] for turn in turns]),
+                 "processor_seconds": spread([turn[f"{way}_processor"] for turn in turns])}
+            )  # fmt: skip
+        rows[-1]["once_seconds"] = both["ready"] - both["imported"]
+        rows[-1]["once"] = "temporary server, beyond the imports that it starts beside"
+        overhead = statistics.median(turn["flow"] - turn["plain"] for turn in turns)
         targets.append(
             target("in process: s beyond the work itself, at most", 2.0, overhead, at_most=True)
         )
@@ -199,8 +198,8 @@ def main() -> int:
                 target("by deployment: s of a flow run beyond its stages, at most", 2.0,
                        statistics.median(beyond), at_most=True)
             )  # fmt: skip
-    print_table("What Prefect costs a pipeline", rows,
-                ["way", "pipeline_seconds", "stages_seconds", "once_seconds", "once"])  # fmt: skip
+    columns = ("pipeline_seconds", "processor_seconds", "stages_seconds", "once_seconds", "once")
+    print_table("What Prefect costs a pipeline", rows, ["way", *columns])
     return finish("flows", rows, targets, quick=quick)
 
 
