@@ -169,3 +169,49 @@ def test_a_killed_pipeline_leaves_no_server(tmp_path: Path) -> None:
     while Path(f"/proc/{servers[0]}").exists():
         assert time.monotonic() < deadline, "the server outlives the pipeline"
         time.sleep(0.1)
+
+
+#: What can be seen of a pipeline from outside when each of its stages has begun.
+STAGES = {
+    "preparing": lambda runs, log: (runs / "mario.db").exists(),
+    "training": lambda runs, log: list(runs.glob("run-*")),
+    "screening": lambda runs, log: "registered" in log.read_text(),
+    "judging": lambda runs, log: "screening:" in log.read_text(),
+    "summary": lambda runs, log: list(runs.glob("run-*/median-episode.mp4")),
+}
+
+
+@pytest.mark.timeout(1200)
+def test_the_command_itself_killed_in_each_stage_and_then_run(tmp_path: Path) -> None:
+    """`mario pipeline`, as `make demo` calls it; every kill leaves its remains to the next."""
+    runs = tmp_path / "runs"
+    environment = {**os.environ, "MARIO_RUNS_DIR": str(runs), "PYTHONUNBUFFERED": "1"}
+    environment.pop("PREFECT_API_URL", None)
+    command = [
+        *(sys.executable, "-m", "mario.cli", "pipeline", "--config", "configs/smoke.yaml"),
+        *("--set", "evaluation.screening_units=4", "--set", "gate.primary=progress"),
+        *("--set", "gate.max_units=6", "--next-seed"),
+    ]
+    for stage, begun in STAGES.items():
+        log = tmp_path / f"{stage}.log"
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=output, stderr=output
+            )
+            try:
+                deadline = time.monotonic() + 300
+                while not begun(runs, log):
+                    assert process.poll() is None, f"{stage}: {log.read_text()}"
+                    assert time.monotonic() < deadline, f"{stage}: {log.read_text()}"
+                    time.sleep(0.02)
+            finally:
+                process.kill()
+                process.wait()
+        if stage != "preparing":
+            check_invariants(Runtime.embedded(runs))
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    check_invariants(Runtime.embedded(runs))
