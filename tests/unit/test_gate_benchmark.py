@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from evaluation_helpers import clear_pairs
 from mario.evaluation.gate import GateRule, SequentialGate
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+import gate_calibration
 from gate_simulation import mcnemar_power, paired_clears, paired_scores, run_gate
 
 
@@ -52,3 +54,13 @@ def test_mcnemar_power_agrees_with_simulation():
     simulated = np.mean([mcnemar_exact(int(w), int(x)) <= 0.05
                          for w, x in zip(wins, losses, strict=True)])  # fmt: skip
     assert mcnemar_power(0.35, 0.15, 100, 0.05) == pytest.approx(simulated, abs=0.03)
+
+
+def test_a_full_run_without_savvi_says_what_to_install(monkeypatch, capsys):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "savvi" else found(name)
+    )
+    monkeypatch.setattr(sys, "argv", ["gate_calibration.py"])
+    assert gate_calibration.main() == 2
+    assert f"pip install {gate_calibration.SAVVI}" in capsys.readouterr().err
