@@ -3,7 +3,9 @@
 A unit's episode depends on (protocol, level, seed) and the policy only. The seed drives the start
 no-ops and the sticky actions through the episode's own generator, and a second generator derived
 from it draws the policy's actions where they are sampled. Nothing depends on how many units are
-played at once, in which order, on which console or on how many threads.
+played at once, in which order, on which console or on how many threads. Across machines that holds
+for the console, and for whole episodes where the network gives the same answers: ONNX logits may
+differ in the last bit between the kernels of different CPUs.
 """
 
 from __future__ import annotations
