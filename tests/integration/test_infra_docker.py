@@ -24,7 +24,7 @@ from tests.support.docker_engine import (
 from tests.support.onnx_networks import write_test_artefact
 from tests.support.processes import free_port, server
 
-pytestmark = [pytest.mark.slow, pytest.mark.docker, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.docker, pytest.mark.timeout(3600)]
 
 TRAINER, SERVING = "mario-trainer:test", "mario-serving:test"
 #: As compose.yaml and k8s/ run them.
