@@ -243,11 +243,13 @@ def _compact(sample: HealthSample) -> dict[str, Any]:
 
 def read_runs() -> list[dict[str, Any]]:
     """Read the recorded runs."""
-    runs = []
+    runs: dict[str, dict[str, Any]] = {}
     for path in sorted(DATA.glob("real*.jsonl.gz")):
         with gzip.open(path, "rt", encoding="utf-8") as file:
-            runs += [json.loads(line) for line in file]
-    return sorted(runs, key=lambda run: str(run["id"]))
+            # Two recorders at once may both have recorded one; the first counts.
+            for run in map(json.loads, file):
+                runs.setdefault(str(run["id"]), run)
+    return [runs[identity] for identity in sorted(runs)]
 
 
 def main() -> None:
