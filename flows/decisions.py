@@ -90,8 +90,8 @@ def ending_of_training(status: str, reason: str, run_id: str, steps: int) -> End
 def ending_of_stop(ending: Ending, *, deployed: bool, cancelling: bool) -> Ending:
     """How a flow run ends that was told to stop.
 
-    A person who cancels means it. A machine that shuts down (an evicted pod, a worker that is
-    restarted) stops a deployed run in the same way, and that run is to be gone on with.
+    A person who cancels means it. A machine that shuts down (an evicted pod) stops a deployed run
+    in the same way, and that run is to be gone on with.
     """
     if not deployed or cancelling:
         return ending
