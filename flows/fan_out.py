@@ -69,7 +69,7 @@ def task_runner(parameters: FanOutParameters) -> DaskTaskRunner:
             **options,
             "threads_per_worker": 1,
             "host": "127.0.0.1",
-            "dashboard_address": None,
+            "dashboard_address": "127.0.0.1:0",
             "memory_limit": 0,
         }
     )

@@ -347,7 +347,7 @@ class DaskEngine:
                     threads_per_worker=1,
                     processes=True,
                     host="127.0.0.1",
-                    dashboard_address=None,
+                    dashboard_address="127.0.0.1:0",
                     # What a task raises reaches us anyway; a worker that is slow to end is no news.
                     silence_logs=logging.CRITICAL,
                     # Worker processes are ours alone; a limit by the machine's memory divided by
