@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +39,26 @@ def test_wandb_offline_has_every_update(tmp_path: Path) -> None:
     train(small_config(), tmp_path / "run",
           sinks=[WandbSink("run-test", tmp_path / "files", "offline"), listener])  # fmt: skip
     (path,) = (tmp_path / "files").glob("wandb/offline-run-*/run-run-test.wandb")
-    store: Any = DataStore()
-    store.open_for_scan(str(path))
-    steps, exits = [], 0
-    while (data := store.scan_data()) is not None:
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        items = {item.key or ".".join(item.nested_key): item.value_json
-                 for item in record.history.item}  # fmt: skip
-        if "health/entropy_ratio" in items:
-            steps.append(int(items["steps"]))
-        exits += record.HasField("exit")
+
+    def read() -> tuple[list[int], int]:
+        store: Any = DataStore()
+        store.open_for_scan(str(path))
+        steps, exits = [], 0
+        while (data := store.scan_data()) is not None:
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(data)
+            items = {item.key or ".".join(item.nested_key): item.value_json
+                     for item in record.history.item}  # fmt: skip
+            if "health/entropy_ratio" in items:
+                steps.append(int(items["steps"]))
+            exits += record.HasField("exit")
+        return steps, exits
+
+    # wandb writes the file in a process of its own, which may lag behind on a busy machine.
+    deadline = time.monotonic() + 60
+    steps, exits = read()
+    while not exits and time.monotonic() < deadline:
+        time.sleep(0.2)
+        steps, exits = read()
     assert steps == [sample.total_steps for sample, _ in listener.health]
     assert exits == 1
