@@ -288,7 +288,8 @@ class Runs:
                     .where(
                         table.run_id == run_id,
                         table.imported.is_(False),
-                        sa.tuple_(table.env_index, table.episode_index) > sa.tuple_(*map(sa.literal, last)),
+                        sa.tuple_(table.env_index, table.episode_index)
+                        > sa.tuple_(*map(sa.literal, last)),
                     )
                     .order_by(table.env_index, table.episode_index)
                     .limit(_PAGE_ROWS)
