@@ -154,10 +154,8 @@ def check_recorded(run_dir: Path, tracking_uri: str, mlflow_run_id: str) -> None
     client = tracking_client(tracking_uri)
     history = client.get_metric_history(mlflow_run_id, "health/mean_return")
     assert len(history) >= WARM_UPDATES, history
-    for folder, pattern in (
-        ("tensorboard", "events.out.*"),
-        ("wandb", "offline-run-*/run-*.wandb"),
-    ):
+    kept = (("tensorboard", "events.out.*"), ("wandb", "offline-run-*/run-*.wandb"))
+    for folder, pattern in kept:
         (file,) = (run_dir / folder).glob(pattern)
         assert file.stat().st_size > 1_000, file
 
