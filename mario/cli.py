@@ -84,7 +84,7 @@ def evaluate(
     config: TaskConfigOption = None,
     units: Annotated[int, typer.Option(min=1, help="Units (level, seed) to play.")] = 60,
     family: Annotated[
-        str, typer.Option(help="Seeds: selection, screening or confirmation.")
+        str, typer.Option(help="Seeds: selection or screening (confirmation is the gate's).")
     ] = "screening",
     environments: Annotated[int, typer.Option(min=1, help="Units played at once.")] = 8,
     console: Annotated[str, typer.Option(help="native or nes-py.")] = "native",

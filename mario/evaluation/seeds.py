@@ -7,9 +7,12 @@ Three families, disjoint by construction because the family's tag is in the seed
     bits 0-60   SHA-256 of (scheme, family, key, level, index)
 
 Selection seeds choose checkpoints, screening seeds give a quick look, confirmation seeds decide.
-The key of a confirmation seed is the challenger's digest: the seeds exist only once the weights
-are fixed, so nobody can have trained on them, and asking the gate again about the same weights
-plays the same units: a second try is not a second chance.
+The key of a confirmation seed names the test: a digest over the challenger's digest, the
+champion's, the levels and the rule. So the seeds exist only once the weights are fixed, and nobody
+can have trained on them; asking for the same test again plays the same units, so that a second try
+is not a second chance; and a test against another champion, or under another rule, plays units on
+which the challenger was never seen. Had it the old ones, it would come to them already chosen by
+them: a challenger that was lucky there goes on being lucky there.
 
 Small seeds (below 2**61), such as those of a training configuration, have tag 0 and belong to no
 family.
@@ -60,8 +63,8 @@ def unit_seed(family: Family, key: str, level: str, index: int) -> int:
 
     Args:
         family: `selection`, `screening` or `confirmation`.
-        key: the challenger's digest for `confirmation` (must not be empty); for the others any
-            text, by convention empty.
+        key: the test's key for `confirmation` (must not be empty; it must depend on the
+            challenger's digest); for the others any text, by convention empty.
         level: `"1-1"` … `"8-4"`.
         index: ≥ 0.
 
@@ -79,8 +82,8 @@ def unit_seed(family: Family, key: str, level: str, index: int) -> int:
         raise EvaluationError(f"got unit index {index}; expected ≥ 0; correct the call")
     if family == "confirmation" and not key:
         raise EvaluationError(
-            "got no key for confirmation seeds; expected the challenger's digest, so that the "
-            "seeds exist only after its weights; pass the artefact's SHA-256"
+            "got no key for confirmation seeds; expected the test's, which holds the challenger's "
+            "digest, so that the seeds exist only after its weights; pass the test's SHA-256"
         )
     text = "\0".join((SEED_SCHEME, family, key, level, str(index)))
     digest = hashlib.sha256(text.encode()).digest()

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast, get_args
+from typing import Literal, cast, get_args
 
 import numpy as np
 from pydantic import ValidationError
@@ -31,6 +31,8 @@ DEFAULT_TASK = "1-1"
 _STORE_EVERY_SECONDS = 2.0
 
 OnProgress = Callable[[int, int], None]
+#: Families that anybody may play as often as they like; `confirmation` is the gate's.
+OpenFamily = Literal["selection", "screening"]
 
 
 @dataclass(frozen=True)
@@ -120,17 +122,19 @@ def evaluate_stored(
     return EvaluationOutcome(evaluation.id, tuple(records[unit] for unit in units))
 
 
-def family_named(name: str) -> Family:
-    """Check the name of a seed family.
+def family_named(name: str) -> OpenFamily:
+    """Check the name of a seed family that anybody may play.
 
     Raises:
-        EvaluationError: there is no such family.
+        EvaluationError: there is no such family, or it is the gate's alone.
     """
-    if name not in get_args(Family):
+    if name not in get_args(OpenFamily):
         raise EvaluationError(
-            f"got seed family {name!r}; expected one of {', '.join(get_args(Family))}"
+            f"got seed family {name!r}; expected one of {', '.join(get_args(OpenFamily))}; "
+            "confirmation seeds belong to one test of one challenger, which `mario gate` pays for "
+            "and plays"
         )
-    return cast(Family, name)
+    return cast(OpenFamily, name)
 
 
 def task_and_levels(
@@ -232,8 +236,6 @@ def evaluate_from_terminal(
     task, levels = task_and_levels(task, experiment)
     settings = engine_settings(experiment, engine, workers, scheduler)
     loaded = load_policy(reference, task, runtime)
-    # Confirmation seeds exist only for a policy; the others are the same for all.
-    source = loaded.digest if chosen == "confirmation" else ""
 
     def show(done: int, total: int) -> None:
         print(f"\r{done}/{total} units", end="", file=sys.stderr, flush=True)
@@ -241,8 +243,8 @@ def evaluate_from_terminal(
     with ExperimentStore.open(runtime.database_url) as store, open_engine(settings) as players:
         outcome = evaluate_stored(
             loaded,
-            units_of(levels, chosen, source, units),
-            evaluation_key(loaded, chosen, source, levels),
+            units_of(levels, chosen, "", units),
+            evaluation_key(loaded, chosen, "", levels),
             store,
             environments=environments,
             console=cast(ConsoleName, console),

@@ -90,9 +90,10 @@ def judge(
 ) -> GateOutcome:
     """Play confirmation units with both policies until the gate decides, and store the verdict.
 
-    The seeds are derived from the challenger's digest, so the same challenger meets the same
-    units however often it is judged, and an interrupted judgement goes on where it was. The test
-    is paid for from the task's alpha wealth; another rule is another test and costs again.
+    The seeds are derived from the test (challenger, champion, levels, rule), so the same test meets
+    the same units however often it is asked for, and an interrupted one goes on where it was. It
+    is paid for from the task's alpha wealth. Another champion, rule or set of levels is another
+    test: it costs again, and meets units on which nobody has seen the challenger (docs/adr/0005).
 
     Args:
         challenger: the version under test.
@@ -117,7 +118,7 @@ def judge(
         )
     model = model_name(task)
     SequentialGate(rule, levels)  # refuses an impossible rule before it is paid for
-    test_key = _test_key(challenger, champion, rule)
+    test_key = key_of_test(challenger.digest, champion.digest, levels, rule)
     rule = rule.with_alpha(_pay_for_test(store, model, test_key, rule.alpha))
     played = play_gate(
         challenger,
@@ -125,6 +126,7 @@ def judge(
         rule,
         levels,
         store,
+        test_key=test_key,
         environments=environments,
         console=console,
         engine=engine,
@@ -171,16 +173,17 @@ def play_gate(
     levels: tuple[str, ...],
     store: ExperimentStore,
     *,
+    test_key: str,
     environments: int = 8,
     console: ConsoleName = "native",
     engine: EvaluationEngine = LOCAL,
     on_units: OnUnits | None = None,
 ) -> PlayedGate:
-    """Play confirmation units, stored ones not again, until the sequential test is done."""
+    """Play the test's confirmation units, stored ones not again, until it has decided."""
     gate = SequentialGate(rule, levels)
-    blocks = schedule(levels, "confirmation", key=challenger.digest, units=gate.cap)
+    blocks = schedule(levels, "confirmation", key=test_key, units=gate.cap)
     keys = [
-        (loaded, evaluation_key(loaded, "confirmation", challenger.digest, levels))
+        (loaded, evaluation_key(loaded, "confirmation", test_key, levels))
         for loaded in (challenger, champion)
     ]
     pairs: list[PairedUnit] = []
@@ -234,6 +237,7 @@ def repeat_verdict(
     """
     with ExperimentStore.open(runtime.database_url) as store:
         stored = store.evaluations.verdict(verdict_id)
+        test_key = store.evaluations.get(stored.challenger_evaluation_id).key.seed_source
     before = Verdict.from_dict(dict(stored.detail))
     task = stored.model.removeprefix("mario-")
     challenger = load_policy(
@@ -248,7 +252,13 @@ def repeat_verdict(
         fresh = Runtime.embedded(folder)
         with ExperimentStore.open(fresh.database_url) as store:
             played = play_gate(
-                challenger, champion, before.rule, before.levels, store, console=console
+                challenger,
+                champion,
+                before.rule,
+                before.levels,
+                store,
+                test_key=test_key,
+                console=console,
             )
     guards = network_guards(challenger, champion, before.rule)
     again = decide(played.pairs, before.rule, before.levels, guards=guards)
@@ -266,10 +276,19 @@ def _without_latency(verdict: Verdict) -> dict[str, object]:
     return values
 
 
-def _test_key(challenger: LoadedPolicy, champion: LoadedPolicy, rule: GateRule) -> str:
-    """Name a test: who against whom under which rule; what is the same is paid for once."""
-    text = json.dumps([challenger.digest, champion.digest, rule.to_dict()], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+def key_of_test(
+    challenger_digest: str, champion_digest: str, levels: Sequence[str], rule: GateRule
+) -> str:
+    """Name a test: who against whom, where, under which rule as declared.
+
+    What has the same name is paid for once and plays the same units; what has another plays others.
+    The challenger's digest is in it, so that the units exist only once its weights are fixed.
+
+    Returns:
+        64 hexadecimal digits (SHA-256).
+    """
+    named = [challenger_digest, champion_digest, list(levels), rule.to_dict()]
+    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
 
 
 def _pay_for_test(store: ExperimentStore, model: str, test_key: str, declared: float) -> float:

@@ -172,11 +172,12 @@ def summary_stage(
         sides = [(challenger.label, mine)]
         baseline = random_policy(challenger.policy.actions, challenger.policy.frame_skip)
         if stored.champion_version is not None:
+            test_key = store.evaluations.get(stored.challenger_evaluation_id).key.seed_source
             sides.append((f"champion v{stored.champion_version}", theirs))
             theirs = evaluate_stored(
                 baseline,
                 [record.unit for record in mine],
-                evaluation_key(baseline, "confirmation", challenger.digest, config.level_names),
+                evaluation_key(baseline, "confirmation", test_key, verdict.levels),
                 store,
                 environments=config.evaluation.environments,
                 console=config.game.console,

@@ -83,7 +83,8 @@ def counted_pairs(
     store: ExperimentStore, stored: StoredVerdict, verdict: Verdict
 ) -> tuple[PairedUnit, ...]:
     """The stored pairs that a verdict counted, in order of play."""
-    units = units_of(verdict.levels, "confirmation", stored.challenger_digest, verdict.units)
+    test_key = store.evaluations.get(stored.challenger_evaluation_id).key.seed_source
+    units = units_of(verdict.levels, "confirmation", test_key, verdict.units)
     return pair_records(
         store.evaluations.records(stored.challenger_evaluation_id),
         store.evaluations.records(stored.champion_evaluation_id),

@@ -206,6 +206,21 @@ class CheckpointRow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SelectionRow:
+    """The policy's score on selection seeds after so many steps, and the best one until then."""
+
+    run_id: str
+    total_steps: int
+    attempt: int
+    score: float
+    best_score: float
+    is_best: bool
+    details: Mapping[str, float]
+    seconds: float
+    at: datetime = field(default_factory=utc_now)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunEndRow:
     """The end of an attempt, and with it of the run unless it is resumed."""
 
@@ -241,6 +256,7 @@ TrainingRow = (
     | HealthSampleRow
     | HealthChangeRow
     | CheckpointRow
+    | SelectionRow
     | RunEndRow
     | HeartbeatRow
     | AttemptStartRow
@@ -255,8 +271,8 @@ class EvaluationKey:
         policy_digest: SHA-256 of the artefact's ``policy.json``, or a name like ``random:SIMPLE``.
         protocol: ``mario-eval-v1``.
         seed_family: ``selection``, ``screening`` or ``confirmation``.
-        seed_source: the key the seeds are derived from (the challenger's digest for
-            confirmation, also for the champion's side), may be empty.
+        seed_source: the key the seeds are derived from (for confirmation the test's, on both
+            sides), may be empty.
         levels: the levels played, in the task's order.
     """
 

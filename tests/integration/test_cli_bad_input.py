@@ -92,7 +92,12 @@ def test_unknown_level(refused: Run) -> None:
 
 
 def test_unknown_seed_family(refused: Run) -> None:
-    assert "confirmation" in refused("evaluate", "random", "--family", "training")
+    assert "screening" in refused("evaluate", "random", "--family", "training")
+
+
+def test_confirmation_units_are_the_gates_alone(refused: Run) -> None:
+    """Who could look at them beforehand could choose by them whom to send to the gate."""
+    assert "mario gate" in refused("evaluate", "random", "--family", "confirmation")
 
 
 def test_unknown_run(refused: Run) -> None:

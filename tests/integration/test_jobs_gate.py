@@ -13,7 +13,7 @@ from mario.config import GateConfig
 from mario.errors import ArtefactError, EvaluationError, PromotionConflict, RegistryError
 from mario.evaluation.verdict import VERDICT_SCHEMA, Verdict
 from mario.jobs.evaluate import evaluate_stored, evaluation_key, units_of
-from mario.jobs.gate import champion_for, judge, rule_from
+from mario.jobs.gate import champion_for, judge, repeat_verdict, rule_from
 from mario.jobs.policies import load_policy, policy_from_artefact
 from mario.jobs.promote import promote_verdict
 from mario.jobs.report import report_verdict
@@ -120,6 +120,15 @@ def test_a_verdict_against_a_former_champion_promotes_nobody(
         promote_verdict(outcomes[1].verdict_id, runtime)
     assert champion_version(TASK, runtime) == versions[0]
     assert "agree" in reconcile(TASK, runtime)
+
+    # Judged again it meets the new champion on units where nobody saw it win.
+    before = {pair.challenger.unit for pair in outcomes[1].pairs}
+    again = judged(runtime, versions[1])
+    assert again.champion.version == versions[0]
+    assert not before & {pair.challenger.unit for pair in again.pairs}
+    assert again.verdict.rule.alpha < RULE.alpha, "and has paid for it"
+    same, _ = repeat_verdict(again.verdict_id, runtime)
+    assert same
 
 
 def test_evaluation_goes_on_where_it_was_broken_off(runtime: Runtime, tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
-"""The gate's section of a configuration is the gate's rule."""
+"""The gate's section of a configuration is the gate's rule; a test's name gives it its units."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import asdict
 
 from mario.config import GateConfig
 from mario.evaluation.rule import GateRule
-from mario.jobs.gate import rule_from
+from mario.jobs.evaluate import units_of
+from mario.jobs.gate import key_of_test, rule_from
 
 
 def test_every_key_of_the_rule_can_be_configured_and_has_the_same_default() -> None:
@@ -14,3 +16,21 @@ def test_every_key_of_the_rule_can_be_configured_and_has_the_same_default() -> N
     expected.pop("version")
     assert GateConfig().model_dump() == expected
     assert rule_from(GateConfig()) == GateRule()
+
+
+def test_every_other_test_is_paid_for_and_plays_other_units() -> None:
+    """Else a challenger that was lucky against one champion brings its luck to the next."""
+    rule = GateRule(primary="clear")
+    first = ("a" * 64, "b" * 64, ("1-1",), rule)
+    others = [
+        ("c" * 64, *first[1:]),
+        (first[0], "c" * 64, *first[2:]),
+        (*first[:2], ("1-2",), rule),
+        (*first[:3], dataclasses.replace(rule, delta=0.11)),
+        (*first[:3], dataclasses.replace(rule, primary="score")),
+    ]
+    assert key_of_test(*first) == key_of_test(*first[:3], GateRule(primary="clear"))
+    keys = {key_of_test(*test) for test in (first, *others)}
+    assert len(keys) == len(others) + 1
+    played = [unit for key in keys for unit in units_of(("1-1", "1-2"), "confirmation", key, 200)]
+    assert len(set(played)) == 200 * len(keys)
