@@ -1,16 +1,18 @@
-"""Drift: does a champion still play as it did in the evaluation that promoted it? Pure.
+"""Drift: does a champion still play as it did when it became one? Pure.
 
 The policy is fixed and so is the console, so an honest difference can come only from what is around
 them: another version of a library, of the console, of the protocol's code, a damaged artefact. Two
 questions are asked:
 
-- *Does it repeat?* Some of the old units are played again; each must give the very same trajectory.
-  One that does not is proof, not a sample.
-- *Is it as good?* Fresh units, which nobody has looked at, are compared with the old ones. The two
-  samples are independent and of unlike size, so the test is Mann and Whitney's on the episode score
-  (ties allowed, normal approximation with continuity correction; Mann & Whitney 1947,
-  `scipy.stats.mannwhitneyu`) and Fisher's exact test on clears, two-sided, corrected by Holm (1979)
-  over the two and over all levels.
+- *Does it repeat?* Some units of the promotion are played again; each must give the very same
+  trajectory. One that does not is proof, not a sample.
+- *Is it as good?* Fresh units, which nobody has looked at, are compared with a baseline: units
+  whose number was fixed beforehand, played after the promotion. Those of the promotion are no
+  baseline: the gate stopped because they went well, so the same policy scores lower on any others,
+  and that would look like a loss. The two samples are independent, so the test is Mann and
+  Whitney's on the episode score (ties allowed, normal approximation with continuity correction;
+  Mann & Whitney 1947, `scipy.stats.mannwhitneyu`) and Fisher's exact test on clears, two-sided,
+  corrected by Holm (1979) over the two and over all levels.
 """
 
 from __future__ import annotations
@@ -58,20 +60,20 @@ def compare_drift(
     before: Sequence[EpisodeRecord],
     now: Sequence[EpisodeRecord],
     *,
-    replayed: Sequence[EpisodeRecord] = (),
+    replayed: Sequence[tuple[EpisodeRecord, EpisodeRecord]] = (),
     alpha: float = 0.001,
 ) -> Drift:
-    """Compare fresh units with those of the promotion.
+    """Compare fresh units with a baseline, and replayed units with what they were.
 
     Args:
-        before: the units of the evaluation that promoted the policy.
+        before: the baseline: units whose number and choice did not depend on how they went.
         now: fresh units of the same policy on the same levels.
-        replayed: some units of `before`, played again today.
+        replayed: units as they were played first (at the promotion), and as played again today.
         alpha: chance of an alarm by the fresh units where nothing changed, 0 < alpha < 1.
 
     Raises:
-        EvaluationError: a sample is empty, the policies or levels differ, or a replayed unit is
-            none of `before`.
+        EvaluationError: a sample is empty, samples share a unit, the policies or levels differ, or
+            a replay is of another unit.
     """
     _check(before, now, replayed)
     levels = sorted({record.level for record in before})
@@ -90,8 +92,8 @@ def compare_drift(
             f"cleared on {level}: {clears[0]} of {len(old)}, now {clears[1]} of {len(new)}"
         )
     corrected = holm(p_values)
-    known = {record.unit: record.trajectory_hash for record in before}
-    changed = [r.unit for r in replayed if known[r.unit] != r.trajectory_hash]
+    changed = [again.unit for first, again in replayed
+               if first.trajectory_hash != again.trajectory_hash]  # fmt: skip
     reasons = [
         f"{name} (p = {p:.2g})" for name, p in zip(named, corrected, strict=True) if p <= alpha
     ]
@@ -125,14 +127,21 @@ def compare_drift(
 def _check(
     before: Sequence[EpisodeRecord],
     now: Sequence[EpisodeRecord],
-    replayed: Sequence[EpisodeRecord],
+    replayed: Sequence[tuple[EpisodeRecord, EpisodeRecord]],
 ) -> None:
     if not before or not now:
         raise EvaluationError(
-            f"got {len(before)} units of the promotion and {len(now)} fresh ones; expected some of "
+            f"got {len(before)} units of the baseline and {len(now)} fresh ones; expected some of "
             "each; evaluate the champion first"
         )
-    policies = {record.policy_digest for record in (*before, *now, *replayed)}
+    twice = {record.unit for record in before} & {record.unit for record in now}
+    if twice:
+        raise EvaluationError(
+            f"got {len(twice)} units in both samples, such as {min(twice)}; expected fresh ones; "
+            "take them from other seeds"
+        )
+    again = [record for pair in replayed for record in pair]
+    policies = {record.policy_digest for record in (*before, *now, *again)}
     if len(policies) != 1:
         raise EvaluationError(
             f"got units of {len(policies)} policies; expected those of one; pass the champion's"
@@ -143,11 +152,11 @@ def _check(
             f"got levels {sorted(levels[0])} and {sorted(levels[1])}; expected the same; play the "
             "task's levels in whole blocks"
         )
-    strangers = {record.unit for record in replayed} - {record.unit for record in before}
+    strangers = [(a.unit, b.unit) for a, b in replayed if a.unit != b.unit]
     if strangers:
         raise EvaluationError(
-            f"got replayed units that were not played before, such as {min(strangers)}; expected "
-            "units of the promotion"
+            f"got a replay of unit {strangers[0][1]} for unit {strangers[0][0]}; expected the same "
+            "unit; pair them by level and seed"
         )
 
 

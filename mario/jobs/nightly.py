@@ -1,4 +1,4 @@
-"""Nightly: does the champion still play as in the evaluation that promoted it?"""
+"""Nightly: does the champion still play as it did when it became one?"""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from mario.store.store import ExperimentStore
 
 #: Units of the promotion that are played again: each must repeat exactly.
 _REPLAYED_UNITS = 4
+#: Names the seeds of the baseline; every champion's is played on the same.
+_BASELINE = "nightly baseline"
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class NightlyCheck:
     Attributes:
         model: ``mario-<task>``.
         version: the champion.
-        verdict_id: the verdict whose units it is compared with.
+        verdict_id: the verdict that made it champion; some of its units are played again.
+        baseline_id: the units in the store that the fresh ones are compared with.
         evaluation_id: the fresh units in the store.
         drift: the comparison.
     """
@@ -35,6 +38,7 @@ class NightlyCheck:
     model: str
     version: int
     verdict_id: str
+    baseline_id: str
     evaluation_id: str
     drift: Drift
 
@@ -49,16 +53,20 @@ def check_champion(
     environments: int = 8,
     engine: EvaluationEngine = LOCAL,
 ) -> NightlyCheck:
-    """Play fresh units with the champion and compare them with those of its promotion.
+    """Play fresh units with the champion and compare them with its baseline.
 
-    The seeds are derived from the night's name: each night has its own, and a check that was
+    The baseline is played once, by the first check after the promotion, and as many units as a
+    night has. The promotion's own units will not do for it: the gate stopped because they went
+    well. They are what is replayed, so that what changed between promotion and baseline is seen.
+
+    The fresh seeds are derived from the night's name: each night has its own, and a check that was
     killed goes on with the same.
 
     Args:
         task: whose champion.
         night: names the seeds, usually the date.
         runtime: where store and registry are.
-        units: fresh units, whole blocks of all levels.
+        units: fresh units, and units of the baseline; whole blocks of all levels.
         alpha: chance of an alarm by the fresh units where nothing changed.
         environments: units played at once.
         engine: where they are played.
@@ -68,21 +76,30 @@ def check_champion(
     """
     with ExperimentStore.open(runtime.database_url) as store:
         champion, verdict = _promotion(store, task)
-        before = store.evaluations.records(verdict.challenger_evaluation_id)
-        levels = tuple(sorted({record.level for record in before}))
+        promotion = store.evaluations.records(verdict.challenger_evaluation_id)
+        levels = store.evaluations.get(verdict.challenger_evaluation_id).key.levels
         loaded = load_policy(str(champion.version), task, runtime)
-        source = f"nightly {night}"
-        fresh = evaluate_stored(
-            loaded,
-            units_of(levels, "screening", source, max(units, len(levels))),
-            evaluation_key(loaded, "screening", source, levels),
-            store,
-            environments=environments,
-            engine=engine,
+        baseline, fresh = (
+            evaluate_stored(
+                loaded,
+                units_of(levels, "screening", source, max(units, len(levels))),
+                evaluation_key(loaded, "screening", source, levels),
+                store,
+                environments=environments,
+                engine=engine,
+            )
+            for source in (_BASELINE, f"nightly {night}")
         )
-        replayed = _replay(loaded, before, environments, engine)
-    drift = compare_drift(before, fresh.records, replayed=replayed, alpha=alpha)
-    return NightlyCheck(champion.model, champion.version, verdict.id, fresh.evaluation_id, drift)
+        replayed = _replay(loaded, promotion[:_REPLAYED_UNITS], environments, engine)
+    drift = compare_drift(baseline.records, fresh.records, replayed=replayed, alpha=alpha)
+    return NightlyCheck(
+        champion.model,
+        champion.version,
+        verdict.id,
+        baseline.evaluation_id,
+        fresh.evaluation_id,
+        drift,
+    )
 
 
 def _promotion(store: ExperimentStore, task: str) -> tuple[Promotion, Verdict]:
@@ -109,12 +126,17 @@ def _promotion(store: ExperimentStore, task: str) -> tuple[Promotion, Verdict]:
 
 def _replay(
     loaded: LoadedPolicy,
-    before: Sequence[EpisodeRecord],
+    first: Sequence[EpisodeRecord],
     environments: int,
     engine: EvaluationEngine,
-) -> list[EpisodeRecord]:
-    units = [record.unit for record in before[:_REPLAYED_UNITS]]
-    return list(engine.play(loaded, units, environments=environments, console="native"))
+) -> list[tuple[EpisodeRecord, EpisodeRecord]]:
+    """Play units again; each as it was and as it is now."""
+    units = [record.unit for record in first]
+    again = {
+        record.unit: record
+        for record in engine.play(loaded, units, environments=environments, console="native")
+    }
+    return [(record, again[record.unit]) for record in first]
 
 
 def drift_lines(check: NightlyCheck) -> list[str]:
@@ -123,7 +145,7 @@ def drift_lines(check: NightlyCheck) -> list[str]:
     word = "DRIFTED" if drift.drifted else "steady"
     return [
         f"{check.model} v{check.version}: {word}: score {drift.score_now:.3f} over "
-        f"{drift.units_now} fresh units, {drift.score_before:.3f} over {drift.units_before} when "
-        f"it was promoted; cleared {drift.clear_now:.0%}, then {drift.clear_before:.0%}",
+        f"{drift.units_now} fresh units, {drift.score_before:.3f} over {drift.units_before} of its "
+        f"baseline; cleared {drift.clear_now:.0%}, then {drift.clear_before:.0%}",
         *(f"- {reason}" for reason in drift.reasons),
     ]

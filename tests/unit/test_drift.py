@@ -10,7 +10,8 @@ import pytest
 
 from mario.errors import EvaluationError
 from mario.evaluation.drift import compare_drift
-from mario.evaluation.records import EpisodeRecord
+from mario.evaluation.gate import GateRule, SequentialGate
+from mario.evaluation.records import EpisodeRecord, pair_records
 
 
 def records(
@@ -77,8 +78,10 @@ def test_one_unit_that_takes_another_course_is_proof() -> None:
     generator = np.random.default_rng(2)
     before = records(draw(generator, 50, 0.5))
     fresh = records(draw(generator, 50, 0.5), first_seed=1000)
-    assert not compare_drift(before, fresh, replayed=before[:4]).drifted
-    changed = [*before[:3], replace(before[3], trajectory_hash="f" * 64)]
+    played = records(draw(generator, 4, 0.5), first_seed=2000)
+    same = [(record, record) for record in played]
+    assert not compare_drift(before, fresh, replayed=same).drifted
+    changed = [*same[:3], (played[3], replace(played[3], trajectory_hash="f" * 64))]
     drift = compare_drift(before, fresh, replayed=changed)
     assert drift.drifted
     assert (drift.changed_units, drift.replayed_units) == (1, 4)
@@ -95,13 +98,50 @@ def test_policies_that_always_do_the_same_have_no_variance() -> None:
     [
         ([], records([0.2]), []),
         (records([0.2]), [], []),
-        (records([0.2]), records([0.2], policy="q"), []),
-        (records([0.2]), records([0.2], level="1-2"), []),
-        (records([0.2]), records([0.2], first_seed=9), records([0.2], first_seed=77)),
+        (records([0.2]), records([0.2], first_seed=9, policy="q"), []),
+        (records([0.2]), records([0.2], first_seed=9, level="1-2"), []),
+        (records([0.2]), records([0.2]), []),
+        (
+            records([0.2]),
+            records([0.2], first_seed=9),
+            [(records([0.2], first_seed=70)[0], records([0.2], first_seed=77)[0])],
+        ),
+        (
+            records([0.2]),
+            records([0.2], first_seed=9),
+            [tuple(records([0.2], first_seed=70, policy="q")) * 2],
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_refused(
-    before: list[EpisodeRecord], now: list[EpisodeRecord], replayed: list[EpisodeRecord]
+    before: list[EpisodeRecord],
+    now: list[EpisodeRecord],
+    replayed: list[tuple[EpisodeRecord, EpisodeRecord]],
 ) -> None:
     with pytest.raises(EvaluationError, match="expected"):
         compare_drift(before, now, replayed=replayed)
+
+
+def test_the_units_of_a_promotion_are_no_baseline() -> None:
+    """The gate stops because they go well: held against them, the policy seems to get worse."""
+    generator = np.random.default_rng(3)
+    rule = GateRule(primary="clear", delta=0.02)
+    alarms, gains = {"promotion": 0, "baseline": 0}, []
+    while len(gains) < 100:
+        champion = records(draw(generator, 100, 0.5), policy="q")
+        challenger = records(draw(generator, 100, 0.55))
+        pairs = pair_records(challenger, champion)
+        gate = SequentialGate(rule, ("1-1",))
+        if gate.feed(pairs).decision != "promote":
+            continue
+        promotion = challenger[: gate.state.units]
+        gains.append(np.mean([record.cleared for record in promotion]) - 0.55)
+        fresh = records(draw(generator, 400, 0.55), first_seed=1000)
+        baseline = records(draw(generator, 100, 0.55), first_seed=5000)
+        for name, before in (("promotion", promotion), ("baseline", baseline)):
+            alarms[name] += compare_drift(before, fresh, alpha=0.05).drifted
+    assert np.mean(gains) > 0.08
+    assert alarms["promotion"] > 12, "far more than alpha promises"
+    # 100 nights at 5%: more than 13 happen by chance less than once in 1,000 times.
+    assert alarms["baseline"] <= 13
+    assert alarms["baseline"] < alarms["promotion"]
