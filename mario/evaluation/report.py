@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 
 from mario.errors import EvaluationError
 from mario.evaluation.compare import Comparison
@@ -30,50 +28,21 @@ from mario.evaluation.report_charts import (
     forest_chart,
 )
 from mario.evaluation.report_compare import comparison_body
+from mario.evaluation.report_parts import (
+    SAYS,
+    decision_line,
+    guards_table,
+    page,
+    section,
+    table,
+    write_page,
+)
 from mario.evaluation.verdict import Verdict
+
+__all__ = ["Video", "pick_episodes", "render_comparison", "render_verdict", "write_page"]
 
 #: From this many levels on, the charts of where episodes end stand in two columns.
 _MANY_LEVELS = 3
-
-_SAYS = {
-    "promote": "The challenger is promoted.",
-    "reject": "The champion stays: the challenger is rejected.",
-    "inconclusive": "The champion stays: the evidence is not enough.",
-}
-
-_STYLE = """
-:root{color-scheme:light dark;--bg:#fff;--fg:#1b1f24;--soft:#5b6673;--line:#d8dee4;--card:#f6f8fa;
---a:#0072b2;--b:#c65d00;--good:#117a4c;--bad:#b3261e}
-@media(prefers-color-scheme:dark){:root{--bg:#14171b;--fg:#e8ebee;--soft:#9aa6b2;--line:#343b43;
---card:#1d2228;--a:#56b4e9;--b:#e69f00;--good:#4cc38a;--bad:#ff8a80}}
-*{box-sizing:border-box}body{margin:0;background:var(--bg);color:var(--fg);
-font:16px/1.55 system-ui,sans-serif}main{max-width:860px;margin:0 auto;padding:24px 20px 64px}
-h1{font-size:1.7rem;margin:.2em 0}h2{font-size:1.2rem;margin:2.2em 0 .5em}
-p.note,figcaption,.small{color:var(--soft);font-size:.9rem}
-.badge{display:inline-block;padding:.25em .8em;border-radius:1em;color:#fff;font-weight:600}
-.promote{background:#117a4c}.reject{background:#b3261e}.inconclusive{background:#6b5b00}
-.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(170px,1fr));gap:12px;margin:18px 0}
-.card{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:10px 14px}
-.card b{display:block;font-size:1.35rem;font-variant-numeric:tabular-nums}
-table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:.92rem}
-th,td{text-align:left;padding:6px 10px 6px 0;border-bottom:1px solid var(--line);vertical-align:top}
-td.n,th.n{text-align:right}.ok{color:var(--good)}.no{color:var(--bad);font-weight:600}
-code,pre{font-family:ui-monospace,monospace;font-size:.88rem;overflow-wrap:anywhere}
-pre{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:12px;
-overflow:auto;white-space:pre-wrap}figure{margin:0 0 8px}svg{width:100%;height:auto;display:block}
-svg text{font:13px system-ui,sans-serif;fill:var(--fg);stroke:none}svg .tick{fill:var(--soft)}
-svg .axis{fill:var(--soft);font-style:italic}svg .strong{font-weight:700;fill:var(--fg)}
-svg .grid{stroke:var(--line)}svg .zero{stroke:var(--soft);stroke-width:1.4}
-svg .curve{fill:none;stroke-width:2.4}svg .a{stroke:var(--a)}svg .b{stroke:var(--b)}
-svg .bad{stroke:var(--bad)}svg .dash{stroke-dasharray:7 4}
-svg .bound{stroke-width:1.5;stroke-dasharray:3 4}
-svg .fill-a{fill:var(--a)}svg .fill-b{fill:var(--b)}svg .fill-bad{fill:var(--bad)}
-svg .band{fill:var(--a);fill-opacity:.16}svg .hover{fill:transparent}
-svg .hover:hover{fill:var(--fg)}.videos{display:grid;
-grid-template-columns:repeat(auto-fit,minmax(256px,1fr));gap:16px}
-.many{display:grid;grid-template-columns:repeat(auto-fit,minmax(340px,1fr));gap:4px 16px}
-video{width:100%;image-rendering:pixelated;border-radius:6px;background:#000}
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,55 +118,32 @@ def render_verdict(
     counted = pairs[: verdict.units]
     body = [
         _head(verdict, challenger_label, champion_label, title),
-        _section("Evidence", evidence_chart(verdict), _evidence_note(verdict)),
-        _section("Effect", effect_chart(verdict) + _effects_table(verdict), _effect_note(verdict)),
-        _section("Level by level", forest_chart(verdict), _levels_note(verdict)),
-        _section(
+        section("Evidence", evidence_chart(verdict), _evidence_note(verdict)),
+        section("Effect", effect_chart(verdict) + _effects_table(verdict), _effect_note(verdict)),
+        section("Level by level", forest_chart(verdict), _levels_note(verdict)),
+        section(
             "Where episodes end",
             _ends(counted, verdict.levels),
             "Each bar counts episodes whose furthest point lies there; the last column is cleared.",
         ),
-        _section("Clear rate", clear_chart(verdict), ""),
+        section("Clear rate", clear_chart(verdict), ""),
         _videos(list(videos)),
-        _section("Guards", _guards_table(verdict), "One guard that refuses keeps the champion."),
-        _section("The rule", _rule_table(verdict), ""),
-        _section(
+        section("Guards", guards_table(verdict), "One guard that refuses keeps the champion."),
+        section("The rule", _rule_table(verdict), ""),
+        section(
             "Repeat it",
             f"<pre>{escape(command)}</pre>",
-            "Confirmation seeds come from the challenger's digest, so the same weights meet the "
-            "same units and get the same verdict.",
+            "Confirmation seeds come from the test (who against whom, where, under which rule), so "
+            "the same test meets the same units and gets the same verdict.",
         ),
         _json_section(verdict),
     ]
-    return _page(title, "".join(body))
+    return page(title, "".join(body))
 
 
 def render_comparison(comparison: Comparison, *, command: str, title: str = "Recipes") -> str:
     """The page of one comparison of recipes (`compare.py`), self-contained like a verdict's."""
-    return _page(title, comparison_body(comparison, command, title))
-
-
-def write_page(path: str | os.PathLike[str], html: str) -> Path:
-    """Writes a page aside and renames it when complete; returns its path."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(target.name + ".part")
-    aside.write_text(html, encoding="utf-8")
-    return aside.replace(target)
-
-
-def _page(title: str, body: str) -> str:
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>"
-        f"<body><main>{body}</main></body></html>\n"
-    )
-
-
-def _section(heading: str, content: str, note: str) -> str:
-    caption = f"<figcaption>{note}</figcaption>" if note else ""
-    return f"<section><h2>{escape(heading)}</h2><figure>{content}{caption}</figure></section>"
+    return page(title, comparison_body(comparison, command, title))
 
 
 def _card(label: str, value: str, detail: str = "") -> str:
@@ -218,8 +164,7 @@ def _head(verdict: Verdict, challenger: str, champion: str, title: str) -> str:
         f"<header><p class=small>{escape(title)} · {escape(rule.version)} · "
         f"{escape(verdict.protocol)} · {', '.join(verdict.levels)}</p>"
         f"<h1>{escape(challenger)} against {escape(champion)}</h1>"
-        f'<p><span class="badge {verdict.decision}">{verdict.decision}</span> '
-        f"{_SAYS[verdict.decision]}</p><ul>{reasons}</ul></header>"
+        f"{decision_line(verdict, SAYS[verdict.decision])}<ul>{reasons}</ul></header>"
         '<div class="cards">'
         + _card("units", str(verdict.units), f"of at most {rule.max_units}, played by both")
         + _card(
@@ -268,17 +213,6 @@ def _levels_note(verdict: Verdict) -> str:
     )
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numeric: Sequence[int] = ()) -> str:
-    def cells(tag: str, row: Sequence[str]) -> str:
-        return "".join(
-            f"<{tag}{' class=n' if i in numeric else ''}>{value}</{tag}>"
-            for i, value in enumerate(row)
-        )
-
-    lines = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
-    return f"<table><thead><tr>{cells('th', head)}</tr></thead><tbody>{lines}</tbody></table>"
-
-
 def _ends(counted: Sequence[PairedUnit], levels: Sequence[str]) -> str:
     if len(levels) <= _MANY_LEVELS:
         return "".join(ends_chart(counted, level) for level in levels)
@@ -304,28 +238,14 @@ def _effects_table(verdict: Verdict) -> str:
         for name, effect in verdict.effects.items()
     ]
     head = ("metric, 0 to 1", "challenger", "champion", "difference", "confidence sequence")
-    return _table(head, rows, (1, 2, 3, 4))
-
-
-def _guards_table(verdict: Verdict) -> str:
-    rows = [
-        (
-            escape(g.name.replace("_", " ")),
-            '<span class="ok">passed</span>' if g.passed else '<span class="no">refuses</span>',
-            f"{g.value:.4g}",
-            f"{g.limit:.4g}",
-            escape(g.detail),
-        )
-        for g in verdict.guards
-    ]
-    return _table(("guard", "", "measured", "limit", "in words"), rows, (2, 3))
+    return table(head, rows, (1, 2, 3, 4))
 
 
 def _rule_table(verdict: Verdict) -> str:
     values = verdict.rule.to_dict()
     values["delta"] = verdict.rule.smallest_effect
     rows = [(f"<code>{k}</code>", escape("—" if v is None else str(v))) for k, v in values.items()]
-    return _table(("setting", "value"), rows)
+    return table(("setting", "value"), rows)
 
 
 def _videos(videos: Sequence[Video]) -> str:

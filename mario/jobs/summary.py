@@ -11,24 +11,20 @@ import numpy as np
 import numpy.typing as npt
 
 from mario.evaluation.records import EpisodeRecord
+from mario.evaluation.report_parts import (
+    decision_line,
+    guards_table,
+    page,
+    section,
+    table,
+    write_page,
+)
 from mario.evaluation.verdict import Verdict
 from mario.store.records import EpisodeRow, Run
 
 #: Episodes in the moving mean of the learning curve.
 _WINDOW_EPISODES = 100
 _COLOURS = ("#c84c0c", "#0058f8", "#7c7c7c")
-
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
-       color: #1c1c1c; background: #fff; }
-h1 { line-height: 1.2; } .verdict { font-size: 1.25rem; font-weight: 600; }
-.promote { color: #00702c; } .reject { color: #a81000; } .inconclusive { color: #7a5200; }
-table { border-collapse: collapse; width: 100%; } caption { text-align: left; font-weight: 600; }
-th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid #ddd; }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
-video { width: 100%; max-width: 32rem; image-rendering: pixelated; background: #000; }
-code { background: #f3f3f3; padding: 0 .25rem; }
-"""
 
 
 def write_summary(
@@ -64,37 +60,27 @@ def write_summary(
     curve = _learning_curve(go, episodes)
     distribution = _distribution(go, sides, verdict)
     parts = [
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>",
-        f"<title>{html.escape(run.name)}: {html.escape(verdict.decision)}</title>",
-        f"<style>{_STYLE}</style></head><body>",
         f"<h1>{html.escape(run.name)} on {html.escape(run.task)}</h1>",
-        f"<p class='verdict {verdict.decision}'>{html.escape(verdict.decision.capitalize())}: "
-        f"{html.escape(outcome)}</p>",
+        decision_line(verdict, outcome),
         "<ul>",
         *(f"<li>{html.escape(reason)}</li>" for reason in verdict.reasons),
         "</ul>",
         f"<p><a href='{html.escape(report.name)}'>The verdict with every number: evidence, "
         "effects, guards, videos</a></p>",
-        _table(sides),
-        "<h2>How far episodes get</h2>",
-        distribution.to_html(full_html=False, include_plotlyjs=True),
-        "<h2>How it learned</h2>",
-        curve.to_html(full_html=False, include_plotlyjs=False),
+        _sides_table(sides),
+        section(
+            "How far episodes get", distribution.to_html(full_html=False, include_plotlyjs=True)
+        ),
+        section("How it learned", curve.to_html(full_html=False, include_plotlyjs=False)),
         _video(video, path),
-        _guards(verdict),
+        section("Guards", guards_table(verdict)),
         "<h2>To repeat it</h2>",
         f"<p>Run <code>{html.escape(run.id)}</code>, verdict <code>{html.escape(verdict_id)}</code>"
         f", commit <code>{html.escape(run.git_commit or 'unknown')}</code>, configuration "
         f"<code>{run.config_hash[:12]}</code>: <code>mario pipeline --config "
         f"{html.escape(str(path.parent / 'config.yaml'))}</code></p>",
-        "</body></html>",
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text("\n".join(parts), encoding="utf-8")
-    aside.replace(path)
-    return path
+    return write_page(path, page(f"{run.name}: {verdict.decision}", "\n".join(parts)))
 
 
 def moving_mean(values: npt.NDArray[np.float64], window: int) -> npt.NDArray[np.float64]:
@@ -155,25 +141,25 @@ def _distribution(
     return figure
 
 
-def _table(sides: Sequence[tuple[str, Sequence[EpisodeRecord]]]) -> str:
+def _sides_table(sides: Sequence[tuple[str, Sequence[EpisodeRecord]]]) -> str:
     rows = []
     for label, records in sides:
         furthest = np.array([record.furthest_px for record in records])
         score = np.mean([record.episode_score for record in records])
         rows.append(
-            f"<tr><th scope='row'>{html.escape(label)}</th>"
-            f"<td class='number'>{len(records)}</td><td class='number'>{furthest.mean():.0f}</td>"
-            f"<td class='number'>{np.median(furthest):.0f}</td>"
-            f"<td class='number'>{furthest.max()}</td>"
-            f"<td class='number'>{sum(record.cleared for record in records)}</td>"
-            f"<td class='number'>{score:.3f}</td></tr>"
+            (
+                html.escape(label),
+                str(len(records)),
+                f"{furthest.mean():.0f}",
+                f"{np.median(furthest):.0f}",
+                str(furthest.max()),
+                str(sum(record.cleared for record in records)),
+                f"{score:.3f}",
+            )
         )
-    return (
-        "<table><caption>The same units (mario-eval-v1, confirmation seeds)</caption><thead><tr>"
-        "<th>policy</th><th class='number'>units</th><th class='number'>mean furthest x (px)</th>"
-        "<th class='number'>median</th><th class='number'>best</th><th class='number'>cleared</th>"
-        "<th class='number'>score</th></tr></thead><tbody>" + "".join(rows) + "</tbody></table>"
-    )
+    head = ("policy", "units", "mean furthest x (px)", "median", "best", "cleared", "score")
+    caption = "The same units (mario-eval-v1, confirmation seeds)"
+    return table(head, rows, range(1, 7), caption)
 
 
 def _video(video: Path | None, page: Path) -> str:
@@ -181,22 +167,7 @@ def _video(video: Path | None, page: Path) -> str:
         return ""
     name = html.escape(str(video.relative_to(page.parent)))
     return (
-        "<h2>The median episode</h2>"
+        "<h2>The challenger's median episode</h2>"
         f"<video controls autoplay muted loop src='{name}'>"
         f"Your browser plays no MP4: {name}</video>"
-    )
-
-
-def _guards(verdict: Verdict) -> str:
-    rows = "".join(
-        f"<tr><th scope='row'>{html.escape(guard.name)}</th>"
-        f"<td>{'passed' if guard.passed else 'FAILED'}</td>"
-        f"<td class='number'>{guard.value:.4g}</td><td class='number'>{guard.limit:.4g}</td>"
-        f"<td>{html.escape(guard.detail)}</td></tr>"
-        for guard in verdict.guards
-    )
-    return (
-        "<h2>Guards</h2><table><thead><tr><th>guard</th><th></th><th class='number'>value</th>"
-        f"<th class='number'>limit</th><th>what it says</th></tr></thead><tbody>{rows}</tbody>"
-        "</table>"
     )
