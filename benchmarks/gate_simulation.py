@@ -1,22 +1,29 @@
 """Vectorised simulation of the gate and of the tests beside it: thousands of trials a cell.
 
 The gate's own functions (`mario.evaluation.betting.log_wealth`) do the betting; this file only runs
-them over many streams at once and reads off the stopping times. A unit test holds `run_gate` to
-`SequentialGate` on single streams.
+them over many streams at once and reads off the stopping times. Whether that is the gate is not
+taken on trust: in every cell `run_gate` plays some of its streams through `SequentialGate`, which
+judges in production, and ends with an error when a decision or a stop differs.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
 
+from mario.errors import EvaluationError
 from mario.evaluation.betting import log_wealth, prior_for
+from mario.evaluation.gate import SequentialGate
 from mario.evaluation.rule import GateRule
 
 CHUNK = 500
+#: Streams of every cell that the production gate judges again.
+CHECKED = 25
+#: Names for the levels of a simulated task; what they are called changes nothing.
+LEVELS = tuple(f"{world}-{stage}" for world in range(1, 9) for stage in range(1, 5))
 
 
 @dataclass(frozen=True)
@@ -51,16 +58,57 @@ class Outcome:
         }
 
 
-def run_gate(differences: np.ndarray, rule: GateRule) -> Outcome:
-    """The sequential test on streams of single-level differences, float (T, n), n = the cap."""
+def run_gate(differences: np.ndarray, rule: GateRule, levels: int = 1) -> Outcome:
+    """The sequential test on streams of differences.
+
+    Args:
+        differences: float (T, n), n = the cap; with several levels the units of a block stand
+            together, n a multiple of `levels`.
+        rule: without `clear_rate_at_least`, whose bound needs more than differences.
+        levels: of the task; decisions fall at the ends of blocks.
+
+    Raises:
+        EvaluationError: the rule asks for a clear rate, or the production gate disagrees.
+    """
+    if rule.clear_rate_at_least is not None:
+        raise EvaluationError("got a rule with clear_rate_at_least; expected one without")
     prior = prior_for(rule.primary)
+    ends = slice(levels - 1, None, levels)
+    early = max(0, -(-rule.min_units // levels) - 1)  # blocks before min_units
     parts = []
     for start in range(0, len(differences), CHUNK):
         d = differences[start : start + CHUNK]
-        up = log_wealth(d, 0.0, prior=prior) >= -math.log(rule.alpha)
-        down = log_wealth(-d, -rule.smallest_effect, prior=prior) >= -math.log(rule.beta)
+        up = log_wealth(d, 0.0, prior=prior)[:, ends] >= -math.log(rule.alpha)
+        down = log_wealth(-d, -rule.smallest_effect, prior=prior)[:, ends] >= -math.log(rule.beta)
+        for crossed in (up, down):  # what was reached before counts, but not yet
+            crossed[:, early] |= crossed[:, :early].any(axis=1)
+            crossed[:, :early] = False
         parts.append(first_crossing(up, down))
-    return Outcome(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    promoted, rejected, blocks = (np.concatenate(column) for column in zip(*parts, strict=True))
+    outcome = Outcome(promoted, rejected, blocks * levels)
+    _check_with_the_gate(differences, rule, levels, outcome)
+    return outcome
+
+
+def _check_with_the_gate(
+    differences: np.ndarray, rule: GateRule, levels: int, outcome: Outcome
+) -> None:
+    """Play some streams through `SequentialGate` and compare decision and stop."""
+    rule = replace(rule, max_units=differences.shape[1])
+    for i in np.unique(np.linspace(0, len(differences) - 1, CHECKED).astype(int)):
+        gate = SequentialGate(rule, LEVELS[:levels])
+        for block in differences[i].reshape(-1, levels):
+            if gate.count_block(block, [False] * levels).done:
+                break
+        decision = (
+            "promote" if outcome.promoted[i] else "reject" if outcome.rejected[i] else
+            "inconclusive"
+        )  # fmt: skip
+        if (gate.state.decision, gate.state.units) != (decision, outcome.units[i]):
+            raise EvaluationError(
+                f"got {decision} after {outcome.units[i]} units from the simulation; expected "
+                f"{gate.state.decision} after {gate.state.units}, as the gate says; mend run_gate"
+            )
 
 
 def first_crossing(up: np.ndarray, down: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -106,6 +154,53 @@ def paired_scores(
     shared = generator.random((trials, units)) < coupling
     other = np.where(shared, luck, generator.random((trials, units)))
     return a[(luck * len(a)).astype(int)] - b[(other * len(b)).astype(int)]
+
+
+def real_pairs(
+    generator: np.random.Generator,
+    champion: np.ndarray,
+    challenger: np.ndarray,
+    trials: int,
+    units: int,
+    *,
+    swapped: bool = False,
+) -> np.ndarray:
+    """Differences (T, n) bootstrapped from units that two real policies both played.
+
+    Whatever a seed does to both of them is in it, as in production.
+
+    Args:
+        generator: source of the draws.
+        champion: a value for each unit, float (U,).
+        challenger: the same units, float (U,).
+        trials: T.
+        units: n.
+        swapped: at every unit a coin says which of the two is the challenger: two players that are
+            equal on average, with a real spread and a real coupling.
+    """
+    d = challenger - champion
+    chosen = d[generator.integers(0, len(d), (trials, units))]
+    return chosen * generator.choice([-1.0, 1.0], (trials, units)) if swapped else chosen
+
+
+def unlike_levels(
+    generator: np.random.Generator, effects: np.ndarray, trials: int, units: int
+) -> np.ndarray:
+    """Clear differences (T, n) in blocks of unlike levels, in random order within each.
+
+    Args:
+        generator: source of the draws.
+        effects: by how much the challenger's clear rate differs on each level, float (L,); the
+            champion's is the middle of what that leaves room for.
+        trials: T.
+        units: n, rounded down to whole blocks.
+    """
+    levels = len(effects)
+    blocks = units // levels
+    champion = 0.5 - 0.5 * effects
+    d = (generator.random((trials, blocks, levels)) < champion + effects).astype(float)
+    d -= generator.random((trials, blocks, levels)) < champion
+    return generator.permuted(d, axis=2).reshape(trials, -1)
 
 
 def mcnemar_power(win: float, lose: float, units: int, alpha: float) -> float:

@@ -186,18 +186,32 @@ class SequentialGate:
                     f"got a block with levels {[p.level for p in block]}; expected each of "
                     f"{list(self.levels)} once; keep the schedule's order"
                 )
-            self._feed_block(block)
+            self.count_block(
+                np.array([p.difference(self.rule.primary) for p in block]),
+                [p.challenger.cleared for p in block],
+            )
         return self.state
 
-    def _feed_block(self, block: Sequence[PairedUnit]) -> None:
-        differences = np.array([p.difference(self.rule.primary) for p in block])
+    def count_block(self, differences: FloatArray, cleared: Sequence[bool]) -> GateState:
+        """Counts one block given as numbers: what `feed` does with pairs, and simulations without.
+
+        Args:
+            differences: float `(L,)` in [-1, 1], in the primary metric, one for each level.
+            cleared: `L` times whether the challenger cleared, for a rule that asks for a rate.
+
+        Returns:
+            The new state; the old one when the test is done already.
+        """
+        if self.state.done:
+            return self.state
         self._better.update(differences)
         self._futile.update(-differences)
-        self._clears_seen.extend(p.challenger.cleared for p in block)
+        self._clears_seen.extend(cleared)
         decision, reason = self._judge()
         self.state = GateState(
             self._better.units, self._better.log_e, self._futile.log_e, decision, reason
         )
+        return self.state
 
     def _judge(self) -> tuple[Decision | None, str]:
         rule, units = self.rule, self._better.units

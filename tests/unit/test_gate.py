@@ -239,6 +239,21 @@ def test_adding_tied_units_never_promotes(rows, both, ties):
     assert after.e_better == before.e_better
 
 
+@settings(max_examples=50, deadline=None)
+@given(positions, st.data(), st.sampled_from(["score", "progress"]))
+def test_a_tied_unit_anywhere_never_promotes(pixels, data, primary):
+    rule = GateRule(primary=primary, alpha=0.5)
+    ties = [(p, p) for p in data.draw(st.lists(st.integers(0, 3161), min_size=1, max_size=20))]
+    place = data.draw(st.integers(0, len(pixels)))
+    tied = [*pixels[:place], *ties, *pixels[place:]]
+    before, after = (
+        decide(progress_pairs(*zip(*rows, strict=True)), rule) for rows in (pixels, tied)
+    )
+    assert before.promoted or not after.promoted
+    # A tie is evidence of futility, so the tied stream stops no later; it never adds to the other.
+    assert after.e_better <= before.e_better
+
+
 @settings(max_examples=25, deadline=None)
 @given(outcomes)
 def test_promotion_means_the_interval_excludes_zero_and_back(rows):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import sys
 from pathlib import Path
@@ -10,11 +11,22 @@ import numpy as np
 import pytest
 from evaluation_helpers import clear_pairs
 
+from mario.errors import EvaluationError
+from mario.evaluation.betting import PRIOR_BOLD
 from mario.evaluation.gate import GateRule, SequentialGate
+from mario.evaluation.statistics import mcnemar_exact, paired_permutation
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import gate_calibration
-from gate_simulation import mcnemar_power, paired_clears, paired_scores, run_gate
+import gate_simulation
+from gate_simulation import (
+    mcnemar_power,
+    paired_clears,
+    paired_scores,
+    real_pairs,
+    run_gate,
+    unlike_levels,
+)
 
 
 @pytest.mark.parametrize(("champion", "challenger"), [(0.5, 0.5), (0.5, 0.8), (0.8, 0.5)])
@@ -32,6 +44,76 @@ def test_vectorised_gate_agrees_with_the_sequential_one(champion, challenger):
         assert (state.decision, state.units) == (expected, outcome.units[i])
 
 
+@pytest.mark.parametrize(
+    ("rule", "levels"),
+    [
+        (GateRule(primary="score", max_units=120), 1),
+        (GateRule(primary="progress", max_units=120, min_units=50), 1),
+        (GateRule(primary="clear", max_units=120, min_units=30, alpha=0.3), 4),
+    ],
+)
+def test_every_cell_is_checked_by_the_production_gate(rule, levels):
+    """`run_gate` raises by itself when a stream of the cell comes out otherwise."""
+    generator = np.random.default_rng(4)
+    effects = np.array([0.3, -0.1, 0.2, 0.0])[:levels]
+    d = unlike_levels(generator, effects, 100, 120)
+    outcome = run_gate(d, rule, levels)
+    assert outcome.promoted.any()
+    assert (outcome.units % levels == 0).all()
+    assert outcome.units.min() >= rule.min_units
+
+
+@pytest.mark.parametrize("fault", ["prior", "boundary", "early"])
+def test_a_simulation_that_is_not_the_gate_is_noticed(fault, monkeypatch):
+    d = paired_clears(np.random.default_rng(4), 0.5, 0.7, 100, 120)
+    rule = GateRule(primary="clear", max_units=120, min_units=40)
+    if fault == "prior":
+        monkeypatch.setattr(gate_simulation, "prior_for", lambda _: PRIOR_BOLD)
+    elif fault == "boundary":
+        wealth = gate_simulation.log_wealth
+        monkeypatch.setattr(gate_simulation, "log_wealth", lambda *a, **k: wealth(*a, **k) + 0.5)
+    else:
+        checked = gate_simulation._check_with_the_gate
+        monkeypatch.setattr(
+            gate_simulation,
+            "_check_with_the_gate",
+            lambda d, rule, levels, outcome: checked(
+                d, dataclasses.replace(rule, min_units=1), levels, outcome
+            ),
+        )
+    with pytest.raises(EvaluationError, match="as the gate says"):
+        run_gate(d, rule)
+
+
+def test_unlike_levels_average_to_their_effects():
+    effects = np.array([0.4, -0.4, 0.2, -0.2])
+    d = unlike_levels(np.random.default_rng(5), effects, 500, 403)
+    assert d.shape == (500, 400)
+    assert d.mean() == pytest.approx(0.0, abs=0.01)
+    # Each level once in a block, in any order: the first place is no level's own.
+    assert d[:, ::4].mean() == pytest.approx(0.0, abs=0.02)
+    blocks = d.reshape(-1, 4)
+    # Had every unit a level of its own choice, the sum of a block would spread more.
+    assert blocks.sum(axis=1).var() < 0.95 * 4 * d.var()
+
+
+def test_real_pairs_keep_what_a_seed_does_to_both():
+    champion = np.array([0.1, 0.5, 0.9])
+    d = real_pairs(np.random.default_rng(6), champion, champion + 0.05, 50, 60)
+    assert np.allclose(d, 0.05)
+    swapped = real_pairs(np.random.default_rng(6), champion, champion + 0.05, 500, 60, swapped=True)
+    assert set(np.unique(swapped.round(9))) == {-0.05, 0.05}
+    assert swapped.mean() == pytest.approx(0.0, abs=0.002)
+
+
+def test_on_clears_the_permutation_test_is_mcnemars():
+    generator = np.random.default_rng(7)
+    for wins, losses, ties in ((9, 2, 5), (12, 9, 0), (3, 3, 20)):
+        d = np.repeat([1.0, -1.0, 0.0], [wins, losses, ties])
+        permuted = paired_permutation(d, generator, 99_999)
+        assert permuted == pytest.approx(mcnemar_exact(wins, losses), abs=0.006)
+
+
 def test_coupled_draws_keep_their_margins():
     generator = np.random.default_rng(1)
     for coupling in (0.0, 0.5, 1.0):
@@ -47,8 +129,6 @@ def test_coupled_draws_keep_their_margins():
 
 def test_mcnemar_power_agrees_with_simulation():
     generator = np.random.default_rng(2)
-    from mario.evaluation.statistics import mcnemar_exact
-
     d = paired_clears(generator, 0.5, 0.7, 2000, 100)
     wins, losses = (d > 0).sum(axis=1), (d < 0).sum(axis=1)
     simulated = np.mean([mcnemar_exact(int(w), int(x)) <= 0.05
