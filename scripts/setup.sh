@@ -62,6 +62,11 @@ native)
     if [ -e CMakeLists.txt ] && ! "$venv/bin/python" -c 'import mario.game._native'; then
         die "the native console was not built; see why with: $venv/bin/pip install -v --no-deps --no-build-isolation --editable ."
     fi
+    # `bentoml build` packs this folder and not the environment, so the module lies here, too.
+    rm -f mario/game/_native.*.so
+    if [ -e CMakeLists.txt ]; then
+        cp "$("$venv/bin/python" -c 'import mario.game._native as module; print(module.__file__)')" mario/game/
+    fi
     ;;
 *) die "got step '$step', expected 'dependencies' or 'native'" ;;
 esac

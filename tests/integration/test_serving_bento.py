@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import sysconfig
+import venv
 from pathlib import Path
 
 import httpx
@@ -15,7 +17,18 @@ from tests.support.onnx_networks import random_observations, write_test_artefact
 from tests.support.processes import free_port, server
 
 ROOT = Path(__file__).parents[2]
-BENTOML = [sys.executable, "-m", "bentoml"]
+
+
+def _environment_without_the_tree(folder: Path) -> Path:
+    """Make an environment with this one's packages but not its editable install of the project.
+
+    The editable install puts the working tree before whatever else is named ``mario``. It works
+    through a .pth file, and those are not read in a folder that a .pth file itself names.
+    """
+    venv.create(folder, with_pip=False)
+    site = next(folder.glob("lib/python*/site-packages"))
+    (site / "outside.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return folder / "bin" / "python"
 
 
 @pytest.mark.slow
@@ -24,7 +37,7 @@ def test_a_built_bento_serves(tmp_path: Path) -> None:
     environment = {"BENTOML_HOME": str(tmp_path / "home"), "BENTOML_DO_NOT_TRACK": "True"}
     with (tmp_path / "build.log").open("wb") as log:
         subprocess.run(
-            [*BENTOML, "build", "--output", "tag"],
+            [sys.executable, "-m", "bentoml", "build", "--output", "tag"],
             cwd=ROOT,
             env=environment | {"PATH": str(Path(sys.executable).parent)},
             stdout=log,
@@ -41,10 +54,23 @@ def test_a_built_bento_serves(tmp_path: Path) -> None:
     page = packed / "serving" / "static" / "index.html"
     page.write_text(page.read_text().replace("<title>", "<title>packed "))
 
+    python = str(_environment_without_the_tree(tmp_path / "env"))
+    native = subprocess.run(
+        [python, "-c", "import mario.game._native as module; print(module.__file__)"],
+        cwd=packed,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert Path(native.stdout.strip()).parent == packed / "mario" / "game"
+
     port = free_port()
     observations = random_observations(2)
     with server(
-        [*BENTOML, "serve", "mario:latest", "--host", "127.0.0.1", "--port", str(port)],
+        [
+            *(python, "-m", "bentoml", "serve", str(bento)),
+            *("--host", "127.0.0.1", "--port", str(port)),
+        ],
         log=tmp_path / "serve.log",
         ready=f"http://127.0.0.1:{port}/readyz",
         environment=environment | {"MARIO_SERVING_POLICY": str(policy.artefact.folder)},
