@@ -52,15 +52,16 @@ app.add_typer(sweep_app, name="sweep")
 def train(
     config: ConfigOption = Path("configs/demo.yaml"),
     set_: SetOption = None,
-    resume: Annotated[str | None, typer.Option(help="Go on with this run, by its id.")] = None,
+    resume: Annotated[
+        str | None, typer.Option(help="Go on with this run, by its id, as it is configured.")
+    ] = None,
 ) -> None:
     """Train a policy; Ctrl-C ends cleanly with a checkpoint that --resume goes on from."""
-    from mario.config import load_config
     from mario.jobs.runtime import Runtime
     from mario.jobs.train import train_from_terminal
 
     outcome = train_from_terminal(
-        load_config(config, tuple(set_ or ())), Runtime.from_environment(), resume=resume
+        config, tuple(set_ or ()), Runtime.from_environment(), resume=resume
     )
     raise typer.Exit(outcome.exit_code)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -233,8 +234,21 @@ class GateConfig(_Section):
         return self
 
 
+def _environments_of_this_machine() -> int:
+    """8 games for each core, as a power of two from 8 to 128, which batch sizes divide.
+
+    A run keeps the number it began with: it is written into the run's own configuration.
+    """
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return min(128, 8 << (cores.bit_length() - 1))
+
+
 class ExperimentConfig(_Section):
-    """One reproducible experiment."""
+    """One reproducible experiment.
+
+    `environments` that is not set is taken from the machine when the configuration is read.
+    """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
     description: str = ""
@@ -242,7 +256,7 @@ class ExperimentConfig(_Section):
     levels: tuple[LevelName, ...] = ()
     seed: NonNegativeInt = 0
     total_steps: PositiveInt
-    environments: PositiveInt = 16
+    environments: PositiveInt = Field(default_factory=_environments_of_this_machine)
     algorithm: PPOConfig | DQNConfig = Field(default=PPOConfig(), discriminator="name")
     game: GameConfig = GameConfig()
     network: NetworkConfig = NetworkConfig()

@@ -131,7 +131,13 @@ class GameVecEnv(VecEnv):
         self._furthest_px = np.zeros(batch.slots, np.int32)
         self._actions = np.zeros(batch.slots, np.int64)
         self._total_steps = 0
+        self._finished_episodes = 0
         self._started = False
+
+    @property
+    def finished_episodes(self) -> int:
+        """Episodes that ended since this object was made, whoever took their records."""
+        return self._finished_episodes
 
     @property
     def batch(self) -> GameBatch:
@@ -185,6 +191,7 @@ class GameVecEnv(VecEnv):
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         if dones.any():
             ended = np.flatnonzero(dones)
+            self._finished_episodes += len(ended)
             for slot in ended:
                 infos[slot] = self._finish(int(slot), step)
             # Where the next episode begins; its own furthest x starts there.

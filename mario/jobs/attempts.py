@@ -65,7 +65,10 @@ def experiment_of_attempt(
         return None
     begun = config_of_run(run_id, runtime)
     # What does not change a weight may have been changed meanwhile, to mend what went wrong.
-    return config.model_copy(update={"seed": begun.seed})
+    kept = {"seed": begun.seed}
+    if "environments" not in config.model_fields_set:
+        kept["environments"] = begun.environments  # of the machine that it was begun on
+    return config.model_copy(update=kept)
 
 
 def train_attempt(

@@ -18,6 +18,7 @@ from mario.store.records import (
     HealthState,
     HeartbeatRow,
     RunEndRow,
+    SelectionRow,
     TrainingRow,
 )
 from mario.store.writer import StoreWriter
@@ -59,6 +60,7 @@ class StoreSink(BaseSink):
 
     def on_start(self, start: RunStart) -> None:
         """Store which checkpoint the attempt goes on from."""
+        self._state = start.state
         self._writer.put(
             [
                 AttemptStartRow(
@@ -94,6 +96,23 @@ class StoreSink(BaseSink):
             )
         self._state = state
         self._writer.put(rows)
+
+    def on_selection(self, selection: SelectionDone) -> None:
+        """Store the score on selection seeds."""
+        self._writer.put(
+            [
+                SelectionRow(
+                    run_id=self._run_id,
+                    total_steps=selection.total_steps,
+                    attempt=self._attempt,
+                    score=selection.score,
+                    best_score=selection.best_score,
+                    is_best=selection.is_best,
+                    details=selection.details,
+                    seconds=selection.seconds,
+                )
+            ]
+        )
 
     def on_checkpoint(self, checkpoint: CheckpointWritten) -> None:
         """Store where the checkpoint is."""

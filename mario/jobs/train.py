@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from mario.config import ExperimentConfig, load_config
-from mario.errors import StoreError, TrainingError
+from mario.errors import ArtefactError, CheckpointError, StoreError, TrainingError
 from mario.evaluation.protocol import play_units
 from mario.evaluation.seeds import schedule
 from mario.game.batch import BatchStep
@@ -115,7 +115,13 @@ def train_run(
     )
     artefact = None
     if result.status != "interrupted":
-        artefact = _export(config, run_dir, result)
+        try:
+            artefact = _export(config, run_dir, result)
+        except (ArtefactError, CheckpointError) as error:
+            if result.status == "finished":
+                raise
+            # Ruined weights may not even export; the collapse is what there is to say, not that.
+            log.warning("no policy exported: %s", error)
     return TrainOutcome(run.id, run_dir, result, artefact)
 
 
@@ -223,6 +229,10 @@ def _prometheus_sink(run_id: str, instruments: Instruments) -> PrometheusSink:
     )
 
 
+class _Stopped(Exception):
+    """Ends a selection in the middle of its episodes."""
+
+
 def _selector(
     config: ExperimentConfig, stop: threading.Event
 ) -> Callable[[Policy], SelectionScore | None] | None:
@@ -237,18 +247,24 @@ def _selector(
         for unit in block
     ]
 
+    def obey(_observations: UInt8Array, _step: BatchStep) -> None:
+        if stop.is_set():
+            raise _Stopped
+
     def select(policy: Policy) -> SelectionScore | None:
-        records = []
-        for record in play_units(
-            policy,
-            units,
-            policy_digest="under training",
-            environments=min(config.evaluation.environments, len(units)),
-            console=config.game.console,
-        ):
-            records.append(record)
-            if stop.is_set():
-                return None
+        try:
+            records = list(
+                play_units(
+                    policy,
+                    units,
+                    policy_digest="under training",
+                    environments=min(config.evaluation.environments, len(units)),
+                    console=config.game.console,
+                    on_step=obey,  # an episode may last for a minute: too long for a stop
+                )
+            )
+        except _Stopped:
+            return None
         return SelectionScore(
             float(np.mean([record.episode_score for record in records])),
             {
@@ -330,8 +346,15 @@ def stopping_on_signals(stop: threading.Event) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def config_of_run(run_id: str, runtime: Runtime) -> ExperimentConfig:
+def config_of_run(
+    run_id: str, runtime: Runtime, overrides: tuple[str, ...] = ()
+) -> ExperimentConfig:
     """The configuration that a run was started with.
+
+    Args:
+        run_id: the run.
+        runtime: where its folder is.
+        overrides: ``"key.sub=value"`` each; the trainer refuses those that change a weight.
 
     Raises:
         StoreError: there is no such run.
@@ -342,17 +365,23 @@ def config_of_run(run_id: str, runtime: Runtime) -> ExperimentConfig:
             f"got run {run_id!r}, which has no {file}; expected a run's id; the folder names "
             f"under {runtime.runs_dir} are ids"
         )
-    return load_config(file)
+    return load_config(file, overrides)
 
 
 def train_from_terminal(
-    config: ExperimentConfig | None, runtime: Runtime, *, resume: str | None = None
+    config: Path, overrides: tuple[str, ...], runtime: Runtime, *, resume: str | None = None
 ) -> TrainOutcome:
-    """What `mario train` does: progress on the terminal, a clean end on Ctrl-C and SIGTERM."""
+    """What `mario train` does: progress on the terminal, a clean end on Ctrl-C and SIGTERM.
+
+    A run that is gone on with has its own configuration; `config` is not looked at then.
+    """
     from mario.jobs.terminal import TrainingDisplay
 
-    chosen = config_of_run(resume, runtime) if resume is not None else config
-    assert chosen is not None, "the command line gives a configuration or a run"
+    chosen = (
+        load_config(config, overrides)
+        if resume is None
+        else config_of_run(resume, runtime, overrides)
+    )
     stop = threading.Event()
     with stopping_on_signals(stop), TrainingDisplay(chosen) as display:
         outcome = train_run(

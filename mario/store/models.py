@@ -220,6 +220,25 @@ class Checkpoint(Base):
     at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
+class Selection(Base):
+    """A judgement on selection seeds while training, by which the best checkpoint is chosen."""
+
+    __tablename__ = "selections"
+    __table_args__ = (
+        # Not "score <= best_score": on a full disk a better policy is not kept, and is no best.
+        CheckConstraint("NOT is_best OR score = best_score", name="is_best"),
+    )
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    total_steps: Mapped[int] = mapped_column(sa.BigInteger, primary_key=True, autoincrement=False)
+    attempt: Mapped[int] = mapped_column()
+    score: Mapped[float] = mapped_column(sa.Double)
+    best_score: Mapped[float] = mapped_column(sa.Double)
+    is_best: Mapped[bool] = mapped_column(sa.Boolean)
+    details: Mapped[dict[str, Any]] = mapped_column(json_type())
+    seconds: Mapped[float] = mapped_column(sa.Double)
+    at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
 class Evaluation(Base):
     """One policy playing one fixed set of units; resumed under the same key."""
 

@@ -22,6 +22,7 @@ from mario.store.records import (
     Run,
     RunEndRow,
     RunStatus,
+    SelectionRow,
     TrainingRow,
     utc_now,
 )
@@ -319,6 +320,11 @@ class Runs:
         rows = self._ordered(models.Checkpoint, run_id, models.Checkpoint.total_steps)
         found = (CheckpointRow(**row._mapping) for row in rows)
         return tuple(row for row in found if kind is None or row.kind == kind)
+
+    def selections(self, run_id: str) -> tuple[SelectionRow, ...]:
+        """Read a run's judgements on selection seeds in order of steps."""
+        rows = self._ordered(models.Selection, run_id, models.Selection.total_steps)
+        return tuple(SelectionRow(**row._mapping) for row in rows)
 
     def _ordered(
         self, table: Any, run_id: str, order: sa.ColumnElement[Any] | Any

@@ -21,6 +21,7 @@ from mario.store.records import (
     HealthSampleRow,
     HeartbeatRow,
     RunEndRow,
+    SelectionRow,
     TrainingRow,
 )
 
@@ -29,11 +30,16 @@ _TABLES: dict[type, type[models.Base]] = {
     HealthSampleRow: models.HealthSample,
     HealthChangeRow: models.HealthChange,
     CheckpointRow: models.Checkpoint,
+    SelectionRow: models.Selection,
 }
 _FIELDS: dict[type, tuple[str, ...]] = {
     kind: tuple(item.name for item in fields(kind)) for kind in _TABLES
 }
-_JSON_FIELDS = {HealthSampleRow: ("signals",), HealthChangeRow: ("reasons",)}
+_JSON_FIELDS = {
+    HealthSampleRow: ("signals",),
+    HealthChangeRow: ("reasons",),
+    SelectionRow: ("details",),
+}
 
 
 def insert_into(

@@ -30,6 +30,7 @@ from mario.store.records import (
     HealthSampleRow,
     HeartbeatRow,
     RunEndRow,
+    SelectionRow,
     TrainingRow,
 )
 from mario.store.write import write_training_rows
@@ -42,6 +43,7 @@ _KINDS: dict[str, type] = {
         HealthSampleRow,
         HealthChangeRow,
         CheckpointRow,
+        SelectionRow,
         RunEndRow,
         HeartbeatRow,
         AttemptStartRow,
@@ -53,6 +55,7 @@ TABLE_NAMES = {
     "HealthSampleRow": "health_samples",
     "HealthChangeRow": "health_changes",
     "CheckpointRow": "checkpoints",
+    "SelectionRow": "selections",
     "RunEndRow": "runs",
     "HeartbeatRow": "run_attempts",
     "AttemptStartRow": "run_attempts",

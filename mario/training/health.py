@@ -53,7 +53,9 @@ class HealthSample:
         q_max: largest Q-value on recent observations (DQN).
         q_bound: largest return that is possible, from the rewards seen (DQN).
         frozen_observation_share: share of observations whose four frames are equal, 0 … 1.
-        seconds_since_update: age of the last update; None while updates arrive.
+        seconds_since_update: how old the update before this one was, where it was older than
+            `HealthRules.stale_seconds`; None while updates arrive (so that samples of two equal
+            runs are equal).
     """
 
     update: int
@@ -133,7 +135,10 @@ class HealthRules:
         kl_high: bad above.
         kl_factor: bad above this many times the running median, where that is above `kl_usual`.
         kl_usual: KL divergences below this are never too high.
-        kl_dead: suspicious below, with a clip fraction of 0: the policy no longer changes.
+        kl_dead: bad below, with a clip fraction of 0: the policy no longer changes. Only
+            suspicious in the end of the run, where a learning rate schedule may end at 0.
+        kl_dead_patience: updates in a row.
+        schedule_end: share of the run from which on an unchanging policy is no surprise.
         clip_fraction_high: bad above.
         explained_variance_low: bad below: the value network is far worse than a constant.
         value_loss_factor: bad above this many times the running median.
@@ -159,6 +164,8 @@ class HealthRules:
     kl_factor: float = 30.0
     kl_usual: float = 0.03
     kl_dead: float = 1e-8
+    kl_dead_patience: int = 10
+    schedule_end: float = 0.95
     clip_fraction_high: float = 0.5
     explained_variance_low: float = -2.0
     value_loss_factor: float = 50.0
@@ -175,6 +182,7 @@ class _Memory:
 
     samples: int = 0
     state: State = "warming"
+    told: State = "warming"
     best_furthest_px: float = 0.0
     best_return: float = -math.inf
     streaks: dict[str, int] = field(default_factory=dict)
@@ -222,7 +230,7 @@ class CollapseDetector:
             The state with its reasons.
         """
         memory = self._memory
-        before = memory.state
+        before, told = memory.state, memory.told
         memory.samples += 1
         findings = [finding for finding in self._judge(sample) if finding.verdict != "ok"]
         self._remember(sample)
@@ -238,19 +246,23 @@ class CollapseDetector:
             state = "warning"
         else:
             state = "warming" if memory.samples < self.rules.warmup_updates else "healthy"
-        memory.state = state
+        memory.state = memory.told = state
         ordered = fatal + [finding for finding in findings if finding not in fatal]
         return Health(
             state,
             tuple(finding.reason for finding in ordered),
-            state != before,
+            state != told,
             tuple(finding.rule for finding in ordered),
         )
 
     def restart(self) -> None:
-        """Begin anew after a rollback; what was reached so far stays the measure."""
+        """Begin anew after a rollback; what was reached so far stays the measure.
+
+        The next sample's `changed` is against what was said last, so that the way back from a
+        collapse is a change of state like any other.
+        """
         kept = self._memory
-        self._memory = _Memory(best_furthest_px=kept.best_furthest_px)
+        self._memory = _Memory(best_furthest_px=kept.best_furthest_px, told=kept.told)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything remembered, as JSON types."""
@@ -312,7 +324,9 @@ class CollapseDetector:
                 f"KL divergence {kl:.3g} in one update, usually {usual:.2g}",
                 patience=rules.short_patience)  # fmt: skip
             dead = kl < rules.kl_dead and sample.clip_fraction == 0.0
-            add("kl_dead", False, dead, f"KL divergence {kl:.1g}: the policy no longer changes")
+            add("kl_dead", dead and sample.progress < rules.schedule_end, dead,
+                f"KL divergence {kl:.1g}: the policy no longer changes",
+                patience=rules.kl_dead_patience)  # fmt: skip
         if (clipped := sample.clip_fraction) is not None:
             add("clip_fraction", clipped > rules.clip_fraction_high, False,
                 f"{clipped:.0%} of the samples clipped")  # fmt: skip

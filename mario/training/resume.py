@@ -178,9 +178,12 @@ class PreservedGenerators:
         self._python = random.getstate()
         self._numpy = np.random.get_state()  # noqa: NPY002 - SB3 draws from it
         self._torch = torch.get_rng_state()
+        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
 
     def __exit__(self, *_: object) -> None:
         """Put them back."""
         random.setstate(self._python)
         np.random.set_state(self._numpy)  # noqa: NPY002 - SB3 draws from it
         torch.set_rng_state(self._torch)
+        if self._cuda:
+            torch.cuda.set_rng_state_all(self._cuda)

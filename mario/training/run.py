@@ -17,7 +17,6 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from mario.config import ExperimentConfig
 from mario.errors import CheckpointError, TrainingError
 from mario.files import clear_unfinished, write_whole
-from mario.game.levels import level as find_level
 from mario.game.sb3_vec_env import EpisodeRecord, GameVecEnv
 from mario.policy.sb3 import TorchPolicy, action_specs
 from mario.training.algorithm import build_algorithm, is_ppo, learning_rate, set_threads
@@ -54,8 +53,6 @@ CHECKPOINTS_FOLDER, BEST_FOLDER, CONFIG_FILE = "checkpoints", "best", "config.ya
 _DQN_BOUNDARY_STEPS = 1_000
 #: What may differ between a run and its resumption: nothing of it changes a weight.
 _FREE_SECTIONS = ("name", "description", "sinks", "evaluation", "checkpoint")
-#: The game's clock at the start of a level; to score training episodes as the protocol does.
-_START_CLOCK = 400
 
 
 class _EndLearning(Exception):
@@ -115,6 +112,8 @@ class TrainingRun:
         self.start_steps = 0
         self.started = 0.0
         self.seen_boundary = False
+        self.finished_before = 0
+        self.updated_at: float | None = None
 
     def find_saved(self, resume: bool) -> tuple[Path, CheckpointContent] | None:
         """Look for a checkpoint to go on from, and refuse to overwrite a run."""
@@ -162,23 +161,19 @@ class TrainingRun:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_whole(self.folder / CONFIG_FILE, self.config.to_yaml().encode())
         self.start_steps = self.model.num_timesteps
+        self.finished_before = self.window.finished
         self.started = time.monotonic()
         parameters = sum(p.numel() for p in self.model.policy.parameters())
         self.sinks.on_start(
             RunStart(self.config, self.folder, self.start_steps, self.attempt,
                      {"device": str(self.model.device), "threads": threads,
-                      "parameters": parameters})
+                      "parameters": parameters}, self.detector.state)
         )  # fmt: skip
         self.meter = GradientMeter(self.model, self._guard)
         try:
             status, reason = self._learn()
             self._deliver()
             self._save_last(required=True)
-        except Exception as error:
-            # An error is no result: it goes on to the caller, but the sinks hear how it ended.
-            reason = f"{type(error).__name__}: {error}".splitlines()[0][:500]
-            self.sinks.on_end(RunEnd("failed", reason, self.resume_steps))
-            raise
         finally:
             self.meter.close()
         # What a stop interrupted will be done again: the run stands where its checkpoint is.
@@ -186,11 +181,17 @@ class TrainingRun:
         self.sinks.on_end(RunEnd(status, reason, steps))
         return self._result(status, reason, steps)
 
+    def failed(self, error: Exception) -> None:
+        """Tell the sinks of an error, which is no result: it goes on to the caller."""
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:500]
+        self.sinks.on_end(RunEnd("failed", reason, self.resume_steps))
+
     def step(self, records: list[EpisodeRecord]) -> None:
         """Take the episodes that ended; see `TrainerHooks.step`."""
+        # Counted by the games themselves: records that a callback overlooks are missed then.
+        self.window.finished = self.finished_before + self.env.finished_episodes
         for record in records:
-            self.window.finished += 1
-            self.window.add(record, _score(record))
+            self.window.add(record)
             self.pending.append(record)
         self._obey_stop()
 
@@ -206,6 +207,7 @@ class TrainingRun:
         finished = steps >= self.config.total_steps
         if self.config.selection.units and (steps >= self.next_selection or finished):
             self._select()
+            self.updated_at = time.monotonic()
         due = steps >= self.next_checkpoint
         if due:
             every = self.config.checkpoint.every_steps
@@ -273,7 +275,7 @@ class TrainingRun:
         self.update += 1
         sample = make_sample(
             self.model, self.window, update=self.update, target_steps=self.config.total_steps,
-            gradient_norm=norm, scalars=scalars, rollout=rollout,
+            gradient_norm=norm, scalars=scalars, rollout=rollout, since_update=self._age(),
         )  # fmt: skip
         self.health = self.detector.update(sample)
         self.sinks.on_health(sample, self.health)
@@ -282,6 +284,13 @@ class TrainingRun:
                         "; ".join(self.health.reasons))  # fmt: skip
         if self.health.state in ("collapsed", "diverged"):
             self._collapsed()
+
+    def _age(self) -> float | None:
+        """Seconds since the update before, where that is too long; selections do not count."""
+        now = time.monotonic()
+        age = 0.0 if self.updated_at is None else now - self.updated_at
+        self.updated_at = now
+        return age if age > self.detector.rules.stale_seconds else None
 
     def _collapsed(self) -> None:
         status: Status = "diverged" if self.health.state == "diverged" else "collapsed"
@@ -313,8 +322,13 @@ class TrainingRun:
             or self.rollbacks >= collapse.max_rollbacks
         ):
             return False
+        try:
+            best = read_checkpoint(self.best.path, self.model.device)
+        except CheckpointError as error:
+            log.warning("no way back to the best checkpoint: %s", error)
+            return False
         self.rollbacks += 1
-        restore_networks(self.model, read_checkpoint(self.best.path, self.model.device))
+        restore_networks(self.model, best)
         learning_rate(self.model).factor *= collapse.rollback_learning_rate_factor
         self.detector.restart()
         log.warning("rolled back to the policy of %d steps (%d of %d)", self.best.total_steps,
@@ -483,12 +497,3 @@ class TrainingRun:
             health=self.health,
             rollbacks=self.rollbacks,
         )
-
-
-def _score(record: EpisodeRecord) -> float:
-    """Score a training episode as `mario-eval-v1` does: 0 … 1."""
-    if record.end == "flag":
-        return 0.5 + 0.5 * min(record.state["time_left"] / _START_CLOCK, 1.0)
-    if record.level is None:
-        return 0.0
-    return 0.5 * min(record.furthest_x_px / find_level(record.level).length_px, 1.0)

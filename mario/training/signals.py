@@ -14,6 +14,7 @@ from stable_baselines3.dqn import DQN
 from stable_baselines3.ppo import PPO
 
 from mario.game.console import UInt8Array
+from mario.game.levels import level as find_level
 from mario.game.sb3_vec_env import EpisodeRecord
 from mario.training.health import HealthSample, spearman
 
@@ -24,6 +25,8 @@ _PROBE_OBSERVATIONS = 64
 #: A unit is dormant when its mean activation is below this share of its layer's mean
 #: (Sokar et al. 2023, "The Dormant Neuron Phenomenon in Deep Reinforcement Learning").
 _DORMANT_TAU = 0.025
+#: The game's clock at the start of a level; to score training episodes as the protocol does.
+_START_CLOCK = 400
 
 
 class EpisodeWindow:
@@ -40,12 +43,12 @@ class EpisodeWindow:
             deque(maxlen=_WINDOW_ENVIRONMENT_EPISODES) for _ in range(environments)
         ]
 
-    def add(self, record: EpisodeRecord, score: float) -> None:
-        """Take an episode in; `score` in [0, 1] as the evaluation protocol has it."""
+    def add(self, record: EpisodeRecord) -> None:
+        """Take an episode in."""
         self.seen += 1
         self.returns.append(record.shaped_return)
         self.furthest_px.append(float(record.furthest_x_px))
-        self.scores.append(score)
+        self.scores.append(_score(record))
         self._by_environment[record.env_index].append(float(record.furthest_x_px))
 
     def environments_furthest_px(self) -> tuple[float, ...]:
@@ -175,6 +178,7 @@ def make_sample(
     gradient_norm: float | None,
     scalars: Mapping[str, Any],
     rollout: Mapping[str, Any],
+    since_update: float | None = None,
 ) -> HealthSample:
     """Put together what an update looked like.
 
@@ -186,6 +190,7 @@ def make_sample(
         gradient_norm: from :class:`GradientMeter`.
         scalars: what stable-baselines3 logged in `train()`.
         rollout: from :func:`rollout_signals`.
+        since_update: seconds since the update before, where that is too long.
     """
     returns, furthest = window.recent()
     enough = len(returns) == _RECENT_EPISODES
@@ -209,6 +214,7 @@ def make_sample(
         explained_variance=_finite(_scalar(scalars, "train/explained_variance")),
         value_loss=None if loss is None else float(loss),
         gradient_norm=gradient_norm,
+        seconds_since_update=since_update,
         non_finite=not finite or not math.isfinite(gradient_norm or 0.0),
         **rollout,
     )
@@ -275,3 +281,12 @@ def _finite(value: float | None) -> float | None:
 
 def _mean(values: deque[float]) -> float | None:
     return float(np.mean(values)) if values else None
+
+
+def _score(record: EpisodeRecord) -> float:
+    """Score a training episode as `mario-eval-v1` does: 0 … 1."""
+    if record.end == "flag":
+        return 0.5 + 0.5 * min(record.state["time_left"] / _START_CLOCK, 1.0)
+    if record.level is None:
+        return 0.0
+    return 0.5 * min(record.furthest_x_px / find_level(record.level).length_px, 1.0)

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 
 from mario.config import ExperimentConfig
 from mario.game.sb3_vec_env import EpisodeRecord
-from mario.training.health import Health, HealthSample
+from mario.training.health import Health, HealthSample, State
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,7 @@ class RunStart:
         start_steps: agent steps done before; more than 0 when the run is resumed.
         attempt: 1 for the first start, one more for each resume.
         hardware: device, threads, precision and number of parameters.
+        state: what the collapse detector said last, in the attempt before.
     """
 
     config: ExperimentConfig
@@ -39,6 +40,7 @@ class RunStart:
     start_steps: int
     attempt: int
     hardware: dict[str, Any] = field(default_factory=dict)
+    state: State = "warming"
 
 
 @dataclass(frozen=True)

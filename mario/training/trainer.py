@@ -84,12 +84,16 @@ def train(
         select=select,
         rules=rules,
     )
-    saved = run.find_saved(resume)
-    env = make_vec_env(config, episodes, config.network.threads)
     try:
-        return run.execute(env, saved, initial)
-    finally:
-        env.close()
+        saved = run.find_saved(resume)
+        env = make_vec_env(config, episodes, config.network.threads)
+        try:
+            return run.execute(env, saved, initial)
+        finally:
+            env.close()
+    except Exception as error:
+        run.failed(error)
+        raise
 
 
 def load_trained(config: ExperimentConfig, checkpoint: Path | str) -> BaseAlgorithm:

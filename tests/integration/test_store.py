@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import socket
@@ -29,6 +30,7 @@ from mario.store.records import (
     HealthSampleRow,
     HeartbeatRow,
     RunEndRow,
+    SelectionRow,
 )
 from mario.store.runs import flatten
 from mario.store.store import ExperimentStore
@@ -209,12 +211,20 @@ def test_health_and_checkpoints_come_back(store: ExperimentStore) -> None:
         run_id=run.id, kind="best", total_steps=512, attempt=1, path="run/checkpoints/512",
         sha256="d" * 64, size_bytes=1 << 33, at=now,
     )  # fmt: skip
-    store.runs.write([sample, change, saved])
+    judged = SelectionRow(
+        run_id=run.id, total_steps=512, attempt=1, score=0.4, best_score=0.4, is_best=True,
+        details={"clear_rate": 0.25}, seconds=2.5, at=now,
+    )  # fmt: skip
+    store.runs.write([sample, change, saved, judged])
     (got,) = store.runs.health_samples(run.id)
     assert got.signals == {"entropy": 0.2, "kl": "inf", "value_loss": "nan", "per_env": [1, 2]}
     assert store.runs.health_changes(run.id) == (change,)
     assert store.runs.checkpoints(run.id) == (saved,)
     assert store.runs.checkpoints(run.id, "last") == ()
+    assert store.runs.selections(run.id) == (judged,)
+    lie = dataclasses.replace(judged, total_steps=1_024, score=0.3)
+    with pytest.raises(StoreError, match="is_best"):
+        store.runs.write([lie])
 
 
 def test_a_killed_run_is_resumed_and_finished(store: ExperimentStore) -> None:

@@ -25,6 +25,7 @@ from mario.store.records import (
     HealthSampleRow,
     HeartbeatRow,
     RunEndRow,
+    SelectionRow,
 )
 from mario.store.store import ExperimentStore
 from mario.store.writer import StoreWriter, from_record, replay_journals, to_record
@@ -49,6 +50,10 @@ def test_rows_survive_the_journal(tmp_path: Path) -> None:
         CheckpointRow(
             run_id="run", kind="best", total_steps=1, attempt=1, path="a/b", sha256="d" * 64,
             size_bytes=2**40,
+        ),
+        SelectionRow(
+            run_id="run", total_steps=1, attempt=1, score=0.4, best_score=0.5, is_best=False,
+            details={"clear_rate": 0.25}, seconds=2.5,
         ),
     ]  # fmt: skip
     for row in rows:

@@ -19,7 +19,10 @@ import torch
 from mario.errors import CheckpointError, TrainingError
 from mario.game.levels import level
 from mario.game.sb3_vec_env import EpisodeRecord
-from mario.policy.policy import Policy
+from mario.jobs.train import _selector
+from mario.policy.policy import Policy, RandomPolicy
+from mario.policy.sb3 import action_specs
+from mario.training.callbacks import TrainerCallback
 from mario.training.checkpoint import TENSORS_FILE, list_checkpoints
 from mario.training.health import HealthRules
 from mario.training.sinks import BaseSink
@@ -195,6 +198,89 @@ def test_rollback_goes_on_from_the_best_with_a_lower_rate(tmp_path: Path) -> Non
     assert rates[0] == 1.0
 
 
+def test_rollback_is_told_and_one_to_a_damaged_best_ends_the_run(tmp_path: Path) -> None:
+    class Damage(Listener):
+        def on_health(self, sample: Any, health: Any) -> None:
+            super().on_health(sample, health)
+            if len(self.health) == 5:  # one rollback later, just before the next
+                for path in list_checkpoints(tmp_path / "run" / "best"):
+                    (path / TENSORS_FILE).write_bytes(b"no tensors")
+
+    listener = Damage()
+    result = train(
+        small_config(
+            collapse={"action": "rollback", "max_rollbacks": 9},
+            selection={"every_steps": 64, "units": 1},
+        ),
+        tmp_path / "run", sinks=[listener],
+        rules=HealthRules(dominant_share=0.0, patience=3, warmup_updates=1),
+        select=lambda _: SelectionScore(0.5),
+    )  # fmt: skip
+    assert (result.status, result.rollbacks) == ("collapsed", 1)
+    assert result.last is not None
+    changes = [health.state for _, health in listener.health if health.changed]
+    assert changes == ["warning", "collapsed", "warning", "collapsed"]
+
+
+def test_an_environment_that_nobody_reads_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The callback of the older project: it read environment 0."""
+
+    def first_only(self: TrainerCallback) -> bool:
+        infos, dones = self.locals["infos"], self.locals["dones"]
+        self._hooks.step([infos[0]["record"]] if dones[0] else [])
+        return True
+
+    monkeypatch.setattr(TrainerCallback, "_on_step", first_only)
+    listener = Listener()
+    train(small_config(), tmp_path / "run", sinks=[listener])
+    sample, health = listener.health[-1]
+    assert sample.episodes_seen == len(listener.episodes)
+    assert sample.episodes_finished > 3 * sample.episodes_seen
+    assert health.state == "warning"
+    assert "unseen_episodes" in health.rules
+
+
+def test_episodes_are_counted_over_a_resume(tmp_path: Path) -> None:
+    stop, listener = threading.Event(), Listener()
+    train(small_config(), tmp_path / "run", stop=stop,
+          progress=lambda p: stop.set() if p.total_steps >= 320 else None)  # fmt: skip
+    train(small_config(), tmp_path / "run", resume=True, sinks=[listener])
+    assert listener.health[0][0].episodes_finished > len(listener.episodes) / 2
+    for sample, health in listener.health:
+        assert sample.episodes_seen == sample.episodes_finished
+        assert "unseen_episodes" not in health.rules
+    assert listener.starts[0].state in ("warming", "warning", "healthy")
+
+
+def test_a_long_silence_before_an_update_is_said(tmp_path: Path) -> None:
+    listener = Listener()
+    train(small_config(), tmp_path / "run", sinks=[listener], rules=HealthRules(stale_seconds=1e-6))
+    first, *others = listener.health
+    assert first[0].seconds_since_update is None
+    for sample, health in others:
+        assert sample.seconds_since_update is not None
+        assert "stale" in health.rules
+
+
+def test_a_selection_obeys_a_stop_in_the_middle_of_an_episode() -> None:
+    stop, asked = threading.Event(), 0
+
+    class Counting(RandomPolicy):
+        def act(self, *arguments: Any, **options: Any) -> Any:
+            nonlocal asked
+            asked += 1
+            if asked == 5:
+                stop.set()
+            return super().act(*arguments, **options)
+
+    select = _selector(small_config(selection={"every_steps": 64, "units": 8}), stop)
+    assert select is not None
+    assert select(Counting(action_specs("simple"))) is None
+    assert asked == 5
+
+
 def test_infinite_gradient_is_a_result_and_never_reaches_the_weights(tmp_path: Path) -> None:
     kept: list[Any] = []
 
@@ -269,6 +355,15 @@ def test_an_error_is_told_to_the_sinks(tmp_path: Path) -> None:
         train(small_config(), tmp_path / "run", select=broken, sinks=[listener])
     assert [end.status for end in listener.ends] == ["failed"]
     assert listener.ends[0].reason == "ZeroDivisionError: no units"
+
+
+def test_a_resume_that_is_refused_is_told_to_the_sinks(tmp_path: Path) -> None:
+    train(small_config(), tmp_path / "run")
+    listener = Listener()
+    with pytest.raises(CheckpointError):
+        train(small_config(seed=4), tmp_path / "run", resume=True, sinks=[listener])
+    assert [end.status for end in listener.ends] == ["failed"]
+    assert "another configuration" in listener.ends[0].reason
 
 
 def test_selection_does_not_steer_training(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mario.config import DQNConfig, ExperimentConfig, PPOConfig, load_config, parse_config
 from mario.errors import ConfigError
@@ -145,6 +147,20 @@ def test_seed_configurations_have_their_values(name: str) -> None:
         config.environments, config.total_steps, config.game.frame_skip,
         config.game.stuck_limit_steps, config.game.reward.name,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(("cores", "expected"), [(1, 8), (2, 16), (6, 32), (16, 128), (96, 128)])
+def test_environments_are_the_machines_unless_set(
+    cores: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    config = parse_config({"name": "here", "total_steps": 1_000}, "test")
+    assert config.environments == expected
+    # What is written down holds elsewhere too.
+    written = yaml.safe_load(config.to_yaml())
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(3)))
+    assert parse_config(written, "test") == config
+    assert parse_config({**written, "environments": 4}, "test").environments == 4
 
 
 def test_dqn_baseline_has_its_values() -> None:

@@ -56,6 +56,7 @@ BAD = {
     "entropy": ({"entropy_ratio": 0.01}, "entropy", 3, "collapsed"),
     "dominant action": ({"dominant_action_share": 0.99}, "dominant_action", 3, "collapsed"),
     "KL too high": ({"approx_kl": 0.5}, "kl_high", 2, "collapsed"),
+    "KL too low": ({"approx_kl": 0.0, "clip_fraction": 0.0}, "kl_dead", 10, "collapsed"),
     "clip fraction": ({"clip_fraction": 0.8}, "clip_fraction", 3, "collapsed"),
     "explained variance": ({"explained_variance": -5.0}, "explained_variance", 3, "collapsed"),
     "value loss": ({"value_loss": 51.0}, "value_loss", 2, "diverged"),
@@ -75,14 +76,14 @@ def test_each_signal_alone_ends_the_run_after_its_patience(signal: str) -> None:
     changes, rule, patience, outcome = BAD[signal]
     detector = CollapseDetector()
     feed(detector, 20)
-    found = feed(detector, 6, 21, **changes)
+    found = feed(detector, patience + 3, 21, **changes)
     states = [health.state for health in found]
     assert states[: patience - 1] == ["warning"] * (patience - 1)
     assert states[patience - 1] == outcome
     assert found[patience - 1].rules[0] == rule
     assert found[patience - 1].changed
     # It is final: what comes after is not another run.
-    assert detector.update(healthy(30)).state == outcome
+    assert detector.update(healthy(40)).state == outcome
 
 
 @pytest.mark.parametrize("signal", [signal for signal in BAD if BAD[signal][2] > 1])
@@ -91,15 +92,16 @@ def test_one_bad_update_is_chance(signal: str) -> None:
     detector = CollapseDetector()
     feed(detector, 20)
     for round_ in range(4):
-        feed(detector, patience - 1, 21 + 10 * round_, **changes)
-        back = feed(detector, 5, 26 + 10 * round_)
+        feed(detector, patience - 1, 21 + 20 * round_, **changes)
+        back = feed(detector, 5, 35 + 20 * round_)
         assert back[-1].state == "healthy"
 
 
 @pytest.mark.parametrize(
     ("changes", "rule"),
     [
-        ({"approx_kl": 0.0, "clip_fraction": 0.0}, "kl_dead"),
+        # A schedule that ends at 0 ends like this.
+        ({"approx_kl": 0.0, "clip_fraction": 0.0, "progress": 0.96}, "kl_dead"),
         ({"entropy_ratio": 0.05}, "entropy"),
         ({"episodes_seen": 25}, "unseen_episodes"),
         ({"seconds_since_update": 3_600.0}, "stale"),
@@ -112,7 +114,7 @@ def test_one_bad_update_is_chance(signal: str) -> None:
 def test_suspicion_is_a_warning_and_never_the_end(changes: dict[str, Any], rule: str) -> None:
     detector = CollapseDetector()
     feed(detector, 20)
-    for health in feed(detector, 10, 21, **changes):
+    for health in feed(detector, 15, 21, **changes):
         assert health.state == "warning"
         assert rule in health.rules
 
@@ -186,6 +188,19 @@ def test_restart_forgets_the_streaks_and_keeps_the_measure() -> None:
     assert detector.state == "warming"
     feed(detector, 12, 24, recent_furthest_px=300.0, mean_furthest_px=300.0)
     assert detector.state == "collapsed"
+
+
+def test_the_way_back_from_a_collapse_is_a_change_of_state_as_well() -> None:
+    detector = CollapseDetector()
+    feed(detector, 20)
+    feed(detector, 3, 21, entropy_ratio=0.01)
+    detector.restart()
+    restored = CollapseDetector()
+    restored.restore(json.loads(json.dumps(detector.to_dict())))
+    for each in (detector, restored):
+        first, second = feed(each, 2, 24)
+        assert (first.state, first.changed) == ("warming", True)
+        assert (second.state, second.changed) == ("warming", False)
 
 
 def test_samples_survive_json() -> None:

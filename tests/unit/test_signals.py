@@ -186,7 +186,7 @@ def test_windows_of_episodes() -> None:
         x_px = int(generator.integers(40, 900))
         records.append(record(env_index, number, x_px, float(0.1 * x_px + generator.normal(0, 9))))
         window.finished += 1
-        window.add(records[-1], 0.5)
+        window.add(records[-1])
     window.finished += 1  # one more ended, which nobody recorded
 
     class Model:
