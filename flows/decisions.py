@@ -13,7 +13,7 @@ from typing import Any, Literal
 from uuid import UUID
 
 from mario.config import DQNConfig, ExperimentConfig
-from mario.errors import MarioError, RunIsBusy
+from mario.errors import MarioError, RegistryUnavailableError, RunIsBusy
 from mario.store.engine import StoreUnavailableError
 
 #: How often a flow run may begin, the first time included; each crash costs one.
@@ -52,7 +52,7 @@ def worth_retrying(error: BaseException) -> bool:
     What a person has to mend (a bad configuration, a broken artefact, another promoter's success)
     stays as it is however often it is tried.
     """
-    if isinstance(error, StoreUnavailableError | RunIsBusy):
+    if isinstance(error, StoreUnavailableError | RegistryUnavailableError | RunIsBusy):
         return True
     if isinstance(error, MarioError):
         return False

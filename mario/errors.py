@@ -67,6 +67,10 @@ class RegistryError(MarioError):
     """A model version or alias that cannot be resolved or moved."""
 
 
+class RegistryUnavailableError(RegistryError):
+    """The registry does not answer now; the same call may succeed later."""
+
+
 class PromotionConflict(RegistryError):
     """Another promoter was first; the message names the champion that it meets now."""
 

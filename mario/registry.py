@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mario.errors import ArtefactError, RegistryError
+from mario.errors import ArtefactError, RegistryError, RegistryUnavailableError
 from mario.policy.artefact import Artefact, load_artefact
 from mario.registry_download import ResolvedVersion, download_version
 from mario.registry_repair import Repair, repair
@@ -31,6 +31,7 @@ from mario.tracking import (
     TAG_DIGEST,
     TAG_REGISTRATION,
     TAG_STATE,
+    is_away,
     prepare_tracking,
     tracking_client,
 )
@@ -95,7 +96,8 @@ class ModelRegistry:
             yield
         except MlflowException as error:
             text = str(error).splitlines()[0][:300]
-            raise RegistryError(
+            kind = RegistryUnavailableError if is_away(error) else RegistryError
+            raise kind(
                 f"cannot {doing} at {self.tracking_uri} ({text}); expected a registry that "
                 "answers; start MLflow, or name another with MLFLOW_TRACKING_URI"
             ) from error

@@ -21,6 +21,7 @@ from mario.policy.artefact import GOLDEN_FILE, MANIFEST_FILE, MODEL_FILE, ONNX_F
 from mario.policy.manifest import OBSERVATION_SHAPE
 
 if TYPE_CHECKING:
+    from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
 CHAMPION = "champion"
@@ -73,6 +74,19 @@ def tracking_client(tracking_uri: str) -> MlflowClient:
             f"cannot open MLflow at {tracking_uri} ({str(error).splitlines()[0][:200]}); expected "
             "one that answers; start it, or name another with MLFLOW_TRACKING_URI"
         ) from error
+
+
+def is_away(error: MlflowException) -> bool:
+    """Whether MLflow did not answer at all, so that the same call may succeed later.
+
+    A server's own refusal is a RestException with a code; what never came through is the plain
+    exception, with INTERNAL_ERROR for want of a better one (mlflow/utils/rest_utils.py).
+    """
+    from mlflow.exceptions import MlflowException
+
+    if error.error_code == "TEMPORARILY_UNAVAILABLE":  # also a database that is away
+        return True
+    return type(error) is MlflowException and error.error_code == "INTERNAL_ERROR"
 
 
 def embedded_path(tracking_uri: str) -> Path | None:

@@ -27,6 +27,7 @@ from mario.errors import (
     ConfigError,
     PromotionConflict,
     RegistryError,
+    RegistryUnavailableError,
     RunIsBusy,
     StoreError,
 )
@@ -47,6 +48,7 @@ def test_each_flow_run_has_one_training_run() -> None:
     ("error", "again"),
     [
         (StoreUnavailableError("away"), True),
+        (RegistryUnavailableError("away"), True),
         (RunIsBusy("alive"), True),
         (ConnectionRefusedError(), True),
         (TimeoutError(), True),
