@@ -6,8 +6,10 @@
 process, as a worker plays them, and on clusters of 1, 2 and 4 workers on this machine, in turn, so
 that a busy moment meets them all. Wall-clock on a machine busy with other work says little, so the
 overhead of a unit is processor time: that of the workers, the scheduler and the launching process,
-less that of the one thread. Starting a cluster is shown apart, since a scheduler that runs costs it
-once. Every configuration's records are compared with the first one's.
+less that of the one thread. It is shown and has no goal: what matters is whether a cluster is worth
+it for units of a length, and that is for the reader. Starting a cluster is shown apart, since a
+scheduler that runs costs it once. The goal is that every repeat of every configuration gives the
+very same records.
 """
 
 from __future__ import annotations
@@ -89,17 +91,12 @@ def main() -> int:
         ["engine", "workers", "seconds", "processor_seconds", "overhead_ms_a_unit",
          "overhead_share", "empty_task_ms", "start_seconds"],
     )  # fmt: skip
-    worst = max(row["overhead_share"] for row in rows if row["workers"])
     return finish(
         "evaluation_distributed",
         rows,
-        [
-            target("configurations with the very same records", len(rows), equal),
-            target("overhead of a unit, share of its own processor time, worst of 1, 2, 4 workers",
-                   0.25, worst, at_most=True),
-        ],
+        [target("configurations with the very same records", len(rows), equal)],
         quick=quick,
-    )  # fmt: skip
+    )
 
 
 def measure(loaded: LoadedPolicy, units: Units, repeats: int) -> tuple[list[Row], int]:
@@ -135,7 +132,7 @@ def measure(loaded: LoadedPolicy, units: Units, repeats: int) -> tuple[list[Row]
         {"engine": "one thread, no Dask", "workers": 0, "seconds": spread(base.wall),
          "processor_seconds": spread(base.processor)}
     ]  # fmt: skip
-    equal = 1
+    equal = int(all(records == base.records[0] for records in base.records))
     for index, each in enumerate(series):
         overhead = spread(each.processor)["median"] / len(units) - own
         rows.append(
