@@ -3,41 +3,56 @@
     python benchmarks/gate_calibration.py [--quick] [--trials 5000]
 
 Equal policies, planted regressions and improvements, on clears drawn from known rates and on
-scores bootstrapped from real episodes (`benchmarks/data/gate/*.jsonl`, written by `gate_data.py`)
-or, where no file gives such a policy, from a simulated pool, which the row's `source` says. Beside
-the gate: the fixed-N paired permutation test (on clears it is the exact McNemar test) at the gate's
-own power, Wald's SPRT told the truth, and `savvi`'s sequential test. A full run needs that package
-(`pip install savvi==0.3.1`) and ends with 2 without it; `--quick` leaves its columns out.
+scores bootstrapped from real episodes (`benchmarks/data/gate/*.jsonl`, written by `gate_data.py`:
+any number of files, among them checkpoints of one long run at many clear rates) or from simulated
+pools, which the row's `source` says. "Real pairs" draw units that two real policies both played, so
+that what a seed does to both is in them. In every cell the production gate judges some of the
+streams again (`gate_simulation.run_gate`). Beside the gate: the fixed-N paired permutation test (on
+clears it is the exact McNemar test) at the gate's own power, Wald's SPRT told the truth, and
+`savvi`'s sequential test. A full run needs that package (`pip install savvi==0.3.1`) and ends with
+2 without it; `--quick` leaves its columns out.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import math
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from _report import finish, print_table, target
+from gate_pools import (
+    LEAST_GAIN,
+    Pools,
+    Real,
+    beside_clears,
+    improving_pairs,
+    load_pools,
+    rate,
+    simulated_scores,
+    values_of,
+)
 from gate_simulation import (
     Outcome,
     mcnemar_power,
     paired_clears,
     paired_scores,
     permutation_power,
+    real_pairs,
     run_gate,
     run_savvi,
     run_sprt,
     savvi_boundary,
     units_for_power,
+    unlike_levels,
 )
 
 from mario.evaluation.betting import log_wealth, prior_for
-from mario.evaluation.records import EpisodeRecord, read_jsonl
 from mario.evaluation.rule import GateRule
 from mario.evaluation.wealth import AlphaWealth
 
@@ -45,72 +60,70 @@ CAP = 400
 CLEAR = GateRule(primary="clear", max_units=CAP)
 SCORE = GateRule(primary="score", max_units=CAP)
 PROGRESS = GateRule(primary="progress", max_units=CAP)
-DATA = Path(__file__).resolve().parent / "data" / "gate"
 SEED = 20261123
 SAVVI = "savvi==0.3.1"
+#: A cap at which a gain of .05 can be found between policies that clear half of their episodes.
+LONG_CAP = 1_600
+#: "Clears and score improve together": at least so much of the score's gain is beside the clears.
+BESIDE = 0.25
+#: Differences of the clear rate by level that average to 0, repeated to fill a task.
+UNLIKE = np.array([0.4, -0.4, 0.2, -0.2])
 
 Row = dict[str, Any]
-Pools = dict[str, tuple[np.ndarray, str]]
 
 
-def simulated_scores(
-    generator: np.random.Generator, clear_rate: float, *, late: float = 1.0, clock: float = 0.72
-) -> np.ndarray:
-    """2,000 scores of a policy on 1-1 that clears at a rate and dies at the level's hard spots.
-
-    Args:
-        generator: source of the draws.
-        clear_rate: in [0, 1].
-        late: above 1, deaths move towards the later spots.
-        clock: share of the clock left at a clear.
-    """
-    n = 2_000
-    cleared = generator.random(n) < clear_rate
-    weights = np.array([0.15, 0.2, 0.25, 0.15, 0.15, 0.1]) * late ** np.arange(6)
-    spots = generator.choice([0.1, 0.22, 0.36, 0.45, 0.7, 0.85], n, p=weights / weights.sum())
-    died = np.clip(0.5 * (spots + generator.normal(0, 0.02, n)), 0, 0.4999)
-    won = np.clip(0.5 + 0.5 * generator.normal(clock, 0.04, n), 0.5, 1)
-    return np.where(cleared, won, died)
-
-
-def load_pools(generator: np.random.Generator) -> tuple[Pools, dict[str, list[EpisodeRecord]]]:
-    """Score pools, real ones first, and the real records by name."""
-    real = {path.stem: list(read_jsonl(path)) for path in sorted(DATA.glob("*.jsonl"))}
-    pools: Pools = {
-        name: (np.array([r.episode_score for r in records]), "real episodes")
-        for name, records in real.items()
-    }
-    for rate in (0.1, 0.5, 0.85):
-        pools[f"simulated {rate:g}"] = (simulated_scores(generator, rate), "simulated")
-    return pools, real
-
-
-def cell(kind: str, name: str, rule: GateRule, differences: np.ndarray, **more: Any) -> Row:
+def cell(
+    kind: str, name: str, rule: GateRule, differences: np.ndarray, levels: int = 1, **more: Any
+) -> Row:
     return {
         "kind": kind,
         "cell": name,
         "primary": rule.primary,
         "true_effect": more.pop("true_effect", 0.0),
-        **run_gate(differences, rule).summary(),
+        **run_gate(differences, rule, levels).summary(),
         **more,
     }
 
 
-def equal_policies(generator: np.random.Generator, pools: Pools, trials: int) -> list[Row]:
+def equal_policies(
+    generator: np.random.Generator, pools: Pools, real: Real, trials: int
+) -> list[Row]:
     rows = []
+    for levels in (4, 32):
+        effects = np.resize(UNLIKE, levels)
+        d = unlike_levels(generator, effects, trials, CAP)
+        name = f"{levels} unlike levels, .4 up to .4 down, equal on average"
+        rows.append(cell("equal", name, CLEAR, d, levels, source="simulated"))
+    names = sorted(real, key=lambda name: rate(real[name]))
+    for a, b in itertools.pairwise(names):
+        if rate(real[b]) < LEAST_GAIN:
+            continue
+        for rule in (SCORE, CLEAR):
+            sides = [values_of(real[name], rule.primary) for name in (a, b)]
+            d = real_pairs(generator, *sides, trials, CAP, swapped=True)
+            name = f"{rule.primary} of {a} and {b}, sides by a coin"
+            rows.append(cell("equal", name, rule, d, source="real pairs",
+                             correlation=float(np.corrcoef(*sides)[0, 1])))  # fmt: skip
     for coupling in (0.0, 0.5):
         label = "independent" if coupling == 0 else "seed-coupled"
-        for rate in (0.02, 0.1, 0.5, 0.85, 0.99):
-            d = paired_clears(generator, rate, rate, trials, CAP, coupling)
-            rows.append(cell("equal", f"clears {rate:g}, {label}", CLEAR, d, source="simulated"))
+        for share in (0.02, 0.1, 0.5, 0.85, 0.99):
+            d = paired_clears(generator, share, share, trials, CAP, coupling)
+            rows.append(cell("equal", f"clears {share:g}, {label}", CLEAR, d, source="simulated"))
         for name, (pool, source) in pools.items():
             d = paired_scores(generator, pool, pool, trials, CAP, coupling)
             rows.append(cell("equal", f"scores of {name}, {label}", SCORE, d, source=source))
     return rows
 
 
-def regressions(generator: np.random.Generator, pools: Pools, trials: int) -> list[Row]:
+def regressions(generator: np.random.Generator, pools: Pools, real: Real, trials: int) -> list[Row]:
     rows = []
+    for worse, better in improving_pairs(real):
+        sides = [values_of(real[name], "score") for name in (better, worse)]
+        if sides[1].mean() > sides[0].mean() - SCORE.smallest_effect:
+            continue
+        d = real_pairs(generator, *sides, trials, CAP)
+        rows.append(cell("worse", f"{better} → {worse}", SCORE, d, source="real pairs",
+                         true_effect=float(sides[1].mean() - sides[0].mean())))  # fmt: skip
     for before, after in ((0.5, 0.4), (0.7, 0.55), (0.85, 0.75), (0.95, 0.85), (0.85, 0.5)):
         d = paired_clears(generator, before, after, trials, CAP)
         rows.append(
@@ -174,14 +187,23 @@ def score_power(generator: np.random.Generator, pools: Pools, trials: int) -> li
             CAP,
         )
         row["fixed_power_at_cap"] = permutation_power(small, 0.05, np.random.default_rng(seed), 499)
+        if row["promoted"] < 0.9:
+            long = replace(SCORE, max_units=LONG_CAP)
+            d = paired_scores(generator, pool, better, min(trials, 2_000), LONG_CAP)
+            outcome = run_gate(d, long)
+            row["promoted_long"] = float(outcome.promoted.mean())
+            row["units_long_mean"] = float(outcome.units.mean())
         rows.append(row)
     return rows
 
 
-def together(
-    generator: np.random.Generator, pools: Pools, real: dict[str, list[EpisodeRecord]], trials: int
-) -> list[Row]:
-    """Pairs of policies where clears and score both improve: score test against clear test."""
+def together(generator: np.random.Generator, pools: Pools, real: Real, trials: int) -> list[Row]:
+    """Pairs of policies whose clear rate improves: score test against clear test.
+
+    A clear is worth about .6 of score by itself, so that the score always improves with the clears.
+    What decides is whether it also improves beside them: failures get further, clears are faster.
+    The target counts the pairs where at least `BESIDE` of its gain is of that kind.
+    """
     rows = []
     cases = [
         (
@@ -189,7 +211,6 @@ def together(
             simulated_scores(generator, before, clock=0.65),
             simulated_scores(generator, after, late=1.6, clock=0.78),
             "simulated",
-            True,
         )
         for before, after in ((0.1, 0.3), (0.5, 0.7), (0.7, 0.85))
     ]
@@ -199,28 +220,35 @@ def together(
             pools[f"simulated {before:g}"][0],
             pools[f"simulated {after:g}"][0],
             "simulated",
-            False,
         )
         for before, after in ((0.1, 0.5), (0.5, 0.85))
     ]
-    names = sorted(real, key=lambda n: float(np.mean([r.episode_score for r in real[n]])))
     cases += [
-        (f"{a} → {b}", pools[a][0], pools[b][0], "real episodes", True)
-        for i, a in enumerate(names) for b in names[i + 1 :]
-        if rate(real[b]) >= rate(real[a]) + 0.05
-    ]  # fmt: skip
-    for name, before, after, source, counts in cases:
-        d = paired_scores(generator, before, after, trials, CAP)
-        clears = paired_scores(
-            generator, (before >= 0.5).astype(float), (after >= 0.5).astype(float), trials, CAP
-        )
+        (f"{a} → {b}", values_of(real[a], "score"), values_of(real[b], "score"), "real pairs")
+        for a, b in improving_pairs(real)
+    ]
+    for name, before, after, source in cases:
+        if source == "real pairs":
+            a, b = name.split(" → ")
+            d = real_pairs(generator, before, after, trials, CAP)
+            clears = real_pairs(
+                generator, values_of(real[a], "clear"), values_of(real[b], "clear"), trials, CAP
+            )
+        else:
+            d = paired_scores(generator, before, after, trials, CAP)
+            clears = paired_scores(
+                generator, (before >= 0.5).astype(float), (after >= 0.5).astype(float), trials, CAP
+            )
         by_score = run_gate(d, SCORE).summary()
         by_clear = run_gate(clears, CLEAR).summary()
+        gain = float(after.mean() - before.mean())
+        beside = beside_clears(before, after)
         rows.append(
             {
                 "kind": "together", "cell": name, "primary": "score", "source": source,
-                "counts_for_target": counts,
-                "true_effect": float(after.mean() - before.mean()),
+                "counts_for_target": beside >= BESIDE * gain,
+                "true_effect": gain,
+                "gain_beside_clears": beside,
                 "clear_effect": float((after >= 0.5).mean() - (before >= 0.5).mean()),
                 **by_score,
                 "clear_test_promoted": by_clear["promoted"],
@@ -231,13 +259,7 @@ def together(
     return rows
 
 
-def rate(records: list[EpisodeRecord]) -> float:
-    return float(np.mean([r.cleared for r in records]))
-
-
-def first_champion(
-    generator: np.random.Generator, real: dict[str, list[EpisodeRecord]], trials: int
-) -> list[Row]:
+def first_champion(generator: np.random.Generator, real: Real, trials: int) -> list[Row]:
     """Against the random policy within 60 units: 1.5 times as far, by progress and by score."""
     if "random" not in real:
         return []
@@ -260,7 +282,13 @@ def coverage(generator: np.random.Generator, pools: Pools, trials: int) -> list[
     The sequence excludes m exactly when a capital against m has reached its threshold, so the
     capitals at the true mean say it without inverting anything.
     """
+    unlike = np.resize(UNLIKE, 4) + 0.1
     streams = {
+        "4 unlike levels, +.1 on average": (
+            unlike_levels(generator, unlike, trials, CAP),
+            0.1,
+            "clear",
+        ),
         "clears .5→.7": (paired_clears(generator, 0.5, 0.7, trials, CAP), 0.2, "clear"),
         "clears .85→.85": (paired_clears(generator, 0.85, 0.85, trials, CAP), 0.0, "clear"),
         "clears .02→.10": (paired_clears(generator, 0.02, 0.1, trials, CAP), 0.08, "clear"),
@@ -272,12 +300,14 @@ def coverage(generator: np.random.Generator, pools: Pools, trials: int) -> list[
     rows = []
     threshold = -math.log(0.025)
     for name, (d, truth, metric) in streams.items():
-        prior = prior_for(metric)
+        prior, ends = prior_for(metric), slice(None)
+        if "levels" in name:
+            ends = slice(3, None, 4)
         missed = np.zeros(trials, dtype=bool)
         for start in range(0, trials, 500):
             part = d[start : start + 500]
-            above = log_wealth(part, float(truth), prior=prior) >= threshold
-            below = log_wealth(-part, -float(truth), prior=prior) >= threshold
+            above = log_wealth(part, float(truth), prior=prior)[:, ends] >= threshold
+            below = log_wealth(-part, -float(truth), prior=prior)[:, ends] >= threshold
             missed[start : start + 500] = (above | below).any(axis=1)
         least_missed = Outcome(missed, missed, missed).shares()["promoted_low"]
         rows.append({"kind": "coverage", "cell": name, "primary": metric, "trials": trials,
@@ -392,8 +422,8 @@ def main() -> int:
     pools, real = load_pools(generator)
     savvi = None if arguments.quick else savvi_boundary(CAP, 0.05, 10.0)
     rows = [
-        *equal_policies(generator, pools, trials),
-        *regressions(generator, pools, trials),
+        *equal_policies(generator, pools, real, trials),
+        *regressions(generator, pools, real, trials),
         *clear_power(generator, trials, savvi),
         *score_power(generator, pools, trials),
         *together(generator, pools, real, trials),
@@ -407,8 +437,10 @@ def main() -> int:
     extra = {
         "better": ["fixed_permutation_units", "fixed_units_at_power_.9", "sprt_promoted",
                    "sprt_units_mean", "savvi_promoted", "savvi_units_mean"],
-        "score only": ["spread_of_differences", "fixed_permutation_units", "fixed_power_at_cap"],
-        "together": ["clear_test_promoted", "clear_test_units_mean", "units_ratio"],
+        "score only": ["spread_of_differences", "fixed_permutation_units", "fixed_power_at_cap",
+                       "promoted_long", "units_long_mean"],
+        "together": ["gain_beside_clears", "clear_effect", "clear_test_promoted",
+                     "clear_test_units_mean", "units_ratio"],
         "coverage": ["coverage"],
         "account": ["alpha"],
     }  # fmt: skip
