@@ -104,6 +104,34 @@ def test_unknown_run(refused: Run) -> None:
     assert "expected" in refused("train", "--resume", "run-0")
 
 
+def test_a_run_is_gone_on_with_as_it_is_configured(
+    refused: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From another folder, with what changes no weight changed; anything else is refused."""
+    import threading
+
+    from typer.testing import CliRunner
+
+    from mario.cli import app
+    from mario.config import load_config
+    from mario.jobs.train import config_of_run, train_run
+
+    runtime = Runtime.embedded(tmp_path / "runs")
+    config = load_config("configs/smoke.yaml", ("selection.units=0", "sinks.mlflow=false"))
+    stop = threading.Event()
+    outcome = train_run(config, runtime, stop=stop, on_progress=lambda _: stop.set())
+    monkeypatch.chdir(tmp_path)  # there is no configs/ here
+    line = refused("train", "--resume", outcome.run_id, "--set", "algorithm.gamma=0.5")
+    assert "another configuration" in line
+    done = CliRunner().invoke(
+        app, ["train", "--resume", outcome.run_id, "--set", "sinks.prometheus=false"]
+    )
+    assert done.exit_code == 0, done.output
+    again = config_of_run(outcome.run_id, runtime)
+    assert not again.sinks.prometheus
+    assert again.algorithm == config.algorithm
+
+
 def test_corrupt_checkpoint(refused: Run, tmp_path: Path) -> None:
     """Every checkpoint of a run is damaged: nothing is resumed from a wreck."""
     import threading
