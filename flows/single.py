@@ -28,7 +28,6 @@ from flows.parameters import (
 from flows.reporting import file_link, safely, show_page
 from mario.config import load_config
 from mario.game.levels import task_levels
-from mario.jobs import pipeline as jobs
 from mario.jobs.evaluate import evaluate_stored, evaluation_key, summary_line, units_of
 from mario.jobs.nightly import NightlyCheck, check_champion, drift_lines
 from mario.jobs.policies import load_policy
@@ -122,8 +121,7 @@ def promote(parameters: PromoteParameters = PromoteParameters()) -> State[Any]: 
         return too_often
     runtime = Runtime.from_environment()
     config = load_config(parameters.config, parameters.overrides)
-    for repair in jobs.prepare(config, runtime):
-        stages.say(f"repaired: {repair}")
+    stages.prepare(config, runtime)
     version = fetch_version(parameters.policy, config.task, runtime).version
     judged, _ = stages.judge_and_promote(config, version, runtime)
     report = safely("the report", lambda: report_verdict(judged.verdict_id, runtime))

@@ -108,13 +108,21 @@ def begin(parameters: TrainParameters, runtime: Runtime) -> tuple[ExperimentConf
     """
     run_id = run_id_for(flow_run.id)
     config = load_config(parameters.config, parameters.overrides)
-    for repair in jobs.prepare(config, runtime):
-        say(f"repaired: {repair}")
+    prepare(config, runtime)
     begun = experiment_of_attempt(config, run_id, runtime)
     if begun is not None:
         say(f"going on with {run_id}, attempt {flow_run.run_count} of this flow run")
         return begun, run_id
     return (jobs.next_seed(config, runtime) if parameters.next_seed else config), run_id
+
+
+def prepare(config: ExperimentConfig, runtime: Runtime) -> None:
+    """Bring store and registry into shape.
+
+    A stage like the others: a database that is away when a flow run begins is waited for, too.
+    """
+    for repair in run_stage("prepare", config.name, lambda: jobs.prepare(config, runtime)):
+        say(f"repaired: {repair}")
 
 
 def train(config: ExperimentConfig, run_id: str, runtime: Runtime) -> Trained:
