@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ from mario.store.store import ExperimentStore
 from mario.tracking import tracking_client
 from tests.support.chaos import Trainer
 from tests.support.training_runs import PPO, small_config
+
+#: What a run that is told to end may take.
+END_SECONDS = 10
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -50,7 +54,9 @@ def test_every_end_reads_as_what_it_was(runtime: Runtime, config: Path, tmp_path
     interrupted = trainer("interrupted", *endless)
     interrupted.wait_for_checkpoints(1)
     interrupted.ask_to_end()
+    asked = time.monotonic()
     assert interrupted.finish() == 130, interrupted.tail()
+    assert time.monotonic() - asked < END_SECONDS
     assert f"go on with: mario train --resume {interrupted.run_id}" in interrupted.tail()
 
     killed = trainer("killed", *endless)
@@ -58,6 +64,7 @@ def test_every_end_reads_as_what_it_was(runtime: Runtime, config: Path, tmp_path
     killed.kill()
 
     collapsed = trainer("collapsed", "algorithm.learning_rate=0.5", "total_steps=6400")
+    # These weights are ruined beyond export; the run is a collapse all the same.
     assert collapsed.finish() == 3, collapsed.tail()
 
     resumed = trainer("resumed", f"algorithm.n_epochs={PPO['n_epochs'] * 20}")
