@@ -23,7 +23,9 @@ import numpy as np
 from mario.game.batch import BatchSettings, EndReason, EpisodeSpec
 from mario.game.levels import LEVEL_NAMES
 from mario.game.native_batch import NativeBatch
+from mario.game.native_console import NativeConsole, rom_bytes
 from mario.game.observation import OBSERVATION_SHAPE
+from mario.game.stage import start_level
 
 DATA = Path(__file__).parents[1] / "data" / "playthroughs.json"
 FRAME_SKIP = 4
@@ -42,8 +44,12 @@ SETTINGS = BatchSettings(
     BUTTONS, FRAME_SKIP, no_op_max_frames=0, sticky_probability=0.0, max_steps=10**6, threads=1
 )
 
-# The areas in the clouds that vines lead to, by day and by night.
-CLOUDS = frozenset({0x2B, 0x34})
+# Not zero in the areas in the clouds, where vines lead ("CloudTypeOverride"). The area number at
+# 0x0750 says nothing: it already changes when the screen scrolls past the vine.
+IN_CLOUDS = 0x0743
+VINE, VINES_IN_SIGHT = 0x2F, slice(0x16, 0x1C)  # a kind of object, and where the kinds are
+VINE_BRICK = 5  # a kind of object in the cartridge
+CLIMBING = 3  # Mario's float state, memory 0x1D
 
 Cell = tuple[int, ...]
 
@@ -54,9 +60,8 @@ class Node:
 
     state: bytes
     steps: int
-    parent: Cell | None
-    actions: list[int]  # from the parent's state
-    page: int
+    actions: list[int]  # from the level's start
+    reach: int  # how far it is, in columns of 24 px
     visits: int = 0
     born: int = 0
 
@@ -73,14 +78,38 @@ def cell_of(ram: bytes) -> Cell:
     )
 
 
-def path_to(nodes: dict[Cell, Node], cell: Cell) -> list[int]:
-    """All actions from the level's start."""
-    parts = []
-    at: Cell | None = cell
-    while at is not None:
-        parts.append(nodes[at].actions)
-        at = nodes[at].parent
-    return [a for part in reversed(parts) for a in part]
+def reach_in_level(cell: Cell, rooms: dict[tuple[int, int], int]) -> int:
+    """How far a cell is on the way to the level's end: rooms in the order of their discovery."""
+    return cell[2] + 60 * rooms.setdefault((cell[0], cell[1]), len(rooms))
+
+
+def vine_x_px(level: str) -> int:
+    """The x of the brick with the vine, from the level's object list in the cartridge.
+
+    Raises:
+        SystemExit: the level has none.
+    """
+    console = NativeConsole(draw=False)
+    start_level(console, level)
+    prg, page = rom_bytes()[16:], 0
+    at = (int(console.ram[0xE7]) | int(console.ram[0xE8]) << 8) - 0x8000
+    while prg[at] != 0xFD:
+        first, second = prg[at : at + 2]
+        at += 2
+        page += second >> 7
+        if first & 0x0F == 13 and not second & 0x40:
+            page = second & 0x1F
+        elif first & 0x0F < 12 and second & 0x7F == VINE_BRICK:
+            return page * 256 + (first >> 4) * 16
+    raise SystemExit(f"{level}: no brick with a vine in it; expected 2-1, 3-1, 4-2, 5-2 or 6-2")
+
+
+def reach_on_vine(ram: bytes, vine_px: int) -> int:
+    """How far a state is on the way up a vine: near its brick, in sight of it, on it, how high."""
+    if VINE not in ram[VINES_IN_SIGHT]:
+        return -abs(ram[0x6D] * 256 + ram[0x86] - vine_px) // 24
+    climbing = ram[0x1D] == CLIMBING
+    return 60 + (60 + 256 - ram[0xCE] if climbing else 0)
 
 
 def explore(
@@ -89,9 +118,9 @@ def explore(
     seed: int,
     *,
     calm: bool = False,
-    goal_areas: frozenset[int] = frozenset(),
+    vine: bool = False,
 ) -> tuple[list[int] | None, int, int]:
-    """Search for a play that clears `level`, or reaches an area of `goal_areas`.
+    """Search for a play that clears `level`, or with `vine` one that climbs into the clouds.
 
     Returns:
         The actions (or None), steps searched, cells found.
@@ -102,9 +131,9 @@ def explore(
     batch, out = NativeBatch(SLOTS, SETTINGS), np.zeros((SLOTS, *OBSERVATION_SHAPE), np.uint8)
     batch.begin(0, EpisodeSpec(level, 0), out)
     root_state = batch.console_state(0)
-    # Paths are kept as whole lists: a replaced parent must not change its children's path.
-    nodes: dict[Cell, Node] = {cell_of(batch.ram(0)): Node(root_state, 0, None, [], 0)}
+    nodes: dict[Cell, Node] = {cell_of(batch.ram(0)): Node(root_state, 0, [], 0)}
     rooms: dict[tuple[int, int], int] = {}
+    vine_px = vine_x_px(level) if vine else 0
     origin: list[list[int]] = [[] for _ in range(SLOTS)]
     held = [0] * SLOTS
     hold = [0] * SLOTS
@@ -117,7 +146,7 @@ def explore(
         best, best_score = None, -math.inf
         for node in rng.sample(list(nodes.values()), min(len(nodes), 24)):
             score = (
-                2.0 * node.page / 24
+                2.0 * node.reach / 24
                 + 1.5 * (node.born / (recent + 1))
                 - 0.7 * math.log1p(node.visits)
                 + rng.random()
@@ -149,7 +178,7 @@ def explore(
         result = batch.step(actions, out)
         searched += SLOTS
         for slot in range(SLOTS):
-            if result.end[slot] == EndReason.FLAG:
+            if result.end[slot] == EndReason.FLAG and not vine:
                 batch.close()
                 return origin[slot], searched, len(nodes)
             left[slot] -= 1
@@ -158,16 +187,15 @@ def explore(
                 continue
             ram = batch.ram(slot)
             cell = cell_of(ram)
-            if cell[0] & 0x7F in goal_areas:
+            if vine and ram[IN_CLOUDS]:
                 batch.close()
                 return origin[slot], searched, len(nodes)
             found = nodes.get(cell)
             if found is None or len(origin[slot]) < found.steps - 8:
-                room = (cell[0], cell[1])
-                rooms.setdefault(room, len(rooms))
                 nodes[cell] = Node(
-                    batch.console_state(slot), len(origin[slot]), None, list(origin[slot]),
-                    cell[2] + 60 * rooms[room], born=len(nodes) if found is None else found.born,
+                    batch.console_state(slot), len(origin[slot]), list(origin[slot]),
+                    reach_on_vine(ram, vine_px) if vine else reach_in_level(cell, rooms),
+                    born=len(nodes) if found is None else found.born,
                 )  # fmt: skip
                 if found is None:
                     left[slot] = max(left[slot], ROLLOUT_STEPS // 2)
@@ -210,9 +238,10 @@ def main() -> None:
         began = time.monotonic()
         actions, searched, cells = explore(
             level, arguments.seconds, arguments.seed, calm=arguments.calm,
-            goal_areas=CLOUDS if arguments.vine else frozenset(),
+            vine=arguments.vine,
         )  # fmt: skip
-        verdict = "not cleared" if actions is None else f"cleared in {len(actions)} steps"
+        done = "climbed" if arguments.vine else "cleared"
+        verdict = f"not {done}" if actions is None else f"{done} in {len(actions)} steps"
         print(
             f"{level}: {verdict}, {searched} steps searched, {cells} cells, "
             f"{time.monotonic() - began:.0f} s",
