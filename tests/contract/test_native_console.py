@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mario.errors import RomError, SaveStateError
+import mario.game
+from mario.errors import ConsoleError, RomError, SaveStateError
+from mario.game.console import open_console
 from mario.game.native_console import NativeConsole, native_module, rom_bytes
 from mario.game.observation import area_resize
 from mario.game.stage import start_level
@@ -44,6 +47,14 @@ def changed(rom: bytes, position: int, byte: int) -> bytes:
 def test_other_cartridges_are_refused(image: bytes, reason: str) -> None:
     with pytest.raises(RomError, match=rf"{reason}.*expected.*use the super-mario-bros\.nes"):
         NativeConsole(image)
+
+
+def test_without_its_extension_the_error_says_the_way_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after an install without a compiler: the module is not there."""
+    monkeypatch.delattr(mario.game, "_native", raising=False)
+    monkeypatch.setitem(sys.modules, "mario.game._native", None)
+    with pytest.raises(ConsoleError, match=r"install a C\+\+17 compiler.*`console: nes-py`"):
+        open_console("native")
 
 
 def test_a_save_state_goes_on_in_another_console() -> None:
