@@ -169,6 +169,31 @@ def deploy(
     return [*changes, *apply_automations(server)]
 
 
+def resume(server: Server, name: str) -> Change:
+    """Let a paused deployment's schedules run again, as a person does after a collapse.
+
+    Prefect's own command line has no word for it: `prefect deployment schedule resume` switches a
+    schedule on and leaves the deployment paused.
+
+    Args:
+        server: which server.
+        name: the deployment's name, as in `prefect.yaml`.
+
+    Raises:
+        FlowError: there is no such deployment.
+    """
+    found = {each["name"]: each for each in _all(server, "/deployments/filter")}
+    if name not in found:
+        raise FlowError(
+            f"got deployment {name!r}; expected one of {', '.join(sorted(found)) or 'none yet'}; "
+            "see `mario flows status`"
+        )
+    if not found[name]["paused"]:
+        return Change("deployment", name, "unchanged")
+    server.call("POST", f"/deployments/{found[name]['id']}/resume_deployment")
+    return Change("deployment", name, "changed", "paused")
+
+
 def apply_automations(server: Server) -> list[Change]:
     """Create or mend the automations; those whose deployment is not there yet wait.
 

@@ -58,6 +58,18 @@ def flows_deploy(
         typer.echo(summary(deploy(server, file, only=names or ())))
 
 
+@flows_app.command("resume")
+def flows_resume(
+    name: Annotated[str, typer.Argument(help="The deployment's name, as in prefect.yaml.")],
+) -> None:
+    """Let a deployment that is paused, as by a collapse, run on schedule again."""
+    _server_logs_quietly()
+    from flows.setup import Server, resume, summary
+
+    with Server.connect() as server:
+        typer.echo(summary([resume(server, name)]))
+
+
 @flows_app.command("status")
 def flows_status() -> None:
     """Show pools and workers, queues, deployments, schedules and the last flow runs."""

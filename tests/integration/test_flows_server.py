@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from mario.jobs.versions import open_registry
 from mario.store.store import ExperimentStore
 from mario.telemetry_export import Instruments, LoopMetrics
 from tests.support.full_postgres import full_postgres
-from tests.support.policies import GOOD, write_odds_policy
+from tests.support.policies import GOOD, POOR, write_odds_policy
 from tests.support.prefect_server import (
     PrefectServer,
     Receiver,
@@ -33,8 +34,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 #: Signs of life come every 30 s; this many seconds without one mean death.
 SILENCE_SECONDS = 75
 TRAINING = (
-    "total_steps=1536", "checkpoint.every_steps=256", "selection.every_steps=1000000",
-    "evaluation.screening_units=2", "gate.primary=progress", "gate.max_units=2",
+    "network.threads=1", "total_steps=1536", "checkpoint.every_steps=256",
+    "selection.every_steps=1000000", "evaluation.screening_units=2", "gate.primary=progress",
+    "gate.max_units=2",
 )  # fmt: skip
 PARAMETERS = {"config": "configs/smoke.yaml", "overrides": list(TRAINING), "next_seed": False}
 
@@ -142,7 +144,6 @@ def test_schedules_become_runs_at_the_hour_of_their_time_zone(server: PrefectSer
             break
         assert time.monotonic() < deadline, server.log()
         time.sleep(1)
-    from datetime import datetime
     from zoneinfo import ZoneInfo
 
     starts = [datetime.fromisoformat(run["expected_start_time"]) for run in found]
@@ -162,8 +163,8 @@ def test_a_pipeline_completes_and_shows_what_it_did(
     if folder := os.environ.get("MARIO_SCREENSHOTS"):
         screenshot(server, flow_run, Path(folder))
     deadline = time.monotonic() + 60  # task runs arrive as events
-    wanted = {"train smoke", f"register {run_id_for(flow_run)}", "screen mario-1-1 v1",
-              "gate mario-1-1 v1", "summary smoke"}  # fmt: skip
+    wanted = {"prepare smoke", "train smoke", f"register {run_id_for(flow_run)}",
+              "screen mario-1-1 v1", "gate mario-1-1 v1", "summary smoke"}  # fmt: skip
     while True:
         tasks = server.call(
             "POST", "/task_runs/filter", {"flow_runs": {"id": {"any_": [flow_run]}}}
@@ -220,7 +221,10 @@ def test_a_collapse_has_its_own_state_and_pauses_its_schedule(
         time.sleep(0.5)
     assert "AwaitingRetry" not in [each["name"] for each in server.states(flow_run)]
     assert versions(tmp_path / "runs") == []
-    server.call("POST", f"/deployments/{weekly['id']}/resume_deployment", {})
+    # A person lets it run again, once.
+    assert "changed   deployment weekly-1-1" in server.mario("flows", "resume", "weekly-1-1")
+    assert not server.call("GET", f"/deployments/{weekly['id']}")["paused"]
+    assert server.mario("flows", "resume", "weekly-1-1").startswith("nothing to change")
 
 
 def test_a_killed_worker_is_noticed_and_its_run_completes(
@@ -241,8 +245,6 @@ def test_a_killed_worker_is_noticed_and_its_run_completes(
     server.wait(flow_run, 600, "AwaitingRetry", "Late")
     crashed = next(s for s in server.states(flow_run) if s["name"] == "Crashed")
     assert "no sign of life" in crashed["message"]
-    from datetime import datetime
-
     silent = datetime.fromisoformat(crashed["timestamp"]).timestamp() - killed_at
     assert silent < SILENCE_SECONDS + 60, "the limit, and a busy machine's delay"
 
@@ -342,6 +344,55 @@ def test_two_promoters_at_once_promote_nobody_twice(
             time.sleep(0.5)
         state = server.wait(nights[0]["id"])
     assert state["name"] == "Steady", f"{state}\n{server.log()}"
+
+
+def test_two_whole_pipelines_at_once_meet_champions_that_were(
+    server: PrefectServer, tmp_path: Path, postgres_database: str
+) -> None:
+    """Both train, register and judge side by side, against a champion that both may beat."""
+    runs = tmp_path / "runs"
+    runtime = Runtime(runs, postgres_database, f"sqlite:///{runs / 'mlflow.db'}")
+    runs.mkdir()
+    with open_registry(runtime) as registry:
+        write_odds_policy(runs / "poor", POOR)
+        registry.register("mario-1-1", runs / "poor", run_id=None)
+        registry.promote("mario-1-1", 1, verdict_id=None, promoted_by="test")
+    overrides = [each for each in TRAINING if "max_units" not in each]
+    overrides += ["game.actions=complex", "gate.alpha=0.4", "gate.max_units=40", "gate.min_units=8"]
+    with server.worker(runs, MARIO_DATABASE_URL=postgres_database):
+        flow_runs = [
+            server.start_run(
+                "pipeline/pipeline", {**PARAMETERS, "overrides": [*overrides, f"seed={seed}"]}
+            )
+            for seed in (1, 2)
+        ]
+        states = [server.wait(flow_run) for flow_run in flow_runs]
+    assert all(state["type"] == "COMPLETED" for state in states), f"{states}\n{server.log()}"
+    spans = [
+        [datetime.fromisoformat(server.run(flow_run)[name]) for name in ("start_time", "end_time")]
+        for flow_run in flow_runs
+    ]
+    assert max(start for start, _ in spans) < min(end for _, end in spans), "side by side"
+    with open_registry(runtime) as registry:
+        complete = [v for v in registry.versions("mario-1-1") if v.state == "complete"]
+        assert sorted(version.version for version in complete) == [1, 2, 3]
+        with ExperimentStore.open(postgres_database) as store:
+            ledger = store.ledger.history("mario-1-1")
+            verdicts = store.evaluations.verdicts("mario-1-1")
+        alias = registry.aliases("mario-1-1")["champion"]
+    ledger = sorted(ledger, key=lambda row: row.sequence)
+    assert [row.sequence for row in ledger] == list(range(1, len(ledger) + 1)), "one ledger"
+    assert len(ledger) == 1 + [state["name"] for state in states].count("Promoted")
+    assert alias == ledger[-1].version, "the alias is what the ledger says"
+    by_id = {verdict.id: verdict for verdict in verdicts}
+    for row, before in zip(ledger[1:], ledger, strict=False):
+        assert row.previous_version == before.version, "no update is lost"
+        assert row.verdict_id is not None
+        assert by_id[row.verdict_id].champion_version == before.version
+    # Whoever was judged, promoted or not, met one that the ledger made champion.
+    assert {verdict.challenger_version for verdict in verdicts} == {2, 3}
+    champions = {row.version for row in ledger}
+    assert all(verdict.champion_version in champions for verdict in verdicts)
 
 
 def test_the_metrics_page_counts_what_ended(
