@@ -26,7 +26,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import gymnasium
 import numpy as np
-import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
@@ -36,12 +35,14 @@ from mario.config import ExperimentConfig, parse_config
 from mario.game.actions import action_set
 from mario.game.sb3_vec_env import make_vec_env
 from mario.training.algorithm import build_algorithm, set_threads
-from mario.training.network import choose_precision
+from mario.training.network import choose_device, choose_precision
 from tests.support.stock_env import UsualStack
 
 BUTTONS = tuple(action.buttons for action in action_set("simple"))
 STEPS, ENVIRONMENTS, BATCH, EPOCHS = 128, 16, 256, 4
 USUAL_ENVIRONMENTS = 8
+AUTO = choose_precision("auto", choose_device("auto"))  # what the default means on this machine
+DEFAULT, SMALL = f"native, nature, {AUTO} (the default)", f"native, small, {AUTO}"
 
 
 class UsualEnv(gymnasium.Env[np.ndarray, int]):
@@ -74,7 +75,7 @@ def experiment(**changes: Any) -> ExperimentConfig:
             "algorithm": {"n_steps": ENVIRONMENTS * STEPS // environments, "batch_size": BATCH,
                           "n_epochs": EPOCHS},
             "game": {"reward": {"name": "progress", "scale": 0.1}},
-            "network": {"features": "nature", "precision": "float32", **changes},
+            "network": changes,
         },
         "benchmark",
     )  # fmt: skip
@@ -155,20 +156,22 @@ def subjects(quick: bool) -> list[Subject]:
         Subject("usual stack, SB3 policy", lambda: stock_policy(
             SubprocVecEnv([UsualEnv] * USUAL_ENVIRONMENTS))),
         Subject("native console, SB3 policy", lambda: stock_policy(make_vec_env(experiment()))),
-        Subject("native, nature", ours()),
-        Subject("native, small", ours(features="small")),
+        Subject(DEFAULT, ours()),
+        Subject(SMALL, ours(features="small")),
     ]  # fmt: skip
     if quick:
         return found
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found += [
         Subject("native, small, 8 environments", ours(features="small", environments=8)),
         Subject("native, small, 32 environments", ours(features="small", environments=32)),
         Subject("native, small, 64 environments", ours(features="small", environments=64)),
         Subject("native, nature, not channels last", ours(channels_last=False)),
+        Subject("native, nature, compiled", ours(compile=True)),
+        Subject("native, nature, games on 1 thread", ours(threads=1)),
     ]
-    if choose_precision("auto", device) == "bfloat16":
-        found.append(Subject("native, nature, bfloat16", ours(precision="bfloat16")))
+    if AUTO == "bfloat16":
+        found.append(Subject("native, nature, float32", ours(precision="float32")))
+        found.append(Subject("native, small, float32", ours(features="small", precision="float32")))
     return found
 
 
@@ -190,12 +193,13 @@ def main() -> int:
                 f"{EPOCHS} epochs", rows,
                 ("name", "steps_per_second", "games", "inference", "update", "rest"))  # fmt: skip
     rate = {row["name"]: row["steps_per_second"]["median"] for row in rows}
-    best = max(rate["native, nature"], rate["native, small"])
+    usual, stock = rate["usual stack, SB3 policy"], rate["native console, SB3 policy"]
+    # The default is held to the goals, not the best row; `small` is what `make demo` trains.
     targets = [
-        target("steps/s, our default over the usual stack", 5.0,
-               best / rate["usual stack, SB3 policy"]),
+        target("steps/s, our default over the usual stack", 5.0, rate[DEFAULT] / usual),
         target("steps/s, our default over SB3's policy on the native console", 2.0,
-               best / rate["native console, SB3 policy"]),
+               rate[DEFAULT] / stock),
+        target("steps/s, small over SB3's policy on the native console", 2.0, rate[SMALL] / stock),
     ]  # fmt: skip
     return finish("training", rows, targets, quick=given.quick)
 
