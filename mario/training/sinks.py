@@ -7,6 +7,7 @@ The sinks themselves (store, MLflow, Prometheus, TensorBoard, Weights & Biases) 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -241,21 +242,31 @@ class SinkSet:
         return False not in self._tell("flush")
 
     def on_end(self, end: RunEnd) -> None:
-        """Tell all sinks."""
-        self._tell("on_end", end)
+        """Tell all sinks at once: each may wait some seconds for a server that hangs."""
+        calls = [
+            threading.Thread(target=self._call, args=(index, "on_end", end))
+            for index in range(len(self._sinks))
+        ]
+        for call in calls:
+            call.start()
+        for call in calls:
+            call.join()
 
     def _tell(self, method: str, *what: Any) -> list[Any]:
-        answers = []
-        for index, sink in enumerate(self._sinks):
-            try:
-                answers.append(getattr(sink, method)(*what))
-            except Exception as error:  # a sink may raise anything; the run goes on
-                self.failures[index] += 1
-                # The first failure and then ever fewer: a dead sink must not flood the log.
-                if self.failures[index].bit_count() == 1:
-                    log.warning(
-                        "%s.%s failed (%d times so far), training goes on: %s: %s",
-                        type(sink).__name__, method, self.failures[index],
-                        type(error).__name__, error,
-                    )  # fmt: skip
-        return answers
+        return [self._call(index, method, *what) for index in range(len(self._sinks))]
+
+    def _call(self, index: int, method: str, *what: Any) -> Any:
+        """Tell one sink; None where it fails."""
+        sink = self._sinks[index]
+        try:
+            return getattr(sink, method)(*what)
+        except Exception as error:  # a sink may raise anything; the run goes on
+            self.failures[index] += 1
+            # The first failure and then ever fewer: a dead sink must not flood the log.
+            if self.failures[index].bit_count() == 1:
+                log.warning(
+                    "%s.%s failed (%d times so far), training goes on: %s: %s",
+                    type(sink).__name__, method, self.failures[index],
+                    type(error).__name__, error,
+                )  # fmt: skip
+            return None

@@ -1,0 +1,42 @@
+"""The set of sinks: nothing that one of them does reaches the run or the others."""
+
+from __future__ import annotations
+
+import threading
+
+from mario.training.sinks import BaseSink, RunEnd, SinkSet
+
+END = RunEnd("interrupted", "SIGTERM", 0)
+
+
+class Meets(BaseSink):
+    """Ends only when the others are ending, too."""
+
+    def __init__(self, barrier: threading.Barrier) -> None:
+        self._barrier = barrier
+
+    def on_end(self, end: RunEnd) -> None:
+        self._barrier.wait()
+
+
+class Fails(BaseSink):
+    def flush(self) -> bool:
+        raise OSError("the disk is full")
+
+    def on_end(self, end: RunEnd) -> None:
+        raise OSError("the disk is full")
+
+
+def test_sinks_end_at_once_so_that_their_waits_do_not_add_up() -> None:
+    barrier = threading.Barrier(3, timeout=20)
+    sinks = SinkSet([Meets(barrier) for _ in range(3)])
+    sinks.on_end(END)
+    assert sinks.failures == [0, 0, 0]  # one after another, the first would wait for ever
+
+
+def test_a_sink_that_fails_is_counted_and_has_no_say() -> None:
+    barrier = threading.Barrier(1, timeout=20)
+    sinks = SinkSet([Fails(), Meets(barrier)])
+    assert sinks.flush()
+    sinks.on_end(END)
+    assert sinks.failures == [2, 0]
