@@ -23,8 +23,51 @@ RIGHT, LEFT, DOWN, UP, START, SELECT, B, A = 0x80, 0x40, 0x20, 0x10, 0x08, 0x04,
 _HABITS = (RIGHT | B, RIGHT | A | B, RIGHT, RIGHT | A, 0, A, LEFT, LEFT | A, DOWN, UP, B, START)
 
 
+#: Player states of the game, memory 0x0E ("GameEngineSubroutine" in the SMB disassembly).
+_VINE, _SIDE_PIPE, _PIPE, _POLE, _LOST, _PLAYING = 1, 2, 3, 4, 6, 8
+_WATER, _CASTLE = 0, 3  # area types, memory 0x074E
+_GAME, _VICTORY = 1, 2  # what runs, memory 0x0770; 0 is the title with its demonstration
+_LOOP_PAGES = 4  # how far a wrong path in a castle sends Mario back
+
+
 class Divergence(AssertionError):
     """The two consoles differ."""
+
+
+class Sights:
+    """Counts what was come through, read from the game's memory once a frame.
+
+    Attributes:
+        counts: frames; of them under water and in castles; pipes entered, vines climbed to their
+            end, wrong paths that sent Mario back, lives lost, poles held, axes reached.
+    """
+
+    NAMES = (
+        "frames", "water_frames", "castle_frames", "pipes", "vines", "loops", "deaths", "poles",
+        "axes",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.counts = dict.fromkeys(self.NAMES, 0)
+        self._state = self._mode = self._page = 0
+
+    def look(self, ram: UInt8Array) -> None:
+        """Take in the frame that was just played."""
+        state, mode, page, kind = (int(ram[at]) for at in (0x0E, 0x0770, 0x6D, 0x074E))
+        counts, entered = self.counts, state if state != self._state else -1
+        counts["frames"] += 1
+        counts["axes"] += mode == _VICTORY != self._mode
+        if mode == _GAME:
+            playing = state == _PLAYING == self._state
+            counts["water_frames"] += playing and kind == _WATER
+            counts["castle_frames"] += playing and kind == _CASTLE
+            back = (self._page - page) & 0xFF
+            counts["loops"] += playing and kind == _CASTLE and back == _LOOP_PAGES
+            counts["pipes"] += entered in (_SIDE_PIPE, _PIPE)
+            counts["vines"] += entered == _VINE
+            counts["deaths"] += entered == _LOST
+            counts["poles"] += entered == _POLE
+        self._state, self._mode, self._page = state, mode, page
 
 
 class LockstepConsole:
@@ -34,14 +77,14 @@ class LockstepConsole:
     every comparison after that also says that the save-state held everything.
 
     Attributes:
-        frames: frames compared so far.
+        sights: what was come through so far, frames included.
         restores: save-states gone on from so far.
     """
 
     def __init__(self, seed: int = 0, *, restore_every_frames: int = 97) -> None:
         self.native = NativeConsole()
         self.oracle = NesPyConsole()
-        self.frames = 0
+        self.sights = Sights()
         self.restores = 0
         self._random = random.Random(seed)
         self._restore_every_frames = restore_every_frames
@@ -62,10 +105,15 @@ class LockstepConsole:
         for _ in range(frames):
             self.oracle.step(buttons)
             self.native.step(buttons)
-            self.frames += 1
             self._compare(buttons)
+            self.sights.look(self.oracle.ram)
             if self._random.randrange(self._restore_every_frames) == 0:
                 self._change_native()
+
+    @property
+    def frames(self) -> int:
+        """Frames compared so far."""
+        return self.sights.counts["frames"]
 
     def _change_native(self) -> None:
         state = self.native.save_state()
@@ -134,14 +182,13 @@ def play(console: LockstepConsole, level: str | None, frames: int, seed: int) ->
     skipped: the walk into the castle, the next level, deaths, the title screen.
 
     Returns:
-        What happened, counted: flags, deaths, areas, frames, restores.
+        What happened, counted: :attr:`Sights.NAMES` and restores.
 
     Raises:
         Divergence: the consoles differ.
     """
-    console_frames, restores = console.frames, console.restores
+    before, restores = dict(console.sights.counts), console.restores
     stage.start_level(console, level)
-    seen = {"flags": 0, "deaths": 0, "areas": 0}
     films = playthroughs()
     film = films.get(level or "", [])
     if seed % 4 == 3 and f"{level} vine" in films:
@@ -149,28 +196,16 @@ def play(console: LockstepConsole, level: str | None, frames: int, seed: int) ->
     elif seed % 2:
         film = film[: len(film) * (seed // 2 % 3 + 1) // 4]
     for buttons in film:
-        area = int(console.ram[0x750])
         stage.play_frame(console, buttons)
         if stage.is_over(console, single_level=True):
             break
         stage.skip_unplayable(console, single_level=True)
-        seen["areas"] += area != int(console.ram[0x750])
-    dying = flag = False
     for buttons in random_buttons(seed):
-        if console.frames - console_frames >= frames:
+        if console.frames - before["frames"] >= frames:
             break
         console.step(buttons)
-        ram = console.ram
-        now_dying = int(ram[0x0E]) == 0x0B or int(ram[0xB5]) > 1
-        seen["deaths"] += now_dying and not dying
-        now_flag = int(ram[0x770]) == 2 or (int(ram[0x1D]) == 3 and 0x31 in ram[0x16:0x1B])
-        seen["flags"] += now_flag and not flag
-        dying, flag = now_dying, now_flag
-    return {
-        **seen,
-        "frames": console.frames - console_frames,
-        "restores": console.restores - restores,
-    }
+    seen = {name: count - before[name] for name, count in console.sights.counts.items()}
+    return {**seen, "restores": console.restores - restores}
 
 
 def check_native_is_built() -> None:
