@@ -190,7 +190,9 @@ def test_the_pages_in_a_browser(pair: RealPair, browser: Any, tmp_path: Path) ->
                 "new Promise((yes, no) => { film.onloadedmetadata = yes; film.onerror = no })"
             )
             assert films.nth(index).evaluate("film => film.duration") > 1
-            assert films.nth(index).evaluate("film => film.videoWidth") == 256
+            assert films.nth(index).evaluate(
+                "film => film.videoWidth % 256 === 0 && film.videoWidth > 0"
+            )
         rows = page.locator("h2:text-is('Guards') + figure tbody tr").count()
         assert rows == len(outcome.verdict.guards)
         embedded = json.loads(page.locator("#verdict").text_content())
