@@ -1,7 +1,13 @@
-"""This service beside others, on the same network and observations, all in one run on two cores.
+r"""This service beside others, on the same network and observations, all in one run on two cores.
+
+    python3 -m venv build/litserve
+    build/litserve/bin/pip install -c constraints.txt litserve==0.2.19 onnxruntime numpy \
+        uvloop httptools
+    python benchmarks/serving.py [--quick] [--litserve build/litserve/bin/python]
 
 Rounds go over all servers in turn, so that what else the machine does falls on all of them alike.
-`python benchmarks/serving.py [--quick]`; needs `pip install litserve` besides the project.
+LitServe has an environment of its own, which leaves the project's pinned one as it is; it gets the
+same onnxruntime and, with uvloop and httptools, the same event loop and parser as the others.
 """
 
 from __future__ import annotations
@@ -36,7 +42,9 @@ from serving.launcher import free_port, running
 from serving.settings import ServingSettings
 from tests.support.onnx_networks import random_observations, write_test_artefact
 
+START_SECONDS = 120
 CONCURRENCIES = (1, 16, 64)
+LITSERVE = ROOT / "build" / "litserve" / "bin" / "python"
 OTHERS = ("mlflow models serve", "LitServe", "FastAPI + torch")
 RAW = "this service, raw"
 
@@ -57,20 +65,26 @@ def _json(document: Any) -> bytes:
     return json.dumps(document).encode()
 
 
-def _wait_for_answer(port: int, request: bytes, seconds: float) -> float:
+def _wait_for_answer(port: int, request: bytes, process: psutil.Process, log: Path) -> float:
     started = time.perf_counter()
 
     async def ask() -> int:
         return (await Connection("127.0.0.1", port).ask(request))[0]
 
-    while time.perf_counter() - started < seconds:
+    while time.perf_counter() - started < START_SECONDS:
         try:
             if asyncio.run(asyncio.wait_for(ask(), 10)) == 200:
                 return time.perf_counter() - started
         except (OSError, asyncio.IncompleteReadError, TimeoutError):
             pass
+        if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+            break
         time.sleep(0.05)
-    raise SystemExit(f"the server on port {port} did not answer within {seconds:g} s")
+    tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+    raise SystemExit(
+        f"{log.stem}: got no answer on port {port}; expected one within {START_SECONDS} s; its "
+        f"last output:\n{tail}"
+    )
 
 
 @contextmanager
@@ -83,14 +97,30 @@ def _started(command: list[str], log: Path, environment: dict[str, str]) -> Iter
         try:
             yield process.pid
         finally:
-            family = [process, *psutil.Process(process.pid).children(recursive=True)]
-            for member in family:
-                with suppress(psutil.NoSuchProcess, ProcessLookupError):
-                    member.terminate()
+            with suppress(psutil.NoSuchProcess):
+                for member in psutil.Process(process.pid).children(recursive=True):
+                    with suppress(psutil.NoSuchProcess):
+                        member.terminate()
+            process.terminate()
             process.wait(timeout=30)
 
 
-def _servers(stack: ExitStack, place: Path, folder: Path, observations: np.ndarray) -> list[Server]:
+def _check_litserve(python: Path) -> None:
+    """End at once, with what to type, rather than after a minute of starting the others."""
+    command = [str(python), "-c", "import litserve, numpy, onnxruntime"]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise SystemExit(
+            f"{python}: got no environment with litserve, numpy and onnxruntime "
+            f"({type(error).__name__}); expected one; the first lines of "
+            "`python benchmarks/serving.py --help` make it"
+        ) from None
+
+
+def _servers(
+    stack: ExitStack, place: Path, folder: Path, observations: np.ndarray, litserve: Path
+) -> list[Server]:
     raw = {"Content-Type": "application/octet-stream"}
     js = {"Content-Type": "application/json"}
     bodies = [o.tobytes() for o in observations]
@@ -132,7 +162,7 @@ def _servers(stack: ExitStack, place: Path, folder: Path, observations: np.ndarr
              for o in observations],
         ),
         OTHERS[1]: (
-            [sys.executable, "-m", "benchmarks._serving_litserve", str(folder)],
+            [str(litserve), "-m", "benchmarks._serving_litserve", str(folder)],
             [http_request("/predict", _json({"observation": b}), js) for b in base64s],
         ),
         OTHERS[2]: (
@@ -143,9 +173,15 @@ def _servers(stack: ExitStack, place: Path, folder: Path, observations: np.ndarr
     for name, (command, requests) in other.items():
         port = free_port()
         full = [*command, "--port", str(port)] if name == OTHERS[0] else [*command, str(port)]
-        environment = {"MLFLOW_DISABLE_TELEMETRY": "true", "OMP_NUM_THREADS": "1"}
-        pid = stack.enter_context(_started(full, place / f"{name[:5]}.log", environment))
-        seconds = _wait_for_answer(port, requests[0], 300)
+        environment = {
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "OMP_NUM_THREADS": "1",
+            # mlflow starts uvicorn by its name.
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        }
+        log = place / f"{name}.log"
+        pid = stack.enter_context(_started(full, log, environment))
+        seconds = _wait_for_answer(port, requests[0], psutil.Process(pid), log)
         servers.append(Server(name, port, requests, pid, seconds))
     return servers
 
@@ -211,9 +247,14 @@ def _row(
 
 def main() -> int:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="shorter, for a look")
-    quick = parser.parse_args().quick
+    parser.add_argument("--litserve", type=Path, default=LITSERVE, help="Python with LitServe")
+    arguments = parser.parse_args()
+    quick, litserve = arguments.quick, arguments.litserve.absolute()
+    _check_litserve(litserve)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
     rounds, seconds = (1, 0.7) if quick else (3, 2.0)
@@ -222,7 +263,7 @@ def main() -> int:
     with ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder = write_test_artefact(place / "v1").folder
-        servers = _servers(stack, place, folder, observations)
+        servers = _servers(stack, place, folder, observations, litserve)
         for server in servers:  # warm-up, not counted
             asyncio.run(measure("127.0.0.1", server.port, server.requests, concurrency=4,
                                 seconds=0.5))  # fmt: skip
