@@ -16,6 +16,7 @@ from serving.metrics_port import MetricsPort
 from serving.oip import OpenInference
 from serving.openapi import ApiDocs
 from serving.page import Page
+from serving.protocol import guard_connections
 from serving.security import Doorkeeper
 from serving.session_endpoints import SessionEndpoints
 from serving.sessions import SessionTable
@@ -46,6 +47,7 @@ def _own_session_file() -> Path:
 def assemble(settings: ServingSettings, inner: AsgiApp) -> Application:
     """Build the application of one worker around BentoML's own."""
     instruments = Instruments(settings.drift_window)
+    guard_connections(settings, instruments)
     source, sink = open_source(settings)
     comparer = Comparer(sink, settings.comparison_flush_seconds)
     engine = Engine(settings, source, instruments, comparer)

@@ -46,7 +46,7 @@ class ServingSettings(BaseModel):
         inline_observations: batches up to this size are answered without a change of thread.
         max_body_bytes: largest request body.
         max_header_bytes: largest sum of header names and values.
-        body_timeout_seconds: longest time a client may take to send its body.
+        body_timeout_seconds: longest time a client may take to send its headers, and its body.
         max_in_flight: requests one worker holds at once; more are refused with 503.
         max_queue_observations: observations that may wait in one worker; more are refused.
         max_sessions: sessions held at once, over all workers.

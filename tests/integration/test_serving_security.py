@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import httpx
@@ -137,6 +137,58 @@ def test_large_headers_and_slow_bodies(secured: tuple[str, Path]) -> None:
         )
         assert connection.recv(4096).startswith(b"HTTP/1.1 408")
     assert _ask(url, OLD).status_code == 200
+
+
+def _until_closed(url: str, pieces: Iterable[bytes], pause_seconds: float) -> tuple[bytes, int]:
+    """Send until the service closes the connection; return its answer and the bytes sent."""
+    host, port = url.removeprefix("http://").split(":")
+    sent = 0
+    with socket.create_connection((host, int(port)), timeout=15) as connection:
+        try:
+            for piece in pieces:
+                connection.sendall(piece)
+                sent += len(piece)
+                time.sleep(pause_seconds)
+        except OSError:
+            pass  # closed while sending, which is what is asked for
+        try:
+            return connection.recv(4096), sent
+        except ConnectionResetError:
+            return b"", sent
+
+
+def test_headers_without_an_end_and_silent_connections_are_cut_off(
+    secured: tuple[str, Path],
+) -> None:
+    url, _ = secured
+    # Silence, and a head that trickles in: gone after body_timeout_seconds, which is 1 here.
+    for pieces in ([], [b"GET /livez HTTP/1.1\r\n", *[b"X-Slow: 1\r\n"] * 50]):
+        started = time.monotonic()
+        answer, _ = _until_closed(url, pieces, 0.1)
+        assert answer.startswith(b"HTTP/1.1 408") or (pieces and not answer)
+        assert time.monotonic() - started < 7
+    # Without an end: refused when it is larger than max_header_bytes, 8 KiB here, not gathered.
+    for start in (b"GET /livez HTTP/1.1\r\nX: ", b"GET /", b"GET /livez HTTP/1.1\r\nX: y\r\n"):
+        answer, sent = _until_closed(url, [start, *[b"x" * 1000] * 1000], 0.002)
+        assert answer.startswith(b"HTTP/1.1 431") or not answer, start
+        assert sent < 500_000, start
+    page = httpx.get(f"{url}/metrics", headers={"authorization": f"Bearer {OLD}"}).text
+    for reason in ("head_timeout", "headers"):
+        assert f'endpoint="unknown",reason="{reason}"' in page
+    # A head in two pieces, and a second one on the same connection, are all right.
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=15) as connection:
+        for _ in range(2):
+            connection.sendall(b"GET /livez HTT")
+            time.sleep(0.5)
+            connection.sendall(b"P/1.1\r\nHost: x\r\n\r\n")
+            answer = b""
+            while b"live" not in answer:  # head and body may come apart
+                piece = connection.recv(4096)
+                assert piece, answer
+                answer += piece
+            assert answer.startswith(b"HTTP/1.1 200")
+            time.sleep(0.7)
 
 
 def test_the_rate_limit_is_per_token(folder: Path) -> None:
