@@ -4,62 +4,20 @@ from __future__ import annotations
 
 import logging
 import threading
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from typing import Protocol
 
 from mario.errors import MarioError
+from mario.store.records import ServingComparison, utc_now
 from serving.sources import Role, VersionRef
 
 logger = logging.getLogger("mario.serving")
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """What champion and challenger did beside each other in one stretch of time.
-
-    Attributes:
-        champion: the version that answered.
-        challenger: the version that answered in the shadow, or as a canary.
-        started_at: start of the stretch.
-        ended_at: its end.
-        shadow_observations: observations that both answered.
-        agreed_observations: of these, those where both would press the same buttons.
-        dropped_observations: observations meant for the shadow that it was too slow for.
-        champion_decisions: decisions in sessions that the champion took.
-        challenger_decisions: decisions in sessions that the challenger took.
-        champion_seconds: time the champion's inference calls took.
-        champion_observations: observations in them.
-        challenger_seconds: time the challenger's inference calls took.
-        challenger_observations: observations in them.
-    """
-
-    champion: VersionRef
-    challenger: VersionRef
-    started_at: datetime
-    ended_at: datetime
-    shadow_observations: int = 0
-    agreed_observations: int = 0
-    dropped_observations: int = 0
-    champion_decisions: int = 0
-    challenger_decisions: int = 0
-    champion_seconds: float = 0.0
-    champion_observations: int = 0
-    challenger_seconds: float = 0.0
-    challenger_observations: int = 0
-
-    @property
-    def empty(self) -> bool:
-        """Whether nothing was compared."""
-        return not (
-            self.shadow_observations or self.dropped_observations or self.challenger_decisions
-        )
-
-
 class ComparisonSink(Protocol):
     """Where comparisons are kept."""
 
-    def write(self, comparison: Comparison) -> None:
+    def write(self, comparison: ServingComparison) -> None:
         """Keep one comparison.
 
         Raises:
@@ -76,8 +34,8 @@ class Comparer:
         self._sink = sink
         self._flush_seconds = flush_seconds
         self._lock = threading.Lock()
-        self._now: Comparison | None = None
-        self._kept: list[Comparison] = []
+        self._now: ServingComparison | None = None
+        self._kept: list[ServingComparison] = []
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -143,7 +101,7 @@ class Comparer:
         """Hand everything to the sink; what it cannot take is tried again next time."""
         with self._lock:
             if self._now is not None and not self._now.empty:
-                self._kept.append(replace(self._now, ended_at=_utc_now()))
+                self._kept.append(replace(self._now, ended_at=utc_now()))
             self._now = None
             kept, self._kept = self._kept, []
         if self._sink is None:
@@ -158,14 +116,22 @@ class Comparer:
                     self._kept = [*kept[position:], *self._kept][-360:]
                 return
 
-    def _between(self, champion: VersionRef, challenger: VersionRef) -> Comparison:
+    def _between(self, champion: VersionRef, challenger: VersionRef) -> ServingComparison:
         now = self._now
-        if now is not None and (now.champion, now.challenger) == (champion, challenger):
+        if now is not None and _pair(now) == (champion, challenger):
             return now
         if now is not None and not now.empty:
-            self._kept.append(replace(now, ended_at=_utc_now()))
-        started = _utc_now()
-        return Comparison(champion, challenger, started, started)
+            self._kept.append(replace(now, ended_at=utc_now()))
+        started = utc_now()
+        return ServingComparison(
+            model=champion.model,
+            champion_version=champion.version,
+            champion_digest=champion.digest,
+            challenger_version=challenger.version,
+            challenger_digest=challenger.digest,
+            started_at=started,
+            ended_at=started,
+        )
 
     def _work(self) -> None:
         while not self._stop.wait(self._flush_seconds):
@@ -173,5 +139,9 @@ class Comparer:
         self.flush()
 
 
-def _utc_now() -> datetime:
-    return datetime.now(UTC)
+def _pair(comparison: ServingComparison) -> tuple[VersionRef, VersionRef]:
+    model = comparison.model
+    return (
+        VersionRef(model, comparison.champion_version, comparison.champion_digest),
+        VersionRef(model, comparison.challenger_version, comparison.challenger_digest),
+    )

@@ -8,15 +8,13 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from mario.errors import RegistryError
 from mario.registry import ModelRegistry, ResolvedVersion, model_name
-from mario.store.serving import ServingComparison
+from mario.store.records import ServingComparison
 from mario.store.store import ExperimentStore
-from serving.comparison import Comparison
 from serving.settings import ServingSettings
 from serving.sources import Card, Role, VersionRef
 
@@ -31,23 +29,9 @@ class StoreSink:
         """Write into the store that ``source`` follows."""
         self._source = source
 
-    def write(self, comparison: Comparison) -> None:
+    def write(self, comparison: ServingComparison) -> None:
         """See :class:`serving.comparison.ComparisonSink`."""
-        values = {
-            item.name: getattr(comparison, item.name)
-            for item in fields(comparison)
-            if item.name not in ("champion", "challenger")
-        }
-        self._source.store.serving.add(
-            ServingComparison(
-                model=comparison.champion.model,
-                champion_version=comparison.champion.version,
-                champion_digest=comparison.champion.digest,
-                challenger_version=comparison.challenger.version,
-                challenger_digest=comparison.challenger.digest,
-                **values,
-            )
-        )
+        self._source.store.serving.add(comparison)
 
 
 class RegistrySource:
