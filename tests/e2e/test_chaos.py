@@ -42,6 +42,11 @@ EVENTS = (
     + ["disk"] * 2 + ["disk and trainer"]
 )  # fmt: skip
 UPDATES, STEPS_AN_UPDATE = 128, 128
+#: What a trainer says on a full disk: the checkpoint itself finds no room, or the journal before it.
+REFUSED_CHECKPOINT = (
+    "checkpoint not written (No space left on device)",
+    "not written, the episodes before it are not on the disk",
+)
 
 
 def chaos_config() -> ExperimentConfig:
@@ -118,11 +123,11 @@ class Chaos:
 
     def _disk(self, and_trainer: bool = False) -> None:
         self.disk.fill()
-        self.trainer.wait_for_words("checkpoint not written (No space left on device)")
+        self.trainer.wait_for_words(*REFUSED_CHECKPOINT)
         if and_trainer:
             self.trainer.kill()
             self.trainer.ensure_running()  # starts and trains on the full disk
-            self.trainer.wait_for_words("checkpoint not written (No space left on device)")
+            self.trainer.wait_for_words(*REFUSED_CHECKPOINT)
         self.disk.free()
 
 

@@ -93,14 +93,15 @@ class Trainer:
             before = self.newest_steps()
             self._wait(lambda before=before: self.newest_steps() > before, "a checkpoint")
 
-    def wait_for_words(self, words: str) -> None:
-        """Wait until the trainer has said something once more."""
-        before = self.said(words)
-        self._wait(lambda: self.said(words) > before, repr(words))
+    def wait_for_words(self, *words: str) -> None:
+        """Wait until the trainer has said one of these once more."""
+        before = self.said(*words)
+        self._wait(lambda: self.said(*words) > before, " or ".join(map(repr, words)))
 
-    def said(self, words: str) -> int:
-        """How often the trainer has said something."""
-        return self.log.read_text(errors="replace").count(words)
+    def said(self, *words: str) -> int:
+        """How often the trainer has said one of these."""
+        log = self.log.read_text(errors="replace")
+        return sum(log.count(one) for one in words)
 
     def newest_steps(self) -> int:
         """Steps of the newest checkpoint; -1 before the first."""
