@@ -42,7 +42,7 @@ EVENTS = (
     + ["disk"] * 2 + ["disk and trainer"]
 )  # fmt: skip
 UPDATES, STEPS_AN_UPDATE = 128, 128
-#: What a trainer says on a full disk: the checkpoint itself finds no room, or the journal before it.
+#: What a trainer says on a full disk: the checkpoint finds no room, or the journal before it.
 REFUSED_CHECKPOINT = (
     "checkpoint not written (No space left on device)",
     "not written, the episodes before it are not on the disk",
