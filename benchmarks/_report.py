@@ -39,14 +39,24 @@ def cores() -> int:
 
 
 def commit() -> str:
-    """Name the commit that is measured, with ``-dirty`` when files differ from it."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    """Name the commit that is checked out, with ``-dirty`` where more than results differs."""
     try:
-        return subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout.strip()
+        head, changed = (
+            subprocess.run(
+                ["git", *command], cwd=ROOT, capture_output=True, text=True, check=True
+            ).stdout.strip()
+            for command in (
+                ("rev-parse", "--short", "HEAD"),
+                ("status", "--porcelain", "--", ".", ":(exclude)benchmarks/results"),
+            )
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+    return f"{head}-dirty" if changed else head
+
+
+#: What is measured is what stood here when the benchmark began, not what does when it ends.
+MEASURED_COMMIT = commit()
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -98,7 +108,7 @@ def finish(
         RESULTS.mkdir(parents=True, exist_ok=True)
         path = RESULTS / f"{benchmark}.json"
         document = {
-            "benchmark": benchmark, "commit": commit(), "machine": machine(),
+            "benchmark": benchmark, "commit": MEASURED_COMMIT, "machine": machine(),
             "rows": list(rows), "targets": list(targets),
         }  # fmt: skip
         path.write_text(json.dumps(document, indent=2) + "\n")
