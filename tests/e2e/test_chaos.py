@@ -41,7 +41,7 @@ EVENTS = (
     + ["mlflow"] * 2 + ["mlflow and trainer"]
     + ["disk"] * 2 + ["disk and trainer"]
 )  # fmt: skip
-UPDATES, STEPS_AN_UPDATE = 128, 128
+UPDATES, STEPS_AN_UPDATE = 512, 128
 #: What a trainer says on a full disk: the checkpoint finds no room, or the journal before it.
 REFUSED_CHECKPOINT = (
     "checkpoint not written (No space left on device)",
@@ -50,7 +50,7 @@ REFUSED_CHECKPOINT = (
 
 
 def chaos_config() -> ExperimentConfig:
-    """Long enough for twenty disturbances, with a checkpoint every other update."""
+    """Long enough for twenty disturbances on a fast machine; a checkpoint every other update."""
     return small_config(
         {"name": "ppo", "n_steps": STEPS_AN_UPDATE // 4, "batch_size": 32, "n_epochs": 6,
          "learning_rate_schedule": "linear", "clip_range_schedule": "linear",
