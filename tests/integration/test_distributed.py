@@ -18,7 +18,7 @@ from mario.game.actions import action_set
 from mario.jobs.dask_engine import DaskEngine, payload_of, play_on_worker, shares
 from mario.jobs.engines import LOCAL, EvaluationEngine, open_engine
 from mario.jobs.evaluate import engine_settings, evaluate_stored, evaluation_key, units_of
-from mario.jobs.gate import play_gate
+from mario.jobs.gate import key_of_test, play_gate
 from mario.jobs.policies import LoadedPolicy, policy_from_artefact, random_policy
 from mario.policy.artefact import MANIFEST_FILE, ONNX_FILE
 from mario.policy.manifest import ActionSpec
@@ -133,7 +133,10 @@ def test_the_gate_plays_on_a_cluster_and_decides_the_same(
 
     def judge(engine: EvaluationEngine, name: str) -> Any:
         with ExperimentStore.open(f"sqlite:///{tmp_path / name}.db") as store:
-            return play_gate(good, poor, rule, LEVELS, store, environments=4, engine=engine).pairs
+            key = key_of_test(good.digest, poor.digest, LEVELS, rule)
+            return play_gate(
+                good, poor, rule, LEVELS, store, test_key=key, environments=4, engine=engine
+            ).pairs
 
     here = judge(LOCAL, "here")
     with DaskEngine(scheduler=cluster.scheduler_address) as engine:

@@ -88,10 +88,16 @@ def test_precision_follows_the_machine() -> None:
     assert policy_kwargs(NetworkConfig(), device)["normalize_images"] is False
 
 
+def network_keys(precision: str) -> dict[str, Any]:
+    """A small network with its precision named: `auto` is another one on another machine."""
+    return {"features": "tiny", "threads": 1, "precision": precision}
+
+
 @pytest.fixture(params=["ppo", "dqn"])
 def model(request: Any) -> Iterator[Any]:
     torch.set_num_threads(1)
-    config = small_config({"ppo": PPO, "dqn": DQN}[request.param])
+    algorithm = {"ppo": PPO, "dqn": DQN}[request.param]
+    config = small_config(algorithm, network=network_keys("float32"))
     env = make_vec_env(config, threads=1)
     yield build_algorithm(config, env)
     env.close()
@@ -268,6 +274,27 @@ def test_artefact_answers_like_the_network(model: Any, tmp_path: Path) -> None:
     policy = TorchPolicy(model, action_specs("simple"), 4, "greedy")
     assert np.array_equal(policy.act(observations).actions, loaded.act(observations).actions)
     assert len(policy.act(observations[:0]).actions) == 0
+
+
+def test_what_was_trained_in_bfloat16_is_exported_in_float32(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    observations = real_observations(16)
+    answers = {}
+    for precision in ("float32", "bfloat16"):
+        config = small_config(network=network_keys(precision))
+        env = make_vec_env(config, threads=1)
+        model = build_algorithm(config, env)
+        folder = tmp_path / precision
+        export_artefact(model, folder, config, observations=observations, git_commit="abc")
+        answers[precision] = OnnxPolicy(load_artefact(folder)).infer(observations)
+        logits, values = torch_outputs(model, observations)
+        env.close()
+    # The seed is the same, and with it the weights: so is the file's answer, to the last bit.
+    for mine, theirs in zip(answers["bfloat16"], answers["float32"], strict=True):
+        assert np.array_equal(mine, theirs)
+    # The network itself answers in bfloat16: near, and not the same.
+    assert 0 < np.abs(values - answers["bfloat16"][1]).max() < 0.05
+    assert np.abs(logits - answers["bfloat16"][0]).max() < 0.05
 
 
 def test_a_wrong_export_is_found(model: Any, tmp_path: Path) -> None:
