@@ -135,6 +135,14 @@ class TrackingWriter:
         """Report how the run ended."""
         self._writer.put([{"tag": {TAG_STATUS: status}, "status": status}])
 
+    def sync(self) -> bool:
+        """Make what was put so far durable; call it before a checkpoint that builds on it.
+
+        Returns:
+            Whether it is; False where neither disk nor MLflow takes it now.
+        """
+        return self._writer.sync()
+
     def flush(self, timeout_seconds: float = 10.0) -> bool:
         """Wait until everything put so far is in MLflow; False if that takes too long."""
         return self._writer.flush(timeout_seconds)

@@ -75,6 +75,10 @@ class MlflowSink(BaseSink):
         """Log rates and means."""
         self._writer.metrics(progress.total_steps, progress_metrics(progress))
 
+    def flush(self) -> bool:
+        """Make what was written durable on this disk, or a run resumed from here lacks it."""
+        return self._writer.sync()
+
     def on_end(self, end: RunEnd) -> None:
         """Log how it ended, and wait a little for MLflow."""
         if end.reason:

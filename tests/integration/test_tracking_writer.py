@@ -18,6 +18,7 @@ import requests
 from mario.jobs.runtime import Runtime
 from mario.jobs.storekeeping import check
 from mario.jobs.tracking import open_tracking
+from mario.jobs.tracking_sinks import MlflowSink
 from mario.registry import ModelRegistry
 from mario.store.records import RunEndRow
 from mario.store.store import ExperimentStore
@@ -26,6 +27,7 @@ from mario.tracking_writer import TrackingWriter, mark_ended
 from tests.support.mlflow_server import MlflowServer
 from tests.support.onnx_networks import write_test_artefact
 from tests.support.processes import free_port
+from tests.support.small_disk import can_mount, small_disk
 from tests.support.store_rows import MODEL, new_run, verdict
 
 
@@ -148,6 +150,22 @@ def test_what_mlflow_missed_is_replayed(
     assert mlflow_run is not None
     assert tracking_client(tracking_uri).get_run(mlflow_run).info.status == "FINISHED"
     assert _history(tracking_uri, mlflow_run, "return") == [(1, 1.0)]
+
+
+@pytest.mark.skipif(
+    not can_mount(), reason="filling a disk for real needs to mount one: run as root"
+)
+def test_a_checkpoint_waits_for_numbers_that_a_full_disk_keeps_in_memory(tmp_path: Path) -> None:
+    away = f"http://127.0.0.1:{free_port()}"
+    with small_disk(tmp_path / "runs", megabytes=1) as disk, _writer(away, disk.path) as writer:
+        sink = MlflowSink(writer)
+        assert sink.flush()
+        disk.fill()
+        writer.metrics(128, {f"health/number_{i}": 1.0 for i in range(1_000)})
+        # Killed now and resumed from a checkpoint written now, the run would lack these for ever.
+        assert not sink.flush()
+        disk.free()
+        assert sink.flush()
 
 
 @pytest.mark.slow
