@@ -237,7 +237,7 @@ def repeat_verdict(
     """
     with ExperimentStore.open(runtime.database_url) as store:
         stored = store.evaluations.verdict(verdict_id)
-        test_key = store.evaluations.get(stored.challenger_evaluation_id).key.seed_source
+        test_key = store.evaluations.test_key(stored)
     before = Verdict.from_dict(dict(stored.detail))
     task = stored.model.removeprefix("mario-")
     challenger = load_policy(

@@ -172,7 +172,7 @@ def summary_stage(
         sides = [(challenger.label, mine)]
         baseline = random_policy(challenger.policy.actions, challenger.policy.frame_skip)
         if stored.champion_version is not None:
-            test_key = store.evaluations.get(stored.challenger_evaluation_id).key.seed_source
+            test_key = store.evaluations.test_key(stored)
             sides.append((f"champion v{stored.champion_version}", theirs))
             theirs = evaluate_stored(
                 baseline,

@@ -83,7 +83,7 @@ def counted_pairs(
     store: ExperimentStore, stored: StoredVerdict, verdict: Verdict
 ) -> tuple[PairedUnit, ...]:
     """The stored pairs that a verdict counted, in order of play."""
-    test_key = store.evaluations.get(stored.challenger_evaluation_id).key.seed_source
+    test_key = store.evaluations.test_key(stored)
     units = units_of(verdict.levels, "confirmation", test_key, verdict.units)
     return pair_records(
         store.evaluations.records(stored.challenger_evaluation_id),

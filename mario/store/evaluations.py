@@ -268,6 +268,14 @@ class Evaluations:
             )
         return found[0]
 
+    def test_key(self, verdict: Verdict) -> str:
+        """The key that the confirmation seeds of a verdict's test were derived from.
+
+        Raises:
+            StoreError: if the challenger's evaluation is unknown.
+        """
+        return self.get(verdict.challenger_evaluation_id).key.seed_source
+
     def verdicts(self, model: str) -> tuple[Verdict, ...]:
         """Read a model's verdicts, oldest first."""
         return self._verdicts(models.Verdict.model == model)
