@@ -66,14 +66,14 @@ class UsualEnv(gymnasium.Env[np.ndarray, int]):
 
 
 def experiment(**changes: Any) -> ExperimentConfig:
-    """The PPO that is timed; `changes` are network keys, or environments and steps."""
+    """The PPO that is timed; `changes`: network keys, environments, rollout_steps, seed."""
     environments = changes.pop("environments", ENVIRONMENTS)
+    rollout_steps = changes.pop("rollout_steps", ENVIRONMENTS * STEPS // environments)
     return parse_config(
         {
             "name": "benchmark", "total_steps": 10**9, "environments": environments,
             "seed": changes.pop("seed", 0),
-            "algorithm": {"n_steps": ENVIRONMENTS * STEPS // environments, "batch_size": BATCH,
-                          "n_epochs": EPOCHS},
+            "algorithm": {"n_steps": rollout_steps, "batch_size": BATCH, "n_epochs": EPOCHS},
             "game": {"reward": {"name": "progress", "scale": 0.1}},
             "network": changes,
         },
@@ -165,6 +165,9 @@ def subjects(quick: bool) -> list[Subject]:
         Subject("native, small, 8 environments", ours(features="small", environments=8)),
         Subject("native, small, 32 environments", ours(features="small", environments=32)),
         Subject("native, small, 64 environments", ours(features="small", environments=64)),
+        Subject("native, nature, 64 environments", ours(environments=64)),
+        Subject("native, nature, rollouts of 32 steps", ours(rollout_steps=32)),
+        Subject("native, nature, rollouts of 512 steps", ours(rollout_steps=512)),
         Subject("native, nature, not channels last", ours(channels_last=False)),
         Subject("native, nature, compiled", ours(compile=True)),
         Subject("native, nature, games on 1 thread", ours(threads=1)),
@@ -189,7 +192,7 @@ def main() -> int:
     rows = [subject.row() for subject in measured]
     for subject in measured:
         subject.model.env.close()
-    print_table(f"PPO, {cores()} cores, {STEPS * ENVIRONMENTS} steps an iteration, batch {BATCH}, "
+    print_table(f"PPO, {cores()} cores, {ENVIRONMENTS} games and rollouts of {STEPS} steps, batch {BATCH}, "
                 f"{EPOCHS} epochs", rows,
                 ("name", "steps_per_second", "games", "inference", "update", "rest"))  # fmt: skip
     rate = {row["name"]: row["steps_per_second"]["median"] for row in rows}
