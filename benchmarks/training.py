@@ -192,8 +192,8 @@ def main() -> int:
     rows = [subject.row() for subject in measured]
     for subject in measured:
         subject.model.env.close()
-    print_table(f"PPO, {cores()} cores, {ENVIRONMENTS} games and rollouts of {STEPS} steps, batch {BATCH}, "
-                f"{EPOCHS} epochs", rows,
+    print_table(f"PPO, {cores()} cores, {ENVIRONMENTS} games and rollouts of {STEPS} steps, "
+                f"batch {BATCH}, {EPOCHS} epochs", rows,
                 ("name", "steps_per_second", "games", "inference", "update", "rest"))  # fmt: skip
     rate = {row["name"]: row["steps_per_second"]["median"] for row in rows}
     usual, stock = rate["usual stack, SB3 policy"], rate["native console, SB3 policy"]
