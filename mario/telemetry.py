@@ -165,6 +165,14 @@ LOOP_METRICS: tuple[Metric, ...] = (
            "Unix time of the promotion that made the champion.", ("model",)),
     Metric("mario_champion_alias_in_line", "gauge",
            "1 while the registry's alias names the ledger's champion, else 0.", ("model",)),
+    Metric("mario_champion_baseline_score", "gauge",
+           "Mean episode score of the champion's nightly baseline, 0 to 1: a fixed number of units "
+           "played after its promotion.", ("model", "version")),
+    Metric("mario_champion_nightly_score", "gauge",
+           "Mean episode score of the champion's last night, 0 to 1.", ("model", "version")),
+    Metric("mario_champion_drift_p_value", "gauge",
+           "Chance of a difference between baseline and last night as large as theirs, or larger, "
+           "where nothing changed; the nightly check's own, 0 to 1.", ("model", "version")),
     Metric("mario_promotions_total", "counter", "Entries in the promotion ledger, by reason.",
            ("model", "reason")),
     Metric("mario_pipeline_runs_total", "counter",

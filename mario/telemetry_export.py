@@ -425,6 +425,22 @@ class LoopMetrics:
         self._all.set("mario_champion_info", 1, model=model, version=version, digest=digest)
         self._all.set("mario_champion_since_timestamp_seconds", since, model=model)
 
+    def night(
+        self, model: str, version: str, *, baseline_score: float, score: float, p_value: float
+    ) -> None:
+        """Show how the champion's last night compares with its baseline."""
+        for name, value in (
+            ("baseline_score", baseline_score),
+            ("nightly_score", score),
+            ("drift_p_value", p_value),
+        ):
+            self._all.set(f"mario_champion_{name}", value, model=model, version=version)
+
+    def no_night(self, model: str) -> None:
+        """Take a former champion's night off the page: the present one had none yet."""
+        for name in ("baseline_score", "nightly_score", "drift_p_value"):
+            self._all.forget(f"mario_champion_{name}", model=model)
+
     def alias_in_line(self, model: str, yes: bool) -> None:
         """Show whether the registry's alias names the ledger's champion."""
         self._all.set("mario_champion_alias_in_line", yes, model=model)

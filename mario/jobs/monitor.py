@@ -14,7 +14,9 @@ from collections.abc import Iterable
 from statistics import fmean
 
 from mario.errors import MarioError
+from mario.evaluation.drift import compare_drift
 from mario.jobs.monitor_flows import FlowMonitor
+from mario.jobs.nightly import newest_night
 from mario.jobs.runtime import Runtime
 from mario.registry import ModelRegistry
 from mario.store.records import Evaluation, Promotion, Verdict
@@ -38,6 +40,7 @@ class LoopMonitor:
         self._seen_verdicts: set[str] = set()
         self._seen_evaluations: dict[tuple[str, str], str] = {}
         self._seen_units: Counter[str] = Counter()
+        self._seen_nights: dict[str, tuple[str, str]] = {}
 
     def refresh(self, store: ExperimentStore, registry: ModelRegistry) -> None:
         """Read what is new.
@@ -52,6 +55,7 @@ class LoopMonitor:
             if history:
                 self._promotions(model, history)
                 self._alias(model, history[-1].version, registry)
+                self._night(store, history[-1])
             self._verdicts(store.evaluations.verdicts(model))
         self._evaluations(store, models)
 
@@ -73,6 +77,27 @@ class LoopMonitor:
             self._instruments.forget("mario_champion_alias_in_line", model=model)
             return
         self._metrics.alias_in_line(model, in_line)
+
+    def _night(self, store: ExperimentStore, champion: Promotion) -> None:
+        """Compare the champion's last night with its baseline, as `mario.jobs.nightly` does."""
+        found = newest_night(store.evaluations.list(policy_digest=champion.digest))
+        model = champion.model
+        seen = (str(champion.version), found[1].id if found else "")
+        if self._seen_nights.get(model) == seen:
+            return
+        self._seen_nights[model] = seen
+        self._metrics.no_night(model)
+        if found is None:
+            return
+        baseline, night = (store.evaluations.records(each.id) for each in found)
+        drift = compare_drift(baseline, night)
+        self._metrics.night(
+            model,
+            str(champion.version),
+            baseline_score=drift.score_before,
+            score=drift.score_now,
+            p_value=drift.p_value,
+        )
 
     def _verdicts(self, verdicts: Iterable[Verdict]) -> None:
         for verdict in sorted(verdicts, key=lambda each: each.created_at):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mario.errors import EvaluationError
@@ -13,13 +13,16 @@ from mario.jobs.evaluate import evaluate_stored, evaluation_key, units_of
 from mario.jobs.policies import LoadedPolicy, load_policy
 from mario.jobs.runtime import Runtime
 from mario.registry import model_name
-from mario.store.records import Promotion, Verdict
+from mario.store.records import Evaluation, Promotion, Verdict
 from mario.store.store import ExperimentStore
 
 #: Units of the promotion that are played again: each must repeat exactly.
 _REPLAYED_UNITS = 4
 #: Names the seeds of the baseline; every champion's is played on the same.
 _BASELINE = "nightly baseline"
+_NIGHT = "nightly "
+#: Chance of an alarm by a night's fresh units where nothing changed.
+DRIFT_ALPHA = 0.001
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ def check_champion(
     runtime: Runtime,
     *,
     units: int = 100,
-    alpha: float = 0.001,
+    alpha: float = DRIFT_ALPHA,
     environments: int = 8,
     engine: EvaluationEngine = LOCAL,
 ) -> NightlyCheck:
@@ -88,7 +91,7 @@ def check_champion(
                 environments=environments,
                 engine=engine,
             )
-            for source in (_BASELINE, f"nightly {night}")
+            for source in (_BASELINE, _NIGHT + night)
         )
         replayed = _replay(loaded, promotion[:_REPLAYED_UNITS], environments, engine)
     drift = compare_drift(baseline.records, fresh.records, replayed=replayed, alpha=alpha)
@@ -100,6 +103,30 @@ def check_champion(
         fresh.evaluation_id,
         drift,
     )
+
+
+def newest_night(evaluations: Iterable[Evaluation]) -> tuple[Evaluation, Evaluation] | None:
+    """The baseline and the newest night among a policy's evaluations, both played to the end.
+
+    Args:
+        evaluations: of one policy, the newest first, as the store lists them.
+
+    Returns:
+        What `check_champion` compared last; None before its first look.
+    """
+    done = [each for each in evaluations if each.status == "finished" and each.finished_units]
+    baselines = [each for each in done if each.key.seed_source == _BASELINE]
+    nights = [
+        each
+        for each in done
+        if each.key.seed_source.startswith(_NIGHT) and each.key.seed_source != _BASELINE
+    ]
+    # Of a task whose levels changed there may be one for each list of levels.
+    for night in nights[:1]:
+        for baseline in baselines:
+            if baseline.key.levels == night.key.levels:
+                return baseline, night
+    return None
 
 
 def _promotion(store: ExperimentStore, task: str) -> tuple[Promotion, Verdict]:

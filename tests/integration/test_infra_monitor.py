@@ -17,7 +17,13 @@ from mario.store.store import ExperimentStore
 from mario.telemetry_export import Instruments
 from mario.tracking import prepare_tracking
 from tests.support.processes import free_port, wait_for_http
-from tests.support.store_rows import MODEL, registered, verdict
+from tests.support.store_rows import (
+    MODEL,
+    evaluation_key,
+    evaluation_record,
+    registered,
+    verdict,
+)
 
 DIGESTS = {number: f"{number:064x}" for number in range(1, 4)}
 
@@ -73,6 +79,67 @@ def test_the_page_follows_the_store(runtime: Runtime) -> None:
         assert get("mario_champion_info", {**model, "version": "2", "digest": DIGESTS[2]}) == 1
         assert get("mario_promotions_total", {**model, "reason": "gate"}) == 1
         assert get("mario_promotions_total", {**model, "reason": "first"}) == 1
+
+
+def play(store: ExperimentStore, digest: str, source: str, first: int, cleared: int) -> None:
+    """Store an evaluation of 60 units on seeds of its own, of which some cleared."""
+    key = evaluation_key(digest, source, "screening")
+    evaluation = store.evaluations.open(key, planned_units=60)
+    store.evaluations.add(
+        evaluation.id,
+        [
+            evaluation_record(
+                digest,
+                2**62 + first + index,
+                cleared=index < cleared,
+                end_reason="flag" if index < cleared else "death",
+            )
+            for index in range(60)
+        ],
+    )
+    store.evaluations.finish(evaluation.id)
+
+
+def test_drift_is_measured_against_the_nightly_baseline(runtime: Runtime) -> None:
+    instruments = Instruments()
+    loop = LoopMonitor(instruments)
+    champion = {"model": MODEL, "version": "1"}
+
+    def get(name: str, **labels: str) -> float | None:
+        return instruments.registry.get_sample_value(f"mario_champion_{name}", labels)
+
+    with ExperimentStore.open(runtime.database_url) as store:
+        registry = ModelRegistry(runtime.tracking_uri, store, runtime.artifact_dir)
+        registered(store, 1, DIGESTS[1])
+        first = verdict(store, (1, DIGESTS[1]), (None, "random:80:4"))
+        store.ledger.promote(MODEL, 1, verdict_id=first, promoted_by="test")
+        play(store, DIGESTS[1], "", 0, cleared=60)  # a screening is no night
+        loop.refresh(store, registry)
+        assert get("drift_p_value", **champion) is None
+        # The policy clears half of what it plays, however well its promotion went.
+        play(store, DIGESTS[1], "nightly baseline", 100, cleared=30)
+        play(store, DIGESTS[1], "nightly 2026-11-01", 200, cleared=28)
+        loop.refresh(store, registry)
+        assert get("drift_p_value", **champion) == 1
+        baseline, steady = get("baseline_score", **champion), get("nightly_score", **champion)
+        play(store, DIGESTS[1], "nightly 2026-11-02", 300, cleared=5)
+        loop.refresh(store, registry)
+        alarm = get("drift_p_value", **champion)
+        worse = get("nightly_score", **champion)
+        assert alarm is not None
+        assert alarm < 0.001
+        assert baseline is not None
+        assert steady is not None
+        assert worse is not None
+        assert baseline > steady > worse
+        assert get("baseline_score", **champion) == baseline
+        # The next champion begins anew.
+        registered(store, 2, DIGESTS[2])
+        second = verdict(store, (2, DIGESTS[2]), (1, DIGESTS[1]))
+        store.ledger.promote(MODEL, 2, verdict_id=second, promoted_by="test")
+        loop.refresh(store, registry)
+        assert get("drift_p_value", **champion) is None
+        assert get("nightly_score", **champion) is None
 
 
 def test_a_database_that_is_away_is_asked_again(
