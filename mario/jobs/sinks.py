@@ -31,13 +31,10 @@ from mario.training.sinks import (
     RunEnd,
     RunStart,
     SelectionDone,
+    patience_seconds,
 )
 
 log = logging.getLogger(__name__)
-
-#: How long a run's end waits for the database; what is not written by then stays in the journal.
-#: A run that was told to end does so within 10 s, MLflow's share and the checkpoint included.
-_CLOSE_SECONDS, _CLOSE_SECONDS_INTERRUPTED = 20.0, 3.0
 
 
 class StoreSink(BaseSink):
@@ -161,8 +158,7 @@ class StoreSink(BaseSink):
                 )
             ]
         )
-        interrupted = end.status == "interrupted"
-        report = self._writer.close(_CLOSE_SECONDS_INTERRUPTED if interrupted else _CLOSE_SECONDS)
+        report = self._writer.close(patience_seconds(end))
         if report.pending:
             log.warning(
                 "the database did not take everything in time (%s); the rest is in the run's "

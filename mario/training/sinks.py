@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,12 @@ from mario.game.sb3_vec_env import EpisodeRecord
 from mario.training.health import Health, HealthSample, State
 
 log = logging.getLogger(__name__)
+
+#: How long a sink may wait for its server when a run ends; what it did not take by then stays in
+#: the run's journal. A run that was told to end does so within 10 s, its checkpoint included.
+_PATIENCE_SECONDS, _PATIENCE_SECONDS_INTERRUPTED = 20.0, 3.0
+#: What a sink may take beyond that to let go of threads, sockets and files.
+_LETTING_GO_SECONDS = 2.0
 
 Status = Literal["finished", "interrupted", "collapsed", "diverged"]
 EndStatus = Status | Literal["failed"]
@@ -128,6 +135,11 @@ class RunEnd:
     total_steps: int
 
 
+def patience_seconds(end: RunEnd) -> float:
+    """How long a sink may wait for its server at a run's end; all sinks wait at the same time."""
+    return _PATIENCE_SECONDS_INTERRUPTED if end.status == "interrupted" else _PATIENCE_SECONDS
+
+
 class TrainingSink(Protocol):
     """Hears what happens in a run. No method may block: slow work belongs in the sink's thread."""
 
@@ -168,7 +180,7 @@ class TrainingSink(Protocol):
         ...
 
     def on_end(self, end: RunEnd) -> None:
-        """The run is over; finish within seconds."""
+        """The run is over; finish within :func:`patience_seconds`, or be left behind."""
         ...
 
 
@@ -242,15 +254,21 @@ class SinkSet:
         return False not in self._tell("flush")
 
     def on_end(self, end: RunEnd) -> None:
-        """Tell all sinks at once: each may wait some seconds for a server that hangs."""
+        """Tell all sinks at once, and wait for all of them together, not for one that hangs."""
         calls = [
-            threading.Thread(target=self._call, args=(index, "on_end", end))
+            # A daemon: neither may a sink that hangs keep the process from ending.
+            threading.Thread(target=self._call, args=(index, "on_end", end), daemon=True)
             for index in range(len(self._sinks))
         ]
         for call in calls:
             call.start()
-        for call in calls:
-            call.join()
+        deadline = time.monotonic() + patience_seconds(end) + _LETTING_GO_SECONDS
+        for index, call in enumerate(calls):
+            call.join(max(deadline - time.monotonic(), 0.0))
+            if call.is_alive():
+                self.failures[index] += 1
+                log.warning("%s did not end in time; the run ends without it",
+                            type(self._sinks[index]).__name__)  # fmt: skip
 
     def _tell(self, method: str, *what: Any) -> list[Any]:
         return [self._call(index, method, *what) for index in range(len(self._sinks))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 from mario.training.sinks import BaseSink, RunEnd, SinkSet
 
@@ -17,6 +18,16 @@ class Meets(BaseSink):
 
     def on_end(self, end: RunEnd) -> None:
         self._barrier.wait()
+
+
+class Hangs(BaseSink):
+    """Waits for a server that never answers, without a limit of its own."""
+
+    def __init__(self, released: threading.Event) -> None:
+        self._released = released
+
+    def on_end(self, end: RunEnd) -> None:
+        self._released.wait()
 
 
 class Fails(BaseSink):
@@ -40,3 +51,16 @@ def test_a_sink_that_fails_is_counted_and_has_no_say() -> None:
     assert sinks.flush()
     sinks.on_end(END)
     assert sinks.failures == [2, 0]
+
+
+def test_a_sink_that_hangs_is_left_behind() -> None:
+    released = threading.Event()
+    sinks = SinkSet([Hangs(released), Hangs(released), Meets(threading.Barrier(1))])
+    began = time.monotonic()
+    try:
+        sinks.on_end(END)
+    finally:
+        released.set()
+    # Both share one wait; without it the run would never end.
+    assert time.monotonic() - began < 8
+    assert sinks.failures == [1, 1, 0]
