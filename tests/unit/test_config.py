@@ -175,3 +175,23 @@ def test_dqn_baseline_has_its_values() -> None:
     assert dqn.exploration_fraction == 0.2
     assert (config.total_steps, config.game.frame_skip) == (2_000_000, 1)
     assert config.game.reward.name == "game"
+
+
+def test_dqn_1_1_has_the_values_that_its_sources_have() -> None:
+    config = load_config(CONFIGS / "dqn_1-1.yaml")
+    dqn = config.algorithm
+    assert isinstance(dqn, DQNConfig)
+    # rl-baselines3-zoo, hyperparams/dqn.yml, atari; the discount is stable-baselines3's default.
+    assert (dqn.learning_rate, dqn.learning_rate_schedule, dqn.gamma) == (1e-4, "constant", 0.99)
+    assert (dqn.buffer_size, dqn.batch_size, dqn.target_update_steps) == (100_000, 32, 1_000)
+    assert (dqn.train_frequency_steps, dqn.gradient_steps) == (4, 1)
+    assert (dqn.exploration_initial, dqn.exploration_final) == (1.0, 0.01)
+    assert dqn.exploration_fraction == 0.1
+    # Rainbow, table 1: 80,000 frames of history.
+    assert dqn.learning_starts_steps * config.game.frame_skip == 80_000
+    assert (config.game.frame_skip, config.game.reward.name) == (4, "progress")
+    # Several games step together; the replay period stays what it is with one.
+    assert config.environments == 16
+    assert config.environments % dqn.train_frequency_steps == 0
+    # What lies on the disk is bounded: each checkpoint holds the replay buffer.
+    assert config.checkpoint.keep == 2
