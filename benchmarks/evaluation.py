@@ -23,7 +23,7 @@ from mario.evaluation.seeds import schedule
 from mario.jobs.policies import LoadedPolicy, policy_from_artefact
 from mario.policy.policy import Policy, PolicyOutput
 
-BATCH_SIZES = (1, 4, 16, 64)
+BATCH_SIZES = (1, 4, 16, 64, 128, 200)  # 200 units: all of a policy's at once
 
 
 class TimedPolicy:
