@@ -191,6 +191,49 @@ def test_headers_without_an_end_and_silent_connections_are_cut_off(
             time.sleep(0.7)
 
 
+def test_what_follows_a_refusal_is_read_for_a_while_only(secured: tuple[str, Path]) -> None:
+    """401 is said before the body is read: nobody without a token may then hold the connection."""
+    url, _ = secured
+    host, port = url.removeprefix("http://").split(":")
+    head = b"POST /predict/raw HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\n"
+    # A body that trickles in, and trailers: gone after body_timeout_seconds, which is 1 here.
+    for start, piece in (
+        (head + b"Content-Length: 28224\r\n\r\n", b"\0"),
+        (head + b"Transfer-Encoding: chunked\r\n\r\n0\r\n", b"X-T: y\r\n"),
+    ):
+        started = time.monotonic()
+        answer, sent = _until_closed(url, [start, *[piece] * 80], 0.1)
+        assert answer.startswith(b"HTTP/1.1 401") or not answer
+        assert time.monotonic() - started < 7
+        assert sent < len(start) + 60 * len(piece)
+    # Trailers, and one trailer, without an end: refused when larger than max_header_bytes.
+    start = head + b"Transfer-Encoding: chunked\r\n\r\n0\r\n"
+    for piece in (b"X-T: " + b"y" * 992 + b"\r\n", b"y" * 999):
+        _, sent = _until_closed(url, [start, b"X-T: y", *[piece] * 1000], 0.002)
+        assert sent < 500_000
+    # A body that comes after all leaves the connection as it was.
+    with socket.create_connection((host, int(port)), timeout=15) as connection:
+        connection.sendall(head + b"Content-Length: 28224\r\n\r\n" + bytes(1000))
+        assert connection.recv(4096).startswith(b"HTTP/1.1 401")
+        for _ in range(2):
+            connection.sendall(bytes(13_612))
+            time.sleep(0.2)
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+    # Chunks of one byte are a body, if a strange one.
+    with socket.create_connection((host, int(port)), timeout=15) as connection:
+        connection.sendall(
+            head
+            + b"Authorization: Bearer "
+            + OLD.encode()
+            + b"\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        for _ in range(28):
+            connection.sendall(b"1\r\n\0\r\n" * 1008)
+        connection.sendall(b"0\r\n\r\n")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+
+
 def test_the_rate_limit_is_per_token(folder: Path) -> None:
     settings = ServingSettings(
         policy=folder,
