@@ -166,7 +166,7 @@ class Application:
         )
         self._attempts = RateLimit(1, 10)
         self._in_flight = 0
-        self._in_flight_gauge = instruments.get("in_flight_requests")
+        instruments.read("in_flight_requests", lambda: self._in_flight)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection's event; see the ASGI specification."""
@@ -256,7 +256,6 @@ class Application:
         if reason is not None:
             get("errors_total", endpoint, reason).inc()
         get("request_seconds", endpoint).observe(request.elapsed_seconds())
-        self._in_flight_gauge.set(self._in_flight)
 
     async def _serve_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
         handler = self._sockets.get(scope["path"])

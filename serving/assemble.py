@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-from pathlib import Path
-
 from serving.application import Application, Part
 from serving.comparison import Comparer, ComparisonSink
 from serving.endpoints import Endpoints
@@ -16,6 +12,7 @@ from serving.metrics_port import MetricsPort
 from serving.oip import OpenInference
 from serving.openapi import ApiDocs
 from serving.page import Page
+from serving.place import own_metrics, service_folder
 from serving.protocol import guard_connections
 from serving.security import Doorkeeper
 from serving.session_endpoints import SessionEndpoints
@@ -36,23 +33,17 @@ def open_source(settings: ServingSettings) -> tuple[PolicySource, ComparisonSink
     return source, StoreSink(source)
 
 
-def _own_session_file() -> Path:
-    """Name the file that the workers of this service share and no other service does.
-
-    The workers are children of one BentoML process, and the file is gone from the folder with it.
-    """
-    return Path(tempfile.gettempdir()) / f"mario-sessions-{os.getuid()}" / f"{os.getppid()}.table"
-
-
 def assemble(settings: ServingSettings, inner: AsgiApp) -> Application:
     """Build the application of one worker around BentoML's own."""
+    folder = service_folder()
+    own_metrics(folder)
     instruments = Instruments(settings.drift_window)
     guard_connections(settings, instruments)
     source, sink = open_source(settings)
     comparer = Comparer(sink, settings.comparison_flush_seconds)
     engine = Engine(settings, source, instruments, comparer)
     table = SessionTable(
-        settings.session_file or _own_session_file(),
+        settings.session_file or folder / "sessions",
         settings.max_sessions,
         settings.session_timeout_seconds,
     )
@@ -64,7 +55,8 @@ def assemble(settings: ServingSettings, inner: AsgiApp) -> Application:
         *Page(engine, doorkeeper).routes(),
         *ApiDocs(settings).routes(),
     ]
-    parts: list[Part] = [engine]
+    instruments.read("sessions", table.count)
+    parts: list[Part] = [engine, instruments]
     if settings.metrics_port:
         parts.append(MetricsPort(settings.host, settings.metrics_port, instruments.page))
     return Application(

@@ -53,7 +53,7 @@ class Batcher:
         *,
         max_batch_observations: int,
         max_queue_observations: int,
-        on_batch: Callable[[int, float], None],
+        on_batch: Callable[[LoadedVersion, int, float], None],
         inline_observations: int = 0,
         name: str = "inference",
     ) -> None:
@@ -63,7 +63,8 @@ class Batcher:
             version: returns the version that answers; may raise a refusal.
             max_batch_observations: a batch takes no further request beyond this many.
             max_queue_observations: more observations than this may not wait.
-            on_batch: called with a batch's observations and seconds, in whatever thread ran it.
+            on_batch: called with the version that answered a batch, its number of observations and
+                its seconds, in whatever thread ran it.
             inline_observations: batches up to this size run in the event loop; 0 runs none there.
             name: the thread's name.
         """
@@ -177,7 +178,7 @@ class Batcher:
             )
             started = time.perf_counter()
             logits, values = version.policy.infer(observations)
-            self._on_batch(count, time.perf_counter() - started)
+            self._on_batch(version, count, time.perf_counter() - started)
             results, row = [], 0
             for job_observations, _ in batch:
                 rows = slice(row, row + len(job_observations))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from mario.errors import MarioError
@@ -26,6 +26,14 @@ class ComparisonSink(Protocol):
         ...
 
 
+@dataclass
+class _Time:
+    """Inference of one version in the stretch."""
+
+    observations: int = 0
+    seconds: float = 0.0
+
+
 class Comparer:
     """Adds up and hands what it has to the sink now and then, from a thread of its own."""
 
@@ -36,6 +44,7 @@ class Comparer:
         self._lock = threading.Lock()
         self._now: ServingComparison | None = None
         self._kept: list[ServingComparison] = []
+        self._times: dict[tuple[Role, VersionRef], _Time] = {}
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -78,31 +87,23 @@ class Comparer:
             else:
                 self._now = replace(now, challenger_decisions=now.challenger_decisions + 1)
 
-    def took(self, role: Role, observations: int, seconds: float) -> None:
-        """Add the time of an inference call, while two versions are being compared."""
+    def took(self, version: VersionRef, role: Role, observations: int, seconds: float) -> None:
+        """Add the time of an inference call.
+
+        The call ends before it is known to be part of a comparison, and many are of none: times
+        wait by version until the two versions are compared, or a stretch ends without.
+        """
         with self._lock:
-            now = self._now
-            if now is None:
-                return
-            if role == "champion":
-                self._now = replace(
-                    now,
-                    champion_seconds=now.champion_seconds + seconds,
-                    champion_observations=now.champion_observations + observations,
-                )
-            else:
-                self._now = replace(
-                    now,
-                    challenger_seconds=now.challenger_seconds + seconds,
-                    challenger_observations=now.challenger_observations + observations,
-                )
+            known = self._times.setdefault((role, version), _Time())
+            known.observations += observations
+            known.seconds += seconds
 
     def flush(self) -> None:
         """Hand everything to the sink; what it cannot take is tried again next time."""
         with self._lock:
-            if self._now is not None and not self._now.empty:
-                self._kept.append(replace(self._now, ended_at=utc_now()))
+            self._keep()
             self._now = None
+            self._times.clear()
             kept, self._kept = self._kept, []
         if self._sink is None:
             return
@@ -120,8 +121,7 @@ class Comparer:
         now = self._now
         if now is not None and _pair(now) == (champion, challenger):
             return now
-        if now is not None and not now.empty:
-            self._kept.append(replace(now, ended_at=utc_now()))
+        self._keep()
         started = utc_now()
         return ServingComparison(
             model=champion.model,
@@ -132,6 +132,24 @@ class Comparer:
             started_at=started,
             ended_at=started,
         )
+
+    def _keep(self) -> None:
+        """Put the stretch that ends aside, with the times of its two versions."""
+        now = self._now
+        if now is None or now.empty:
+            return
+        champion, challenger = _pair(now)
+        ours = self._times.pop(("champion", champion), _Time())
+        theirs = self._times.pop(("challenger", challenger), _Time())
+        ended = replace(
+            now,
+            ended_at=utc_now(),
+            champion_seconds=ours.seconds,
+            champion_observations=ours.observations,
+            challenger_seconds=theirs.seconds,
+            challenger_observations=theirs.observations,
+        )
+        self._kept.append(ended)
 
     def _work(self) -> None:
         while not self._stop.wait(self._flush_seconds):

@@ -64,14 +64,14 @@ class Engine:
         self.settings = settings
         self.instruments = instruments
         self.comparer = comparer
+        self.compares = settings.shadow_share > 0 or settings.canary_share > 0
         self.champion = self._follower(source, "champion")
         self.champion_batcher = self._batcher("champion", self.champion.require)
-        self.compares = settings.shadow_share > 0 or settings.canary_share > 0
         self.challenger = self._follower(source, "challenger")
         self.challenger_batcher = self._batcher("challenger", self.challenger.require)
         self._random = random.Random(secrets.randbits(64))
         self._shadows: set[asyncio.Future[Answer]] = set()
-        self._queue_gauge = instruments.get("queue_observations")
+        instruments.read("queue_observations", self._queued_observations)
 
     def _follower(self, source: PolicySource, role: Role) -> VersionFollower:
         return VersionFollower(
@@ -86,10 +86,11 @@ class Engine:
         inference_seconds = self.instruments.get("inference_seconds", role)
         batch_observations = self.instruments.get("batch_observations", role)
 
-        def on_batch(count: int, seconds: float) -> None:
+        def on_batch(version: LoadedVersion, count: int, seconds: float) -> None:
             inference_seconds.observe(seconds)
             batch_observations.observe(count)
-            self.comparer.took(role, count, seconds)
+            if self.compares:
+                self.comparer.took(version.ref, role, count, seconds)
 
         return Batcher(
             version,
@@ -131,7 +132,7 @@ class Engine:
         Raises:
             Refusal: 503, there is no version or the queue is full.
         """
-        answer = await self._ask(self.champion_batcher, ask.observations)
+        answer = await self.champion_batcher.submit(ask.observations)
         mode = ask.mode or answer.version.policy.selection
         probabilities = softmax(answer.logits)
         generator = np.random.default_rng(ask.seed) if mode == "sample" else None
@@ -143,8 +144,7 @@ class Engine:
             mode,
         )
         self.instruments.on_decisions(answer.version, ask.observations, decision.actions)
-        if self.settings.shadow_share and self._random.random() < self.settings.shadow_share:
-            self._shadow(ask.observations, decision)
+        self._maybe_shadow(ask.observations, decision)
         return decision
 
     def role_for_session(self) -> Role:
@@ -163,7 +163,7 @@ class Engine:
         champion, challenger = self.champion.current, self.challenger.current
         role: Role = "challenger" if session.role == "challenger" and challenger else "champion"
         batcher = self.challenger_batcher if role == "challenger" else self.champion_batcher
-        answer = await self._ask(batcher, observation[None])
+        answer = await batcher.submit(observation[None])
         mode = session.mode or answer.version.policy.selection
         probabilities = softmax(answer.logits)
         if mode == "sample":
@@ -173,32 +173,37 @@ class Engine:
         self.instruments.get("canary_decisions_total", role).inc()
         if champion is not None and challenger is not None and self.compares:
             self.comparer.decided(champion.ref, challenger.ref, role)
+        decision = Decision(answer.version, actions, probabilities, answer.values, mode)
         if role == "champion":
             self.instruments.on_decisions(answer.version, observation[None], actions)
-        return Decision(answer.version, actions, probabilities, answer.values, mode)
+            self._maybe_shadow(observation[None], decision)
+        return decision
 
-    async def _ask(self, batcher: Batcher, observations: Uint8Array) -> Answer:
-        future = batcher.submit(observations)
-        self._queue_gauge.set(self.champion_batcher.queued_observations)
-        return await future
+    def _queued_observations(self) -> int:
+        batchers = (self.champion_batcher, self.challenger_batcher)
+        return sum(batcher.queued_observations for batcher in batchers)
 
-    def _shadow(self, observations: Uint8Array, decision: Decision) -> None:
+    def _maybe_shadow(self, observations: Uint8Array, decision: Decision) -> None:
+        share = self.settings.shadow_share
         challenger = self.challenger.current
-        if challenger is None:
-            return
+        if share and challenger is not None and self._random.random() < share:
+            self._shadow(observations, decision, challenger)
+
+    def _shadow(
+        self, observations: Uint8Array, decision: Decision, challenger: LoadedVersion
+    ) -> None:
         champion = decision.version
         count = len(observations)
         total = self.instruments.get
-        if self.challenger_batcher.queued_observations + count > _SHADOW_QUEUE:
+
+        def drop() -> None:
             total("shadow_observations_total", "dropped").inc(count)
             self.comparer.dropped(champion.ref, challenger.ref, count)
-            return
 
         def compare(future: asyncio.Future[Answer]) -> None:
             self._shadows.discard(future)
-            error = None if future.cancelled() else future.exception()
-            if future.cancelled() or error is not None:
-                total("shadow_observations_total", "dropped").inc(count)
+            if future.cancelled() or future.exception() is not None:
+                drop()
                 return
             answer = future.result()
             # The same buttons, whatever their place in the list of actions; the most probable
@@ -213,10 +218,13 @@ class Engine:
             total("shadow_observations_total", "differ").inc(count - agreed)
             self.comparer.shadow(champion.ref, answer.version.ref, count, agreed)
 
+        if self.challenger_batcher.queued_observations + count > _SHADOW_QUEUE:
+            drop()
+            return
         try:
             future = self.challenger_batcher.submit(observations)
         except Refusal:
-            total("shadow_observations_total", "dropped").inc(count)
+            drop()
             return
         self._shadows.add(future)
         future.add_done_callback(compare)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from collections import deque
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +19,9 @@ from mario.policy.manifest import Uint8Array, observation_features
 from mario.telemetry import SERVING_METRICS, instrument
 from serving.sources import Role
 from serving.versions import LoadedVersion
+
+_MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
+_REFRESH_SECONDS = 2.0
 
 
 class Instruments:
@@ -30,6 +36,22 @@ class Instruments:
         }
         self._children: dict[tuple[str, ...], Any] = {}
         self._window = Window(drift_window)
+        self._readings: dict[str, Callable[[], float]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        _forget_dead_workers()
+
+    def start(self) -> None:
+        """Refresh the gauges every few seconds, in the event loop.
+
+        Another worker may be asked for the page: what it shows of this one must not be old.
+        """
+        self.refresh()
+        self._timer = asyncio.get_running_loop().call_later(_REFRESH_SECONDS, self.start)
+
+    def stop(self) -> None:
+        """Stop refreshing."""
+        if self._timer is not None:
+            self._timer.cancel()
 
     def get(self, name: str, *labels: str) -> Any:
         """Return an instrument, or its child with these label values (looked up only once)."""
@@ -64,15 +86,21 @@ class Instruments:
             self.get("actions_total", names[action]).inc()
         self._window.add(version, observations, actions)
 
+    def read(self, name: str, reading: Callable[[], float]) -> None:
+        """Let a gauge be what ``reading`` returns when the gauges are refreshed."""
+        self._readings[name] = reading
+
     def refresh(self) -> None:
-        """Compute the window's gauges; call it now and then, not with each request."""
+        """Set the gauges to what is true now; call it now and then, not with each request."""
+        for name, reading in self._readings.items():
+            self.get(name).set(reading())
         for name, value in self._window.summary().items():
             self.get(name).set(value)
 
     def page(self) -> tuple[bytes, str]:
         """Write the metrics of all workers in Prometheus' text format, with its content type."""
         self.refresh()
-        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        if _MULTIPROCESS in os.environ:
             registry = CollectorRegistry()
             multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
             return generate_latest(registry), CONTENT_TYPE_LATEST
@@ -163,6 +191,21 @@ def entropy_ratio(actions: npt.NDArray[np.int64], action_count: int) -> float:
     shares = np.bincount(actions, minlength=action_count) / len(actions)
     shares = shares[shares > 0]
     return float(max(0.0, -(shares * np.log(shares)).sum() / np.log(action_count)))
+
+
+def _forget_dead_workers() -> None:
+    """Take the live gauges of workers that were killed off the page: nobody else would."""
+    folder = os.environ.get(_MULTIPROCESS)
+    if folder is None:
+        return
+    for file in Path(folder).glob("gauge_live*_*.db"):
+        pid = int(file.stem.rpartition("_")[2])
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]
+        except PermissionError:
+            pass  # it lives, as somebody else
 
 
 def _version_labels(role: Role, version: LoadedVersion) -> tuple[str, str, str, str]:

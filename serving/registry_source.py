@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import math
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from mario.errors import RegistryError
 from mario.registry import ModelRegistry, ResolvedVersion, model_name
 from mario.store.records import ServingComparison
 from mario.store.store import ExperimentStore
+from serving.place import private_folder
 from serving.settings import ServingSettings
 from serving.sources import Card, Role, VersionRef
 
@@ -47,7 +47,7 @@ class RegistrySource:
             os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{runs / 'mlflow.db'}"
         )
         self._artifact_dir = runs / "artifacts"
-        self._cache = settings.cache or Path(tempfile.gettempdir()) / f"mario-cache-{os.getuid()}"
+        self._cache = settings.cache or private_folder("mario-cache")
         self._model = model_name(settings.task)
         self._registry: ModelRegistry | None = None
         self._resolved: dict[VersionRef, ResolvedVersion] = {}

@@ -31,7 +31,6 @@ class SessionEndpoints:
         """Answer with ``engine``; remember in ``table``."""
         self._engine = engine
         self._table = table
-        self._gauge = engine.instruments.get("sessions")
 
     def routes(self) -> list[Route]:
         """All routes of this module."""
@@ -63,7 +62,6 @@ class SessionEndpoints:
         mode, seed = parse_mode(document.get("mode")), parse_seed(document.get("seed"))
         self._engine.champion.require()
         name = self._table.create(self._engine.role_for_session(), mode, seed)
-        self._gauge.set(self._table.count())
         return json_response(
             {"session": name, "expires_in_seconds": self._table.timeout_seconds},
             201,
@@ -83,7 +81,6 @@ class SessionEndpoints:
     async def delete(self, request: Request) -> Response:
         """End a session."""
         self._table.delete(request.parameters["id"])
-        self._gauge.set(self._table.count())
         return json_response({"ended": True})
 
     @staticmethod

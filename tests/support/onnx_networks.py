@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from mario.policy.artefact import Artefact, Golden, load_artefact, write_artefact
-from mario.policy.manifest import ActionSpec
+from mario.policy.manifest import ActionSpec, ObservationStatistics
 from mario.policy.onnx import OnnxPolicy
 
 SIMPLE_ACTIONS = (
@@ -146,6 +146,7 @@ def write_test_artefact(
     constant_action: int | None = None,
     selection: str = "greedy",
     golden_count: int = 4,
+    training_statistics: ObservationStatistics | None = None,
 ) -> Artefact:
     """Write a policy artefact with random weights and golden answers that fit them."""
     onnx_bytes = nature_cnn_onnx(len(SIMPLE_ACTIONS), seed, constant_action=constant_action)
@@ -156,6 +157,7 @@ def write_test_artefact(
         "frame_skip": 4,
         "training_config_hash": "test",
         "git_commit": "0" * 40,
+        "training_statistics": training_statistics,
     }
     if golden_count == 0:
         return write_artefact(folder, **common)

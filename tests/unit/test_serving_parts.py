@@ -9,8 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mario.errors import StoreError
 from mario.policy.onnx import OnnxPolicy
+from mario.store.records import ServingComparison
 from serving.batcher import Batcher
+from serving.comparison import Comparer
 from serving.instruments import Window, entropy_ratio
 from serving.live import LiveGame, open_live_console
 from serving.parse import decode_base64, parse_query
@@ -126,7 +129,7 @@ def test_a_batch_takes_one_version_and_gathers_what_waits(version: LoadedVersion
             current,
             max_batch_observations=8,
             max_queue_observations=12,
-            on_batch=lambda count, seconds: sizes.append(count),
+            on_batch=lambda _, count, seconds: sizes.append(count),
         )
         batcher.start()
         observations = random_observations(12)
@@ -159,7 +162,7 @@ def test_every_request_gets_its_own_rows_inline_or_not(version: LoadedVersion, i
             lambda: version,
             max_batch_observations=8,
             max_queue_observations=100,
-            on_batch=lambda count, seconds: sizes.append(count),
+            on_batch=lambda _, count, seconds: sizes.append(count),
             inline_observations=inline,
         )
         batcher.start()
@@ -205,6 +208,66 @@ def test_an_error_in_a_batch_reaches_those_who_wait_and_no_one_else(
         batcher.stop()
 
     asyncio.run(run())
+
+
+class _Kept:
+    """A sink that remembers; the store is away for the first ``failures`` writes."""
+
+    def __init__(self, failures: int = 0) -> None:
+        self.rows: list[ServingComparison] = []
+        self.failures = failures
+
+    def write(self, comparison: ServingComparison) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise StoreError("away")
+        self.rows.append(comparison)
+
+
+def _ref(number: int) -> VersionRef:
+    return VersionRef("mario-1-1", str(number), f"{number:064x}")
+
+
+def test_a_comparison_holds_the_times_of_its_own_two_versions() -> None:
+    sink = _Kept()
+    comparer = Comparer(sink, 10)
+    one, two, three = _ref(1), _ref(2), _ref(3)
+    # One observation in a stretch: both calls end before the comparison is known of.
+    comparer.took(one, "champion", 1, 0.5)
+    comparer.took(two, "challenger", 1, 0.25)
+    comparer.shadow(one, two, 1, 1)
+    # The champion changes in the middle: what it took before is not the new one's.
+    comparer.took(three, "champion", 2, 0.125)
+    comparer.took(two, "challenger", 2, 0.0625)
+    comparer.shadow(three, two, 2, 0)
+    comparer.dropped(three, two, 4)
+    comparer.flush()
+    first, second = sink.rows
+    assert (first.champion_seconds, first.champion_observations) == (0.5, 1)
+    assert first.shadow_observations == first.agreed_observations == 1
+    assert (second.champion_version, second.challenger_version) == ("3", "2")
+    assert (second.champion_seconds, second.champion_observations) == (0.125, 2)
+    assert (second.shadow_observations, second.dropped_observations) == (2, 4)
+    assert first.challenger_seconds + second.challenger_seconds == 0.3125
+    # The champion alone makes no comparison, and its time does not go into the next one.
+    comparer.took(three, "champion", 7, 7.0)
+    comparer.flush()
+    comparer.took(three, "champion", 1, 1.0)
+    comparer.decided(three, two, "challenger")
+    comparer.flush()
+    assert len(sink.rows) == 3
+    assert (sink.rows[2].champion_seconds, sink.rows[2].challenger_decisions) == (1.0, 1)
+
+
+def test_comparisons_wait_for_a_store_that_is_away() -> None:
+    sink = _Kept(failures=1)
+    comparer = Comparer(sink, 10)
+    comparer.shadow(_ref(1), _ref(2), 5, 3)
+    comparer.flush()
+    assert sink.rows == []
+    comparer.shadow(_ref(1), _ref(2), 1, 1)
+    comparer.flush()
+    assert [row.shadow_observations for row in sink.rows] == [5, 1]
 
 
 @pytest.mark.parametrize("text", ["AA=A", "AAA", "A A=", "é", "AAAA\n", "====", "AA=="[:-1]])
