@@ -106,12 +106,56 @@ def test_every_example_of_the_document_runs(url: str) -> None:
     assert ran >= 12
 
 
-def _check_operation(url: str, operation: Any, examples: int) -> int:
+class _Sessions:
+    """Sessions for generated requests: unknown names would only ever meet the look-up.
+
+    Attributes:
+        met: statuses of the requests that were sent to a session that lived, by operation.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._name: str | None = None
+        self.met: dict[str, collections.Counter[int]] = collections.defaultdict(collections.Counter)
+
+    def living(self) -> str:
+        """The name of a session that lives now."""
+        if self._name is None:
+            assert wait_until(self._start, 40)  # bad requests may have left all slots taken
+        assert self._name is not None
+        return self._name
+
+    def _start(self) -> bool:
+        answer = httpx.post(f"{self._url}/sessions")
+        self._name = answer.json().get("session")
+        return answer.status_code == 201
+
+    def met_one(self, operation: str, status: int) -> None:
+        """Take note of what a living session answered; none may say that it does not live."""
+        assert status not in (404, 410), operation
+        self.met[operation][status] += 1
+        if operation.startswith("DELETE") and status == 200:
+            self._name = None
+
+    def end(self) -> None:
+        """End the session that is left; after whatever it was sent it must still be there."""
+        if self._name is not None:
+            path = f"{self._url}/sessions/{self._name}"
+            frame = random_observations(1)[0, 0].tobytes()
+            answer = httpx.post(f"{path}/act", content=frame, headers=BYTES)
+            assert answer.status_code == 200, answer.text
+            assert httpx.delete(path).status_code == 200
+            self._name = None
+
+
+def _check_operation(url: str, operation: Any, examples: int, sessions: _Sessions) -> int:
     """Send generated requests of one operation; return how many."""
     from hypothesis import HealthCheck, Phase, given, settings
+    from hypothesis import strategies as st
     from schemathesis.checks import not_a_server_error
 
     allowed = {int(status) for status in operation.definition.raw["responses"]} | {405}
+    frame = random_observations(1)[0, 0].tobytes()
     sent = 0
 
     @settings(
@@ -122,15 +166,24 @@ def _check_operation(url: str, operation: Any, examples: int) -> int:
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    @given(case=operation.as_strategy())
-    def check(case: Any) -> None:
+    @given(case=operation.as_strategy(), kind=st.sampled_from(["as is", "living", "good"]))
+    def check(case: Any, kind: str) -> None:
         nonlocal sent
+        lives = "id" in case.path_parameters and kind != "as is"
+        if lives:
+            case.path_parameters["id"] = sessions.living()
+            if kind == "good" and operation.label.endswith("/act"):
+                # Between bad ones a good frame, so that they meet a session in use.
+                case.media_type, case.body = BYTES["content-type"], frame
         response = case.call(base_url=url)
         case.validate_response(response, checks=[not_a_server_error])
         assert response.status_code in allowed, response.text
+        if lives:
+            sessions.met_one(operation.label, response.status_code)
         sent += 1
 
     check()
+    sessions.end()
     return sent
 
 
@@ -146,9 +199,18 @@ def test_schemathesis(url: str, examples: int) -> None:
         ]
     }
     schema = schemathesis.openapi.from_dict(written)
+    sessions = _Sessions(url)
     sent = sum(
-        _check_operation(url, operation.ok(), examples) for operation in schema.get_all_operations()
+        _check_operation(url, operation.ok(), examples, sessions)
+        for operation in schema.get_all_operations()
     )
     assert sent >= 5 * examples
+    # Of three requests with a session's name in the path about two go to one that lives.
+    act, delete = sessions.met["POST /sessions/{id}/act"], sessions.met["DELETE /sessions/{id}"]
+    assert min(act.total(), delete.total()) >= 0.4 * examples
+    if examples >= 100:
+        assert act[200] >= 0.1 * examples
+        assert {400, 415} & set(act)
+        assert delete[200] >= 0.3 * examples
     assert _good(url)
-    print(f"\n{sent} schemathesis cases")
+    print(f"\n{sent} schemathesis cases; on living sessions act {dict(act)}, end {dict(delete)}")
