@@ -32,6 +32,7 @@ TAG_REGISTRATION = "mario.registration_id"
 TAG_STATE = "mario.state"
 TAG_RUN = "mario.run_id"
 TAG_STATUS = "mario.status"
+TAG_POLICY = "mario.policy"
 
 # MLflow's defaults retry a dead server for minutes; a job says so within seconds instead.
 _ENVIRONMENT = {
@@ -182,7 +183,7 @@ def ensure_experiment(client: MlflowClient, name: str, artifact_dir: Path | None
         return str(found.experiment_id)
 
 
-def write_model_folder(artefact: Artefact, folder: Path) -> Path:
+def write_model_folder(artefact: Artefact, folder: Path, *, with_archive: bool = True) -> Path:
     """Write an artefact as an MLflow model: its own files, and MLflow's descriptions beside them.
 
     The ONNX file stands in the folder once, under its own name, so that its digest stays; the
@@ -191,6 +192,7 @@ def write_model_folder(artefact: Artefact, folder: Path) -> Path:
     Args:
         artefact: a verified artefact; its folder must still be there.
         folder: a folder to create.
+        with_archive: also the archive for going on with training, where the artefact has one.
 
     Returns:
         The folder.
@@ -212,7 +214,7 @@ def write_model_folder(artefact: Artefact, folder: Path) -> Path:
         ) from error
     folder.mkdir(parents=True)
     (folder / ONNX_FILE).write_bytes(artefact.onnx)
-    for name in (MANIFEST_FILE, GOLDEN_FILE, MODEL_FILE):
+    for name in (MANIFEST_FILE, GOLDEN_FILE, *((MODEL_FILE,) if with_archive else ())):
         source = artefact.folder / name
         if source.is_file():
             (folder / name).write_bytes(source.read_bytes())

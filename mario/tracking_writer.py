@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from mario.errors import MarioError
+from mario.errors import ArtefactError, MarioError, RegistryError
 from mario.journal import Record
 from mario.journal_writer import (
     DeliveryRefusedError,
@@ -21,7 +21,16 @@ from mario.journal_writer import (
     JournaledWriter,
     WriterReport,
 )
-from mario.tracking import TAG_RUN, TAG_STATUS, ensure_experiment, tracking_client
+from mario.policy.artefact import Artefact
+from mario.tracking import (
+    TAG_DIGEST,
+    TAG_POLICY,
+    TAG_RUN,
+    TAG_STATUS,
+    ensure_experiment,
+    tracking_client,
+)
+from mario.tracking_policy import log_policy
 
 if TYPE_CHECKING:
     from mlflow.exceptions import MlflowException
@@ -127,9 +136,34 @@ class TrackingWriter:
         """Upload a file or folder; it must stay where it is until then."""
         self._writer.put([{"file": str(Path(path).resolve()), "folder": folder}])
 
-    def dataset(self, name: str, source: str, description: Mapping[str, Any]) -> None:
-        """Note what the run is trained on, as an MLflow dataset input (lineage)."""
-        self._writer.put([{"dataset": name, "source": source, "profile": dict(description)}])
+    def dataset(
+        self,
+        name: str,
+        source: str,
+        description: Mapping[str, Any],
+        *,
+        context: str = "training",
+    ) -> None:
+        """Note what the run is trained or selected on, as an MLflow dataset input (lineage)."""
+        self._writer.put(
+            [
+                {
+                    "dataset": name,
+                    "source": source,
+                    "profile": dict(description),
+                    "context": context,
+                }
+            ]
+        )
+
+    def policy(self, artefact: Artefact) -> None:
+        """Note what the run ended with: an MLflow model of the run, and its digest as a tag.
+
+        The artefact's folder must stay where it is until then.
+        """
+        folder = str(artefact.folder.resolve())
+        self.tags({TAG_DIGEST: artefact.digest, TAG_POLICY: folder})
+        self._writer.put([{"policy": folder, "digest": artefact.digest}])
 
     def end(self, status: RunStatus) -> None:
         """Report how the run ended."""
@@ -247,6 +281,11 @@ class TrackingWriter:
                 raise DeliveryRefusedError(f"{path} is gone; it cannot be uploaded")
         if "dataset" in record:
             client.log_inputs(run, [_dataset_input(record)])
+        if "policy" in record:
+            try:
+                log_policy(client, run, Path(record["policy"]), record["digest"])
+            except (ArtefactError, RegistryError) as error:  # it will not get better
+                raise DeliveryRefusedError(str(error)) from error
         if "status" in record:
             status = MLFLOW_STATUS.get(record["status"], "FAILED")
             if status == "RUNNING":
@@ -270,7 +309,9 @@ def _dataset_input(record: Record) -> Any:
         source=json.dumps({"source": record["source"]}),
         profile=profile,
     )
-    return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
+    return DatasetInput(
+        dataset, [InputTag("mlflow.data.context", record.get("context", "training"))]
+    )
 
 
 def _as_delivery_error(error: MlflowException) -> Exception:
@@ -287,8 +328,6 @@ def mark_ended(tracking_uri: str, mlflow_run_id: str, status: str) -> None:
         RegistryError: if MLflow does not answer or does not know the run.
     """
     from mlflow.exceptions import MlflowException
-
-    from mario.errors import RegistryError
 
     client = tracking_client(tracking_uri)
     try:

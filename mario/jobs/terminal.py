@@ -60,7 +60,7 @@ class TrainingDisplay:
                 f"{progress.steps_per_second:,.0f} steps/s",
                 f"mean furthest x {far:.0f} px" if far is not None else "no episode yet",
                 *([] if progress.state in ("healthy", "warming") else [progress.state]),
-                f"{_minutes(left)} left" if left is not None else "",
+                *([f"{_minutes(left)} left"] if left is not None else []),
             ]
         )
         if self._live:
@@ -69,18 +69,21 @@ class TrainingDisplay:
         share = progress.total_steps / self._total
         if share >= self._next_log or progress.total_steps >= self._total:
             self._next_log = share + _LOG_SHARE
-            self._console.print(f"{share:4.0%} {numbers}", highlight=False)
+            self._say(f"{share:4.0%} {numbers}")
 
     def selection(self, selection: SelectionDone) -> None:
         """Say what the policy was worth on selection seeds."""
         details = selection.details
-        self._console.print(
+        self._say(
             f"selection at {selection.total_steps:,} steps: score {selection.score:.3f}, "
             f"furthest x {details.get('mean_furthest_px', 0):.0f} px, "
             f"cleared {details.get('clear_rate', 0):.0%} of {details.get('units', 0):.0f} units"
-            + (" (best so far)" if selection.is_best else ""),
-            highlight=False,
+            + (" (best so far)" if selection.is_best else "")
         )
+
+    def _say(self, line: str) -> None:
+        """Print one line as one line: a log is read by `grep`, and has no width to wrap it to."""
+        self._console.print(line, highlight=False, soft_wrap=True)
 
 
 def _minutes(seconds: float) -> str:

@@ -7,12 +7,16 @@ import logging
 from mario.errors import StoreError
 from mario.jobs.runtime import Runtime
 from mario.journal import pending_journals
+from mario.policy.artefact import Artefact
 from mario.registry import model_name
 from mario.store.records import Run
 from mario.store.store import ExperimentStore
 from mario.tracking_writer import JOURNAL_FOLDER, TrackingWriter
 
 log = logging.getLogger(__name__)
+
+#: How long the end of `mario train` waits for MLflow to take the policy.
+_POLICY_SECONDS = 15.0
 
 
 def open_tracking(runtime: Runtime, run: Run, *, replaying: bool = False) -> TrackingWriter:
@@ -41,6 +45,26 @@ def open_tracking(runtime: Runtime, run: Run, *, replaying: bool = False) -> Tra
         on_run=remember,
         replaying=replaying,
     )
+
+
+def track_policy(runtime: Runtime, run: Run, artefact: Artefact) -> None:
+    """Give MLflow the policy that a run ended with, so that it is traced without being registered.
+
+    With MLflow away it stays in the run's journal, as everything else does.
+    """
+    try:
+        writer = open_tracking(runtime, run, replaying=True)
+    except StoreError as error:  # of a sink that hung at the run's end and still has the journal
+        log.warning("MLflow is not told of the policy: %s", error)
+        return
+    writer.policy(artefact)
+    report = writer.close(_POLICY_SECONDS)
+    if report.pending:
+        log.warning(
+            "MLflow did not take the policy in time (%s); it is in the run's journal, for "
+            "`mario store check --replay`",
+            report.last_error or "no answer",
+        )
 
 
 def replay_tracking(

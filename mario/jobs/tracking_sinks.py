@@ -8,16 +8,56 @@ import threading
 from pathlib import Path
 from typing import Any, Literal
 
+from mario.config import ExperimentConfig
+from mario.evaluation.records import PROTOCOL
+from mario.evaluation.seeds import SEED_SCHEME
+from mario.jobs.selection import selection_units
 from mario.store.runs import flatten
 from mario.tracking_writer import TrackingWriter
 from mario.training.health import Health, HealthSample
 from mario.training.run import CONFIG_FILE
-from mario.training.sinks import BaseSink, Progress, RunEnd, RunStart, SelectionDone
+from mario.training.sinks import (
+    BaseSink,
+    CheckpointWritten,
+    Progress,
+    RunEnd,
+    RunStart,
+    SelectionDone,
+    patience_seconds,
+)
 
 log = logging.getLogger(__name__)
 
-#: As for the store: a run that was told to end does not wait long.
-_CLOSE_SECONDS, _CLOSE_SECONDS_INTERRUPTED = 20.0, 2.0
+_GAME = "gym-super-mario-bros==7.4.0"
+
+
+def data_lineage(config: ExperimentConfig) -> dict[str, dict[str, Any]]:
+    """What a run is trained and selected on, by MLflow's context: levels, seeds, protocol.
+
+    Every episode follows from it: the game is deterministic, and all chance comes from the seeds.
+    """
+    game = config.game
+    training = {
+        "levels": list(config.level_names),
+        "seed": str(config.seed),
+        "seed_rule": "derive_seed(seed, environment, episode)",
+        "environments": config.environments,
+        "frame_skip": game.frame_skip,
+        "sticky_probability": game.sticky_probability,
+        "no_op_max_frames": game.no_op_max_frames,
+        "max_steps": game.max_steps,
+        "reward": game.reward.model_dump(mode="json", exclude_none=True),
+    }
+    if config.selection.units == 0:
+        return {"training": training}
+    selection = {
+        "protocol": PROTOCOL,
+        "seed_scheme": SEED_SCHEME,
+        "seed_family": "selection",
+        # As text: JSON's readers in browsers have 53 bits.
+        "units": [[level, str(seed)] for level, seed in selection_units(config)],
+    }
+    return {"training": training, "selection": selection}
 
 
 def health_metrics(sample: HealthSample) -> dict[str, float]:
@@ -47,16 +87,15 @@ class MlflowSink(BaseSink):
         self._writer = writer
 
     def on_start(self, start: RunStart) -> None:
-        """Log parameters, the configuration, and the levels as the data it is trained on."""
+        """Log parameters, the configuration, and the games as the data it is trained on."""
         config = start.config
         self._writer.parameters(flatten(config.model_dump(mode="json")))
         self._writer.tags({"mario.config_hash": config.content_hash(), **_plain(start.hardware)})
         self._writer.file(start.run_dir / CONFIG_FILE)
-        self._writer.dataset(
-            f"super-mario-bros-{config.task}",
-            "gym-super-mario-bros==7.4.0",
-            {"levels": list(config.level_names), "environments": config.environments},
-        )
+        for context, description in data_lineage(config).items():
+            self._writer.dataset(
+                f"super-mario-bros-{config.task}-{context}", _GAME, description, context=context
+            )
 
     def on_health(self, sample: HealthSample, health: Health) -> None:
         """Log the signals; a change of state becomes a tag."""
@@ -71,6 +110,18 @@ class MlflowSink(BaseSink):
         numbers = {f"selection/{name}": value for name, value in selection.details.items()}
         self._writer.metrics(selection.total_steps, {"selection/score": selection.score, **numbers})
 
+    def on_checkpoint(self, checkpoint: CheckpointWritten) -> None:
+        """Note where the best checkpoint is: a run that never exports a policy has that."""
+        if checkpoint.kind == "best":
+            self._writer.tags(
+                {
+                    "mario.best_checkpoint": str(checkpoint.path.resolve()),
+                    "mario.best_checkpoint_sha256": checkpoint.sha256,
+                    "mario.best_steps": str(checkpoint.total_steps),
+                    "mario.best_score": f"{checkpoint.score}",
+                }
+            )
+
     def on_progress(self, progress: Progress) -> None:
         """Log rates and means."""
         self._writer.metrics(progress.total_steps, progress_metrics(progress))
@@ -84,16 +135,12 @@ class MlflowSink(BaseSink):
         if end.reason:
             self._writer.tags({"mario.status_reason": end.reason})
         self._writer.end(end.status)
-        report = self._writer.close(_patience_seconds(end))
+        report = self._writer.close(patience_seconds(end))
         if report.pending:
             log.warning(
                 "MLflow did not take everything in time (%s); the rest is in the run's journal",
                 report.last_error or "no answer",
             )
-
-
-def _patience_seconds(end: RunEnd) -> float:
-    return _CLOSE_SECONDS_INTERRUPTED if end.status == "interrupted" else _CLOSE_SECONDS
 
 
 def _plain(values: dict[str, Any]) -> dict[str, str]:
@@ -188,6 +235,6 @@ class WandbSink(BaseSink):
         # With the network away `finish` waits for as long as that lasts.
         finish = threading.Thread(target=self._run.finish, args=(exit_code,), daemon=True)
         finish.start()
-        finish.join(_patience_seconds(end))
+        finish.join(patience_seconds(end))
         if finish.is_alive():
             log.warning("Weights & Biases did not take everything in time; `wandb sync` sends it")

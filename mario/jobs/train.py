@@ -25,16 +25,17 @@ from mario.game.console import UInt8Array
 from mario.jobs.provenance import git_commit, git_diff, hardware, library_versions
 from mario.jobs.register import ARTEFACT_FOLDER
 from mario.jobs.runtime import Runtime
+from mario.jobs.selection import selector
 from mario.jobs.sinks import PrometheusSink, StoreSink
-from mario.jobs.tracking import open_tracking
+from mario.jobs.tracking import open_tracking, track_policy
 from mario.jobs.tracking_sinks import MlflowSink, TensorBoardSink, WandbSink
-from mario.policy.policy import Policy
+from mario.policy.artefact import Artefact
 from mario.policy.sb3 import export_artefact
 from mario.store.records import NewRun, Run, new_id
 from mario.store.store import ExperimentStore
 from mario.store.writer import StoreWriter, replay_journals
 from mario.telemetry_export import Instruments, StoreMetrics
-from mario.training.result import SelectionScore, TrainingResult
+from mario.training.result import TrainingResult
 from mario.training.run import CONFIG_FILE
 from mario.training.sinks import BaseSink, Progress, SelectionDone, Status, TrainingSink
 from mario.training.trainer import load_trained, train
@@ -111,7 +112,7 @@ def train_run(
         resume=resume is not None,
         stop=stop,
         progress=on_progress,
-        select=_selector(config, stop),
+        select=selector(config, stop),
     )
     artefact = None
     if result.status != "interrupted":
@@ -122,7 +123,9 @@ def train_run(
                 raise
             # Ruined weights may not even export; the collapse is what there is to say, not that.
             log.warning("no policy exported: %s", error)
-    return TrainOutcome(run.id, run_dir, result, artefact)
+    if artefact is not None and config.sinks.mlflow:
+        track_policy(runtime, run, artefact)
+    return TrainOutcome(run.id, run_dir, result, None if artefact is None else artefact.folder)
 
 
 def _begin(
@@ -229,70 +232,20 @@ def _prometheus_sink(run_id: str, instruments: Instruments) -> PrometheusSink:
     )
 
 
-class _Stopped(Exception):
-    """Ends a selection in the middle of its episodes."""
-
-
-def _selector(
-    config: ExperimentConfig, stop: threading.Event
-) -> Callable[[Policy], SelectionScore | None] | None:
-    """Judge policies on selection seeds under mario-eval-v1; never on confirmation seeds."""
-    levels = config.level_names
-    count = config.selection.units
-    if count == 0:
-        return None
-    units = [
-        unit.key
-        for block in schedule(levels, "selection", units=max(count, len(levels)))
-        for unit in block
-    ]
-
-    def obey(_observations: UInt8Array, _step: BatchStep) -> None:
-        if stop.is_set():
-            raise _Stopped
-
-    def select(policy: Policy) -> SelectionScore | None:
-        try:
-            records = list(
-                play_units(
-                    policy,
-                    units,
-                    policy_digest="under training",
-                    environments=min(config.evaluation.environments, len(units)),
-                    console=config.game.console,
-                    on_step=obey,  # an episode may last for a minute: too long for a stop
-                )
-            )
-        except _Stopped:
-            return None
-        return SelectionScore(
-            float(np.mean([record.episode_score for record in records])),
-            {
-                "mean_furthest_px": float(np.mean([r.furthest_px for r in records])),
-                "clear_rate": float(np.mean([r.cleared for r in records])),
-                "units": float(len(records)),
-            },
-        )
-
-    return select
-
-
-def _export(config: ExperimentConfig, run_dir: Path, result: TrainingResult) -> Path | None:
+def _export(config: ExperimentConfig, run_dir: Path, result: TrainingResult) -> Artefact | None:
     """Write the artefact of the best checkpoint (the last, where there was no selection)."""
     chosen = result.best.path if result.best is not None else result.last
     if chosen is None:
         return None
     model = load_trained(config, chosen)
-    folder = run_dir / ARTEFACT_FOLDER
-    export_artefact(
+    return export_artefact(
         model,
-        folder,
+        run_dir / ARTEFACT_FOLDER,
         config,
         observations=_observations(config, model),
         git_commit=git_commit(),
         overwrite=True,
     )
-    return folder
 
 
 def _observations(config: ExperimentConfig, model: Any) -> UInt8Array:

@@ -119,6 +119,46 @@ def test_a_resumed_run_is_the_same_run(tracking_uri: str, tmp_path: Path) -> Non
     assert client.get_run(first).info.status == "KILLED"
 
 
+def test_a_policy_is_logged_once_however_often_it_is_delivered(
+    tracking_uri: str, tmp_path: Path
+) -> None:
+    artefact = write_test_artefact(tmp_path / "policy", seed=1)
+    for _ in range(2):
+        with _writer(tracking_uri, tmp_path) as writer:
+            writer.policy(artefact)
+            assert writer.flush(60)
+            run_id = writer.mlflow_run_id
+    assert run_id is not None
+    client = tracking_client(tracking_uri)
+    run = client.get_run(run_id)
+    (output,) = run.outputs.model_outputs
+    (model,) = client.search_logged_models([run.info.experiment_id])
+    assert (model.model_id, str(model.status)) == (output.model_id, "READY")
+    assert model.tags["mario.digest"] == run.data.tags["mario.digest"] == artefact.digest
+    # A delivery that was killed after it had made the model goes on with that model.
+    half = write_test_artefact(tmp_path / "half", seed=2)
+    client.create_logged_model(
+        run.info.experiment_id, name=model.name, source_run_id=run_id,
+        tags={"mario.digest": half.digest},
+    )  # fmt: skip
+    # And what is not that policy any more is refused, and does not hold up the rest.
+    gone = write_test_artefact(tmp_path / "gone", seed=3)
+    shutil.rmtree(gone.folder)
+    write_test_artefact(gone.folder, seed=4)
+    with _writer(tracking_uri, tmp_path) as writer:
+        writer.policy(half)
+        writer.policy(gone)
+        writer.tags({"after": "it"})
+        assert writer.flush(60)
+        assert writer.report().refused == 1
+    models = client.search_logged_models([run.info.experiment_id])
+    assert {one.tags["mario.digest"] for one in models} == {artefact.digest, half.digest}
+    assert {str(one.status) for one in models} == {"READY"}
+    run = client.get_run(run_id)
+    assert {one.model_id for one in run.outputs.model_outputs} == {one.model_id for one in models}
+    assert run.data.tags["after"] == "it"
+
+
 @pytest.fixture
 def server(tmp_path: Path, empty_mlflow: Path) -> Iterator[MlflowServer]:
     server = MlflowServer(tmp_path / "server")

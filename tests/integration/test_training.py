@@ -19,11 +19,11 @@ import torch
 from mario.errors import CheckpointError, TrainingError
 from mario.game.levels import level
 from mario.game.sb3_vec_env import EpisodeRecord
-from mario.jobs.train import _selector
+from mario.jobs.selection import selector
 from mario.policy.policy import Policy, RandomPolicy
 from mario.policy.sb3 import action_specs
 from mario.training.callbacks import TrainerCallback
-from mario.training.checkpoint import TENSORS_FILE, list_checkpoints
+from mario.training.checkpoint import TENSORS_FILE, list_checkpoints, read_checkpoint
 from mario.training.health import HealthRules
 from mario.training.sinks import BaseSink
 from mario.training.trainer import SelectionScore, load_trained, train
@@ -275,7 +275,7 @@ def test_a_selection_obeys_a_stop_in_the_middle_of_an_episode() -> None:
                 stop.set()
             return super().act(*arguments, **options)
 
-    select = _selector(small_config(selection={"every_steps": 64, "units": 8}), stop)
+    select = selector(small_config(selection={"every_steps": 64, "units": 8}), stop)
     assert select is not None
     assert select(Counting(action_specs("simple"))) is None
     assert asked == 5
@@ -386,6 +386,21 @@ def test_selection_does_not_steer_training(
     )
     assert weights_digest(result.last) == digest
     assert listener.selections[-1].details == {"clears": 0.0}
+
+
+def test_a_replay_buffer_is_bounded_in_a_checkpoint(tmp_path: Path) -> None:
+    listener = Listener()
+    config = small_config(DQN)
+    result = train(config, tmp_path / "run", sinks=[listener])
+    assert result.last is not None
+    arrays = read_checkpoint(result.last).arrays
+    size = sum(array.nbytes for name, array in arrays.items() if name.startswith("replay_"))
+    # The bound of the guide: a frame, action, reward and end for each transition; four frames more
+    # where an episode begins or the ring closes.
+    frame, rest = 84 * 84, 8 + 4 + 4
+    starts = len(listener.episodes) + 2 * config.environments
+    assert arrays["replay_newest"].shape[:2] == (400 // config.environments, config.environments)
+    assert size <= 400 * (frame + rest) + starts * (4 * frame + 2 * 8)
 
 
 def test_stop_is_obeyed_within_seconds(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from mario.jobs.runtime import Runtime
@@ -27,8 +28,16 @@ class Trainer:
         run_id: the run, once its first process has entered it into the store.
     """
 
-    def __init__(self, config: Path, runtime: Runtime, log: Path, *changes: str) -> None:
+    def __init__(
+        self,
+        config: Path,
+        runtime: Runtime,
+        log: Path,
+        *changes: str,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.runtime = runtime
+        self._more = dict(environment or {})
         self.log = log
         self.kills = self.starts = 0
         self.run_id = ""
@@ -59,6 +68,7 @@ class Trainer:
             "MARIO_DATABASE_URL": self.runtime.database_url,
             "MLFLOW_TRACKING_URI": self.runtime.tracking_uri,
             "MARIO_RUNS_DIR": str(self.runtime.runs_dir),
+            **self._more,
         }
 
     def mario(self, *arguments: str) -> subprocess.CompletedProcess[str]:

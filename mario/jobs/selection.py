@@ -1,0 +1,73 @@
+"""Selection: the policy under training is judged on selection seeds, for its best checkpoint."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import numpy as np
+
+from mario.config import ExperimentConfig
+from mario.evaluation.protocol import play_units
+from mario.evaluation.seeds import schedule
+from mario.game.batch import BatchStep
+from mario.game.console import UInt8Array
+from mario.policy.policy import Policy
+from mario.training.result import SelectionScore
+
+
+class _Stopped(Exception):
+    """Ends a selection in the middle of its episodes."""
+
+
+def selection_units(config: ExperimentConfig) -> list[tuple[str, int]]:
+    """The units (level, seed) that checkpoints are chosen on, at least one for each level."""
+    levels = config.level_names
+    count = max(config.selection.units, len(levels))
+    return [unit.key for block in schedule(levels, "selection", units=count) for unit in block]
+
+
+def selector(
+    config: ExperimentConfig, stop: threading.Event
+) -> Callable[[Policy], SelectionScore | None] | None:
+    """Judge policies on selection seeds under mario-eval-v1; never on confirmation seeds.
+
+    Args:
+        config: the experiment.
+        stop: ends a judgement in the middle, which then has no score.
+
+    Returns:
+        The judge; None where the experiment wants no selection.
+    """
+    if config.selection.units == 0:
+        return None
+    units = selection_units(config)
+
+    def obey(_observations: UInt8Array, _step: BatchStep) -> None:
+        if stop.is_set():
+            raise _Stopped
+
+    def select(policy: Policy) -> SelectionScore | None:
+        try:
+            records = list(
+                play_units(
+                    policy,
+                    units,
+                    policy_digest="under training",
+                    environments=min(config.evaluation.environments, len(units)),
+                    console=config.game.console,
+                    on_step=obey,  # an episode may last for a minute: too long for a stop
+                )
+            )
+        except _Stopped:
+            return None
+        return SelectionScore(
+            float(np.mean([record.episode_score for record in records])),
+            {
+                "mean_furthest_px": float(np.mean([r.furthest_px for r in records])),
+                "clear_rate": float(np.mean([r.cleared for r in records])),
+                "units": float(len(records)),
+            },
+        )
+
+    return select
