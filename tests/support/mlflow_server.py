@@ -11,7 +11,7 @@ from pathlib import Path
 
 import requests
 
-from tests.support.processes import free_port
+from tests.support.processes import free_port, signal_family
 
 #: The server imports for seconds on an idle machine, and for minutes on a very busy one.
 START_SECONDS = 240
@@ -62,6 +62,16 @@ class MlflowServer:
             if time.monotonic() > deadline or self._process.poll() is not None:
                 raise AssertionError((self.folder / "server.log").read_text()[-2000:])
             time.sleep(0.2)
+
+    def hang(self) -> None:
+        """Let it take connections and answer none of them."""
+        assert self._process is not None
+        signal_family(self._process.pid, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """End a ``hang``; nothing where it does not hang."""
+        if self._process is not None:
+            signal_family(self._process.pid, signal.SIGCONT)
 
     def kill(self) -> None:
         """SIGKILL the server and its workers; nothing where it does not run."""

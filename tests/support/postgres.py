@@ -14,6 +14,8 @@ from pathlib import Path
 import psycopg2
 import sqlalchemy as sa
 
+from tests.support.processes import signal_family
+
 
 class PostgresServer:
     """One server in a temporary folder, reached by a socket; stopped and removed by ``stop``."""
@@ -78,6 +80,14 @@ class PostgresServer:
                 return
             time.sleep(0.02)
         raise AssertionError(f"PostgreSQL {pid} did not die")
+
+    def hang(self) -> None:
+        """Let it take connections and answer none of them, old or new."""
+        signal_family(self.pid, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """End a ``hang``; nothing where it does not hang."""
+        signal_family(self.pid, signal.SIGCONT)
 
     def start(self) -> None:
         """Start again after ``kill``; the same URLs are valid again."""

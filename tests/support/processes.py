@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -40,6 +40,28 @@ def wait_for_http(url: str, seconds: float, process: subprocess.Popen[bytes] | N
             last = error
         time.sleep(0.1)
     raise AssertionError(f"{url}: not ready after {seconds} s ({last})")
+
+
+def family(pid: int) -> list[int]:
+    """A process and all that descend from it, parents first."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+    found = [pid]
+    for parent in found:
+        found += children.get(parent, [])
+    return found
+
+
+def signal_family(pid: int, number: signal.Signals) -> None:
+    """Send a signal to a process and all that descend from it; SIGSTOP makes them hang."""
+    for each in family(pid):
+        with suppress(ProcessLookupError):
+            os.kill(each, number)
 
 
 @contextmanager

@@ -1,0 +1,158 @@
+"""A run is told to end while PostgreSQL and MLflow hang: it ends in time, and nothing is lost.
+
+A server that is dead refuses connections at once; one that hangs takes them and never answers,
+which is what makes a program wait. Real servers, made to hang by SIGSTOP to all their processes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mario.jobs.runtime import Runtime
+from mario.store.store import ExperimentStore
+from mario.tracking import tracking_client
+from mario.training.checkpoint import list_checkpoints, read_checkpoint
+from mario.training.run import CHECKPOINTS_FOLDER
+from tests.support.chaos import Trainer
+from tests.support.mlflow_server import MlflowServer
+from tests.support.postgres import PostgresServer
+from tests.support.training_runs import DQN, PPO, small_config
+
+#: What a run that is told to end may take, whatever its servers do.
+END_SECONDS = 10
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+
+class Servers:
+    """Both servers of the full stack, which hang and go on together."""
+
+    def __init__(self, postgres: PostgresServer, mlflow: MlflowServer) -> None:
+        self._both = (postgres, mlflow)
+
+    def hang(self) -> None:
+        for server in self._both:
+            server.hang()
+
+    def go_on(self) -> None:
+        for server in self._both:
+            server.go_on()
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as opened:
+        yield opened
+
+
+def tracked_run(runtime: Runtime, run_id: str) -> str:
+    """Wait until the MLflow run is known, so that connections to both servers stand."""
+    deadline = time.monotonic() + 120
+    while True:
+        with ExperimentStore.open(runtime.database_url) as store:
+            known = store.runs.get(run_id).mlflow_run_id
+        if known is not None:
+            return known
+        assert time.monotonic() < deadline, "MLflow was never told of the run"
+        time.sleep(0.2)
+
+
+def end_while_they_hang(trainer: Trainer, servers: Servers) -> float:
+    """Let the servers hang, train on, send SIGTERM; the seconds until the process was gone."""
+    servers.hang()
+    trainer.wait_for_checkpoints(2)  # training goes on without them
+    trainer.ask_to_end()
+    asked = time.monotonic()
+    code = trainer.finish()
+    seconds = time.monotonic() - asked
+    servers.go_on()
+    assert code == 130, trainer.tail()
+    return seconds
+
+
+def told_by_the_checkpoint(trainer: Trainer) -> tuple[list[int], int, int]:
+    """What must have been recorded: episodes of each environment, updates, agent steps."""
+    newest = list_checkpoints(trainer.folder / CHECKPOINTS_FOLDER)[0]
+    content = read_checkpoint(newest)
+    values: Any = content.values
+    episodes = [int(count) for count in content.arrays["env_episodes"]]
+    return episodes, values["trainer"]["update"], values["counters"]["num_timesteps"]
+
+
+@pytest.mark.parametrize("algorithm", [PPO, DQN], ids=["ppo", "dqn"])
+def test_told_to_end_while_both_servers_hang(
+    algorithm: dict[str, Any],
+    postgres_server: PostgresServer,
+    stack: ExitStack,
+    tmp_path: Path,
+    record_property: Any,
+) -> None:
+    mlflow = MlflowServer(tmp_path / "mlflow")
+    mlflow.start(wait=False)
+    stack.callback(mlflow.kill)
+    name = postgres_server.create_database()
+    runtime = Runtime(tmp_path / "runs", postgres_server.url(name), mlflow.uri)
+    config = tmp_path / "hung.yaml"
+    config.write_text(
+        small_config(
+            algorithm,
+            name="hung",
+            total_steps=10_000_000,
+            checkpoint={"every_steps": 1_024, "keep": 3},
+            selection={"units": 0},
+            sinks={"mlflow": True, "prometheus": True, "tensorboard": True},
+        ).to_yaml()
+    )
+    trainer = Trainer(config, runtime, tmp_path / "trainer.log")
+    servers = Servers(postgres_server, mlflow)
+    stack.callback(trainer.stop)
+    stack.callback(servers.go_on)
+    upgraded = trainer.mario("store", "upgrade")
+    assert upgraded.returncode == 0, upgraded.stderr
+    mlflow.wait()
+
+    trainer.ensure_running()
+    trainer.wait_for_run()
+    mlflow_run = tracked_run(runtime, trainer.run_id)
+    took = [end_while_they_hang(trainer, servers)]
+
+    # The next start brings in what the journals kept, and goes on where the checkpoint is.
+    trainer.ensure_running()
+    trainer.wait_for_checkpoints(1)
+    took.append(end_while_they_hang(trainer, servers))
+    record_property("seconds", [round(each, 1) for each in took])
+    assert max(took) < END_SECONDS, took
+
+    checked = trainer.mario("store", "check", "--replay")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert "every invariant holds" in checked.stdout
+    assert "not delivered yet" not in checked.stdout
+    episodes, updates, steps = told_by_the_checkpoint(trainer)
+    assert min(episodes) > 0
+    with ExperimentStore.open(runtime.database_url) as store:
+        run = store.runs.get(trainer.run_id)
+        stored = defaultdict(list)
+        for row in store.runs.episodes(trainer.run_id):
+            stored[row.env_index].append(row.episode_index)
+        samples = [row.update_index for row in store.runs.health_samples(trainer.run_id)]
+    assert run.status == "interrupted"
+    assert [attempt.status for attempt in run.attempts] == ["interrupted", "interrupted"]
+    assert run.attempts[1].start_steps == run.attempts[0].end_steps
+    assert run.attempts[1].end_steps == steps
+    for index, count in enumerate(episodes):
+        # Those of steps that a stop interrupted may come beside them: they will come again.
+        assert sorted(stored[index])[:count] == list(range(count))
+    assert samples == list(range(1, updates + 1))
+
+    client = tracking_client(mlflow.uri)
+    found = client.get_run(mlflow_run)
+    assert (found.info.status, found.data.tags["mario.status"]) == ("KILLED", "interrupted")
+    history = client.get_metric_history(mlflow_run, "health/update")
+    assert {int(metric.value) for metric in history} == set(range(1, updates + 1))
