@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 from serving.http import (
@@ -23,9 +24,10 @@ from serving.http import (
     read_body,
 )
 from serving.instruments import Instruments
+from serving.rate_limit import RateLimit
 from serving.refusal import Refusal
-from serving.security import Doorkeeper, RateLimit
-from serving.settings import ServingSettings
+from serving.security import Doorkeeper
+from serving.settings import ServingSettings, is_loopback
 
 logger = logging.getLogger("mario.serving")
 
@@ -147,11 +149,13 @@ class Application:
         sockets: dict[str, SocketHandler] | None = None,
         inner: AsgiApp,
         parts: Sequence[Part],
+        rate_limit: RateLimit,
+        attempts: RateLimit,
     ) -> None:
         """Serve ``routes``; only the lifespan goes on to ``inner``, BentoML's application.
 
         ``parts`` are started in the event loop before the first request, and stopped after the
-        last.
+        last. ``rate_limit`` counts what each token asks, ``attempts`` each address's log-ins.
         """
         self._settings = settings
         self._instruments = instruments
@@ -160,11 +164,8 @@ class Application:
         self._inner = inner
         self._parts = parts
         self.doorkeeper = doorkeeper
-        # Connections spread over the workers, so each gives a token its share of the rate.
-        self._rate_limit = RateLimit(
-            settings.rate_limit_per_second / settings.workers, settings.rate_limit_burst
-        )
-        self._attempts = RateLimit(1, 10)
+        self._rate_limit = rate_limit
+        self._attempts = attempts
         self._in_flight = 0
         instruments.read("in_flight_requests", lambda: self._in_flight)
 
@@ -240,8 +241,19 @@ class Application:
                 closes=True,
             )
 
+    def _check_caller(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
+        if not self.doorkeeper.required and not _is_loopback(_server(scope)):
+            # `bentoml serve --host` listens where it is told without asking the settings.
+            raise Refusal(
+                403,
+                "no_tokens",
+                "this service has no tokens, so it answers nobody but its own machine; give it "
+                "some (MARIO_SERVING_TOKENS or MARIO_SERVING_TOKENS_FILE)",
+            )
+        self._rate_limit.take(self.doorkeeper.check(headers, _peer(scope)))
+
     def _admit(self, scope: Scope, request: Request) -> None:
-        self._rate_limit.take(self.doorkeeper.check(request.headers, _peer(scope)))
+        self._check_caller(scope, request.headers)
         if self._in_flight > self._settings.max_in_flight:
             raise Refusal(
                 503,
@@ -264,7 +276,7 @@ class Application:
             await send({"type": "websocket.close", "code": 4404, "reason": "no such path"})
             return
         try:
-            self._rate_limit.take(self.doorkeeper.check(dict(scope["headers"]), _peer(scope)))
+            self._check_caller(scope, dict(scope["headers"]))
             await handler(scope, receive, send)
         except Refusal as refusal:
             self._instruments.get("errors_total", scope["path"], refusal.reason).inc()
@@ -275,6 +287,17 @@ class Application:
                     "reason": refusal.sentence[:120],
                 }
             )
+
+
+def _server(scope: Scope) -> str:
+    """The address of this machine that the client reached; of a Unix socket none."""
+    server = scope.get("server")
+    return str(server[0]) if server and server[1] is not None else "localhost"
+
+
+@cache
+def _is_loopback(host: str) -> bool:
+    return is_loopback(host)
 
 
 def _peer(scope: Scope) -> str:

@@ -14,6 +14,7 @@ from serving.openapi import ApiDocs
 from serving.page import Page
 from serving.place import own_metrics, service_folder
 from serving.protocol import guard_connections
+from serving.rate_limit import RateLimit
 from serving.security import Doorkeeper
 from serving.session_endpoints import SessionEndpoints
 from serving.sessions import SessionTable
@@ -49,7 +50,7 @@ def assemble(settings: ServingSettings, inner: AsgiApp) -> Application:
     )
     doorkeeper = Doorkeeper(settings)
     routes = [
-        *Endpoints(engine, instruments).routes(),
+        *Endpoints(engine, instruments, doorkeeper).routes(),
         *SessionEndpoints(engine, table).routes(),
         *OpenInference(engine).routes(),
         *Page(engine, doorkeeper).routes(),
@@ -67,4 +68,8 @@ def assemble(settings: ServingSettings, inner: AsgiApp) -> Application:
         sockets={"/watch": Watch(engine, settings.max_watchers, settings.console)},
         inner=inner,
         parts=parts,
+        rate_limit=RateLimit(
+            settings.rate_limit_per_second, settings.rate_limit_burst, folder / "rates"
+        ),
+        attempts=RateLimit(1, 10, folder / "attempts"),
     )

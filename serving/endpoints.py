@@ -6,9 +6,10 @@ from serving.application import Route
 from serving.engine import Engine
 from serving.http import BYTES, Request, Response, json_response
 from serving.instruments import Instruments
-from serving.parse import OBSERVATION_BYTES, parse_predict, parse_raw
+from serving.parse import OBSERVATION_BYTES, parse_predict, parse_query, parse_raw
 from serving.refusal import Refusal
 from serving.render import decision_bytes, decision_json
+from serving.security import Doorkeeper
 
 SMALL_BODY_BYTES = 1 << 10
 
@@ -16,10 +17,11 @@ SMALL_BODY_BYTES = 1 << 10
 class Endpoints:
     """Handlers around an engine."""
 
-    def __init__(self, engine: Engine, instruments: Instruments) -> None:
-        """Answer with ``engine``."""
+    def __init__(self, engine: Engine, instruments: Instruments, doorkeeper: Doorkeeper) -> None:
+        """Answer with ``engine``; ``doorkeeper`` tells who may know why there is no version."""
         self._engine = engine
         self._instruments = instruments
+        self._doorkeeper = doorkeeper
         self._max_observations = engine.settings.max_observations
 
     def routes(self) -> list[Route]:
@@ -44,8 +46,18 @@ class Endpoints:
         version = self._engine.champion.current
         if version is None:
             error = self._engine.champion.last_error or "no champion yet"
+            if not self._known(request):
+                # Anybody may ask this; paths and hosts are for those with a token.
+                error = "there is no version to answer with; a token, or the log, tells why"
             raise Refusal(503, "no_version", f"not ready: {error}", retry_after_seconds=2)
         return json_response({"ready": True, "version": version.ref.version})
+
+    def _known(self, request: Request) -> bool:
+        try:
+            self._doorkeeper.check(request.headers, "")
+        except Refusal:
+            return False
+        return True
 
     async def metrics(self, request: Request) -> Response:
         """Write the metrics page."""
@@ -55,6 +67,7 @@ class Endpoints:
     async def predict(self, request: Request) -> Response:
         """Answer JSON observations."""
         request.require_content_type(b"application/json")
+        parse_query(request.query, ())
         ask = parse_predict(request.body, self._max_observations)
         return decision_json(request, await self._engine.decide(ask))
 

@@ -42,16 +42,21 @@ def frame_from_png(data: bytes, where: str) -> Uint8Array:
         # The header is read first: nothing is decompressed before the size is known to be right.
         image = Image.open(io.BytesIO(data), formats=["PNG"])
         width, height = image.size
-        right = (width, height) == (256, 240) and image.mode in ("RGB", "P", "L", "1")
-        if right and "transparency" not in image.info:
+        right = (
+            (width, height) == (256, 240)
+            and image.mode in ("RGB", "P", "L", "1")
+            and "transparency" not in image.info
+            and not getattr(image, "is_animated", False)
+        )
+        if right:
             image.load()
     except Exception:  # Pillow raises a dozen unrelated types for a picture that is broken
         raise bad_request("png", f"{where}: got bytes that are not a whole PNG picture") from None
-    if not right or "transparency" in image.info:
+    if not right:
         raise bad_request(
             "picture",
             f"{where}: got a picture of {width} × {height} pixels, mode {image.mode}; expected "
-            "256 × 240, RGB, palette or grey, without transparency",
+            "one of 256 × 240, RGB, palette or grey, without transparency",
         )
     if image.mode == "P":
         # The grey of each colour once, instead of each pixel's: the same integers, sooner.

@@ -67,6 +67,15 @@ class Request:
                 f"got content type {_printable(got) or 'none'}; expected {names}; "
                 "set the Content-Type header",
             )
+        self.require_plain()
+        return got
+
+    def require_plain(self) -> None:
+        """Refuse a body that is compressed.
+
+        Raises:
+            Refusal: 415.
+        """
         encoding = self.headers.get(b"content-encoding", b"identity").strip().lower()
         if encoding not in (b"identity", b""):
             raise Refusal(
@@ -74,15 +83,48 @@ class Request:
                 "content_encoding",
                 f"got content encoding {_printable(encoding)}; expected none; send it plain",
             )
-        return got
 
     def accepts_bytes(self) -> bool:
-        """Whether the client asks for an answer as bytes."""
-        return BYTES in self.headers.get(b"accept", b"").lower()
+        """Whether the client would rather have bytes than JSON; of equals, what it names first."""
+        accept = self.headers.get(b"accept", b"").lower()
+        if BYTES not in accept:
+            return False
+        as_bytes, as_json = preference(accept, BYTES), preference(accept, JSON)
+        if as_bytes == as_json:
+            named = accept.find(JSON)
+            return as_bytes > 0 and (named < 0 or accept.find(BYTES) < named)
+        return as_bytes > as_json
 
     def elapsed_seconds(self) -> float:
         """Time since the headers had come, seconds."""
         return time.perf_counter() - self.started
+
+
+def preference(accept: bytes, kind: bytes) -> float:
+    """How much a client wants a media type: RFC 9110, section 12.5.1.
+
+    Args:
+        accept: the Accept header, in lower case.
+        kind: a media type.
+
+    Returns:
+        0 (not at all) to 1, by the most exact range that holds it; 0 where none does or where the
+        weight is none.
+    """
+    ranges = {kind: 3, kind.partition(b"/")[0] + b"/*": 2, b"*/*": 1}
+    best, weight = 0, 0.0
+    for item in accept.split(b","):
+        name, *parameters = (part.strip() for part in item.split(b";"))
+        if ranges.get(name, 0) <= best:
+            continue
+        best, weight = ranges[name], 1.0
+        for parameter in parameters:
+            if parameter.startswith(b"q="):
+                try:
+                    weight = min(1.0, max(0.0, float(parameter[2:])))
+                except ValueError:
+                    weight = 0.0
+    return weight
 
 
 @dataclass(slots=True)

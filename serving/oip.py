@@ -19,7 +19,15 @@ from mario.policy.manifest import OBSERVATION_SHAPE, Uint8Array
 from serving.application import Route
 from serving.engine import Decision, Engine
 from serving.http import BYTES, JSON, Request, Response, json_response
-from serving.parse import OBSERVATION_BYTES, Ask, check_count, parse_mode, parse_object, parse_seed
+from serving.parse import (
+    OBSERVATION_BYTES,
+    Ask,
+    check_count,
+    parse_mode,
+    parse_object,
+    parse_query,
+    parse_seed,
+)
 from serving.refusal import Refusal, bad_request
 from serving.versions import LoadedVersion
 
@@ -126,6 +134,8 @@ class OpenInference:
         # Triton's clients send no content type at all.
         if request.content_type():
             request.require_content_type(JSON, BYTES)
+        request.require_plain()
+        parse_query(request.query, ())
         self._version(request)
         document, binary = _split(request)
         ask = self._ask(document, binary)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from serving.application import Route
-from serving.frames import FRAME_BYTES, SCREEN_BYTES
+from serving.frames import FRAME_BYTES, SCREEN_BYTES, STACK
 from serving.http import Request, Response, json_response
 from serving.page import page_file
 from serving.parse import MAX_SEED, OBSERVATION_BYTES
@@ -19,6 +19,7 @@ _OBSERVATION_BASE64 = base64.b64encode(bytes(OBSERVATION_BYTES)).decode()
 _ERRORS = {
     400: "The request is not exactly right; the sentence says what was expected.",
     401: "A bearer token is needed, or this one is not valid.",
+    403: "The service has no tokens and answers its own machine only.",
     404: "There is nothing of this name.",
     408: "The body did not arrive in time.",
     409: "The session is answering another request.",
@@ -106,6 +107,7 @@ def document(settings: ServingSettings) -> dict[str, Any]:
 
 
 _RETRY_AFTER = {"Retry-After": {"schema": {"type": "integer"}, "description": "seconds"}}
+_BINARY = {"type": "string", "format": "binary"}
 _MODE = {"enum": ["greedy", "sample"]}
 _SEED = {"type": "integer", "minimum": 0, "maximum": MAX_SEED}
 _QUERY = [
@@ -160,13 +162,18 @@ def _schemas(settings: ServingSettings) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _zeros(count: int, description: str = "") -> dict[str, Any]:
+    """Bytes, with an example that JSON cannot hold: ``count`` zeros, which is a black picture."""
+    schema = {**_BINARY, **({"description": description} if description else {})}
+    return {"schema": schema, "x-example-zeros": count}
+
+
 def _object(properties: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(properties)}
 
 
 def _predict_paths(settings: ServingSettings) -> dict[str, Any]:
     size = f"N × {OBSERVATION_BYTES} bytes, N ≤ {settings.max_observations}"
-    raw = {"type": "string", "format": "binary", "description": size}
     png = {"type": "string", "contentEncoding": "base64"}
     frames = {
         "type": "object", "additionalProperties": False, "required": ["frames"],
@@ -196,7 +203,8 @@ def _predict_paths(settings: ServingSettings) -> dict[str, Any]:
                 "Answer observations sent as bytes; with Accept: application/octet-stream the "
                 "answer is rows of int32 action, int32 buttons, float32 value, float32 × A "
                 "probabilities, little-endian, and the version is in X-Mario-* headers",
-                parameters=_QUERY, body={"application/octet-stream": {"schema": raw}},
+                parameters=_QUERY,
+                body={"application/octet-stream": _zeros(OBSERVATION_BYTES, size)},
                 answer="Predictions", errors=(400, 408, 413, 415, 503), bytes_too=True,
             )
         },
@@ -211,7 +219,7 @@ def _predict_paths(settings: ServingSettings) -> dict[str, Any]:
                         "schema": frames,
                         "examples": {"black": {"value": {"frames": [_example_png()] * 4}}},
                     },
-                    "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+                    "application/octet-stream": _zeros(STACK * SCREEN_BYTES),
                 },
                 answer="Predictions", errors=(400, 408, 413, 415, 503),
             )
@@ -223,7 +231,7 @@ def _session_paths(settings: ServingSettings) -> dict[str, Any]:
     session = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
     wish = {"type": "object", "additionalProperties": False,
             "properties": {"mode": _MODE, "seed": _SEED}}  # fmt: skip
-    binary = {"schema": {"type": "string", "format": "binary"}}
+    picture = {"schema": _BINARY, "x-example-base64": _example_png()}
     return {
         "/sessions": {
             "post": _operation(
@@ -233,6 +241,8 @@ def _session_paths(settings: ServingSettings) -> dict[str, Any]:
                 body={"application/json": {"schema": wish, "examples": {"plain": {"value": {}}}}},
                 answer="Session", success=201, errors=(400, 408, 413, 415, 429, 503),
                 body_required=False,
+                links={name: {"operationId": name, "parameters": {"id": "$response.body#/session"}}
+                       for name in ("act", "end_session")},
             )
         },
         "/sessions/{id}/act": {
@@ -241,7 +251,7 @@ def _session_paths(settings: ServingSettings) -> dict[str, Any]:
                 f"Take one screen into the session and answer: PNG of 256 × 240, or "
                 f"{SCREEN_BYTES} bytes (a screen), or {FRAME_BYTES} bytes (a ready frame)",
                 parameters=[session],
-                body={"image/png": binary, "application/octet-stream": binary},
+                body={"image/png": picture, "application/octet-stream": _zeros(FRAME_BYTES)},
                 answer="SessionPrediction", errors=(400, 404, 408, 409, 410, 413, 415, 503),
             )
         },
@@ -261,31 +271,46 @@ def _inference_paths() -> dict[str, Any]:
             "data": [0] * OBSERVATION_BYTES,
         }]
     }  # fmt: skip
-    infer = _operation(
-        "infer",
-        "Open Inference Protocol v2, with the binary tensor data extension",
-        body={"application/json": {
+    version = {"name": "version", "in": "path", "required": True, "schema": {"type": "string"}}
+    length = {
+        "name": "Inference-Header-Content-Length", "in": "header",
+        "schema": {"type": "integer", "minimum": 0},
+        "description": "bytes of JSON before binary tensor data; wanted where there are some",
+    }  # fmt: skip
+    body = {
+        "application/json": {
             "schema": {"type": "object", "required": ["inputs"]},
             "examples": {"black": {"value": example}},
-        }},
-        answer=None, errors=(400, 404, 408, 413, 415, 503),
-    )  # fmt: skip
-    return {
+        },
+        "application/octet-stream": {"schema": _BINARY},
+    }
+    paths: dict[str, Any] = {
         "/v2": {"get": _operation("server", "What this server is", answer=None)},
         "/v2/health/live": {"get": _operation("oip_live", "Whether it answers", answer=None)},
         "/v2/health/ready": {
             "get": _operation("oip_ready", "Whether a version answers", answer=None, errors=(503,))
         },
-        "/v2/models/mario": {
-            "get": _operation("model", "Inputs and outputs", answer=None, errors=(503,))
-        },
-        "/v2/models/mario/ready": {
-            "get": _operation(
-                "model_ready", "Whether a version answers", answer=None, errors=(503,)
-            )
-        },
-        "/v2/models/mario/infer": {"post": infer},
     }
+    base = "/v2/models/mario"
+    for path, suffix, given in ((base, "", []), (base + "/versions/{version}", "_of", [version])):
+        errors = (404, 503) if given else (503,)
+        paths[path] = {
+            "get": _operation("model" + suffix, "Inputs and outputs", answer=None,
+                              parameters=given, errors=errors)
+        }  # fmt: skip
+        paths[path + "/ready"] = {
+            "get": _operation("model_ready" + suffix, "Whether a version answers", answer=None,
+                              parameters=given, errors=errors)
+        }  # fmt: skip
+        paths[path + "/infer"] = {
+            "post": _operation(
+                "infer" + suffix,
+                "Open Inference Protocol v2, with the binary tensor data extension",
+                parameters=[*given, length], body=body, answer=None, bytes_too=True,
+                errors=(400, 404, 408, 413, 415, 503),
+            )
+        }  # fmt: skip
+    return paths
 
 
 def _service_paths() -> dict[str, Any]:
@@ -296,6 +321,7 @@ def _service_paths() -> dict[str, Any]:
                                       errors=(503,))},
         "/card": {"get": _operation("card", "What is known of the champion", answer=None,
                                     errors=(503,))},
+        "/metrics": {"get": _operation("metrics", "What Prometheus reads", answer="text")},
     }  # fmt: skip
 
 
@@ -310,18 +336,25 @@ def _operation(
     success: int = 200,
     errors: tuple[int, ...] = (),
     bytes_too: bool = False,
+    links: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     schema = {"type": "object"} if answer is None else {"$ref": f"#/components/schemas/{answer}"}
     content: dict[str, Any] = {"application/json": {"schema": schema}}
+    if answer == "text":
+        content = {"text/plain": {"schema": {"type": "string"}}}
     if bytes_too:
-        content["application/octet-stream"] = {"schema": {"type": "string", "format": "binary"}}
+        content["application/octet-stream"] = {"schema": _BINARY}
     # Any request may meet these: a small body limit, a missing token, the rate, large headers.
-    statuses = sorted({*errors, 401, 408, 413, 429, 431})
+    statuses = sorted({*errors, 401, 403, 408, 413, 429, 431})
     result: dict[str, Any] = {
         "operationId": name,
         "summary": summary,
         "responses": {
-            str(success): {"description": "The answer.", "content": content},
+            str(success): {
+                "description": "The answer.",
+                "content": content,
+                **({"links": links} if links else {}),
+            },
             **{str(s): {"$ref": f"#/components/responses/{s}"} for s in statuses},
         },
     }

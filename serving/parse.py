@@ -191,7 +191,8 @@ def parse_query(query: bytes, allowed: Iterable[str]) -> dict[str, str]:
     for name, value in pairs:
         if name not in allowed:
             raise bad_request(
-                "query", f"got the unknown parameter {name[:60]!r}; expected {', '.join(allowed)}"
+                "query",
+                f"got the unknown parameter {name[:60]!r}; expected {', '.join(allowed) or 'none'}",
             )
         if name in result:
             raise bad_request("query", f"got the parameter {name} twice; expected it once")

@@ -1,4 +1,4 @@
-"""Who may ask, and how often: bearer tokens, the page's cookie, and the rate limit."""
+"""Who may ask: bearer tokens, and the page's cookie."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import hmac
 import logging
 import time
-from collections import OrderedDict
 
 from serving.refusal import Refusal
 from serving.settings import ServingSettings
@@ -16,7 +15,6 @@ logger = logging.getLogger("mario.serving")
 COOKIE_NAME = "mario_page"
 COOKIE_SECONDS = 12 * 3600
 _REREAD_SECONDS = 1.0
-_MAX_BUCKETS = 10_000
 
 
 class Doorkeeper:
@@ -136,37 +134,3 @@ class Doorkeeper:
             logger.info("tokens were read again: %d are valid", len(self._digests))
         except ValueError as error:
             logger.warning("tokens stay as they were: %s", error)
-
-
-class RateLimit:
-    """A token bucket for each key, bounded in number; the longest unused are forgotten first."""
-
-    def __init__(self, per_second: float, burst: int) -> None:
-        """Allow ``per_second`` on average and ``burst`` at once; 0 sets no limit."""
-        self._per_second = per_second
-        self._burst = float(burst)
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
-
-    def take(self, key: str) -> None:
-        """Count one request.
-
-        Raises:
-            Refusal: 429 with the time after which one more is allowed.
-        """
-        if self._per_second == 0:
-            return
-        now = time.monotonic()
-        left, since = self._buckets.pop(key, (self._burst, now))
-        left = min(self._burst, left + (now - since) * self._per_second)
-        if left < 1:
-            self._buckets[key] = (left, now)
-            wait = max(1, int((1 - left) / self._per_second + 0.999))
-            raise Refusal(
-                429,
-                "rate_limit",
-                f"more than {self._per_second:g} requests a second; wait, then go on more slowly",
-                retry_after_seconds=wait,
-            )
-        self._buckets[key] = (left - 1, now)
-        if len(self._buckets) > _MAX_BUCKETS:
-            self._buckets.popitem(last=False)

@@ -55,6 +55,7 @@ class SessionEndpoints:
 
     async def create(self, request: Request) -> Response:
         """Start a session."""
+        parse_query(request.query, ())
         document = {}
         if request.body:
             request.require_content_type(JSON)
@@ -71,6 +72,7 @@ class SessionEndpoints:
     async def act(self, request: Request) -> Response:
         """Take one screen into a session and answer it."""
         kind = request.require_content_type(PNG, BYTES)
+        parse_query(request.query, ())
         with self._table.use(request.parameters["id"]) as session:
             observation = session.push(await self._frame(kind, request.body))
             decision = await self._engine.decide_in_session(session, observation)

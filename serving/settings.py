@@ -38,7 +38,7 @@ class ServingSettings(BaseModel):
         tokens: bearer tokens, separated by commas or white space; several at once allow rotation.
         tokens_file: file with one token a line; read again when it changes.
         rate_limit_per_second: requests a second that one token (or, without tokens, one address)
-            may make, averaged over all workers; 0 sets no limit.
+            may make, over all workers; 0 sets no limit.
         rate_limit_burst: requests it may make at once.
         poll_seconds: how often the ledger is looked at for another version.
         max_observations: largest number of observations in a request.
@@ -108,12 +108,7 @@ class ServingSettings(BaseModel):
     @property
     def listens_on_loopback(self) -> bool:
         """Whether only this machine can reach the service."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.host)
 
     @property
     def has_tokens(self) -> bool:
@@ -174,6 +169,18 @@ class ServingSettings(BaseModel):
             return cls(**values)
         except ValidationError as error:
             raise ServingError(_describe(error)) from None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address or name is reached from this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    # A listener on all IPv6 addresses shows IPv4 ones as ::ffff:127.0.0.1.
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 def _describe(error: ValidationError) -> str:

@@ -55,11 +55,22 @@ def load_version(source: PolicySource, ref: VersionRef, *, threads: int) -> Load
             f"{ref.model} version {ref.version}: got an artefact with digest {artefact.digest}; "
             f"expected {ref.digest}; it is half downloaded or was replaced, register it again"
         )
+    _check_names(ref, artefact.manifest.action_names)
     policy = OnnxPolicy(artefact, threads=threads)
     policy.check_golden()
     for size in _WARM_UP_SIZES:
         policy.infer(np.zeros((size, *OBSERVATION_SHAPE), dtype=np.uint8))
     return LoadedVersion(ref, policy, source.card(ref), time.time())
+
+
+def _check_names(ref: VersionRef, actions: tuple[str, ...]) -> None:
+    """Make sure that names fit into answers: headers hold them, the actions with commas between."""
+    for name in (ref.model, ref.version, *actions):
+        if not (name.isascii() and name.isprintable()) or "," in name:
+            raise ArtefactError(
+                f"{ref.model} version {ref.version!r}: got the name {name!r}; expected printable "
+                "ASCII characters and no comma; name it otherwise"
+            )
 
 
 def release_memory() -> None:

@@ -10,21 +10,34 @@ const make = (tag, text, name) => {
 const shorten = (text) => text.replace(/[A-Za-z0-9+/=]{80,}/g, (long) =>
   `${long.slice(0, 24)}… (${long.length} characters)`).replace(/(0,\s*){40,}0/g, "0, 0, … (zeros)");
 
-// The bytes that stand for the binary examples: one black observation, one black screen.
-const BYTES = { predict_raw: 28224, predict_frames: 4 * 184320, act: 7056 };
+// Bytes have no place in a JSON document: it says how many zeros there are, or gives base64.
+function bytes(media) {
+  if (media["x-example-zeros"]) return new Uint8Array(media["x-example-zeros"]);
+  if (media["x-example-base64"]) {
+    return Uint8Array.from(atob(media["x-example-base64"]), (character) => character.charCodeAt(0));
+  }
+  return null;
+}
 
 function example(operation) {
-  const content = operation.requestBody ? operation.requestBody.content : {};
+  if (!operation.requestBody) return [{ type: null, name: "ask", body: undefined }];
   const found = [];
-  for (const [type, media] of Object.entries(content)) {
+  for (const [type, media] of Object.entries(operation.requestBody.content)) {
     for (const [name, item] of Object.entries(media.examples || {})) {
       found.push({ type, name, body: JSON.stringify(item.value) });
     }
-    if (type === "application/octet-stream" && BYTES[operation.operationId]) {
-      found.push({ type, name: "zeros", body: new Uint8Array(BYTES[operation.operationId]) });
-    }
+    const data = bytes(media);
+    if (data) found.push({ type, name: "black", body: data });
   }
-  return operation.requestBody ? found : [{ type: null, name: "ask", body: undefined }];
+  return found;
+}
+
+// What stands in braces: a session that is made for it, the version that answers.
+async function fill(path) {
+  if (path.includes("{id}")) return path.replace("{id}", await newSession());
+  if (!path.includes("{version}")) return path;
+  const model = await (await fetch("/v2/models/mario")).json();
+  return path.replace("{version}", encodeURIComponent(model.versions[0]));
 }
 
 async function newSession() {
@@ -44,7 +57,7 @@ function show(path, method, operation) {
     const output = make("pre");
     output.hidden = true;
     button.addEventListener("click", async () => {
-      const url = path.includes("{id}") ? path.replace("{id}", await newSession()) : path;
+      const url = await fill(path);
       const headers = item.type ? { "content-type": item.type } : {};
       const response = await fetch(url, { method: method.toUpperCase(), headers, body: item.body });
       output.hidden = false;

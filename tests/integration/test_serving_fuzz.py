@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import collections
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from mario.policy.onnx import OnnxPolicy
+from serving.assemble import assemble
 from serving.launcher import running
 from serving.openapi import document
 from serving.settings import ServingSettings
@@ -87,23 +90,57 @@ def test_slow_and_truncated_bodies(url: str) -> None:
     assert _good(url)
 
 
+def _bytes_of(media: dict[str, Any]) -> bytes | None:
+    if "x-example-zeros" in media:
+        return bytes(media["x-example-zeros"])
+    text = media.get("x-example-base64")
+    return None if text is None else base64.b64decode(text)
+
+
 def test_every_example_of_the_document_runs(url: str) -> None:
     # Bad requests may have left sessions behind; those end by themselves.
     assert wait_until(lambda: httpx.post(f"{url}/sessions").status_code == 201, 40)
-    ran = 0
-    for path, methods in document(ServingSettings())["paths"].items():
+    written = httpx.get(f"{url}/openapi.json").json()
+    ran = collections.Counter[str]()
+    for path, methods in written["paths"].items():
         for method, operation in methods.items():
             content = operation.get("requestBody", {}).get("content", {})
+            asks: list[dict[str, Any]] = [] if content else [{}]
             for kind, media in content.items():
-                for example in media.get("examples", {}).values():
-                    assert kind == "application/json"
-                    answer = httpx.request(method, url + path, json=example["value"])
-                    assert answer.status_code in (200, 201), answer.text
-                    ran += 1
-            if not content and "{id}" not in path:
-                assert httpx.request(method, url + path).status_code == 200
-                ran += 1
-    assert ran >= 12
+                examples = media.get("examples", {}).values()
+                asks += [{"json": example["value"]} for example in examples]
+                data = _bytes_of(media)
+                if data is not None:
+                    asks.append({"content": data, "headers": {"content-type": kind}})
+            for ask in asks:
+                name = ""
+                if "{id}" in path:
+                    name = httpx.post(f"{url}/sessions").json()["session"]
+                place = path.replace("{id}", name).replace("{version}", "v1")
+                answer = httpx.request(method, url + place, **ask)
+                assert answer.status_code in (200, 201), (path, answer.text)
+                ran[operation["operationId"]] += 1
+                if name and method != "delete":
+                    assert httpx.delete(f"{url}/sessions/{name}").status_code == 200
+            assert asks, f"{method} {path} has no example"
+    assert ran["act"] == ran["predict"] == ran["predict_frames"] == 2
+    assert ran.total() >= 22
+
+
+def test_the_document_names_every_route(tmp_path: Path) -> None:
+    """What is not in it is never fuzzed: only the page and what a browser loads for it."""
+
+    async def inner(*_: object) -> None: ...
+
+    application = assemble(ServingSettings(policy=tmp_path, session_file=tmp_path / "s"), inner)
+    router = application._router
+    there = {("/".join(parts), method) for parts, methods in router._patterns for method in methods}
+    there |= {(path, method) for path, methods in router._exact.items() for method in methods}
+    written = document(ServingSettings())["paths"]
+    named = {(path, method.upper()) for path, methods in written.items() for method in methods}
+    page = {("/", "GET"), ("/login", "POST"), ("/static/{name}", "GET"), ("/docs", "GET"),
+            ("/openapi.json", "GET")}  # fmt: skip
+    assert {(path, method) for path, method in there if method != "HEAD"} == named | page
 
 
 class _Sessions:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -69,9 +71,19 @@ def test_json_raw_and_bytes_give_what_the_policy_gives(
         content=observations.tobytes(),
         headers=BYTES | {"accept": "application/octet-stream"},
     )
-    assert answer.headers["x-mario-digest"] == policy.artefact.digest
+    assert answer.headers["content-type"] == "application/octet-stream"
+    for name, value in (
+        ("digest", policy.artefact.digest),
+        ("version", "v1"),
+        ("mode", "greedy"),
+        ("actions", ",".join(action.name for action in policy.actions)),
+    ):
+        assert answer.headers[f"x-mario-{name}"] == value
+    assert 0 < float(answer.headers["x-mario-latency-seconds"]) < 30
     rows = np.frombuffer(answer.content, dtype="<f4").reshape(3, -1)
     np.testing.assert_array_equal(rows[:, 0].copy().view("<i4"), probabilities.argmax(1))
+    buttons = [policy.actions[action].buttons for action in probabilities.argmax(1)]
+    np.testing.assert_array_equal(rows[:, 1].copy().view("<i4"), buttons)
     np.testing.assert_array_equal(rows[:, 2], values)
     np.testing.assert_array_equal(rows[:, 3:], probabilities)
 
@@ -180,6 +192,41 @@ def test_bad_bodies_types_and_paths(
     assert answer.status_code == status, answer.text
     assert len(answer.json()["error"]) > 10
     assert "Traceback" not in answer.text
+
+
+@pytest.mark.parametrize("path", ["/predict?mode=sample", "/predict?seed=1", "/sessions?seed=1"])
+def test_a_wish_at_the_wrong_place_is_not_ignored(client: httpx.Client, path: str) -> None:
+    asks = {} if path.startswith("/sessions") else {"observation": _nested()}
+    answer = client.post(path, json=asks)
+    assert answer.status_code == 400
+    assert "unknown parameter" in answer.json()["error"]
+
+
+def test_overload_is_refused_with_a_time_and_passes(policy: OnnxPolicy) -> None:
+    settings = ServingSettings(policy=policy.artefact.folder, port=0, max_in_flight=2)
+    body = random_observations(1).tobytes()
+    with running(settings) as url, ExitStack() as held:
+        host, port = url.removeprefix("http://").split(":")
+        connections = [
+            held.enter_context(socket.create_connection((host, int(port)))) for _ in range(2)
+        ]
+        for connection in connections:
+            connection.sendall(
+                b"POST /predict/raw HTTP/1.1\r\nHost: x\r\nContent-Length: 28224\r\n"
+                b"Content-Type: application/octet-stream\r\n\r\n"
+            )
+        deadline = time.monotonic() + 5
+        while (answer := httpx.post(f"{url}/predict/raw", content=body, headers=BYTES)).is_success:
+            assert time.monotonic() < deadline, "two requests are held and a third is answered"
+        assert answer.status_code == 503
+        assert int(answer.headers["retry-after"]) >= 1
+        assert answer.json()["reason"] == "in_flight"
+        assert httpx.get(f"{url}/livez").status_code == 200
+        # Those that were held get their answers, and then there is room again.
+        for connection in connections:
+            connection.sendall(body)
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+        assert httpx.post(f"{url}/predict/raw", content=body, headers=BYTES).status_code == 200
 
 
 def test_health_and_metrics(client: httpx.Client, policy: OnnxPolicy) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import io
 import json
 import time
@@ -23,6 +24,7 @@ from serving.settings import ServingSettings
 from tests.support.onnx_networks import random_observations, write_test_artefact
 
 BYTES = {"content-type": "application/octet-stream"}
+JSON = {"content-type": "application/json"}
 PNG = {"content-type": "image/png"}
 SESSION_TIMEOUT_SECONDS = 4.0
 
@@ -68,6 +70,14 @@ def _png(screen: np.ndarray, mode: str = "RGB", **options: object) -> bytes:
     return buffer.getvalue()
 
 
+def _film(screens: np.ndarray) -> bytes:
+    """An animated PNG: whoever takes its first picture only loses the rest without a word."""
+    buffer = io.BytesIO()
+    first, *rest = [Image.fromarray(screen) for screen in screens]
+    first.save(buffer, "PNG", save_all=True, append_images=rest)
+    return buffer.getvalue()
+
+
 def test_four_screens_as_png_and_as_bytes(client: httpx.Client, policy: OnnxPolicy) -> None:
     screens = _screens(4)
     observation = np.stack([frame_from_rgb(screen) for screen in screens])
@@ -107,6 +117,7 @@ def test_a_palette_picture_is_the_same_as_its_colours(client: httpx.Client) -> N
         (_png(np.zeros((240, 256, 4), np.uint8), "RGBA"), "RGBA"),
         (_png(np.zeros((4000, 4000, 3), np.uint8)), "4000 × 4000"),
         (b"GIF89a" + b"\0" * 100, "not a whole PNG"),
+        (_film(_screens(3)), "one of 256 × 240"),
     ],
 )
 def test_pictures_that_are_not_a_screen_are_refused(
@@ -279,6 +290,16 @@ def test_open_inference_refusals(
     )
     assert answer.status_code in (400, 413), answer.text
     assert isinstance(answer.json()["error"], str)
+
+
+def test_a_compressed_or_adorned_inference_request_is_refused(client: httpx.Client) -> None:
+    good = _infer({**_TENSOR, "data": [0] * 28224})
+    path = "/v2/models/mario/infer"
+    # Triton's clients send no content type; that must not let a compressed body through.
+    for headers in ({"content-encoding": "gzip"}, {**JSON, "content-encoding": "deflate"}):
+        assert client.post(path, content=gzip.compress(good), headers=headers).status_code == 415
+    assert client.post(f"{path}?mode=sample", content=good, headers=JSON).status_code == 400
+    assert client.post(path, content=good, headers=JSON).status_code == 200
 
 
 def test_the_triton_client_works_unchanged(url: str, policy: OnnxPolicy) -> None:

@@ -14,7 +14,7 @@ import httpx
 import psutil
 import pytest
 
-from serving.launcher import running
+from serving.launcher import free_port, running
 from serving.settings import ServingSettings
 from tests.support.onnx_networks import (
     nature_cnn_onnx,
@@ -169,16 +169,43 @@ def test_a_service_without_a_champion_becomes_ready_when_there_is_one(
     root.mkdir()
     log = tmp_path / "service.log"
 
+    port, token = free_port(), "swap-token-0123456789"
+    url = f"http://127.0.0.1:{port}"
+    authorised = {"authorization": f"Bearer {token}"}
+    said: dict[str, httpx.Response] = {}
+
     def promote_later() -> None:
         assert wait_until(lambda: log.exists() and "neither policy.json" in log.read_text(), 60)
+        assert wait_until(lambda: _answers(url), 60)
+        said["anybody"] = httpx.get(f"{url}/readyz")
+        said["token"] = httpx.get(f"{url}/readyz", headers=authorised)
+        body = random_observations(1).tobytes()
+        headers = authorised | {"content-type": "application/octet-stream"}
+        said["predict"] = httpx.post(f"{url}/predict/raw", content=body, headers=headers)
         _point(root, versions / "v1")
 
     promoter = threading.Thread(target=promote_later)
     promoter.start()
-    with running(ServingSettings(policy=root, port=0, poll_seconds=0.1), log=log) as url:
+    settings = ServingSettings(policy=root, port=port, poll_seconds=0.1, tokens=token)
+    with running(settings, log=log):
         assert httpx.get(f"{url}/readyz").json() == {"ready": True, "version": "v1"}
-        assert _swaps(url, "unreachable") >= 1
+        page = httpx.get(f"{url}/metrics", headers=authorised).text
+        assert 'mario_serving_swaps_total{result="unreachable",role="champion"}' in page
     promoter.join()
+    for answer in said.values():
+        assert answer.status_code == 503
+        assert int(answer.headers["retry-after"]) >= 1
+    # Paths and hosts are for those with a token.
+    assert str(root) in said["token"].json()["error"]
+    assert str(root) not in said["anybody"].text
+    assert "token" in said["anybody"].json()["error"]
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/livez").status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 @pytest.mark.slow

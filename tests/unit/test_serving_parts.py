@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mario.errors import StoreError
+from mario.errors import ArtefactError, StoreError
 from mario.policy.onnx import OnnxPolicy
 from mario.store.records import ServingComparison
+from serving.application import Application, Route
 from serving.batcher import Batcher
 from serving.comparison import Comparer
-from serving.instruments import Window, entropy_ratio
+from serving.http import Message, Request, Response, json_response
+from serving.instruments import Instruments, Window, entropy_ratio
 from serving.live import LiveGame, open_live_console
 from serving.parse import decode_base64, parse_query
+from serving.rate_limit import RateLimit
 from serving.refusal import Refusal
-from serving.security import RateLimit
+from serving.security import Doorkeeper
 from serving.sessions import SessionTable
-from serving.sources import Card, VersionRef
-from serving.versions import LoadedVersion
+from serving.settings import ServingSettings
+from serving.sources import Card, FolderSource, VersionRef
+from serving.versions import LoadedVersion, load_version
 from tests.support.onnx_networks import random_observations, write_test_artefact
 
 
@@ -58,7 +63,7 @@ def test_the_window_sees_black_frames_and_starts_anew_with_a_version(
 
 def test_the_rate_limit_refills_and_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr("serving.security.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("serving.rate_limit.time.monotonic", lambda: now[0])
     limit = RateLimit(2.0, 3)
     for _ in range(3):
         limit.take("a")
@@ -71,9 +76,132 @@ def test_the_rate_limit_refills_and_is_bounded(monkeypatch: pytest.MonkeyPatch) 
     limit.take("a")
     with pytest.raises(Refusal):
         limit.take("a")
+    held = limit._buckets.nbytes
     for number in range(20_000):
         limit.take(f"key{number}")
-    assert len(limit._buckets) <= 10_001
+    assert limit._buckets.nbytes == held < 1 << 20
+    # Whoever asked lately is not forgotten for those who asked before.
+    now[0] += 0.1
+    for _ in range(3):
+        limit.take("c")
+    for number in range(1000):
+        limit.take(f"later{number}")
+    with pytest.raises(Refusal):
+        limit.take("c")
+
+
+def test_workers_share_the_rate_of_a_token(tmp_path: Path) -> None:
+    """Two limits on one file stand for two workers; the second is a real second process."""
+    import subprocess
+    import sys
+
+    limit = RateLimit(0.001, 5, tmp_path / "rates")
+    for _ in range(3):
+        limit.take("token")
+    code = (
+        "from pathlib import Path\n"
+        "from serving.rate_limit import RateLimit\n"
+        f"limit = RateLimit(0.001, 5, Path({str(tmp_path / 'rates')!r}))\n"
+        "for _ in range(3):\n"
+        "    try:\n"
+        "        limit.take('token'); print('taken')\n"
+        "    except Exception as error: print(error.status)\n"
+        "limit.take('other')\n"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True
+    )
+    assert done.stdout.split() == ["taken", "taken", "429"]
+    with pytest.raises(Refusal):
+        limit.take("token")
+
+
+@pytest.mark.parametrize(
+    ("accept", "as_bytes"),
+    [
+        ("", False),
+        ("*/*", False),
+        ("application/*", False),
+        ("text/html,*/*;q=0.8", False),
+        ("application/octet-stream", True),
+        ("Application/Octet-Stream ; q=0.9", True),
+        ("application/octet-stream, */*;q=0.1", True),
+        ("application/octet-stream;q=0.5, application/json", False),
+        ("application/octet-stream;q=0", False),
+        ("application/octet-stream;q=0, */*", False),
+        ("application/json, application/octet-stream", False),
+        ("application/octet-stream, application/json", True),
+        ("application/json;q=0.5,application/octet-stream;q=0.6", True),
+        ("application/octet-stream;q=nan", False),
+        ("application/octet-stream-2", False),
+        (";;,,q=1;application/octet-stream", False),
+    ],
+)
+def test_the_answer_is_of_the_type_that_is_accepted(accept: str, as_bytes: bool) -> None:
+    request = Request("POST", "/predict/raw", b"", {b"accept": accept.encode()})
+    assert request.accepts_bytes() is as_bytes
+
+
+def test_without_tokens_only_this_machine_is_answered() -> None:
+    """`bentoml serve --host 0.0.0.0` listens for everybody, whatever the settings say."""
+
+    async def answer(request: Request) -> Response:
+        return json_response({"path": request.path})
+
+    async def inner(*_: object) -> None: ...
+
+    def ask(application: Application, path: str, server: tuple[str, int | None]) -> int:
+        statuses: list[int] = []
+
+        async def receive() -> dict[str, object]:
+            return {"type": "http.request", "body": b""}
+
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                statuses.append(message["status"])
+
+        scope = {
+            "type": "http", "method": "GET", "path": path, "query_string": b"", "headers": [],
+            "server": server, "client": ("10.0.0.9", 1),
+        }  # fmt: skip
+        asyncio.run(application(scope, receive, send))
+        return statuses[0]
+
+    def build(settings: ServingSettings) -> Application:
+        routes = [
+            Route("GET", "/livez", answer, public=True),
+            Route("GET", "/card", answer),
+        ]
+        instruments = Instruments(10)
+        doorkeeper = Doorkeeper(settings)
+        limits = {"rate_limit": RateLimit(0, 1), "attempts": RateLimit(0, 1)}
+        return Application(
+            settings, instruments, doorkeeper, routes, inner=inner, parts=[], **limits
+        )
+
+    bare = build(ServingSettings())
+    for local in ("127.0.0.1", "::1", "::ffff:127.0.0.1"):
+        assert ask(bare, "/card", (local, 3000)) == 200
+    assert ask(bare, "/card", ("/run/mario.sock", None)) == 200
+    for other in ("10.0.0.5", "::ffff:10.0.0.5", "2001:db8::1"):
+        assert ask(bare, "/card", (other, 3000)) == 403
+        assert ask(bare, "/livez", (other, 3000)) == 200
+    guarded = build(ServingSettings(tokens="some-token-0123456789"))
+    assert ask(guarded, "/card", ("10.0.0.5", 3000)) == 401
+
+
+@pytest.mark.parametrize("name", ["right,A", "right\r\nX: y", "→"])
+def test_names_that_do_not_fit_into_a_header_are_refused(name: str, tmp_path: Path) -> None:
+    artefact = write_test_artefact(tmp_path / "v1", golden_count=0)
+    manifest = json.loads((artefact.folder / "policy.json").read_text())
+    manifest["actions"][1]["name"] = name
+    (artefact.folder / "policy.json").write_text(json.dumps(manifest))
+    source = FolderSource(artefact.folder)
+    ref = source.resolve("champion")
+    assert ref is not None
+    with pytest.raises(ArtefactError, match="no comma"):
+        load_version(source, ref, threads=1)
 
 
 def test_sessions_go_on_in_another_process_and_are_held_by_one(tmp_path: Path) -> None:
@@ -302,3 +430,16 @@ def test_a_live_game_is_the_episode_of_the_protocol() -> None:
     assert game.status()["x_px"] == int(batch.states()["x_px"][0])
     assert game.png().startswith(b"\x89PNG")
     batch.close()
+
+
+@pytest.mark.parametrize("sticky", [True, False])
+def test_sticky_frames_can_be_switched_off(sticky: bool) -> None:
+    game = LiveGame(open_live_console("nes-py"))
+    game.start("1-1", 7, sticky=sticky)
+    held = 0
+    for frame in range(200):
+        wanted = 0b1000_0000 if frame % 2 else 0b0100_0000
+        game.play(wanted, 4)
+        held += game.buttons != wanted
+    # A frame keeps the buttons before it with probability 0.25: mean 50, deviation 6.
+    assert 25 < held < 75 if sticky else held == 0
