@@ -112,8 +112,10 @@ class RegistrySource:
             found = [e for e in evaluations if e.key.seed_family == family and e.finished_units]
             if not found:
                 continue
+            # One that goes on now has few units yet; of those that ended the largest tells most.
+            best = max(found, key=lambda e: (e.status == "finished", e.finished_units))
             played: dict[str, list[bool]] = {}
-            for record in store.evaluations.records(found[0].id):
+            for record in store.evaluations.records(best.id):
                 played.setdefault(record.level, []).append(record.cleared)
             return tuple(
                 clear_rate(level, sum(cleared), len(cleared)) for level, cleared in played.items()

@@ -56,6 +56,8 @@ def test_the_shadow_is_counted_and_never_returned(tmp_path: Path) -> None:
         assert _value(url, "mario_serving_canary_decisions_total", "challenger") == 3 * seen.count(
             2
         )
+        # What sessions ask is compared, too, where the champion answers it.
+        assert wait_until(lambda: counted() == 40 + 3 * seen.count(1))
         # Without a challenger its sessions go on with the champion.
         (tmp_path / "challenger").unlink()
         assert wait_until(lambda: client.get("/card").json()["challenger"] is None)
@@ -91,6 +93,7 @@ def test_the_service_follows_the_ledger(registry: ModelRegistry, tmp_path: Path)
         cache=tmp_path / "cache",
         poll_seconds=0.2,
         shadow_share=1.0,
+        canary_share=0.5,
         comparison_flush_seconds=0.5,
     )
     with running(settings, ready_seconds=120) as url, httpx.Client(base_url=url) as client:
@@ -109,16 +112,28 @@ def test_the_service_follows_the_ledger(registry: ModelRegistry, tmp_path: Path)
         assert wait_until(lambda: client.get("/card").json()["challenger"] == str(second))
         for _ in range(10):
             ask()
+        frame = random_observations(1)[0, 0].tobytes()
+        took = {1: 0, 2: 0}
+        for _ in range(16):
+            session = client.post("/sessions").json()["session"]
+            answer = client.post(f"/sessions/{session}/act", content=frame, headers=BYTES).json()
+            assert answer["version"] == str((None, first, second)[answer["action"]])
+            took[answer["action"]] += 1
         digest = registry.resolve("mario-1-1", second).digest
-        assert wait_until(
-            lambda: (
-                sum(c.shadow_observations for c in registry.store.serving.list("mario-1-1", digest))
-                >= 10
-            )
-        )
-        stored = registry.store.serving.list("mario-1-1", digest)
-        assert all(c.agreed_observations == 0 for c in stored)
-        assert sum(c.challenger_seconds for c in stored) > 0
+
+        def stored(name: str) -> float:
+            rows = registry.store.serving.list("mario-1-1", digest)
+            return sum(getattr(row, name) for row in rows)
+
+        # At least: the ask before the challenger was looked for may have been in its shadow.
+        assert wait_until(lambda: stored("shadow_observations") >= 10 + took[1])
+        assert wait_until(lambda: stored("challenger_decisions") == took[2])
+        assert stored("champion_decisions") == took[1]
+        assert stored("agreed_observations") == stored("dropped_observations") == 0
+        for role in ("champion", "challenger"):
+            assert stored(f"{role}_observations") > 0
+            # Between a microsecond and a second for one observation: seconds, not something else.
+            assert 1e-6 < stored(f"{role}_seconds") / stored(f"{role}_observations") < 1
         won = verdict(registry.store, (second, digest), (first, first_digest))
         registry.promote("mario-1-1", second, verdict_id=won, promoted_by="test")
         assert wait_until(lambda: ask()["version"] == str(second))
