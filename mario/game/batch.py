@@ -64,7 +64,8 @@ class BatchSettings:
         sticky_probability: chance per frame that the console sees the buttons of the frame before
             (Machado et al. 2018, section 5), in [0, 1).
         max_steps: an episode is truncated after this many steps.
-        stuck_limit_steps: … or when the furthest x has not grown for this many steps; 0 = never.
+        stuck_limit_steps: … or when the furthest x has not grown for this many steps; 0 = never. In
+            the whole game the furthest x is that of all levels so far, so leave it 0 there.
         threads: threads that step the slots; 0 = all cores. Changes nothing but speed.
     """
 

@@ -10,7 +10,7 @@ from dataclasses import asdict
 import numpy as np
 import numpy.typing as npt
 
-from mario.errors import ConsoleError, SaveStateError
+from mario.errors import ConfigError, ConsoleError, SaveStateError
 from mario.game import stage
 from mario.game.batch import BatchSettings, BatchStep, EndReason, EpisodeSpec
 from mario.game.console import Console, ConsoleName, UInt8Array, open_console
@@ -239,17 +239,27 @@ class ConsoleBatch:
                 "what snapshot() returned; resume with the console the run was started with"
             )
         (length,) = struct.unpack_from("<I", body)
-        header = json.loads(body[4 : 4 + length])
         stack_end = 4 + length + int(np.prod(OBSERVATION_SHAPE))
+        try:
+            header = json.loads(body[4 : 4 + length])
+            spec, queued = _spec_from_json(header["spec"]), _spec_from_json(header["queued"])
+            generator = _whole(header["generator"], 2**64)
+            counters = {name: _whole(header[name], 2**31) for name in _COUNTERS}
+            _whole(header["seen_buttons"], 0x100)
+            frames = np.frombuffer(body[4 + length : stack_end], np.uint8).reshape(
+                OBSERVATION_SHAPE
+            )
+        except (ValueError, TypeError, KeyError, ConfigError) as error:
+            raise SaveStateError(
+                f"{len(snapshot)} bytes of a slot's snapshot that say what cannot be ({error}): "
+                "expected what snapshot() returned; resume from an earlier checkpoint"
+            ) from error
         game = self._slots[slot]
         game.console.load_state(body[stack_end:])
-        game.spec = _spec_from_json(header["spec"])
-        game.queued = _spec_from_json(header["queued"])
-        game.generator.state = header["generator"]
-        for name in _COUNTERS:
-            setattr(game, name, header[name])
-        frames = np.frombuffer(body[4 + length : stack_end], np.uint8)
-        game.stack.restore(frames.reshape(OBSERVATION_SHAPE))
+        game.spec, game.queued, game.generator.state = spec, queued, generator
+        for name, value in counters.items():
+            setattr(game, name, value)
+        game.stack.restore(frames)
         out[slot] = game.stack.observation()
 
     def close(self) -> None:
@@ -275,10 +285,16 @@ def _spec_from_json(values: dict[str, object] | None) -> EpisodeSpec | None:
         return None
     state = values["state"]
     return EpisodeSpec(
-        level=None if values["level"] is None else str(values["level"]),
+        level=None if values["level"] is None else find_level(str(values["level"])).name,
         seed=int(str(values["seed"])),
         state=None if state is None else bytes.fromhex(str(state)),
     )
+
+
+def _whole(value: object, bound: int) -> int:
+    if not isinstance(value, int) or not 0 <= value < bound:
+        raise ValueError(f"{value!r} where a number below {bound} belongs")
+    return value
 
 
 def check_buffer(out: UInt8Array, slots: int) -> None:

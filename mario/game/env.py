@@ -14,12 +14,12 @@ from mario.config import GameConfig
 from mario.errors import ConsoleError
 from mario.game.actions import action_set
 from mario.game.batch import EndReason, EpisodeSpec, open_batch
-from mario.game.console import UInt8Array
+from mario.game.console import FRAMES_PER_SECOND, UInt8Array
 from mario.game.levels import level as find_level
 from mario.game.observation import OBSERVATION_SHAPE
 from mario.game.rewards import reward_terms, step_rewards
 from mario.game.settings import batch_settings
-from mario.game.state import STATE_FIELDS, StateArray
+from mario.game.state import STATE_FIELDS, StateArray, furthest_at_start
 
 StepInfo = dict[str, Any]
 
@@ -27,6 +27,11 @@ StepInfo = dict[str, Any]
 def state_info(state: StateArray) -> StepInfo:
     """Turn one row of the 13 values into plain integers by name."""
     return {name: int(state[name]) for name in STATE_FIELDS}
+
+
+def render_fps(game: GameConfig) -> int:
+    """Pictures a second at which a video of one picture a step runs as fast as the console."""
+    return max(1, round(FRAMES_PER_SECOND / game.frame_skip))
 
 
 class MarioEnv(gymnasium.Env[UInt8Array, np.int64]):
@@ -37,7 +42,7 @@ class MarioEnv(gymnasium.Env[UInt8Array, np.int64]):
     `furthest_x_px`, `steps`, `frames`, `end` (name of the end reason, lower case).
 
     Attributes:
-        metadata: Gymnasium's; pictures come once a step.
+        metadata: Gymnasium's; pictures come once a step, so `render_fps` follows the frame skip.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 15}  # noqa: RUF012
@@ -69,6 +74,7 @@ class MarioEnv(gymnasium.Env[UInt8Array, np.int64]):
         self.level = level
         self.game = game or GameConfig()
         self.render_mode = render_mode
+        self.metadata = {**self.metadata, "render_fps": render_fps(self.game)}
         self.actions = action_set(self.game.actions)
         self.observation_space = gymnasium.spaces.Box(0, 255, OBSERVATION_SHAPE, np.uint8)
         self.action_space = gymnasium.spaces.Discrete(len(self.actions))
@@ -99,9 +105,14 @@ class MarioEnv(gymnasium.Env[UInt8Array, np.int64]):
         spec = EpisodeSpec(self.level, int(episode_seed), options.get("state"))
         self._batch.begin(0, spec, self._observations)
         self._playing = True
-        self._furthest_px[:] = self._batch.states()["x_px"]
-        state = self._batch.states()[0]
-        info = {**state_info(state), "furthest_x_px": int(state["x_px"]), "steps": 0, "frames": 0}
+        states = self._batch.states()
+        self._furthest_px[:] = furthest_at_start(states["x_px"])
+        info = {
+            **state_info(states[0]),
+            "furthest_x_px": int(self._furthest_px[0]),
+            "steps": 0,
+            "frames": 0,
+        }
         return self._observations[0].copy(), {**info, "end": EndReason.RUNNING.name.lower()}
 
     def step(self, action: np.int64 | int) -> tuple[UInt8Array, float, bool, bool, StepInfo]:

@@ -156,4 +156,12 @@ def _parse(state: bytes) -> list[tuple[int, int, int]]:
             f"{len(state)} bytes that are not a save-state of the nes-py console: expected what "
             "its save_state() returned; take the state again with `console: nes-py`"
         )
-    return [_ENTRY.unpack_from(body, i) for i in range(0, len(body), _ENTRY.size)]
+    log = [_ENTRY.unpack_from(body, i) for i in range(0, len(body), _ENTRY.size)]
+    for kind, what, amount in log:
+        possible = what <= 0xFF if kind == _STEP else what < RAM_BYTES and amount <= 0xFF
+        if kind not in (_STEP, _POKE) or not possible:
+            raise SaveStateError(
+                f"a save-state of the nes-py console with the entry {(kind, what, amount)}: "
+                "expected frames with a button byte, or a byte of memory; take the state again"
+            )
+    return log

@@ -23,7 +23,7 @@ from mario.game.observation import OBSERVATION_SHAPE
 from mario.game.rewards import RewardTerms, reward_terms, step_rewards
 from mario.game.rng import derive_seed
 from mario.game.settings import batch_settings
-from mario.game.state import STATE_FIELDS
+from mario.game.state import STATE_FIELDS, furthest_at_start
 
 EpisodeSource = Callable[[int, int], EpisodeSpec]
 """(environment index, episode number in it, from 0) → the episode to play."""
@@ -157,7 +157,7 @@ class GameVecEnv(VecEnv):
             self._batch.begin(slot, self._source(slot, episode), self._observations)
             self._batch.queue(slot, self._source(slot, episode + 1))
         self._returns[:] = 0
-        self._furthest_px[:] = self._batch.states()["x_px"]
+        self._furthest_px[:] = furthest_at_start(self._batch.states()["x_px"])
         return self._observations.copy()
 
     def step_async(self, actions: npt.NDArray[np.int64]) -> None:
@@ -195,7 +195,7 @@ class GameVecEnv(VecEnv):
             for slot in ended:
                 infos[slot] = self._finish(int(slot), step)
             # Where the next episode begins; its own furthest x starts there.
-            self._furthest_px[ended] = self._batch.states()["x_px"][ended]
+            self._furthest_px[ended] = furthest_at_start(self._batch.states()["x_px"][ended])
         return self._observations.copy(), rewards.astype(np.float32), dones, infos
 
     def snapshot(self) -> VecSnapshot:

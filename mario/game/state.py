@@ -44,6 +44,11 @@ _BOWSER, _FLAG = 0x2D, 0x31
 _DYING, _DEAD = 0x0B, 0x06
 
 
+def furthest_at_start(x_px: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """Furthest x of episodes that begin at these x, int32 (N,): 0 left of an area's start."""
+    return np.where(x_px < MAX_X_PX, x_px, 0).astype(np.int32)
+
+
 def _digits(ram: UInt8Array, address: int, count: int) -> int:
     """Read a figure kept as one decimal digit a byte, as the concatenation of the bytes' values."""
     return int("".join(str(int(byte)) for byte in ram[address : address + count]))

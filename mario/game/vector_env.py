@@ -21,11 +21,12 @@ from mario.errors import ConfigError, ConsoleError
 from mario.game.actions import action_set
 from mario.game.batch import BatchStep, EndReason, EpisodeSpec, open_batch
 from mario.game.console import UInt8Array
+from mario.game.env import render_fps
 from mario.game.levels import level as find_level
 from mario.game.observation import OBSERVATION_SHAPE
 from mario.game.rewards import reward_terms, step_rewards
 from mario.game.settings import batch_settings
-from mario.game.state import STATE_FIELDS, StateArray
+from mario.game.state import STATE_FIELDS, StateArray, furthest_at_start
 
 BoolArray = npt.NDArray[np.bool_]
 VectorInfo = dict[str, Any]
@@ -92,6 +93,7 @@ class MarioVectorEnv(VectorEnv[UInt8Array, npt.NDArray[np.int64], npt.NDArray[An
                 find_level(name)
         self.game = game or GameConfig()
         self.render_mode = render_mode
+        self.metadata = {**self.metadata, "render_fps": render_fps(self.game)}
         self.num_envs = num_envs
         self.actions = action_set(self.game.actions)
         self.single_observation_space = gymnasium.spaces.Box(0, 255, OBSERVATION_SHAPE, np.uint8)
@@ -133,7 +135,7 @@ class MarioVectorEnv(VectorEnv[UInt8Array, npt.NDArray[np.int64], npt.NDArray[An
         for slot in np.flatnonzero(started).tolist():
             self._start(slot, seeds[slot], options.get("state"))
         states = self._batch.states()
-        self._furthest_px[started] = states["x_px"][started]
+        self._furthest_px[started] = furthest_at_start(states["x_px"][started])
         info: VectorInfo = {}
         self._add(info, started, states, self._furthest_px, None)
         return self._observations.copy(), info
@@ -180,7 +182,7 @@ class MarioVectorEnv(VectorEnv[UInt8Array, npt.NDArray[np.int64], npt.NDArray[An
                 last[slot] = result.terminal_observations[slot].copy()
                 self._queue(slot)
             now = self._batch.states()
-            self._furthest_px[ended] = now["x_px"][ended]
+            self._furthest_px[ended] = furthest_at_start(now["x_px"][ended])
             states = result.after.copy()
             states[ended] = now[ended]
             self._add(info, ~ended, states, self._furthest_px, result)

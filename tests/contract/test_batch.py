@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -281,6 +283,32 @@ def test_broken_snapshots_are_refused(make_batch: MakeBatch) -> None:
             batch.restore(0, broken, out)
 
 
+def test_forged_snapshots_are_refused_or_harmless(make_batch: MakeBatch) -> None:
+    """With a checksum that fits; what is refused leaves the slot as it was."""
+    batch, out = make_batch(1, replace(SETTINGS, no_op_max_frames=0)), buffer(1)
+    batch.begin(0, EpisodeSpec("1-1", 0), out)
+    genuine = batch.snapshot(0)
+    # The checksum's place and the body's: after a magic, and the native batch's version number.
+    at, body = (4, 8) if isinstance(batch, ConsoleBatch) else (6, 10)
+    generator, refused = np.random.default_rng(3), 0
+    for _ in range(40):
+        forged = bytearray(genuine)
+        for place in generator.integers(body, body + 60, generator.integers(1, 4)):
+            forged[place] = int(generator.integers(0, 256))
+        if generator.random() < 0.2:
+            del forged[int(generator.integers(body, len(forged))) :]
+        forged[at : at + 4] = struct.pack("<I", zlib.crc32(forged[body:]))
+        batch.restore(0, genuine, out)
+        try:
+            batch.restore(0, bytes(forged), out)
+        except SaveStateError:
+            refused += 1
+            assert batch.snapshot(0) == genuine
+        else:
+            batch.step(np.array([RIGHT_B], np.int64), out)
+    assert refused >= 5
+
+
 def test_episodes_start_from_a_save_state(make_batch: MakeBatch) -> None:
     quiet = replace(SETTINGS, no_op_max_frames=0, sticky_probability=0.0)
     batch, out = make_batch(2, quiet), buffer(2)
@@ -292,6 +320,11 @@ def test_episodes_start_from_a_save_state(make_batch: MakeBatch) -> None:
     batch.begin(1, EpisodeSpec("1-1", 1, state), out)
     assert int(batch.states()[1]["x_px"]) == x_px
     assert np.array_equal(out[1, -1], out[0, -1])
+    for action in (RIGHT_B, 5, 6):
+        result = batch.step(np.array([action, action], np.int64), out)
+        assert result.after[1] == result.after[0]
+        assert np.array_equal(out[1, -1], out[0, -1])
+    assert result.steps.tolist() == [11, 3]
     with pytest.raises(SaveStateError):
         batch.begin(1, EpisodeSpec("1-1", 1, b"nonsense"), out)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from itertools import pairwise
 
 import numpy as np
@@ -137,6 +139,18 @@ def test_broken_save_states_are_refused_and_change_nothing(console: Console, dam
         console.load_state(broken)
     assert np.array_equal(console.ram, before)
     console.step(RIGHT, 1)
+
+
+def test_a_forged_save_state_of_nes_py_is_refused_and_changes_nothing() -> None:
+    """With a checksum that fits; the native console's forged ones are in its own tests."""
+    console = open_console("nes-py")
+    console.step(0, 30)
+    before = console.ram.copy()
+    for entry in ((2, 0, 1), (0, 0x100, 1), (1, 0x800, 1), (1, 0, 0x100)):
+        body = console.save_state()[8:] + struct.pack("<BHI", *entry)
+        with pytest.raises(SaveStateError, match="expected frames"):
+            console.load_state(b"NPY1" + struct.pack("<I", zlib.crc32(body)) + body)
+        assert np.array_equal(console.ram, before)
 
 
 @pytest.mark.parametrize(

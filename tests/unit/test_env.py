@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
 from mario.config import GameConfig, RewardConfig
 from mario.errors import ConfigError, ConsoleError
+from mario.game.console import open_console
 from mario.game.env import MarioEnv
 from mario.game.recorder import moving_share, write_mp4
+from mario.game.stage import start_level
 from mario.game.state import STATE_FIELDS
+from mario.game.vector_env import MarioVectorEnv
 
 QUIET = {"no_op_max_frames": 0, "sticky_probability": 0.0}
 WALK = 1
@@ -60,13 +65,62 @@ def test_same_seed_same_episode_and_other_seeds_differ() -> None:
 
 
 def test_the_terminal_observation_is_the_one_of_the_end() -> None:
-    """Auto-reset must not put the next episode's first picture in its place."""
-    env = MarioEnv("1-1", GameConfig(**QUIET, max_steps=4))
-    first, _ = env.reset(seed=0)
-    truncated = False
-    while not truncated:
+    """What an episode shows on its last step is what one that goes on shows there."""
+    env, longer = (MarioEnv("1-1", GameConfig(**QUIET, max_steps=n)) for n in (4, 5))
+    env.reset(seed=0)
+    longer.reset(seed=0)
+    for step in range(4):
         observation, _, _, truncated, _ = env.step(np.int64(3))
-    assert not np.array_equal(observation[-1], first[-1])
+        expected, _, _, still_running, _ = longer.step(np.int64(3))
+        assert np.array_equal(observation, expected)
+        assert (truncated, still_running) == (step == 3, False)
+
+
+def test_an_episode_goes_on_from_a_save_state() -> None:
+    env, other = MarioEnv("1-1", GameConfig(**QUIET)), MarioEnv("1-1", GameConfig(**QUIET))
+    env.reset(seed=0)
+    for _ in range(12):
+        env.step(np.int64(3))
+    observation, info = other.reset(seed=9, options={"state": env.save_state()})
+    assert info["x_px"] > 100
+    assert (info["steps"], info["furthest_x_px"]) == (0, info["x_px"])
+    for action in (3, 4, 4, 1, 6):
+        expected, reward, *_, ours = env.step(np.int64(action))
+        observation, theirs, *_, info = other.step(np.int64(action))
+        assert theirs == reward
+        assert np.array_equal(observation[-1], expected[-1])
+        assert [info[name] for name in STATE_FIELDS] == [ours[name] for name in STATE_FIELDS]
+
+
+def test_the_seed_of_an_episode_can_be_given() -> None:
+    env = MarioEnv("1-1")
+    first = env.reset(seed=1, options={"episode_seed": 77})[0]
+    assert np.array_equal(env.reset(seed=2, options={"episode_seed": 77})[0], first)
+    starts = [env.reset(options={"episode_seed": seed})[0].tobytes() for seed in range(5)]
+    assert len(set(starts)) > 1
+
+
+def test_an_x_left_of_the_area_is_no_furthest_x() -> None:
+    """A save-state of the loop in 4-4, where the game's x is 65,535 for some frames."""
+    console = open_console("native")
+    start_level(console, "4-4")
+    console.poke(0x6D, 0xFF)
+    state = console.save_state()
+    env = MarioEnv("4-4", GameConfig(**QUIET))
+    _, info = env.reset(options={"state": state})
+    assert info["x_px"] >= 0x8000
+    assert info["furthest_x_px"] == 0
+    games = MarioVectorEnv(2, "4-4", GameConfig(**QUIET), threads=1)
+    _, infos = games.reset(options={"state": state})
+    assert infos["furthest_x_px"].tolist() == [0, 0]
+    games.close()
+
+
+@pytest.mark.parametrize(("frame_skip", "fps"), [(4, 15), (1, 60), (100, 1)])
+def test_a_video_of_its_pictures_runs_at_the_consoles_speed(frame_skip: int, fps: int) -> None:
+    game = GameConfig(frame_skip=frame_skip)
+    assert MarioEnv("1-1", game).metadata["render_fps"] == fps
+    assert MarioVectorEnv(1, "1-1", game).metadata["render_fps"] == fps
 
 
 def test_game_reward_is_what_gym_super_mario_bros_pays() -> None:
@@ -124,6 +178,21 @@ def test_videos_move_and_a_frozen_one_is_found_out(tmp_path: Path) -> None:
     write_mp4(tmp_path / "frozen.mp4", [frames[-1]] * 25)
     assert moving_share(tmp_path / "moving.mp4") > 0.9
     assert moving_share(tmp_path / "frozen.mp4") == 0
+
+    def live_view() -> Iterator[np.ndarray]:
+        """One buffer that changes under the recorder's hands: it must have copied the picture."""
+        buffer = np.empty_like(frames[0])
+        for picture in frames:
+            buffer[:] = picture
+            yield buffer
+
+    assert write_mp4(tmp_path / "live.mp4", live_view(), frame_skip=2) == 25
+    assert moving_share(tmp_path / "live.mp4") == moving_share(tmp_path / "moving.mp4")
+    for name, skip in (("moving", 4), ("live", 2)):
+        with av.open(str(tmp_path / f"{name}.mp4")) as video:
+            assert float(video.streams.video[0].average_rate) == pytest.approx(
+                60.0988 / skip, abs=0.05
+            )
 
 
 def test_no_pictures_leave_no_file(tmp_path: Path) -> None:
