@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import sys
+import threading
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,6 +131,59 @@ def test_furthest_x_ignores_a_mario_left_of_the_area() -> None:
     batch.begin(0, EpisodeSpec("4-4", 0, console.save_state()), out)
     result = batch.step(np.array([0]), out)
     assert result.furthest_x_px[0] < 0x8000
+
+
+def inside(call: Callable[[], object]) -> bool:
+    """Whether another Python thread gets to run while `call` does, and not before or after it."""
+    gate, within, seen = threading.Lock(), [False], [False]
+
+    def other() -> None:
+        with gate:
+            seen[0] = within[0]
+
+    interval = sys.getswitchinterval()
+    gate.acquire()
+    thread = threading.Thread(target=other)
+    thread.start()
+    # Python itself hands the lock over after this long only, so it is the call that lets it go.
+    sys.setswitchinterval(100)
+    within[0] = True
+    gate.release()
+    call()
+    within[0] = False
+    sys.setswitchinterval(interval)
+    thread.join()
+    return seen[0]
+
+
+def test_steps_release_the_interpreter_lock() -> None:
+    batch = NativeBatch(1, replace(SETTINGS, frame_skip=20_000, threads=1))
+    out = np.zeros((1, *OBSERVATION_SHAPE), np.uint8)
+    batch.begin(0, EpisodeSpec("2-2", 0), out)
+    standing = np.zeros(1, np.int64)
+    assert inside(lambda: batch.step(standing, out))
+    console = NativeConsole(draw=False)
+    assert inside(lambda: console.step(0, 20_000))
+    # The probe can say no: this call is as long and keeps the lock.
+    assert not inside(lambda: sum(range(20_000_000)))
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/task").is_dir(), reason="counts threads as Linux lists them"
+)
+def test_the_threads_are_as_many_as_asked_for_and_end_with_the_batch() -> None:
+    def threads() -> int:
+        return sum(1 for _ in Path("/proc/self/task").iterdir())
+
+    before = threads()
+    batch = NativeBatch(4, replace(SETTINGS, threads=3))  # the caller is one of them
+    assert threads() == before + 2
+    batch.close()
+    gc.collect()
+    assert threads() == before
+    alone = NativeBatch(1, replace(SETTINGS, threads=3))  # one game cannot be shared out
+    assert threads() == before
+    alone.close()
 
 
 def test_a_closed_batch_says_so() -> None:

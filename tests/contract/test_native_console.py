@@ -6,6 +6,7 @@ import struct
 import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 
 import mario.game
 from mario.errors import ConsoleError, RomError, SaveStateError
-from mario.game.console import open_console
+from mario.game.console import open_console, rom_path
 from mario.game.native_console import NativeConsole, native_module, rom_bytes
 from mario.game.observation import area_resize
 from mario.game.stage import start_level
@@ -47,6 +48,23 @@ def changed(rom: bytes, position: int, byte: int) -> bytes:
 def test_other_cartridges_are_refused(image: bytes, reason: str) -> None:
     with pytest.raises(RomError, match=rf"{reason}.*expected.*use the super-mario-bros\.nes"):
         NativeConsole(image)
+
+
+def test_a_missing_cartridge_says_where_it_comes_from(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rom_path.cache_clear()
+    monkeypatch.setitem(sys.modules, "gym_super_mario_bros", None)
+    with pytest.raises(RomError, match=r"gym-super-mario-bros not found.*run `make setup`"):
+        rom_path()
+    # A package of that name without its cartridge.
+    package = tmp_path / "gym_super_mario_bros"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    monkeypatch.delitem(sys.modules, "gym_super_mario_bros")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(RomError, match=r"super-mario-bros\.nes not found.*reinstall"):
+        rom_path()
 
 
 def test_without_its_extension_the_error_says_the_way_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
+
 import numpy as np
 import pytest
 
@@ -41,6 +43,25 @@ def reward(
 
 GAME, STANDARD = DEFAULTS["game"], DEFAULTS["standard"]
 SPEEDRUN, PROGRESS = DEFAULTS["speedrun"], DEFAULTS["progress"]
+
+
+def test_every_parameter_is_in_the_configuration() -> None:
+    """… but the base reward's weight and what pays forward, which are what a name means."""
+    for name in (f.name for f in fields(RewardTerms)):
+        if name in ("game", "new_x_only"):
+            continue
+        value: object = {7: 1.5} if name == "milestones" else 1.25
+        for reward_name in ("standard", "speedrun", "progress"):
+            terms = reward_terms(RewardConfig(name=reward_name, **{name: value}))  # type: ignore[arg-type]
+            assert getattr(terms, name) == value
+            assert replace(terms, **{name: getattr(DEFAULTS[reward_name], name)}) == DEFAULTS[
+                reward_name
+            ]  # fmt: skip
+
+
+def test_speedrun_has_milestones_up_to_3200() -> None:
+    assert [reward(SPEEDRUN, x=(x - 1, x)) > 1 for x in range(1, 4000)].count(True) == 8
+    assert reward(SPEEDRUN, x=(3200, 3201)) == 1
 
 
 def test_game_is_the_games_own() -> None:
