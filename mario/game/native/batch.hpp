@@ -113,7 +113,7 @@ class Batch {
   // Start an episode; `out` receives N × 4 × 84 × 84 bytes' row of the slot.
   void begin(std::size_t slot, const Episode& episode, Byte* out);
   // Throws ConsoleError, before anything moves, when an active slot's action does not exist; or
-  // after all slots were stepped, when a game got stuck (its slot falls idle).
+  // after all slots were stepped, when a game got stuck, in its step or as the next one began.
   void step(const std::int64_t* actions, Byte* out);
 
  private:

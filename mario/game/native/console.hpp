@@ -1,4 +1,5 @@
-// The console: CPU, PPU, RAM, a cartridge, two controllers, and its save-states.
+// The console: CPU, PPU, RAM, a cartridge, two controllers, and its save-states. Three dots of the
+// PPU to a CPU cycle (nesdev "Cycle reference chart").
 #pragma once
 
 #include <array>

@@ -21,6 +21,7 @@ class Cpu {
  public:
   Cpu(CpuState& state, Bus& bus) : s_(state), bus_(bus) {}
 
+  // nesdev "CPU power up state", the parts of it that nes-py has.
   void reset() {
     s_ = CpuState{};
     s_.pc = static_cast<Address>(bus_.peek(0xFFFC) | bus_.peek(0xFFFD) << 8);

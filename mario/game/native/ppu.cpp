@@ -192,6 +192,8 @@ void Ppu::advance_coarse_x(int steps) {
   if (x & 0x20) s_.v ^= kNametableX;  // steps <= 32, so it wraps at most once
 }
 
+// nesdev "PPU scrolling", "Y increment": row 29 is the last of a nametable; 30 and 31, which a
+// program can set, are attribute bytes and wrap without changing it.
 void Ppu::increment_y() {
   if ((s_.v & kFineY) != kFineY) {
     s_.v += 0x1000;
@@ -220,6 +222,8 @@ void Ppu::evaluate_sprites() {
   s_.evaluation_pending = false;
 }
 
+// nesdev "PPU sprite evaluation", without the hardware's overflow flag and its fault: the first eight
+// sprites in range, in the order of sprite memory, for every line at once.
 void Ppu::build_sprite_table() {
   const int height = s_.tall_sprites ? 16 : 8;
   sprite_table_.fill(LineSprites{});
@@ -233,6 +237,7 @@ void Ppu::build_sprite_table() {
   sprite_table_valid_ = true;
 }
 
+// nesdev "PPU memory map": pattern tables, nametables, palette.
 Byte Ppu::read_bus(Address address) const {
   if (address < 0x2000) return chr_[address];
   // nes-py lets the palette begin one byte early and end one byte early.

@@ -1,4 +1,5 @@
-// Pixels of the PPU: background tiles eight at a time, sprites on top, and the sprite-0 hit.
+// Pixels of the PPU: background tiles eight at a time, sprites on top, and the sprite-0 hit
+// (nesdev "PPU pattern tables", "PPU nametables", "PPU attribute tables", "PPU OAM").
 #include <algorithm>
 #include <array>
 #include <cstring>
