@@ -105,6 +105,20 @@ def ending_of_verdict(decision: str, version: int, lines: Sequence[str]) -> Endi
     return Ending("COMPLETED", name, f"version {version}: {said}")
 
 
+def promoted_before(decision: str, is_champion: bool, attempt: int) -> bool:
+    """Whether an earlier attempt of this flow run promoted the version, and was killed after it.
+
+    Then there is nothing to judge, but the alias and the event that tells of it may be missing. In
+    a first attempt somebody asks for what is champion already: nothing is promoted, nobody is told.
+
+    Args:
+        decision: what the gate said.
+        is_champion: whether this very version is champion.
+        attempt: 1 for the flow run's first.
+    """
+    return decision == "same" and is_champion and attempt > 1
+
+
 def ending_of_drift(drifted: bool, lines: Sequence[str]) -> Ending:
     """How a night's look at the champion ends: an alarm is a failure, with a name of its own."""
     message = " ".join(lines)

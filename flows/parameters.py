@@ -22,13 +22,13 @@ class TrainParameters(FlowParameters):
     Attributes:
         config: path of the experiment's YAML.
         overrides: ``key=value`` each; they win over the file.
-        next_seed: train with a seed of its own (the file's plus the number of earlier runs).
+        next_seed: train with a seed of its own: the file's, or the next that no run has.
     """
 
     config: str = Field("configs/demo.yaml", description="Path of the experiment's YAML.")
     overrides: tuple[str, ...] = Field((), description="key=value each, such as total_steps=50000.")
     next_seed: bool = Field(
-        False, description="Add the number of earlier runs to the seed, so that no two are alike."
+        False, description="Train with the file's seed, or the next that no run of the task has."
     )
 
 

@@ -28,10 +28,11 @@ class PipelineResult(BaseModel):
         run_id: the training run.
         version: the registered version.
         decision: what the gate said.
-        verdict_id: the stored verdict.
+        verdict_id: the stored verdict; None where the version is the policy of a champion that was
+            promoted without one, and there is nothing to show.
         verdict: it, in words.
         promoted: whether the version is the champion now.
-        summary: the HTML page.
+        summary: the HTML page; None without a verdict.
         report: the verdict's own page.
         video: the MP4.
     """
@@ -41,12 +42,12 @@ class PipelineResult(BaseModel):
     run_id: str
     version: int
     decision: str
-    verdict_id: str
+    verdict_id: str | None
     verdict: tuple[str, ...]
     promoted: bool
-    summary: Path
-    report: Path
-    video: Path
+    summary: Path | None
+    report: Path | None
+    video: Path | None
 
 
 def _run_name() -> str:
@@ -58,8 +59,9 @@ def _run_name() -> str:
 def pipeline(parameters: PipelineParameters = DEFAULT_PARAMETERS) -> State[Any]:
     """Train a policy and let the evidence decide whether it becomes the champion.
 
-    Ends as Promoted or Kept (the gate kept the champion), as Collapsed (its best checkpoint is
-    kept, nothing is registered), as Interrupted (it can be gone on with), or as Failed.
+    Ends as Promoted, Kept (the gate kept the champion) or Unchanged (it is the champion's policy),
+    as Collapsed (its best checkpoint is kept, nothing is registered), as Interrupted (it can be
+    gone on with), or as Failed.
 
     Raises:
         ConfigError: the experiment is not one.
@@ -88,9 +90,9 @@ def pipeline(parameters: PipelineParameters = DEFAULT_PARAMETERS) -> State[Any]:
         verdict_id=judged.verdict_id,
         verdict=judged.lines,
         promoted=promotion is not None,
-        summary=made.page,
-        report=made.report,
-        video=made.video,
+        summary=made and made.page,
+        report=made and made.report,
+        video=made and made.video,
     )
     return stages.to_state(ending_of_verdict(judged.decision, version, judged.lines), result)
 

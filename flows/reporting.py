@@ -10,10 +10,11 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.client.orchestration import get_client
@@ -208,24 +209,14 @@ def show_verdict(
     verdict_id: str,
     lines: Sequence[str],
     rows: Sequence[dict[str, Any]],
-    links: dict[str, str],
+    links: Mapping[str, str],
 ) -> None:
     """Write a verdict as a page with links, and its numbers as a table.
 
     Their keys name the model, so that Prefect's list of artifacts shows the verdicts one after
     the other.
     """
-    page = "\n".join(
-        [
-            f"## {title}",
-            "",
-            *(f"{line}  " if not line.startswith("- ") else line for line in lines),
-            "",
-            f"Verdict `{verdict_id}`; again: `mario gate --again {verdict_id}`",
-            "",
-            *(f"- {name}: {link}" for name, link in links.items()),
-        ]
-    )
+    page = verdict_page(title, verdict_id, lines, links)
     safely(
         "the verdict",
         lambda: create_markdown_artifact(
@@ -240,8 +231,7 @@ def show_verdict(
             description=f"The numbers of verdict {verdict_id}",
         ),
     )
-    report = links.get("report", "")
-    if target := re.search(r"\((.+)\)$", report):
+    if target := re.search(r"\]\((https?://.+)\)$", links.get("report", "")):
         safely(
             "the link to the report",
             lambda: create_link_artifact(
@@ -250,6 +240,25 @@ def show_verdict(
                 key=artifact_key("report", model),
             ),
         )
+
+
+def verdict_page(
+    title: str, verdict_id: str, lines: Sequence[str], links: Mapping[str, str]
+) -> str:
+    """A verdict as Markdown: what was said, how to repeat it, where everything is."""
+    paths = any(link.startswith("`/") for link in links.values())
+    return "\n".join(
+        [
+            f"## {title}",
+            "",
+            *(f"{line}  " if not line.startswith("- ") else line for line in lines),
+            "",
+            f"Verdict `{verdict_id}`; again: `mario gate --again {verdict_id}`",
+            "",
+            *(f"- {name}: {link}" for name, link in links.items()),
+            *(("", "Set `MARIO_RUNS_URL`, and these paths become links.") if paths else ()),
+        ]
+    )
 
 
 def show_page(key: str, title: str, lines: Sequence[str]) -> None:
@@ -273,12 +282,13 @@ def mlflow_link(runtime: Runtime, mlflow_run_id: str | None) -> str:
 
 
 def file_link(path: Path, runtime: Runtime) -> str:
-    """A Markdown link to a file under the runs folder.
+    """A Markdown link to a file under the runs folder, or its path where nothing shows it.
 
-    MARIO_RUNS_URL is where a web server shows that folder; a file's own address otherwise.
+    MARIO_RUNS_URL is where a web server shows that folder. Without it there is no link: a browser
+    opens no `file://` from a page that came over HTTP, and the file is on the worker's machine.
     """
     base = os.environ.get("MARIO_RUNS_URL")
     if base:
         inside = path.resolve().relative_to(runtime.runs_dir.resolve())
-        return f"[{path.name}]({base.rstrip('/')}/{inside.as_posix()})"
-    return f"[{path.name}]({path.resolve().as_uri()})"
+        return f"[{path.name}]({base.rstrip('/')}/{quote(inside.as_posix())})"
+    return f"`{path.resolve()}`"

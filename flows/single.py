@@ -124,8 +124,10 @@ def promote(parameters: PromoteParameters = PromoteParameters()) -> State[Any]: 
     stages.prepare(config, runtime)
     version = fetch_version(parameters.policy, config.task, runtime).version
     judged, _ = stages.judge_and_promote(config, version, runtime)
-    report = safely("the report", lambda: report_verdict(judged.verdict_id, runtime))
-    links = {} if report is None else {"report": file_link(report, runtime)}
+    links = {}
+    if (verdict_id := judged.verdict_id) is not None:
+        report = safely("the report", lambda: report_verdict(verdict_id, runtime))
+        links = {} if report is None else {"report": file_link(report, runtime)}
     stages.show_judgement(config, judged, runtime, links)
     return stages.to_state(
         ending_of_verdict(judged.decision, version, judged.lines), judged.decision

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from prefect import get_run_logger, task
@@ -17,11 +18,20 @@ from flows.decisions import (
     RETRY_DELAYS_SECONDS,
     Ending,
     gave_up,
+    promoted_before,
     run_id_for,
     worth_retrying,
 )
 from flows.parameters import TrainParameters
-from flows.reporting import TrainingProgress, file_link, mlflow_link, show_training, show_verdict
+from flows.reporting import (
+    TrainingProgress,
+    file_link,
+    mlflow_link,
+    safely,
+    show_page,
+    show_training,
+    show_verdict,
+)
 from mario.config import ExperimentConfig, load_config
 from mario.errors import PromotionConflict
 from mario.jobs import pipeline as jobs
@@ -113,7 +123,7 @@ def begin(parameters: TrainParameters, runtime: Runtime) -> tuple[ExperimentConf
     if begun is not None:
         say(f"going on with {run_id}, attempt {flow_run.run_count} of this flow run")
         return begun, run_id
-    return (jobs.next_seed(config, runtime) if parameters.next_seed else config), run_id
+    return (jobs.next_seed(config, run_id, runtime) if parameters.next_seed else config), run_id
 
 
 def prepare(config: ExperimentConfig, runtime: Runtime) -> None:
@@ -187,9 +197,11 @@ def judge_and_promote(
     subject = f"{model_name(config.task)} v{version}"
     for judgement in range(1, MAX_JUDGEMENTS + 1):
         judged = run_stage("gate", subject, lambda: jobs.gate_stage(config, version, runtime))
-        # The same policy: only brings the alias in line.
-        if judged.decision not in ("promote", "same"):
+        if promoted_before(judged.decision, judged.is_champion, flow_run.run_count or 1):
+            judged = replace(judged, decision="promote")
+        if judged.decision != "promote":
             return judged, None
+        assert judged.verdict_id is not None, "only a verdict promotes"
         try:
             promotion = promote(judged.verdict_id, subject, runtime)
         except PromotionConflict as conflict:
@@ -197,12 +209,12 @@ def judge_and_promote(
                 raise
             say(f"judging again: {conflict}")
             continue
-        return judged, promotion if judged.decision == "promote" else None
+        return judged, promotion
     raise AssertionError("the loop returns or raises")
 
 
 def promote(verdict_id: str, subject: str, runtime: Runtime) -> Promotion:
-    """Promote, and tell Prefect's automations."""
+    """Promote, and tell Prefect's automations; repeated, it brings the alias in line and tells."""
 
     def work() -> Promotion:
         promotion = promote_verdict(verdict_id, runtime)
@@ -223,11 +235,15 @@ def promote(verdict_id: str, subject: str, runtime: Runtime) -> Promotion:
 
 def summarise(
     config: ExperimentConfig, run_id: str, judged: jobs.Judged, runtime: Runtime
-) -> jobs.Summarised:
-    """Pages, video, and the verdict in Prefect's page."""
+) -> jobs.Summarised | None:
+    """Pages, video, and the verdict in Prefect's page; without a verdict, what was said instead."""
+    verdict_id = judged.verdict_id
+    if verdict_id is None:
+        show_judgement(config, judged, runtime, {})
+        return None
 
     def work() -> jobs.Summarised:
-        made = jobs.summary_stage(config, run_id, judged.verdict_id, runtime)
+        made = jobs.summary_stage(config, run_id, verdict_id, runtime)
         show_judgement(
             config,
             judged,
@@ -247,22 +263,23 @@ def show_judgement(
     config: ExperimentConfig, judged: jobs.Judged, runtime: Runtime, links: dict[str, str]
 ) -> None:
     """Write a verdict into Prefect's page, with links to everything that belongs to it."""
-    from flows.reporting import safely
+    model, verdict_id = model_name(config.task), judged.verdict_id
+    if verdict_id is None:
+        show_page(f"verdict-{model}", f"{model}: {judged.decision}", judged.lines)
+        return
 
     def show() -> None:
         with ExperimentStore.open(runtime.database_url) as store:
-            stored = store.evaluations.verdict(judged.verdict_id)
-            versions = {
-                version.version: version for version in store.versions.list(model_name(config.task))
-            }
+            stored = store.evaluations.verdict(verdict_id)
+            versions = {version.version: version for version in store.versions.list(model)}
             challenger = versions.get(stored.challenger_version)
             run_id = None if challenger is None else challenger.run_id
             run = None if run_id is None else store.runs.find(run_id)
         tracked = mlflow_link(runtime, None if run is None else run.mlflow_run_id)
         show_verdict(
             stored.model,
-            f"{model_name(config.task)} v{stored.challenger_version}: {stored.decision}",
-            judged.verdict_id,
+            f"{model} v{stored.challenger_version}: {stored.decision}",
+            verdict_id,
             judged.lines,
             verdict_rows(stored.detail),
             {**links, "MLflow": tracked},

@@ -145,9 +145,15 @@ def _closing_screen(task: str, runtime: Runtime, result: PipelineResult, served:
         + (" (promoted just now)" if result.promoted else ""),
         served or "nothing to serve yet",
         "",
-        f"summary   {result.summary}",
-        f"verdict   {result.report}",
-        f"video     {result.video}",
+        *(
+            f"{name:<9} {path}"
+            for name, path in (
+                ("summary", result.summary),
+                ("verdict", result.report),
+                ("video", result.video),
+            )
+            if path is not None
+        ),
         f"store     {runtime.database_url}",
         f"registry  {runtime.tracking_uri}",
         "",

@@ -28,15 +28,18 @@ class Judged:
     """What the gate stage hands on.
 
     Attributes:
-        verdict_id: the stored verdict.
+        verdict_id: the stored verdict; None where the version is the policy of a champion that no
+            verdict made champion (the first one may be promoted by hand).
         decision: promote, reject or inconclusive; `same` where the version is the champion's own
             policy, and `verdict_id` the verdict that made it champion.
         lines: the verdict in words.
+        is_champion: whether this very version is champion now, by this verdict.
     """
 
-    verdict_id: str
+    verdict_id: str | None
     decision: str
     lines: tuple[str, ...]
+    is_champion: bool = False
 
 
 def prepare(config: ExperimentConfig, runtime: Runtime) -> tuple[str, ...]:
@@ -122,24 +125,29 @@ def _same_policy(
     It comes from training again with the same configuration, seed and commit, or from going on
     after a kill between the ledger and the alias.
     """
-    verdicts = store.evaluations.verdicts(model_name(config.task))
-    stands = [
-        verdict.id
-        for verdict in verdicts
-        if verdict.challenger_digest == challenger.digest and verdict.decision == "promote"
-    ]
+    rows = store.ledger.history(model_name(config.task))
+    # Not the last row alone: a rollback made it champion again, and has no verdict of its own.
+    stands = [row.verdict_id for row in rows if row.digest == champion.digest and row.verdict_id]
     line = (
         f"SAME: {challenger.label} is the policy of {champion.label}, byte for byte; there is "
         "nothing to judge (another seed gives another policy: --set seed=…)"
     )
-    return Judged(stands[-1], "same", (line,))
+    if not stands:
+        return Judged(None, "same", (line, f"- {champion.label} was promoted without a verdict"))
+    now = rows[-1]
+    is_champion = (now.version, now.verdict_id) == (challenger.version, stands[-1])
+    return Judged(stands[-1], "same", (line,), is_champion)
 
 
-def next_seed(config: ExperimentConfig, runtime: Runtime) -> ExperimentConfig:
-    """The experiment with a seed that no earlier run of the task had: its own plus their number."""
+def next_seed(config: ExperimentConfig, run_id: str, runtime: Runtime) -> ExperimentConfig:
+    """The experiment with a seed that no other run of the task has: its own, or the next free one.
+
+    The seed is the run's from now on: pipelines that begin together get different ones, and a run
+    that is killed before it trained gets the same one again.
+    """
     with ExperimentStore.open(runtime.database_url) as store:
-        earlier = sum(run.task == config.task for run in store.runs.list(limit=1_000_000))
-    return config.model_copy(update={"seed": config.seed + earlier})
+        seed = store.runs.reserve_seed(run_id, config.task, config.seed)
+    return config.model_copy(update={"seed": seed})
 
 
 @dataclass(frozen=True)

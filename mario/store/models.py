@@ -129,6 +129,20 @@ class Hyperparameter(Base):
     value: Mapped[str] = mapped_column(sa.Text)
 
 
+class SeedReservation(Base):
+    """A seed that a run took before it began: two that begin together never take the same.
+
+    The run need not be there yet, and may never come: then its seed is left out.
+    """
+
+    __tablename__ = "seed_reservations"
+    __table_args__ = (UniqueConstraint("task", "seed"),)
+    run_id: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    task: Mapped[str] = mapped_column(sa.String(128))
+    seed: Mapped[int] = mapped_column(UInt64)
+    at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
 class Episode(Base):
     """One finished training episode; an episode is stored once, whoever writes it again."""
 

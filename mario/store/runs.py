@@ -26,7 +26,7 @@ from mario.store.records import (
     TrainingRow,
     utc_now,
 )
-from mario.store.write import write_training_rows
+from mario.store.write import insert_into, write_training_rows
 
 _PAGE_ROWS = 5_000
 
@@ -90,6 +90,52 @@ class Runs:
                 connection.execute(sa.insert(models.Hyperparameter), parameters)
             self._begin_attempt(connection, new.id, 1, start_steps=0)
         return self.get(new.id)
+
+    def reserve_seed(self, run_id: str, task: str, first: int) -> int:
+        """Take a seed for a run that is about to begin; asked again, the run gets the same.
+
+        It is the smallest one, from `first` on, that no run of the task was configured with and
+        none has taken. Where two ask at once, the database lets one of them have it, and the other
+        takes the next.
+
+        Args:
+            run_id: the run; it need not be stored yet.
+            task: what it will train for.
+            first: the smallest seed that will do, 0 ≤ first < 2**64.
+
+        Raises:
+            StoreUnavailableError: if the database does not answer.
+            StoreConstraintError: if the seed does not fit its column.
+        """
+        table, parameter = models.SeedReservation, models.Hyperparameter
+        with writing(self._engine) as connection:
+            mine = connection.execute(
+                sa.select(table.seed).where(table.run_id == run_id)
+            ).scalar_one_or_none()
+            if mine is not None:
+                return int(mine)
+            configured = connection.execute(
+                sa.select(parameter.value)
+                .join(models.Run, models.Run.id == parameter.run_id)
+                .where(models.Run.task == task, parameter.name == "seed")
+            ).scalars()
+            reserved = connection.execute(sa.select(table.seed).where(table.task == task)).scalars()
+            taken = {str(seed) for seed in (*configured, *reserved)}
+            seed = first
+            while str(seed) in taken or not self._reserve(connection, run_id, task, seed):
+                seed += 1
+            return seed
+
+    @staticmethod
+    def _reserve(connection: sa.Connection, run_id: str, task: str, seed: int) -> bool:
+        """Take one seed; False where another transaction was first. PostgreSQL waits for it."""
+        table = models.SeedReservation
+        done = connection.execute(
+            insert_into(connection, table)
+            .values(run_id=run_id, task=task, seed=seed, at=utc_now())
+            .on_conflict_do_nothing(index_elements=[table.task, table.seed])
+        )
+        return bool(done.rowcount)
 
     def resume(self, run_id: str, *, start_steps: int) -> Run:
         """Begin the next attempt of a run in this process.

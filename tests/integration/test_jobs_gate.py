@@ -14,12 +14,14 @@ from mario.errors import ArtefactError, EvaluationError, PromotionConflict, Regi
 from mario.evaluation.verdict import VERDICT_SCHEMA, Verdict
 from mario.jobs.evaluate import evaluate_stored, evaluation_key, units_of
 from mario.jobs.gate import champion_for, judge, repeat_verdict, rule_from
+from mario.jobs.pipeline import gate_stage
 from mario.jobs.policies import load_policy, policy_from_artefact
 from mario.jobs.promote import promote_verdict
 from mario.jobs.report import report_verdict
 from mario.jobs.runtime import Runtime
 from mario.jobs.versions import champion_version, open_registry, reconcile, rollback, show_ledger
 from mario.store.store import ExperimentStore
+from tests.support.killed_pipeline import config
 from tests.support.policies import GOOD, POOR, write_odds_policy
 
 # A generous level keeps the tests short; each further challenger is tested at a stricter one.
@@ -129,6 +131,43 @@ def test_a_verdict_against_a_former_champion_promotes_nobody(
     assert again.verdict.rule.alpha < RULE.alpha, "and has paid for it"
     same, _ = repeat_verdict(again.verdict_id, runtime)
     assert same
+
+
+def test_a_champions_own_policy_is_not_judged_whoever_promoted_it(
+    runtime: Runtime, tmp_path: Path
+) -> None:
+    """By hand, by a verdict, by a rollback: the same bytes again are SAME, and nothing fails."""
+    experiment = config()
+
+    def twin(folder: str, key: str) -> int:
+        with open_registry(runtime) as registry:
+            version = registry.register(MODEL, tmp_path / folder, registration_key=key).version
+        assert version is not None
+        return version
+
+    poor = register(runtime, tmp_path / "poor", POOR)
+    with open_registry(runtime) as registry:
+        registry.promote(MODEL, poor, verdict_id=None, promoted_by="a person")
+    by_hand = gate_stage(experiment, twin("poor", "twin-1"), runtime)
+    assert (by_hand.verdict_id, by_hand.decision) == (None, "same")
+    assert "byte for byte" in by_hand.lines[0]
+    assert "without a verdict" in by_hand.lines[1]
+
+    good = register(runtime, tmp_path / "good", GOOD)
+    promoting = gate_stage(experiment, good, runtime)
+    assert promoting.decision == "promote"
+    assert promoting.verdict_id is not None
+    promote_verdict(promoting.verdict_id, runtime)
+    itself = gate_stage(experiment, good, runtime)
+    assert (itself.verdict_id, itself.decision) == (promoting.verdict_id, "same")
+    assert itself.is_champion, "an attempt that was killed after the ledger goes on from here"
+    other = gate_stage(experiment, twin("good", "twin-2"), runtime)
+    assert (other.verdict_id, other.is_champion) == (promoting.verdict_id, False)
+
+    rollback(TASK, runtime, version=poor, note="back")
+    rollback(TASK, runtime, version=good, note="and forth")
+    again = gate_stage(experiment, good, runtime)
+    assert (again.verdict_id, again.is_champion) == (promoting.verdict_id, False)
 
 
 def test_evaluation_goes_on_where_it_was_broken_off(runtime: Runtime, tmp_path: Path) -> None:

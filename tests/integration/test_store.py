@@ -227,6 +227,24 @@ def test_health_and_checkpoints_come_back(store: ExperimentStore) -> None:
         store.runs.write([lie])
 
 
+def test_a_seed_is_the_next_that_no_run_has(store: ExperimentStore) -> None:
+    store.runs.start(new_run(id="by-hand", config={"seed": 4}))
+    store.runs.start(new_run(id="elsewhere", task="1-2", config={"seed": 3}))
+    assert store.runs.reserve_seed("first", "1-1", 3) == 3
+    assert store.runs.reserve_seed("second", "1-1", 3) == 5, "3 is taken, 4 was trained by hand"
+    assert store.runs.reserve_seed("first", "1-1", 7) == 3, "a run's next attempt keeps its seed"
+    assert store.runs.reserve_seed("third", "1-2", 2**64 - 1) == 2**64 - 1
+
+
+def test_no_two_runs_that_begin_together_take_one_seed(database_url: str) -> None:
+    def take(number: int) -> int:
+        with ExperimentStore(database_url) as own:
+            return own.runs.reserve_seed(f"run-{number}", "1-1", 0)
+
+    with ThreadPoolExecutor(6) as pool:
+        assert sorted(pool.map(take, range(12))) == list(range(12))
+
+
 def test_a_killed_run_is_resumed_and_finished(store: ExperimentStore) -> None:
     run = store.runs.start(new_run())
     with writing(store.engine) as connection:  # as if another process had started it and died

@@ -97,6 +97,7 @@ def main() -> None:
     version = stages.register_stage(RUN_ID, runtime)
     judged = stages.gate_stage(experiment, version, runtime)
     assert judged.decision in ("promote", "same"), judged.lines
+    assert judged.verdict_id is not None
     promote_verdict(judged.verdict_id, runtime)
     print("done")
 

@@ -17,6 +17,7 @@ from flows.decisions import (
     gave_up,
     job_variables,
     progress_percent,
+    promoted_before,
     resources_for,
     run_id_for,
     worth_retrying,
@@ -108,6 +109,13 @@ def test_endings_of_verdicts_and_nights() -> None:
     assert ending_of_verdict("same", 3, ()).name == "Unchanged"
     assert ending_of_drift(True, ["why"]).type == "FAILED"
     assert ending_of_drift(False, ["fine"]).type == "COMPLETED"
+
+
+def test_a_promotion_that_was_killed_after_the_ledger_is_told_of_by_the_next_attempt() -> None:
+    assert promoted_before("same", True, 2)
+    assert not promoted_before("same", True, 1), "what is champion already is promoted by nobody"
+    assert not promoted_before("same", False, 2), "another version with the same bytes"
+    assert not promoted_before("reject", True, 2)
 
 
 def test_a_run_that_crashes_for_ever_is_given_up() -> None:

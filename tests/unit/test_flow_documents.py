@@ -18,8 +18,10 @@ from flows.automations import SILENCE_SECONDS, automations
 from flows.decisions import MAX_ATTEMPTS
 from flows.deployments import load_deployments, load_flow
 from flows.pools import HEARTBEAT_SECONDS, POOL_TYPES, pool, queues
+from flows.reporting import file_link, verdict_page
 from flows.setup import _normal
 from mario.errors import FlowError
+from mario.jobs.runtime import Runtime
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "prefect.yaml"
@@ -219,3 +221,20 @@ def test_notifications_are_json_whatever_the_reason_says() -> None:
     event = SimpleNamespace(resource=resource)
     rendered = asyncio.run(render_user_template(payload, {"event": event}))
     assert json.loads(rendered) == {"text": 'Collapsed: a "run": why\nnot'}
+
+
+def test_links_are_links_where_a_page_shows_the_runs_and_paths_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = Runtime.embedded(tmp_path / "runs")
+    report = runtime.run_dir("run-1") / "verdict.html"
+    monkeypatch.delenv("MARIO_RUNS_URL", raising=False)
+    links = {"report": file_link(report, runtime), "MLflow": "run `7` in `sqlite:///x.db`"}
+    page = verdict_page("title", "v-1", ["PROMOTE"], links)
+    assert f"- report: `{report.resolve()}`" in page
+    assert "Set `MARIO_RUNS_URL`" in page
+    assert "file://" not in page, "a browser opens none from a page that came over HTTP"
+    monkeypatch.setenv("MARIO_RUNS_URL", "http://127.0.0.1:8099/")
+    links = {"report": file_link(report, runtime)}
+    assert links["report"] == "[verdict.html](http://127.0.0.1:8099/run-1/verdict.html)"
+    assert "MARIO_RUNS_URL" not in verdict_page("title", "v-1", [], links)
