@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
+import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -21,13 +24,15 @@ from mario.jobs.versions import open_registry
 from mario.store.store import ExperimentStore
 from mario.telemetry_export import Instruments, LoopMetrics
 from tests.support.full_postgres import full_postgres
-from tests.support.policies import GOOD, POOR, write_odds_policy
+from tests.support.policies import GOOD, STUCK, write_odds_policy
 from tests.support.prefect_server import (
     PrefectServer,
     Receiver,
     descendants,
     kill_all,
 )
+from tests.support.processes import free_port
+from tests.support.processes import server as http_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
@@ -68,13 +73,19 @@ def server(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iter
 
 
 @pytest.fixture(scope="module")
-def undisturbed(server: PrefectServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A pipeline that nobody disturbs, through a process worker."""
-    runs = tmp_path_factory.mktemp("undisturbed")
-    with server.worker(runs):
-        flow_run = server.start_run("pipeline/pipeline", PARAMETERS)
-        state = server.wait(flow_run)
-    return {"flow_run": flow_run, "state": state, "runs": runs}
+def undisturbed(
+    server: PrefectServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Any]]:
+    """A pipeline that nobody disturbs, through a process worker; a page shows its runs folder."""
+    runs, port = tmp_path_factory.mktemp("undisturbed"), free_port()
+    command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1",
+               "--directory", str(runs)]  # fmt: skip
+    url = f"http://127.0.0.1:{port}"
+    with http_server(command, log=server.folder / "pages.log", ready=url):
+        with server.worker(runs, MARIO_RUNS_URL=url):
+            flow_run = server.start_run("pipeline/pipeline", PARAMETERS)
+            state = server.wait(flow_run)
+        yield {"flow_run": flow_run, "state": state, "runs": runs}
 
 
 def screenshot(server: PrefectServer, flow_run: str, folder: Path) -> None:
@@ -90,9 +101,11 @@ def screenshot(server: PrefectServer, flow_run: str, folder: Path) -> None:
         page.goto(f"{base}/runs/flow-run/{flow_run}", wait_until="networkidle", timeout=120_000)
         page.wait_for_timeout(5_000)
         page.screenshot(path=str(folder / "run.png"))
-        page.goto(f"{base}/runs/flow-run/{flow_run}?tab=Artifacts", timeout=120_000)
-        page.wait_for_timeout(8_000)
-        page.screenshot(path=str(folder / "artifacts.png"))
+        # As a person does: the page takes no tab from its address while it still loads.
+        page.get_by_text("Artifacts", exact=True).click()
+        for key in server.artifacts(flow_run):
+            page.get_by_text(key, exact=True).first.wait_for(timeout=60_000)
+        page.screenshot(path=str(folder / "artifacts.png"), full_page=True)
         for key, artifact in server.artifacts(flow_run).items():
             page.goto(f"{base}/artifacts/artifact/{artifact['id']}", timeout=120_000)
             page.wait_for_timeout(4_000)
@@ -105,6 +118,15 @@ def weights(runs: Path, flow_run: str) -> str:
     return hashlib.sha256(
         (runs / run_id_for(flow_run) / "policy/policy.onnx").read_bytes()
     ).hexdigest()
+
+
+def wait_for_checkpoints(server: PrefectServer, runs: Path, flow_run: str, count: int) -> None:
+    """Return as soon as a flow run's training has left so many; it goes on."""
+    checkpoints = runs / run_id_for(flow_run) / "checkpoints"
+    deadline = time.monotonic() + 600
+    while len(list(checkpoints.glob("steps-*"))) < count:
+        assert time.monotonic() < deadline, server.log()
+        time.sleep(0.05)
 
 
 def versions(runs: Path) -> list[Any]:
@@ -180,12 +202,33 @@ def test_a_pipeline_completes_and_shows_what_it_did(
     curve = shown["learning-curve-smoke"]["data"]
     assert "| steps up to | episodes | mean furthest x (px) | cleared |" in curve
     verdict = next(a["data"] for k, a in shown.items() if k.startswith("verdict-"))
-    assert "verdict.html" in verdict
-    assert "median-episode.mp4" in verdict
-    assert "MLflow" in verdict
+    assert "MLflow: run `" in verdict, "no server tracks it here"
+    links = dict(re.findall(r"^- (\w+): \[[^]]+\]\((http://[^)]+)\)$", verdict, re.MULTILINE))
+    assert {name: url.rpartition("/")[2] for name, url in links.items()} == {
+        "report": "verdict.html", "summary": "summary.html", "video": "median-episode.mp4"
+    }  # fmt: skip
+    for url in links.values():
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            assert len(answer.read()) > 1_000, url
+    assert f"({links['report']})" in shown["report-mario-1-1"]["data"]
     table = next(json.loads(a["data"]) for k, a in shown.items() if k.startswith("numbers-"))
     assert {"what", "challenger", "champion"} == set(table[0])
     assert len(versions(undisturbed["runs"])) == 1
+
+
+@pytest.mark.parametrize(
+    ("deployment", "parameters", "said"),
+    [
+        ("evaluate/evaluate", {"task": "1-1", "units": 0}, "less than the minimum"),
+        ("evaluate/evaluate", {"task": "9-9"}, "does not match"),
+        ("pipeline/pipeline", {"configuration": "configs/demo.yaml"}, "configuration"),
+    ],
+)
+def test_a_form_that_is_filled_in_wrongly_starts_nothing(
+    server: PrefectServer, deployment: str, parameters: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(AssertionError, match=f"409.*{said}"):
+        server.start_run(deployment, parameters)
 
 
 def test_bad_input_fails_at_once(server: PrefectServer, tmp_path: Path, receiver: Receiver) -> None:
@@ -233,12 +276,7 @@ def test_a_killed_worker_is_noticed_and_its_run_completes(
     runs = tmp_path / "runs"
     with server.worker(runs) as worker:
         flow_run = server.start_run("pipeline/pipeline", PARAMETERS)
-        checkpoints = runs / run_id_for(flow_run) / "checkpoints"
-        deadline = time.monotonic() + 600
-        while len(list(checkpoints.glob("steps-*"))) < 2:
-            assert time.monotonic() < deadline, server.log()
-            assert server.run(flow_run)["state"]["type"] not in ("COMPLETED", "FAILED")
-            time.sleep(0.05)
+        wait_for_checkpoints(server, runs, flow_run, 2)
         kill_all(descendants(worker.pid))
     killed_at = time.time()
     assert server.run(flow_run)["state"]["type"] == "RUNNING", "nobody could say anything"
@@ -259,24 +297,26 @@ def test_a_killed_worker_is_noticed_and_its_run_completes(
     assert [attempt.status for attempt in run.attempts] == ["killed", "finished"]
 
 
-def test_a_worker_that_is_stopped_finishes_what_it_began(
+def test_a_worker_that_is_stopped_leaves_its_run_to_the_next(
     server: PrefectServer, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
-    """As in a deployment of a new image: SIGTERM, no more runs, and the last one ends well."""
+    """As in a deployment of a new image: Prefect's worker kills what it runs, and that goes on."""
     runs = tmp_path / "runs"
     with server.worker(runs) as worker:
         flow_run = server.start_run("pipeline/pipeline", PARAMETERS)
-        checkpoints = runs / run_id_for(flow_run) / "checkpoints"
-        deadline = time.monotonic() + 600
-        while not list(checkpoints.glob("steps-*")):
-            assert time.monotonic() < deadline, server.log()
-            time.sleep(0.05)
+        wait_for_checkpoints(server, runs, flow_run, 1)
+        children = descendants(worker.pid)[1:]
         os.killpg(worker.pid, signal.SIGTERM)
+        assert worker.wait(120) == 0, server.log()
+    assert children
+    assert not any(Path(f"/proc/{pid}").exists() for pid in children), "nothing is left behind"
+    server.wait(flow_run, 600, "AwaitingRetry", "Late")
+    with server.worker(runs):
         state = server.wait(flow_run)
-        worker.wait(120)
     assert state["type"] == "COMPLETED", f"{state}\n{server.log()}"
-    assert server.run(flow_run)["run_count"] == 1
+    assert server.run(flow_run)["run_count"] == 2
     assert weights(runs, flow_run) == weights(undisturbed["runs"], undisturbed["flow_run"])
+    assert len(versions(runs)) == 1
 
 
 def test_a_run_completes_though_its_server_is_killed(
@@ -285,11 +325,7 @@ def test_a_run_completes_though_its_server_is_killed(
     runs = tmp_path / "runs"
     with server.worker(runs):
         flow_run = server.start_run("pipeline/pipeline", PARAMETERS)
-        checkpoints = runs / run_id_for(flow_run) / "checkpoints"
-        deadline = time.monotonic() + 600
-        while not list(checkpoints.glob("steps-*")):
-            assert time.monotonic() < deadline, server.log()
-            time.sleep(0.05)
+        wait_for_checkpoints(server, runs, flow_run, 1)
         server.kill()
         time.sleep(2)
         server.start()
@@ -349,50 +385,74 @@ def test_two_promoters_at_once_promote_nobody_twice(
 def test_two_whole_pipelines_at_once_meet_champions_that_were(
     server: PrefectServer, tmp_path: Path, postgres_database: str
 ) -> None:
-    """Both train, register and judge side by side, against a champion that both may beat."""
+    """Both train side by side, with a seed of their own, and both beat the champion that there is.
+
+    One is promoted. The other was judged against a champion that is none any more: its promotion is
+    refused, and it is judged again, against the new one.
+    """
     runs = tmp_path / "runs"
     runtime = Runtime(runs, postgres_database, f"sqlite:///{runs / 'mlflow.db'}")
     runs.mkdir()
     with open_registry(runtime) as registry:
-        write_odds_policy(runs / "poor", POOR)
-        registry.register("mario-1-1", runs / "poor", run_id=None)
+        write_odds_policy(runs / "stuck", STUCK)
+        registry.register("mario-1-1", runs / "stuck", run_id=None)
         registry.promote("mario-1-1", 1, verdict_id=None, promoted_by="test")
     overrides = [each for each in TRAINING if "max_units" not in each]
-    overrides += ["game.actions=complex", "gate.alpha=0.4", "gate.max_units=40", "gate.min_units=8"]
+    # Hardly trained networks that sample their actions: they go right, and differ. Their champion
+    # is no network, and answers at once. Enough units that the two judgements overlap.
+    overrides += ["game.actions=right_only", "evaluation.action_selection=sample",
+                  "gate.max_latency_ratio=1000", "gate.alpha=0.4", "gate.max_units=120",
+                  "gate.min_units=32"]  # fmt: skip
+    parameters = {**PARAMETERS, "overrides": overrides, "next_seed": True}
     with server.worker(runs, MARIO_DATABASE_URL=postgres_database):
-        flow_runs = [
-            server.start_run(
-                "pipeline/pipeline", {**PARAMETERS, "overrides": [*overrides, f"seed={seed}"]}
-            )
-            for seed in (1, 2)
-        ]
+        flow_runs = [server.start_run("pipeline/pipeline", parameters) for _ in range(2)]
         states = [server.wait(flow_run) for flow_run in flow_runs]
     assert all(state["type"] == "COMPLETED" for state in states), f"{states}\n{server.log()}"
-    spans = [
-        [datetime.fromisoformat(server.run(flow_run)[name]) for name in ("start_time", "end_time")]
-        for flow_run in flow_runs
-    ]
-    assert max(start for start, _ in spans) < min(end for _, end in spans), "side by side"
+    names = [state["name"] for state in states]
+    assert "Promoted" in names, f"{states}\n{server.log()}"
     with open_registry(runtime) as registry:
         complete = [v for v in registry.versions("mario-1-1") if v.state == "complete"]
         assert sorted(version.version for version in complete) == [1, 2, 3]
         with ExperimentStore.open(postgres_database) as store:
             ledger = store.ledger.history("mario-1-1")
             verdicts = store.evaluations.verdicts("mario-1-1")
+            seeds = {run.id: run.config["seed"] for run in store.runs.list()}
         alias = registry.aliases("mario-1-1")["champion"]
-    ledger = sorted(ledger, key=lambda row: row.sequence)
+    assert sorted(seeds) == sorted(run_id_for(flow_run) for flow_run in flow_runs)
+    assert sorted(seeds.values()) == [1, 2], "the file's, and the next"
     assert [row.sequence for row in ledger] == list(range(1, len(ledger) + 1)), "one ledger"
-    assert len(ledger) == 1 + [state["name"] for state in states].count("Promoted")
+    assert len(ledger) == 1 + names.count("Promoted")
     assert alias == ledger[-1].version, "the alias is what the ledger says"
     by_id = {verdict.id: verdict for verdict in verdicts}
     for row, before in zip(ledger[1:], ledger, strict=False):
         assert row.previous_version == before.version, "no update is lost"
         assert row.verdict_id is not None
         assert by_id[row.verdict_id].champion_version == before.version
-    # Whoever was judged, promoted or not, met one that the ledger made champion.
-    assert {verdict.challenger_version for verdict in verdicts} == {2, 3}
-    champions = {row.version for row in ledger}
-    assert all(verdict.champion_version in champions for verdict in verdicts)
+    # The first came from v1; the other had beaten v1, too, and that was not enough any more.
+    winner = ledger[1].version
+    (loser,) = {2, 3} - {winner}
+    judged = [verdict for verdict in verdicts if verdict.challenger_version == loser]
+    assert [verdict.champion_version for verdict in judged] == [1, winner]
+    assert judged[0].decision == "promote", judged[0].detail["reasons"]
+    assert judged[0].created_at > by_id[ledger[1].verdict_id or ""].created_at
+    assert (len(ledger) == 3) == (judged[1].decision == "promote")
+
+
+def test_the_policy_of_a_champion_that_a_person_promoted_changes_nothing(
+    server: PrefectServer, tmp_path: Path
+) -> None:
+    """The same seed and commit give the same bytes; that champion has no verdict to show."""
+    runs = tmp_path / "runs"
+    with server.worker(runs):
+        server.wait(server.start_run("pipeline/pipeline", PARAMETERS))
+        with open_registry(Runtime.embedded(runs)) as registry:
+            registry.promote("mario-1-1", 1, verdict_id=None, promoted_by="a person")
+        flow_run = server.start_run("pipeline/pipeline", PARAMETERS)
+        state = server.wait(flow_run)
+    assert (state["type"], state["name"]) == ("COMPLETED", "Unchanged"), server.log()
+    assert "byte for byte" in state["message"]
+    assert "without a verdict" in server.artifacts(flow_run)["verdict-mario-1-1"]["data"]
+    assert len(versions(runs)) == 2
 
 
 def test_the_metrics_page_counts_what_ended(

@@ -18,6 +18,8 @@ from tests.support.onnx_networks import random_observations
 #: Odds of the action set `complex`: noop, right, right+A, right+B, right+A+B, A, left, left+A,
 #: left+B, left+A+B, down, up. GOOD gets about three times as far on 1-1 as uniform odds.
 GOOD = (0.005, 0.005, 0.30, 0.30, 0.355, 0.005, 0.005, 0.005, 0.005, 0.005, 0.005, 0.005)
+#: STUCK never leaves the start: whoever goes right at all beats it.
+STUCK = (0.4945, 0.0005, 0.0005, 0.0005, 0.0005, 0.001, 0.40, 0.001, 0.10, 0.0005, 0.0005, 0.0005)
 POOR = (0.20, 0.05, 0.05, 0.05, 0.05, 0.05, 0.20, 0.10, 0.10, 0.05, 0.05, 0.05)
 
 

@@ -101,12 +101,16 @@ class PrefectServer:
 
     @contextmanager
     def worker(self, runs_dir: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-        """Have a process worker that keeps its runs in a folder; ended with all its flow runs."""
+        """Have a process worker that keeps its runs in a folder; ended with all its flow runs.
+
+        Prefect makes SIGINT of SIGTERM. Where tests were started in the background by a script, the
+        shell has SIGINT ignored for everything below, and no worker would end.
+        """
         log = self.folder / f"worker-{runs_dir.name}-{time.monotonic_ns()}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "prefect", "worker", "start", "--pool", "process",
-                 "--type", "process"],
+                ["env", "--default-signal=INT", sys.executable, "-m", "prefect", "worker", "start",
+                 "--pool", "process", "--type", "process"],
                 cwd=ROOT,
                 env={**os.environ, **self.environment, "MARIO_RUNS_DIR": str(runs_dir),
                      **environment},
