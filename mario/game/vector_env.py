@@ -232,8 +232,8 @@ class MarioVectorEnv(VectorEnv[UInt8Array, npt.NDArray[np.int64], npt.NDArray[An
     def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
         if seed is None:
             return [None] * self.num_envs
-        if isinstance(seed, int):
-            return [seed + index for index in range(self.num_envs)]
+        if isinstance(seed, int | np.integer):
+            return [int(seed) + index for index in range(self.num_envs)]
         if len(seed) != self.num_envs:
             raise ConsoleError(
                 f"{len(seed)} seeds for {self.num_envs} games: expected an int or one for each; "

@@ -239,6 +239,26 @@ def test_death_ends_the_episode_in_the_frame_it_happens(make_batch: MakeBatch) -
     assert result.game_reward[0] <= -10
 
 
+def test_the_games_own_clock_ends_the_episode(make_batch: MakeBatch) -> None:
+    """A save-state with two units of the clock left (and the start's enemies far away)."""
+    quiet = replace(SETTINGS, no_op_max_frames=0, sticky_probability=0.0, max_steps=200)
+    batch, out = make_batch(1, quiet), buffer(1)
+    console = open_console("nes-py" if isinstance(batch, ConsoleBatch) else "native")
+    start_level(console, "1-2")
+    for address, digit in ((0x07F8, 0), (0x07F9, 0), (0x07FA, 2)):
+        console.poke(address, digit)
+    batch.begin(0, EpisodeSpec("1-2", 0, console.save_state()), out)
+    clock = []
+    while True:
+        result = batch.step(np.zeros(1, np.int64), out)
+        clock.append(int(result.after[0]["time_left"]))
+        if result.end[0]:
+            break
+    assert result.end[0] == EndReason.TIME_OUT
+    assert (clock[0], clock[-1]) == (2, 0)
+    assert result.after[0]["dying"] == 1
+
+
 def test_snapshot_goes_on_exactly_even_with_what_is_queued(make_batch: MakeBatch) -> None:
     settings = replace(SETTINGS, max_steps=12)
     batch, out = make_batch(2, settings), buffer(2)

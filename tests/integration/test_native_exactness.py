@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 
 from mario.game import stage
+from mario.game.batch import EndReason, EpisodeSpec
 from mario.game.levels import LEVEL_NAMES
+from mario.game.native_batch import NativeBatch
 from mario.game.native_console import NativeConsole, rom_bytes
+from mario.game.observation import OBSERVATION_SHAPE
 from tests.support.lockstep import Divergence, LockstepConsole, play
-from tests.support.stock_comparison import Comparison, compare
+from tests.support.stock_comparison import SETTINGS, Comparison, compare
+from tests.support.stock_env import stock_env
 
 # Overworld, underground, water, castle, day, night, snow. Every second one is played to its end,
 # the others are left on the way, 6-2 by its vine. The play of 8-4 takes a wrong path, which loops,
@@ -71,6 +76,32 @@ def test_the_whole_game_is_the_stock_environments() -> None:
     comparison = compare(None, 1, seed=5)
     assert comparison.ends == {"DEATH": 1}
     assert comparison.largest_grey_difference <= 1
+
+
+def test_a_time_out_is_the_stock_environments() -> None:
+    """Two units of the clock are left on both sides; random play seldom lasts for 400."""
+    env = stock_env("1-2")
+    env.reset()
+    console = NativeConsole()
+    stage.start_level(console, "1-2")
+    for address, digit in ((0x07F8, 0), (0x07F9, 0), (0x07FA, 2)):
+        console.poke(address, digit)
+        env.ram[address] = digit
+    batch, out = NativeBatch(1, SETTINGS), np.zeros((1, *OBSERVATION_SHAPE), np.uint8)
+    batch.begin(0, EpisodeSpec("1-2", 0, console.save_state()), out)
+    done = False
+    while not done:
+        _, reward, done, info = env.step(0)
+        result = batch.step(np.zeros(1, np.int64), out)
+        assert batch.ram(0) == env.ram.tobytes()
+        assert (int(result.end[0]) != EndReason.RUNNING) == done
+        assert int(result.after[0]["time_left"]) == info["time"]
+        # The stock reward keeps the clock of before the poke: its first frame is not compared.
+        assert result.frames[0] == 1 or int(result.game_reward[0]) == reward
+    assert result.end[0] == EndReason.TIME_OUT
+    assert result.frames[0] > 20
+    env.close()
+    batch.close()
 
 
 @pytest.mark.timeout(1800)

@@ -49,7 +49,10 @@ def compare(level: str | None, episodes: int, seed: int, *, film: bool = False) 
     comparison = Comparison()
     play = playthroughs().get(level or "", []) if film else []
     for episode in range(episodes):
-        batch.queue(0, EpisodeSpec(level, 0))
+        # Every second end starts the next episode in the same call; the others stay where they are,
+        # so that memory and picture of the end itself can be compared, too.
+        stays = episode % 2 == 1
+        batch.queue(0, None if stays else EpisodeSpec(level, 0))
         _same_picture(batch, env, out[0, -1], comparison)
         for buttons in itertools.chain(play, random_buttons(seed * 1000 + episode)):
             if buttons & 0x08:
@@ -68,6 +71,9 @@ def compare(level: str | None, episodes: int, seed: int, *, film: bool = False) 
                 )
                 reason = EndReason(int(result.end[0])).name
                 comparison.ends[reason] = comparison.ends.get(reason, 0) + 1
+                if stays:
+                    _same_picture(batch, env, seen, comparison)
+                    batch.begin(0, EpisodeSpec(level, 0), out)
                 env.reset()
                 break
             assert batch.ram(0) == env.ram.tobytes()

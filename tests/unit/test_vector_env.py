@@ -76,6 +76,7 @@ def test_spaces_and_shapes(env: MarioVectorEnv) -> None:
     assert observations in env.observation_space
     assert env.action_space.sample().shape == (3,)
     assert info["world"].tolist() == [1, 5, 8]
+    assert np.array_equal(env.reset(seed=np.int64(1))[0], observations)  # type: ignore[arg-type]
     kept = observations.copy()
     env.step(np.full(3, 1))
     assert np.array_equal(observations, kept)
