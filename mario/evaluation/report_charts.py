@@ -14,11 +14,13 @@ from html import escape
 import numpy as np
 
 from mario.evaluation.records import EpisodeRecord, PairedUnit
-from mario.evaluation.verdict import Verdict
+from mario.evaluation.verdict import EvidencePoint, Verdict
 
 WIDTH = 760
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 20, 14, 40
 _BINS = 50
+#: Points of a curve that answer to the pointer: at 760 wide more of them hide one another.
+_MOST_MARKS = 200
 
 
 def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
@@ -75,6 +77,12 @@ def _axes(
     return "".join(parts)
 
 
+def _marked(path: Sequence[EvidencePoint]) -> Sequence[EvidencePoint]:
+    """The points that show their numbers on hovering: evenly spread, the last one among them."""
+    step = -(-len(path) // _MOST_MARKS)
+    return path[(len(path) - 1) % step :: step] if path else path
+
+
 def evidence_chart(verdict: Verdict) -> str:
     """Both e-values over units with both boundaries, on a logarithmic scale."""
     height = 300.0
@@ -95,7 +103,7 @@ def evidence_chart(verdict: Verdict) -> str:
     marks = "".join(
         f'<circle cx="{x(p.units):.1f}" cy="{y(max(v, low)):.1f}" r="5" class="hover"><title>'
         f"after {p.units} units: {math.exp(min(v, 700)):.3g}</title></circle>"
-        for p in path
+        for p in _marked(path)
         for v in (p.log_e_better, p.log_e_futility)
     )
     return _svg(
@@ -136,7 +144,7 @@ def effect_chart(verdict: Verdict) -> str:
         f'<circle cx="{x(p.units):.1f}" cy="{inside(p.mean):.1f}" r="5" class="hover"><title>'
         f"after {p.units} units: {p.mean:+.4f}, between {p.lower:+.4f} and {p.upper:+.4f}"
         "</title></circle>"
-        for p in path
+        for p in _marked(path)
     )
     return _svg(
         height,

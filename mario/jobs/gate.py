@@ -37,6 +37,8 @@ from mario.store.store import ExperimentStore
 
 #: Observations that both networks answer for the latency guard, one at a time, taking turns.
 _LATENCY_CALLS = 60
+#: A round of units is at most one in so many of those played before, or what keeps the games busy.
+_PLAYED_AHEAD = 8
 
 OnUnits = Callable[[int, int, float], None]
 
@@ -317,14 +319,23 @@ def _account(entries: Sequence[AlphaEntry]) -> AlphaWealth:
 
 
 def _rounds(blocks: Iterator[tuple[Unit, ...]], environments: int) -> Iterator[list[Unit]]:
-    """Group blocks so that each round keeps about `environments` games busy."""
+    """Group blocks so that each round keeps about `environments` games busy.
+
+    A round ends with its longest episode, while other games wait, and the store is read anew for
+    each. A test that goes on for long therefore has longer rounds: up to an eighth of what was
+    played before, which is the most that can have been played for nothing when it stops.
+    """
     first = next(blocks, None)
     if first is None:
         return
     size = max(1, environments // len(first))
-    yield [*first, *(unit for block in islice(blocks, size - 1) for unit in block)]
-    while group := [unit for block in islice(blocks, size) for unit in block]:
+    group = [*first, *(unit for block in islice(blocks, size - 1) for unit in block)]
+    played = 0
+    while group:
         yield group
+        played += len(group)
+        blocks_now = max(size, played // (_PLAYED_AHEAD * len(first)))
+        group = [unit for block in islice(blocks, blocks_now) for unit in block]
 
 
 def network_guards(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -110,6 +111,25 @@ def test_sequence_narrows_and_ends_at_or_inside_the_bound(values):
     assert lower[-1] >= lower_bound(values, 0.05)
     mirrored = confidence_sequence([-v for v in values], 0.05)
     np.testing.assert_allclose(mirrored[0], -upper, atol=1e-12)
+
+
+@pytest.mark.parametrize("block", [1, 4])
+def test_a_long_sequence_in_parts_of_the_grid_is_the_same_as_at_once(block, monkeypatch):
+    """Thousands of units: memory stays bounded, and no number depends on how."""
+    d = paired_clears(np.random.default_rng(3), 1, 1_200, 0.3, 0.6)[0]
+    parts = confidence_sequence(d, 0.05, block=block)
+    monkeypatch.setattr(betting, "_GRID_CELLS", d.size * 401)
+    at_once = confidence_sequence(d, 0.05, block=block)
+    np.testing.assert_array_equal(parts, at_once)
+    tracemalloc.start()
+    confidence_sequence(d, 0.05, block=block)
+    _, much = tracemalloc.get_traced_memory()
+    monkeypatch.undo()
+    tracemalloc.reset_peak()
+    confidence_sequence(d, 0.05, block=block)
+    _, little = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert little < 0.5 * much
 
 
 def test_nonsense_is_refused():

@@ -91,6 +91,19 @@ def test_every_kind_of_verdict_has_a_page():
             assert f"Where episodes end on {level}" in html
 
 
+def test_a_page_of_thousands_of_units_stays_a_page():
+    """Curves show their numbers on hovering at so many points as can be told apart."""
+    pairs = clear_pairs([(1, 0), (0, 1)] * 700)
+    verdict = decide(pairs, GateRule(primary="clear", beta=1e-9))
+    assert verdict.units == len(verdict.path) == 1_400
+    html = page_of(verdict, pairs)
+    marks = re.findall(r'class="hover"><title>after (\d+) units', html)
+    assert len(marks) <= 600
+    assert marks.count("1400") == 3, "the last point of every curve"
+    drawn = html.split('id="verdict">')[0]
+    assert len(drawn) < 250_000
+
+
 def test_page_needs_the_counted_pairs():
     pairs = clear_pairs([(1, 0)] * 5)
     verdict = decide(pairs, GateRule(primary="clear"))

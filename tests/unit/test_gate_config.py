@@ -7,8 +7,9 @@ from dataclasses import asdict
 
 from mario.config import GateConfig
 from mario.evaluation.rule import GateRule
+from mario.evaluation.seeds import schedule
 from mario.jobs.evaluate import units_of
-from mario.jobs.gate import key_of_test, rule_from
+from mario.jobs.gate import _rounds, key_of_test, rule_from
 
 
 def test_every_key_of_the_rule_can_be_configured_and_has_the_same_default() -> None:
@@ -34,3 +35,18 @@ def test_every_other_test_is_paid_for_and_plays_other_units() -> None:
     assert len(keys) == len(others) + 1
     played = [unit for key in keys for unit in units_of(("1-1", "1-2"), "confirmation", key, 200)]
     assert len(set(played)) == 200 * len(keys)
+
+
+def test_rounds_grow_with_the_test_and_hold_every_block_once() -> None:
+    """Little is played for nothing when the test stops; a long test has few rounds."""
+    for levels, cap in ((("1-1",), 2_000), (("1-1", "1-2"), 600)):
+        blocks = list(schedule(levels, "confirmation", key="a" * 64, units=cap))
+        rounds = list(_rounds(iter(blocks), 8))
+        assert [unit for each in rounds for unit in each] == [unit for b in blocks for unit in b]
+        played = 0
+        for each in rounds:
+            assert len(each) % len(levels) == 0
+            assert len(each) <= max(8, played / 8)
+            played += len(each)
+        assert [len(each) for each in rounds[:8]] == [8] * 8
+    assert len(rounds) < 35
