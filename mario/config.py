@@ -206,7 +206,7 @@ class GateConfig(_Section):
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.05
     beta: Annotated[float, Field(gt=0, lt=1)] = 0.10
     delta: Annotated[float, Field(gt=0, lt=1)] | None = None
-    max_units: PositiveInt = 400
+    max_units: PositiveInt = 2_000
     min_units: PositiveInt = 1
     clear_rate_at_least: Annotated[float, Field(gt=0, lt=1)] | None = None
     clear_units: PositiveInt = 59

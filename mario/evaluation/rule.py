@@ -39,7 +39,9 @@ class GateRule:
         delta: smallest effect of interest in the primary metric, in (0, 1); None takes .10 for
             clear, .03 for score, .05 for progress.
         max_units: cap on units (pairs of episodes); blocks are whole, so with L levels the last
-            multiple of L within it.
+            multiple of L within it. The default is what a gain of .05 in the score takes between
+            policies that clear half of their episodes; evidence or futility end most tests long
+            before it.
         min_units: no decision before so many units.
         clear_rate_at_least: if set, the challenger's clear rate must be proven to be at least
             this by an exact one-sided bound on the first `clear_units` units.
@@ -60,7 +62,7 @@ class GateRule:
     alpha: float = 0.05
     beta: float = 0.10
     delta: float | None = None
-    max_units: int = 400
+    max_units: int = 2_000
     min_units: int = 1
     clear_rate_at_least: float | None = None
     clear_units: int = 59

@@ -156,7 +156,7 @@ def test_same_records_same_verdict():
     "change",
     [
         {"primary": "speed"}, {"alpha": 0}, {"alpha": 1}, {"alpha": "0.05"}, {"beta": -0.1},
-        {"delta": 0.0}, {"max_units": 0}, {"max_units": 2.5}, {"min_units": 500},
+        {"delta": 0.0}, {"max_units": 0}, {"max_units": 2.5}, {"min_units": 2_500},
         {"clear_rate_at_least": 1.0}, {"clear_rate_at_least": 0.9, "max_units": 20},
         {"level_margin": 1.0}, {"max_duplicate_share": 2}, {"alpha": True}, {"colour": "red"},
         {"alpha": float("nan")}, {"version": "mario-gate-v0"},
