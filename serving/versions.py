@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ logger = logging.getLogger("mario.serving")
 
 FIRST_RETRY_SECONDS = 1.0
 LAST_RETRY_SECONDS = 30.0
+_PASSWORD = re.compile(r"(?<=://)[^/@\s]*:[^/@\s]*@")
 _WARM_UP_SIZES = (1, 2, 4, 8, 16, 32)
 
 
@@ -208,6 +210,8 @@ class VersionFollower:
 
     def _report(self, result: str, error: Exception) -> None:
         text = str(error) if isinstance(error, MarioError) else f"{type(error).__name__}: {error}"
+        # An address may hold a password, and what it is part of goes to the log and the page.
+        text = _PASSWORD.sub("***@", text)
         if text != self._last_error:
             logger.warning("%s: %s: %s", self._role, result, text)
         self._last_error = text

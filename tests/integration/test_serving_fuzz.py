@@ -251,3 +251,47 @@ def test_schemathesis(url: str, examples: int) -> None:
         assert delete[200] >= 0.3 * examples
     assert _good(url)
     print(f"\n{sent} schemathesis cases; on living sessions act {dict(act)}, end {dict(delete)}")
+
+
+@pytest.mark.parametrize("examples", [3, pytest.param(40, marks=pytest.mark.slow)])
+def test_schemathesis_follows_the_links(url: str, examples: int) -> None:
+    """The document says where a session's name goes: sequences of start, act, end, act again."""
+    schemathesis = pytest.importorskip("schemathesis")
+    from hypothesis import HealthCheck, Phase, settings
+    from schemathesis.checks import not_a_server_error
+
+    schema = schemathesis.openapi.from_dict(httpx.get(f"{url}/openapi.json").json())
+    statuses: dict[str, collections.Counter[int]] = collections.defaultdict(collections.Counter)
+    started: list[str] = []
+
+    class Sequences(schema.include(path_regex="^/sessions").as_state_machine()):  # type: ignore[misc]
+        def get_call_kwargs(self, case: Any) -> dict[str, Any]:
+            return {"base_url": url}
+
+        def validate_response(self, response: Any, case: Any, **_: Any) -> None:
+            case.validate_response(response, checks=[not_a_server_error])
+            statuses[case.operation.label][response.status_code] += 1
+            if response.status_code == 201:
+                started.append(response.json()["session"])
+
+        def teardown(self) -> None:
+            for name in started:
+                httpx.delete(f"{url}/sessions/{name}")
+            started.clear()
+
+    Sequences.run(
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=8,
+            deadline=None,
+            database=None,
+            derandomize=True,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+    )
+    print("\n", {label: dict(counts) for label, counts in statuses.items()})
+    assert statuses["POST /sessions"][201] >= examples
+    # 400 to an act is a body that is no screen, or an unknown name's shape; 200 only a session's.
+    assert statuses["DELETE /sessions/{id}"][200] >= examples // 3
+    assert _good(url)

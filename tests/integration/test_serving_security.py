@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import socket
 import subprocess
 import sys
@@ -13,7 +15,7 @@ import httpx
 import pytest
 
 from mario.errors import ServingError
-from serving.launcher import ROOT, absolute_url, running
+from serving.launcher import absolute_url, running
 from serving.openapi import document
 from serving.settings import ServingSettings
 from tests.support.onnx_networks import random_observations, write_test_artefact
@@ -273,12 +275,28 @@ def test_unsafe_or_wrong_settings_are_refused_with_the_name_and_no_secret() -> N
     assert ServingSettings().to_env() == {}
 
 
-def test_mario_serve_runs_in_the_foreground_and_stops(folder: Path) -> None:
+def test_mario_serve_runs_a_client_plays_and_it_stops(tmp_path: Path) -> None:
+    # Who always runs to the right meets the first enemy.
+    policy = write_test_artefact(tmp_path / "v1", constant_action=1).folder
+    programs = Path(sys.executable).parent
     process = subprocess.Popen(
-        [sys.executable, "-c", "import sys; from serving.launcher import main;"
-         "sys.exit(main(sys.argv[1:]))", "--policy", str(folder), "--port", "0"],
-        cwd=ROOT, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [programs / "mario", "serve", "--policy", policy, "--port", "0"],
+        cwd=tmp_path,
+        env=os.environ | {"MARIO_SERVING_TOKENS": OLD},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+    def play(token: str, url: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "mario.client", "--url", url, "--level", "1-1", "--seed", "1"],
+            env=os.environ | {"MARIO_TOKEN": token},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -291,6 +309,14 @@ def test_mario_serve_runs_in_the_foreground_and_stops(folder: Path) -> None:
                 return False
 
         assert wait_until(ready, 60)
+        played = play(OLD, url)
+        assert played.returncode == 0, played.stderr
+        words = r"1-1 seed 1: DEATH at \d{3} px after \d+ steps, version v1\n"
+        assert re.fullmatch(words, played.stdout), played.stdout
+        refused = play("wrong-token-0123456789", url)
+        assert refused.returncode == 2
+        assert "got 401" in refused.stderr
+        assert "Traceback" not in refused.stderr
     finally:
         process.terminate()
         code = process.wait(timeout=30)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mario.errors import ArtefactError, StoreError
+from mario.errors import ArtefactError, RegistryError, StoreError
 from mario.policy.onnx import OnnxPolicy
 from mario.store.records import ServingComparison
 from serving.application import Application, Route
@@ -25,8 +25,8 @@ from serving.refusal import Refusal
 from serving.security import Doorkeeper
 from serving.sessions import SessionTable
 from serving.settings import ServingSettings
-from serving.sources import Card, FolderSource, VersionRef
-from serving.versions import LoadedVersion, load_version
+from serving.sources import Card, FolderSource, Role, VersionRef
+from serving.versions import LoadedVersion, VersionFollower, load_version
 from tests.support.onnx_networks import random_observations, write_test_artefact
 
 
@@ -430,6 +430,37 @@ def test_a_live_game_is_the_episode_of_the_protocol() -> None:
     assert game.status()["x_px"] == int(batch.states()["x_px"][0])
     assert game.png().startswith(b"\x89PNG")
     batch.close()
+
+
+class _Away:
+    """A source whose registry does not answer; its address holds a password."""
+
+    def resolve(self, role: Role) -> VersionRef | None:
+        raise RegistryError(
+            "cannot resolve at http://ann:pa55word@mlflow:5000/x (refused); start it"
+        )
+
+    def fetch(self, ref: VersionRef) -> Path:
+        raise NotImplementedError
+
+    def card(self, ref: VersionRef) -> Card:
+        raise NotImplementedError
+
+
+def test_a_password_in_an_address_reaches_neither_log_nor_page(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    results: list[str] = []
+    follower = VersionFollower(
+        _Away(), "champion", poll_seconds=1, on_swap=lambda *said: results.append(said[1])
+    )
+    follower.look()
+    assert results == ["unreachable"]
+    for text in (follower.last_error, caplog.text):
+        assert text is not None
+        assert "http://***@mlflow:5000/x (refused)" in text
+        assert "pa55word" not in text
+        assert "wario" not in text
 
 
 @pytest.mark.parametrize("sticky", [True, False])
