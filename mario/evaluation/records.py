@@ -229,8 +229,7 @@ class PairedUnit:
     """The same unit played by both policies.
 
     Raises:
-        EvaluationError: the two records are not of the same unit, protocol, level length, or the
-            policies are one and the same.
+        EvaluationError: the two records are not of the same unit, protocol and level length.
     """
 
     challenger: EpisodeRecord
@@ -238,10 +237,11 @@ class PairedUnit:
 
     def __post_init__(self) -> None:
         a, b = self.challenger, self.champion
-        if a.unit != b.unit or a.protocol != b.protocol:
+        if (a.unit, a.protocol, a.level_length_px) != (b.unit, b.protocol, b.level_length_px):
             raise EvaluationError(
-                f"got a pair of units {a.unit} ({a.protocol}) and {b.unit} ({b.protocol}); "
-                "expected the same level, seed and protocol on both sides; pair with pair_records"
+                f"got a pair of units {a.unit} ({a.protocol}, {a.level_length_px} px long) and "
+                f"{b.unit} ({b.protocol}, {b.level_length_px} px); expected the same level, seed, "
+                "protocol and length on both sides; pair with pair_records"
             )
 
     @property

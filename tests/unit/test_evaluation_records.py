@@ -79,8 +79,13 @@ def test_pairs_are_joined_on_units_in_the_asked_order():
         pair_records([*left, left[0]], right)
     with pytest.raises(EvaluationError, match="both sides"):
         pair_records(left, right[:2])
-    with pytest.raises(EvaluationError, match="same level"):
-        PairedUnit(left[0], right[0])
+    for other in (
+        right[0],
+        dataclasses.replace(right[1], protocol="mario-eval-v0"),
+        dataclasses.replace(right[1], level_length_px=3000),
+    ):
+        with pytest.raises(EvaluationError, match="same level"):
+            PairedUnit(left[0], other)
 
 
 def test_metrics():
