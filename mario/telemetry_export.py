@@ -33,6 +33,9 @@ from mario.telemetry import ALL_METRICS, instrument
 
 #: The states of `mario.training.health`, in the order of their severity.
 HEALTH_STATES = ("warming", "healthy", "warning", "collapsed", "diverged")
+#: Where training reports to, beside its page here; see `mario_training_sink_errors_total`.
+SINKS = ("store", "mlflow", "tensorboard", "wandb")
+CHECKPOINT_RESULTS = ("written", "failed", "skipped")
 
 _METRICS = {metric.name: metric for metric in ALL_METRICS}
 
@@ -196,11 +199,12 @@ class TrainingMetrics:
         task: str,
         environments: int,
         planned_steps: int,
+        state: str = "warming",
     ) -> None:
         """Say what is trained.
 
-        Every environment's count of episodes starts at 0, so that one that never ends an episode
-        is seen.
+        Counters that are alerted on start at 0: an environment that never ends an episode is seen,
+        and the first failure is an increase, not a new series.
         """
         self._all.set(
             "mario_training_info",
@@ -220,7 +224,12 @@ class TrainingMetrics:
                 run=self._run,
                 environment=str(index),
             )
-        self.health("warming", ())
+        for sink in SINKS:
+            self._all.add("mario_training_sink_errors_total", 0, run=self._run, sink=sink)
+        for result in CHECKPOINT_RESULTS:
+            self._all.add("mario_training_checkpoints_total", 0, run=self._run, result=result)
+        self._all.add("mario_training_rollbacks_total", 0, run=self._run)
+        self.health(state, ())
 
     def steps(self, count: int) -> None:
         """Count agent steps of all environments."""
@@ -251,16 +260,26 @@ class TrainingMetrics:
         self._set("clear_ratio", clear_ratio)
         self._set("episode_steps", episode_steps)
 
-    def rollout(self, seconds: float, steps_per_second: float | None = None) -> None:
-        """Show how long a rollout took, and the rate of the whole run, in agent steps a second."""
-        self._all.observe("mario_training_rollout_seconds", seconds, run=self._run)
+    def pace(
+        self,
+        *,
+        steps_per_second: float,
+        rollout_seconds: float | None = None,
+        update_seconds: float | None = None,
+        learning_rate: float | None = None,
+        exploration_ratio: float | None = None,
+    ) -> None:
+        """Show the rate of the whole run, in agent steps a second, and of what it is made."""
         self._set("steps_per_second", steps_per_second)
+        for name, seconds in (("rollout", rollout_seconds), ("update", update_seconds)):
+            if seconds is not None:
+                self._all.observe(f"mario_training_{name}_seconds", seconds, run=self._run)
+        self._set("learning_rate", learning_rate)
+        self._set("exploration_ratio", exploration_ratio)
 
     def update(
         self,
         *,
-        seconds: float | None = None,
-        learning_rate: float | None = None,
         entropy_ratio: float | None = None,
         dominant_action_ratio: float | None = None,
         approximate_kl: float | None = None,
@@ -271,15 +290,11 @@ class TrainingMetrics:
         nonfinite: int = 0,
         dormant_units_ratio: float | None = None,
         q_value_max: float | None = None,
-        exploration_ratio: float | None = None,
     ) -> None:
         """Show one network update; what an algorithm does not have is left out."""
         self._all.add("mario_training_updates_total", run=self._run)
         self._set("last_update_timestamp_seconds", time.time())
-        if seconds is not None:
-            self._all.observe("mario_training_update_seconds", seconds, run=self._run)
         self._all.add("mario_training_nonfinite_total", nonfinite, run=self._run)
-        self._set("learning_rate", learning_rate)
         self._set("entropy_ratio", entropy_ratio)
         self._set("dominant_action_ratio", dominant_action_ratio)
         self._set("approximate_kl", approximate_kl)
@@ -289,7 +304,6 @@ class TrainingMetrics:
         self._set("gradient_norm", gradient_norm)
         self._set("dormant_units_ratio", dormant_units_ratio)
         self._set("q_value_max", q_value_max)
-        self._set("exploration_ratio", exploration_ratio)
 
     def health(self, state: str, rules: Collection[str]) -> None:
         """Show the collapse detector's state and the rules that hold now.

@@ -69,6 +69,7 @@ class TrackingWriter:
         artifact_dir: where an embedded MLflow keeps artefacts.
         on_run: called once with the MLflow run's id, from the writer's thread.
         replaying: only deliver what an earlier process left; the run is not going on.
+        on_failure: called, from the writer's thread, for each batch that MLflow did not take.
         flush_seconds: how long numbers may wait to become a batch.
 
     Raises:
@@ -86,6 +87,7 @@ class TrackingWriter:
         artifact_dir: Path | None = None,
         on_run: Callable[[str], None] | None = None,
         replaying: bool = False,
+        on_failure: Callable[[], None] | None = None,
         flush_seconds: float = 2.0,
     ) -> None:
         self._tracking_uri = tracking_uri
@@ -94,6 +96,7 @@ class TrackingWriter:
         self._run_name = run_name
         self._artifact_dir = artifact_dir
         self._on_run = on_run
+        self._on_failure = on_failure
         self._mlflow_run_id: str | None = None
         self._writer = JournaledWriter(
             Path(folder) / JOURNAL_FOLDER,
@@ -205,7 +208,11 @@ class TrackingWriter:
         try:
             client = tracking_client(self._tracking_uri)
             self._send(client, self._ensure_run(client), records)
+        except DeliveryRefusedError:
+            self._note_failure()
+            raise
         except MlflowException as error:
+            self._note_failure()
             raise _as_delivery_error(error) from error
         except (
             MarioError,
@@ -213,7 +220,12 @@ class TrackingWriter:
             requests.RequestException,
             sa.exc.SQLAlchemyError,
         ) as error:
+            self._note_failure()
             raise DeliveryUnavailableError(f"MLflow at {self._tracking_uri}: {error}") from error
+
+    def _note_failure(self) -> None:
+        if self._on_failure is not None:
+            self._on_failure()
 
     def _ensure_run(self, client: MlflowClient) -> str:
         if self._mlflow_run_id is not None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
+from typing import ClassVar
 
 from mario.errors import ConfigError
 from mario.game.sb3_vec_env import EpisodeRecord
@@ -24,9 +27,11 @@ from mario.store.records import (
 from mario.store.writer import StoreWriter
 from mario.telemetry_export import Instruments, MetricsPage, TrainingMetrics
 from mario.training.health import Health, HealthSample
+from mario.training.signals import WINDOW_EPISODES
 from mario.training.sinks import (
     BaseSink,
     CheckpointWritten,
+    Incident,
     Progress,
     RunEnd,
     RunStart,
@@ -39,6 +44,8 @@ log = logging.getLogger(__name__)
 
 class StoreSink(BaseSink):
     """Writes episodes, health, checkpoints and the end of a run through the journaled writer."""
+
+    name: ClassVar[str] = "store"
 
     def __init__(self, writer: StoreWriter, run_id: str, attempt: int, runs_dir: Path) -> None:
         """Write rows of one attempt.
@@ -189,6 +196,8 @@ class StoreSink(BaseSink):
 class PrometheusSink(BaseSink):
     """Shows the run on a metrics page of its own while it lives."""
 
+    name: ClassVar[str] = "prometheus"
+
     def __init__(
         self,
         run_id: str,
@@ -212,6 +221,8 @@ class PrometheusSink(BaseSink):
         self._where = {"host": host, "port": port, "targets": targets, "name": run_id}
         self._page: MetricsPage | None = None
         self._steps = 0
+        self._cleared: deque[bool] = deque(maxlen=WINDOW_EPISODES)
+        self._lengths_steps: deque[int] = deque(maxlen=WINDOW_EPISODES)
 
     def on_start(self, start: RunStart) -> None:
         """Open the page; a port that is taken costs the page, not the run."""
@@ -224,6 +235,7 @@ class PrometheusSink(BaseSink):
             task=config.task,
             environments=config.environments,
             planned_steps=config.total_steps,
+            state=start.state,
         )
         try:
             self._page = MetricsPage(self._instruments.registry, **self._where)  # type: ignore[arg-type]
@@ -234,6 +246,8 @@ class PrometheusSink(BaseSink):
         """Count episodes of every environment."""
         for record in episodes:
             self._metrics.episode(record.end, record.env_index)
+            self._cleared.append(record.end == "flag")
+            self._lengths_steps.append(record.length_steps)
 
     def on_health(self, sample: HealthSample, health: Health) -> None:
         """Show the signals and the state."""
@@ -257,7 +271,18 @@ class PrometheusSink(BaseSink):
 
     def on_checkpoint(self, checkpoint: CheckpointWritten) -> None:
         """Count the checkpoint."""
-        self._metrics.checkpoint("written")
+        self._metrics.checkpoint("written", checkpoint.seconds)
+
+    def on_incident(self, incident: Incident) -> None:
+        """Count it."""
+        if incident.kind == "rollback":
+            self._metrics.rolled_back()
+        elif incident.kind == "checkpoint_failed":
+            self._metrics.checkpoint("failed")
+        elif incident.kind == "checkpoint_skipped":
+            self._metrics.checkpoint("skipped")
+        else:
+            self._metrics.sink_error(incident.sink)
 
     def on_progress(self, progress: Progress) -> None:
         """Show rate and means."""
@@ -265,12 +290,18 @@ class PrometheusSink(BaseSink):
         self._steps = progress.total_steps
         if progress.mean_furthest_px is not None and progress.mean_return is not None:
             self._metrics.window(
-                furthest_x_px=progress.mean_furthest_px, shaped_return=progress.mean_return
+                furthest_x_px=progress.mean_furthest_px,
+                shaped_return=progress.mean_return,
+                clear_ratio=fmean(self._cleared) if self._cleared else None,
+                episode_steps=fmean(self._lengths_steps) if self._lengths_steps else None,
             )
-        self._instruments.set(
-            "mario_training_steps_per_second",
-            progress.steps_per_second,
-            run=str(self._where["name"]),
+        scalars = progress.scalars
+        self._metrics.pace(
+            steps_per_second=progress.steps_per_second,
+            rollout_seconds=scalars.get("time/rollout_seconds"),
+            update_seconds=scalars.get("time/update_seconds"),
+            learning_rate=scalars.get("train/learning_rate"),
+            exploration_ratio=scalars.get("rollout/exploration_rate"),
         )
 
     def on_end(self, end: RunEnd) -> None:

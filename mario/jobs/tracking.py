@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from mario.errors import StoreError
 from mario.jobs.runtime import Runtime
@@ -19,13 +20,20 @@ log = logging.getLogger(__name__)
 _POLICY_SECONDS = 15.0
 
 
-def open_tracking(runtime: Runtime, run: Run, *, replaying: bool = False) -> TrackingWriter:
+def open_tracking(
+    runtime: Runtime,
+    run: Run,
+    *,
+    replaying: bool = False,
+    on_failure: Callable[[], None] | None = None,
+) -> TrackingWriter:
     """Open the writer; it tells the store which MLflow run it writes into.
 
     Args:
         runtime: where store, tracking and folders are.
         run: the run, as the store has it.
         replaying: the run is not going on, only its journal is delivered.
+        on_failure: called for each batch that MLflow did not take.
 
     Raises:
         StoreError: another process writes the journal.
@@ -44,6 +52,7 @@ def open_tracking(runtime: Runtime, run: Run, *, replaying: bool = False) -> Tra
         artifact_dir=runtime.artifact_dir,
         on_run=remember,
         replaying=replaying,
+        on_failure=on_failure,
     )
 
 

@@ -6,7 +6,7 @@ import logging
 import math
 import threading
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from mario.config import ExperimentConfig
 from mario.evaluation.records import PROTOCOL
@@ -82,6 +82,8 @@ def progress_metrics(progress: Progress) -> dict[str, float]:
 class MlflowSink(BaseSink):
     """Reports to MLflow through the journalled writer, which survives MLflow's absence."""
 
+    name: ClassVar[str] = "mlflow"
+
     def __init__(self, writer: TrackingWriter) -> None:
         """Report through a writer, closed at the run's end."""
         self._writer = writer
@@ -150,6 +152,8 @@ def _plain(values: dict[str, Any]) -> dict[str, str]:
 class TensorBoardSink(BaseSink):
     """Writes event files for TensorBoard."""
 
+    name: ClassVar[str] = "tensorboard"
+
     def __init__(self, folder: Path) -> None:
         """Write into a folder; needs the package tensorboard."""
         from torch.utils.tensorboard import SummaryWriter
@@ -179,6 +183,8 @@ class TensorBoardSink(BaseSink):
 
 class WandbSink(BaseSink):
     """Logs to Weights & Biases, online or into files that `wandb sync` sends later."""
+
+    name: ClassVar[str] = "wandb"
 
     def __init__(self, run_id: str, run_dir: Path, mode: Literal["offline", "online"]) -> None:
         """Prepare; the run opens with the training's start.

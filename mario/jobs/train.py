@@ -34,7 +34,7 @@ from mario.policy.sb3 import export_artefact
 from mario.store.records import NewRun, Run, new_id
 from mario.store.store import ExperimentStore
 from mario.store.writer import StoreWriter, replay_journals
-from mario.telemetry_export import Instruments, StoreMetrics
+from mario.telemetry_export import Instruments, StoreMetrics, TrainingMetrics
 from mario.training.result import TrainingResult
 from mario.training.run import CONFIG_FILE
 from mario.training.sinks import BaseSink, Progress, SelectionDone, Status, TrainingSink
@@ -187,31 +187,33 @@ def open_sinks(
     """The sinks that the configuration asks for; one that cannot be made is left out, loudly."""
     attempt = run.attempts[-1].attempt
     instruments = Instruments()
+    metrics = TrainingMetrics(instruments, run.id)
     writer = StoreWriter(runtime.database_url, run_dir, observer=StoreMetrics(instruments, run.id))
     sinks: list[TrainingSink] = [StoreSink(writer, run.id, attempt, runtime.runs_dir)]
     wanted: list[tuple[str, Callable[[], TrainingSink]]] = []
     if config.sinks.mlflow:
-        wanted.append(("MLflow", lambda: _mlflow_sink(runtime, run)))
+        wanted.append(("mlflow", lambda: _mlflow_sink(runtime, run, metrics)))
     if config.sinks.prometheus:
-        wanted.append(("Prometheus", lambda: _prometheus_sink(run.id, instruments)))
+        wanted.append(("prometheus", lambda: _prometheus_sink(run.id, instruments)))
     if config.sinks.tensorboard:
-        wanted.append(("TensorBoard", lambda: TensorBoardSink(run_dir / "tensorboard")))
+        wanted.append(("tensorboard", lambda: TensorBoardSink(run_dir / "tensorboard")))
     if config.sinks.wandb != "off":
         mode = config.sinks.wandb
-        wanted.append(("Weights & Biases", lambda: WandbSink(run.id, run_dir, mode)))
+        wanted.append(("wandb", lambda: WandbSink(run.id, run_dir, mode)))
     for name, make in wanted:
         try:
             sinks.append(make())
         except Exception as error:  # no recorder may keep a run from training
-            log.warning("%s is left out: %s: %s", name, type(error).__name__, error)
+            log.warning("the sink %s is left out: %s: %s", name, type(error).__name__, error)
+            metrics.sink_error(name)
     if on_selection is not None:
         sinks.append(_SelectionListener(on_selection))
     return sinks
 
 
-def _mlflow_sink(runtime: Runtime, run: Run) -> MlflowSink:
+def _mlflow_sink(runtime: Runtime, run: Run, metrics: TrainingMetrics) -> MlflowSink:
     """Report to MLflow, as a child of the run that this one belongs to."""
-    writer = open_tracking(runtime, run)
+    writer = open_tracking(runtime, run, on_failure=lambda: metrics.sink_error(MlflowSink.name))
     if run.parent_run_id is not None:
         with ExperimentStore.open(runtime.database_url) as store:
             parent = store.runs.get(run.parent_run_id).mlflow_run_id

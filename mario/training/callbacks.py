@@ -6,10 +6,12 @@ between two updates: that is the *boundary*, where a run is observed, selected a
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.dqn import DQN
 from stable_baselines3.ppo import PPO
 
 from mario.config import PPOConfig
@@ -29,12 +31,16 @@ class TrainerHooks(Protocol):
         """The networks are between two updates, but nothing is due but to obey a stop."""
         ...
 
-    def boundary(self, scalars: Mapping[str, Any], rollout: Mapping[str, Any]) -> None:
+    def boundary(
+        self, scalars: Mapping[str, Any], rollout: Mapping[str, Any], pace: Mapping[str, float]
+    ) -> None:
         """The networks are between two updates.
 
         Args:
             scalars: what the last update logged; empty before the first.
             rollout: signals of the rollout before it.
+            pace: seconds of rollout and update since the last boundary, and DQN's exploration;
+                there also while nothing is learned yet.
         """
         ...
 
@@ -64,6 +70,8 @@ class TrainerCallback(BaseCallback):
         self._every_steps = boundary_every_steps
         self._next_boundary = 0
         self._rollout: dict[str, Any] = {}
+        self._seconds = {"rollout": 0.0, "update": 0.0}
+        self._lap_began: float | None = None
         self._entropy: Schedule | None = None
         if isinstance(algorithm, PPOConfig):
             self._entropy = schedule(algorithm.entropy_coefficient, algorithm.entropy_schedule)
@@ -77,6 +85,7 @@ class TrainerCallback(BaseCallback):
         return True
 
     def _on_rollout_start(self) -> None:
+        self._lap("update")
         if self.num_timesteps < self._next_boundary:
             self._hooks.between_updates()
             return
@@ -84,8 +93,11 @@ class TrainerCallback(BaseCallback):
         if self._every_steps:
             self._next_boundary = (self.num_timesteps // self._every_steps + 1) * self._every_steps
         self._report()
+        # What a boundary takes (selection, checkpoint) is neither rollout nor update.
+        self._lap_began = time.perf_counter()
 
     def _on_rollout_end(self) -> None:
+        self._lap("rollout")
         if isinstance(self.model, PPO):
             self._rollout = rollout_signals(self.model)
             if self._entropy is not None:
@@ -93,11 +105,23 @@ class TrainerCallback(BaseCallback):
                 self.model.ent_coef = self._entropy(remaining)
 
     def _on_training_end(self) -> None:
+        self._lap("update")
         self._report()
+
+    def _lap(self, phase: str) -> None:
+        """Add the time since the last call, or since the boundary, to a phase."""
+        now = time.perf_counter()
+        if self._lap_began is not None:
+            self._seconds[phase] += now - self._lap_began
+        self._lap_began = now
 
     def _report(self) -> None:
         if not isinstance(self.model, PPO):
             self._rollout = rollout_signals(self.model)
         logged: Mapping[str, Callable[[], Any] | Any] = self.model.logger.name_to_value
         scalars = {name: value for name, value in logged.items() if name.startswith("train/")}
-        self._hooks.boundary(scalars, self._rollout)
+        pace = {f"time/{name}_seconds": spent for name, spent in self._seconds.items() if spent > 0}
+        self._seconds = dict.fromkeys(self._seconds, 0.0)
+        if isinstance(self.model, DQN):
+            pace["rollout/exploration_rate"] = float(self.model.exploration_rate)
+        self._hooks.boundary(scalars, self._rollout, pace)

@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,9 +148,17 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def load_latest(
-    folder: Path, device: torch.device | str = "cpu"
+    folder: Path,
+    device: torch.device | str = "cpu",
+    *,
+    on_skipped: Callable[[CheckpointError], None] | None = None,
 ) -> tuple[Path, CheckpointContent] | None:
     """Load the newest checkpoint that is whole; a broken one is skipped with a warning.
+
+    Args:
+        folder: where the checkpoints are.
+        device: where the tensors go.
+        on_skipped: told of each broken one.
 
     Returns:
         Its folder and content; None where there is no checkpoint at all.
@@ -164,6 +172,8 @@ def load_latest(
             return path, read_checkpoint(path, device)
         except CheckpointError as error:
             log.warning("skipping a broken checkpoint: %s", error)
+            if on_skipped is not None:
+                on_skipped(error)
     if paths:
         raise CheckpointError(
             f"{folder}: got {len(paths)} checkpoints and none of them whole; expected one that "

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
@@ -21,23 +21,14 @@ from mario.game.sb3_vec_env import EpisodeRecord, GameVecEnv
 from mario.policy.sb3 import TorchPolicy, action_specs
 from mario.training.algorithm import build_algorithm, is_ppo, learning_rate, set_threads
 from mario.training.callbacks import TrainerCallback
-from mario.training.checkpoint import (
-    CheckpointContent,
-    CheckpointInfo,
-    checkpoint_name,
-    discard,
-    list_checkpoints,
-    load_latest,
-    prune,
-    read_checkpoint,
-    write_checkpoint,
-)
+from mario.training.checkpoint import CheckpointContent, read_checkpoint
 from mario.training.health import CollapseDetector, Health, HealthRules, HealthSample
-from mario.training.result import BestCheckpoint, Select, SelectionScore, TrainingResult
+from mario.training.keeping import BEST_FOLDER, CHECKPOINTS_FOLDER, CheckpointKeeper
+from mario.training.result import Select, SelectionScore, TrainingResult
 from mario.training.resume import PreservedGenerators, capture, restore, restore_networks
 from mario.training.signals import EpisodeWindow, GradientMeter, make_sample
 from mario.training.sinks import (
-    CheckpointWritten,
+    Incident,
     Progress,
     RunEnd,
     RunStart,
@@ -48,7 +39,7 @@ from mario.training.sinks import (
 
 log = logging.getLogger(__name__)
 
-CHECKPOINTS_FOLDER, BEST_FOLDER, CONFIG_FILE = "checkpoints", "best", "config.yaml"
+CONFIG_FILE = "config.yaml"
 #: Agent steps between two boundaries of DQN, whose rollouts are a few steps long.
 _DQN_BOUNDARY_STEPS = 1_000
 #: What may differ between a run and its resumption: nothing of it changes a weight.
@@ -102,13 +93,11 @@ class TrainingRun:
         self.update = 0
         self.attempt = 1
         self.rollbacks = 0
-        self.best: BestCheckpoint | None = None
-        self.last: Path | None = None
+        self.keeper = CheckpointKeeper(folder, config.checkpoint.keep, sinks)
         self.next_checkpoint = config.checkpoint.every_steps
         self.next_selection = config.selection.every_steps
         self.resume_point: CheckpointContent | None = None
         self.resume_steps = 0
-        self.written_steps = -1
         self.start_steps = 0
         self.started = 0.0
         self.seen_boundary = False
@@ -117,7 +106,6 @@ class TrainingRun:
 
     def find_saved(self, resume: bool) -> tuple[Path, CheckpointContent] | None:
         """Look for a checkpoint to go on from, and refuse to overwrite a run."""
-        checkpoints = self.folder / CHECKPOINTS_FOLDER
         config_file = self.folder / CONFIG_FILE
         if not resume:
             if config_file.exists():
@@ -131,9 +119,10 @@ class TrainingRun:
                 f"{self.folder}: no run to resume; expected the folder of a run, with "
                 f"{CONFIG_FILE} in it; check the path"
             )
-        for kept in (self.folder, checkpoints, self.folder / BEST_FOLDER):
-            clear_unfinished(kept)  # of a killed writer, and in the way where the disk is full
-        saved = load_latest(checkpoints)
+        for kept in ("", CHECKPOINTS_FOLDER, BEST_FOLDER):
+            # Of a killed writer, and in the way where the disk is full.
+            clear_unfinished(self.folder / kept)
+        saved = self.keeper.newest()
         if saved is None:
             log.info("%s: killed before its first checkpoint, starting anew", self.folder)
             return None
@@ -195,14 +184,16 @@ class TrainingRun:
             self.pending.append(record)
         self._obey_stop()
 
-    def boundary(self, scalars: Mapping[str, Any], rollout: Mapping[str, Any]) -> None:
+    def boundary(
+        self, scalars: Mapping[str, Any], rollout: Mapping[str, Any], pace: Mapping[str, float]
+    ) -> None:
         """Observe, select and save between two updates; see `TrainerHooks.boundary`."""
         self._deliver()
         norm = self.meter.take()
         if self.seen_boundary and (scalars or norm is not None):
             self._observe(scalars, rollout, norm)
         self.seen_boundary = True
-        self._report(scalars)
+        self._report({**scalars, **pace})
         steps = self.model.num_timesteps
         finished = steps >= self.config.total_steps
         if self.config.selection.units and (steps >= self.next_selection or finished):
@@ -318,21 +309,23 @@ class TrainingRun:
         collapse = self.config.collapse
         if (
             collapse.action != "rollback"
-            or self.best is None
+            or (best := self.keeper.best) is None
             or self.rollbacks >= collapse.max_rollbacks
         ):
             return False
         try:
-            best = read_checkpoint(self.best.path, self.model.device)
+            content = read_checkpoint(best.path, self.model.device)
         except CheckpointError as error:
             log.warning("no way back to the best checkpoint: %s", error)
             return False
         self.rollbacks += 1
-        restore_networks(self.model, best)
+        restore_networks(self.model, content)
         learning_rate(self.model).factor *= collapse.rollback_learning_rate_factor
         self.detector.restart()
-        log.warning("rolled back to the policy of %d steps (%d of %d)", self.best.total_steps,
-                    self.rollbacks, collapse.max_rollbacks)  # fmt: skip
+        said = (f"rolled back to the policy of {best.total_steps} steps "
+                f"({self.rollbacks} of {collapse.max_rollbacks})")  # fmt: skip
+        log.warning("%s", said)
+        self.sinks.on_incident(Incident("rollback", said))
         return True
 
     def _select(self) -> None:
@@ -354,10 +347,9 @@ class TrainingRun:
         self.next_selection = (steps // every + 1) * every
         if result is None:
             return
-        is_best = self.best is None or result.score > self.best.score
-        # On a full disk the best so far stays the best: a policy that is not kept is none.
-        is_best = is_best and self._save_best(result)
-        best_score = self.best.score if self.best else result.score
+        best = self.keeper.best
+        is_best = (best is None or result.score > best.score) and self._save_best(result)
+        best_score = self.keeper.best.score if self.keeper.best else result.score
         self.sinks.on_selection(
             SelectionDone(steps, result.score, best_score, is_best, dict(result.details),
                           time.monotonic() - began)
@@ -372,52 +364,12 @@ class TrainingRun:
              "details": dict(result.details), "resume_hash": resume_hash(self.config)},
             {name: content.tensors[name] for name in ("policy", "optimizer")}, {},
         )  # fmt: skip
-        target = self.folder / BEST_FOLDER / checkpoint_name(steps)
-        info = self._write(target, steps, slim)
-        if info is None:
-            return False
-        self.best = BestCheckpoint(target, steps, result.score)
-        self._announce("best", info, result.score)
-        # As many as checkpoints may name: a resumed run may begin at an older one.
-        prune(target.parent, self.config.checkpoint.keep + 1)
-        return True
+        return self.keeper.save_best(steps, result.score, slim)
 
     def _save_last(self, *, required: bool) -> None:
         """Write the last resume point; a full disk stops nothing but the final one."""
-        if self.resume_point is None:
-            return
-        target = self.folder / CHECKPOINTS_FOLDER / checkpoint_name(self.resume_steps)
-        if self.resume_steps == self.written_steps:
-            return
-        # Episodes must be durable before a checkpoint that will not play them again.
-        if not self.sinks.flush() and not required:
-            log.warning("%s: not written, the episodes before it are not on the disk", target)
-            return
-        info = self._write(target, self.resume_steps, self.resume_point, required=required)
-        if info is None:
-            return
-        self.last, self.written_steps = target, self.resume_steps
-        self._announce("last", info, None)
-        prune(target.parent, self.config.checkpoint.keep)
-
-    def _write(
-        self, target: Path, steps: int, content: CheckpointContent, *, required: bool = False
-    ) -> CheckpointInfo | None:
-        try:
-            return write_checkpoint(target, steps, content)
-        except CheckpointError as error:
-            if required:
-                raise
-            log.warning("%s", error)
-            return None
-
-    def _announce(
-        self, kind: Literal["last", "best"], info: CheckpointInfo, score: float | None
-    ) -> None:
-        self.sinks.on_checkpoint(
-            CheckpointWritten(kind, info.path, info.total_steps, info.sha256, info.size_bytes,
-                              score)
-        )  # fmt: skip
+        if self.resume_point is not None:
+            self.keeper.save_last(self.resume_steps, self.resume_point, required=required)
 
     def _deliver(self) -> None:
         if self.pending:
@@ -444,7 +396,7 @@ class TrainingRun:
             self.report_progress(progress)
 
     def _values(self) -> dict[str, Any]:
-        best = self.best
+        best = self.keeper.best
         return {
             "resume_hash": resume_hash(self.config),
             "attempt": self.attempt,
@@ -467,17 +419,7 @@ class TrainingRun:
         self.rollbacks = values["rollbacks"]
         self.next_checkpoint = values["next_checkpoint"]
         self.next_selection = values["next_selection"]
-        self.last = saved[0]
-        if values["best"] is not None:
-            name, steps, score = values["best"]
-            self.best = BestCheckpoint(self.folder / BEST_FOLDER / name, steps, score)
-        for path in list_checkpoints(self.folder / BEST_FOLDER):
-            # Found after the checkpoint was taken: it will be found again.
-            if path.name > checkpoint_name(self.model.num_timesteps):
-                discard(path)
-        if self.best is not None and not self.best.path.is_dir():
-            log.warning("%s is gone; the next selection finds the best anew", self.best.path)
-            self.best = None
+        self.keeper.go_on_from(saved[0], self.model.num_timesteps, values["best"])
 
     def _result(self, status: Status, reason: str, steps: int) -> TrainingResult:
         seconds = time.monotonic() - self.started
@@ -492,8 +434,8 @@ class TrainingRun:
             episodes=self.window.finished,
             mean_furthest_px=self.window.mean_furthest_px(),
             mean_return=self.window.mean_return(),
-            best=self.best,
-            last=self.last,
+            best=self.keeper.best,
+            last=self.keeper.last,
             health=self.health,
             rollbacks=self.rollbacks,
         )

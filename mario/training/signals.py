@@ -18,7 +18,8 @@ from mario.game.levels import level as find_level
 from mario.game.sb3_vec_env import EpisodeRecord
 from mario.training.health import HealthSample, spearman
 
-_WINDOW_EPISODES = 100
+#: Episodes that means are taken over, everywhere.
+WINDOW_EPISODES = 100
 _RECENT_EPISODES = 20
 _WINDOW_ENVIRONMENT_EPISODES = 2
 _PROBE_OBSERVATIONS = 64
@@ -36,9 +37,9 @@ class EpisodeWindow:
         """Start empty."""
         self.finished = 0
         self.seen = 0
-        self.returns: deque[float] = deque(maxlen=_WINDOW_EPISODES)
-        self.furthest_px: deque[float] = deque(maxlen=_WINDOW_EPISODES)
-        self.scores: deque[float] = deque(maxlen=_WINDOW_EPISODES)
+        self.returns: deque[float] = deque(maxlen=WINDOW_EPISODES)
+        self.furthest_px: deque[float] = deque(maxlen=WINDOW_EPISODES)
+        self.scores: deque[float] = deque(maxlen=WINDOW_EPISODES)
         self._by_environment: list[deque[float]] = [
             deque(maxlen=_WINDOW_ENVIRONMENT_EPISODES) for _ in range(environments)
         ]

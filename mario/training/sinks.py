@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from mario.config import ExperimentConfig
 from mario.game.sb3_vec_env import EpisodeRecord
@@ -62,6 +62,7 @@ class CheckpointWritten:
         sha256: its digest.
         size_bytes: its size.
         score: for `best`, the selection score, higher is better.
+        seconds: how long it took.
     """
 
     kind: Literal["last", "best"]
@@ -70,6 +71,23 @@ class CheckpointWritten:
     sha256: str
     size_bytes: int
     score: float | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Incident:
+    """Something that a run survives and somebody should see.
+
+    Attributes:
+        kind: the run went back to its best checkpoint; a checkpoint could not be written, or was
+            broken and skipped; a sink failed.
+        reason: for people.
+        sink: of `sink_failed`, the sink's name.
+    """
+
+    kind: Literal["rollback", "checkpoint_failed", "checkpoint_skipped", "sink_failed"]
+    reason: str
+    sink: str = ""
 
 
 @dataclass(frozen=True)
@@ -106,7 +124,8 @@ class Progress:
         mean_furthest_px: over the last 100 episodes of all environments; None before the first.
         mean_return: likewise, shaped.
         state: what the collapse detector says.
-        scalars: training numbers of the last update, by stable-baselines3's names.
+        scalars: training numbers of the last update, by stable-baselines3's names, and how long
+            it took: `time/rollout_seconds` and `time/update_seconds`.
     """
 
     total_steps: int
@@ -141,7 +160,13 @@ def patience_seconds(end: RunEnd) -> float:
 
 
 class TrainingSink(Protocol):
-    """Hears what happens in a run. No method may block: slow work belongs in the sink's thread."""
+    """Hears what happens in a run. No method may block: slow work belongs in the sink's thread.
+
+    Attributes:
+        name: what it is called in messages and metrics.
+    """
+
+    name: ClassVar[str]
 
     def on_start(self, start: RunStart) -> None:
         """The run begins or goes on."""
@@ -166,6 +191,10 @@ class TrainingSink(Protocol):
         """A checkpoint is complete on the disk."""
         ...
 
+    def on_incident(self, incident: Incident) -> None:
+        """Something went wrong, and the run goes on."""
+        ...
+
     def on_progress(self, progress: Progress) -> None:
         """After each update."""
         ...
@@ -187,6 +216,8 @@ class TrainingSink(Protocol):
 class BaseSink:
     """A sink that ignores everything; override what matters."""
 
+    name: ClassVar[str] = "other"
+
     def on_start(self, start: RunStart) -> None:
         """Ignore."""
 
@@ -200,6 +231,9 @@ class BaseSink:
         """Ignore."""
 
     def on_checkpoint(self, checkpoint: CheckpointWritten) -> None:
+        """Ignore."""
+
+    def on_incident(self, incident: Incident) -> None:
         """Ignore."""
 
     def on_progress(self, progress: Progress) -> None:
@@ -223,6 +257,8 @@ class SinkSet:
     def __init__(self, sinks: Sequence[TrainingSink] = ()) -> None:
         """Keep the sinks; each is called in order."""
         self._sinks = tuple(sinks)
+        # Of the class, asked once: not even a sink's name may raise later.
+        self._names = [getattr(type(sink), "name", type(sink).__name__) for sink in self._sinks]
         self.failures = [0] * len(self._sinks)
 
     def on_start(self, start: RunStart) -> None:
@@ -244,6 +280,10 @@ class SinkSet:
     def on_checkpoint(self, checkpoint: CheckpointWritten) -> None:
         """Tell all sinks."""
         self._tell("on_checkpoint", checkpoint)
+
+    def on_incident(self, incident: Incident) -> None:
+        """Tell all sinks."""
+        self._tell("on_incident", incident)
 
     def on_progress(self, progress: Progress) -> None:
         """Tell all sinks."""
@@ -267,8 +307,8 @@ class SinkSet:
             call.join(max(deadline - time.monotonic(), 0.0))
             if call.is_alive():
                 self.failures[index] += 1
-                log.warning("%s did not end in time; the run ends without it",
-                            type(self._sinks[index]).__name__)  # fmt: skip
+                log.warning("the sink %s did not end in time; the run ends without it",
+                            self._names[index])  # fmt: skip
 
     def _tell(self, method: str, *what: Any) -> list[Any]:
         return [self._call(index, method, *what) for index in range(len(self._sinks))]
@@ -287,4 +327,6 @@ class SinkSet:
                     type(sink).__name__, method, self.failures[index],
                     type(error).__name__, error,
                 )  # fmt: skip
+            if method != "on_incident":  # or two sinks that fail would tell each other for ever
+                self.on_incident(Incident("sink_failed", str(error), self._names[index]))
             return None

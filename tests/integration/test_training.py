@@ -329,7 +329,7 @@ def test_no_checkpoint_without_its_episodes_on_the_disk(tmp_path: Path) -> None:
 def test_a_best_that_cannot_be_written_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mario.training import run as module
+    from mario.training import keeping as module
 
     write = module.write_checkpoint
     scores = iter([0.1, 0.9, 0.5])

@@ -1,0 +1,140 @@
+"""Keeps a run's checkpoints: the last one for resuming, the best one by selection."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Literal
+
+from mario.errors import CheckpointError
+from mario.training.checkpoint import (
+    CheckpointContent,
+    CheckpointInfo,
+    checkpoint_name,
+    discard,
+    list_checkpoints,
+    load_latest,
+    prune,
+    write_checkpoint,
+)
+from mario.training.result import BestCheckpoint
+from mario.training.sinks import CheckpointWritten, Incident, SinkSet
+
+log = logging.getLogger(__name__)
+
+CHECKPOINTS_FOLDER, BEST_FOLDER = "checkpoints", "best"
+
+
+class CheckpointKeeper:
+    """Writes, prunes and finds the checkpoints of one run, and tells the sinks.
+
+    Attributes:
+        last: the last checkpoint written or resumed from.
+        best: the best policy so far; None before the first.
+    """
+
+    def __init__(self, folder: Path, keep: int, sinks: SinkSet) -> None:
+        """Keep checkpoints in a run's folder.
+
+        Args:
+            folder: the run's.
+            keep: how many stay.
+            sinks: hear of each.
+        """
+        self.last: Path | None = None
+        self.best: BestCheckpoint | None = None
+        self._folder = folder
+        self._keep = keep
+        self._sinks = sinks
+        self._written_steps = -1
+
+    def newest(self) -> tuple[Path, CheckpointContent] | None:
+        """The newest checkpoint that is whole, and its content; None where there is none yet.
+
+        Raises:
+            CheckpointError: there are checkpoints and none of them is whole.
+        """
+
+        def skipped(error: CheckpointError) -> None:
+            self._sinks.on_incident(Incident("checkpoint_skipped", str(error)))
+
+        return load_latest(self._folder / CHECKPOINTS_FOLDER, on_skipped=skipped)
+
+    def go_on_from(self, path: Path, total_steps: int, best: tuple[str, int, float] | None) -> None:
+        """Take up a resumed run's checkpoints.
+
+        Args:
+            path: the checkpoint that it goes on from.
+            total_steps: agent steps at that checkpoint.
+            best: name, steps and score of the best one, as that checkpoint has it.
+        """
+        self.last = path
+        folder = self._folder / BEST_FOLDER
+        for found in list_checkpoints(folder):
+            # Found after the checkpoint was taken: it will be found again.
+            if found.name > checkpoint_name(total_steps):
+                discard(found)
+        if best is None:
+            return
+        name, steps, score = best
+        if (folder / name).is_dir():
+            self.best = BestCheckpoint(folder / name, steps, score)
+        else:
+            log.warning("%s is gone; the next selection finds the best anew", folder / name)
+
+    def save_best(self, steps: int, score: float, content: CheckpointContent) -> bool:
+        """Write the best checkpoint; False on a full disk: a policy that is not kept is none."""
+        target = self._folder / BEST_FOLDER / checkpoint_name(steps)
+        if not self._write("best", target, steps, content, score):
+            return False
+        self.best = BestCheckpoint(target, steps, score)
+        # As many as checkpoints may name: a resumed run may begin at an older one.
+        prune(target.parent, self._keep + 1)
+        return True
+
+    def save_last(self, steps: int, content: CheckpointContent, *, required: bool) -> None:
+        """Write the point to resume from, unless it is written already.
+
+        Args:
+            steps: agent steps at that point.
+            content: the run as it was then.
+            required: whether a disk that does not take it is an error; else it is only said.
+
+        Raises:
+            CheckpointError: it is required, and cannot be written.
+        """
+        if steps == self._written_steps:
+            return
+        target = self._folder / CHECKPOINTS_FOLDER / checkpoint_name(steps)
+        # Episodes must be durable before a checkpoint that will not play them again.
+        if not self._sinks.flush() and not required:
+            self._failed(f"{target}: not written, the episodes before it are not on the disk")
+            return
+        if self._write("last", target, steps, content, None, required=required):
+            self.last, self._written_steps = target, steps
+            prune(target.parent, self._keep)
+
+    def _write(
+        self, kind: Literal["last", "best"], target: Path, steps: int, content: CheckpointContent,
+        score: float | None, *, required: bool = False,
+    ) -> bool:  # fmt: skip
+        began = time.monotonic()
+        try:
+            info: CheckpointInfo = write_checkpoint(target, steps, content)
+        except CheckpointError as error:
+            if required:
+                raise
+            self._failed(str(error))
+            return False
+        self._sinks.on_checkpoint(
+            CheckpointWritten(
+                kind, info.path, info.total_steps, info.sha256, info.size_bytes, score,
+                time.monotonic() - began,
+            )
+        )  # fmt: skip
+        return True
+
+    def _failed(self, reason: str) -> None:
+        log.warning("%s", reason)
+        self._sinks.on_incident(Incident("checkpoint_failed", reason))
