@@ -24,7 +24,7 @@ from mario.store.records import EpisodeRow
 from mario.store.store import ExperimentStore
 from mario.tracking import tracking_client
 from mario.training.checkpoint import list_checkpoints
-from mario.training.run import CHECKPOINTS_FOLDER
+from mario.training.keeping import CHECKPOINTS_FOLDER
 from mario.training.trainer import train
 from tests.support.chaos import Trainer
 from tests.support.mlflow_server import MlflowServer

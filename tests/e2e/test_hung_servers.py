@@ -19,7 +19,7 @@ from mario.jobs.runtime import Runtime
 from mario.store.store import ExperimentStore
 from mario.tracking import tracking_client
 from mario.training.checkpoint import list_checkpoints, read_checkpoint
-from mario.training.run import CHECKPOINTS_FOLDER
+from mario.training.keeping import CHECKPOINTS_FOLDER
 from tests.support.chaos import Trainer
 from tests.support.mlflow_server import MlflowServer
 from tests.support.postgres import PostgresServer

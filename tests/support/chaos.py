@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mario.jobs.runtime import Runtime
 from mario.training.checkpoint import TENSORS_FILE, list_checkpoints, read_checkpoint
-from mario.training.run import BEST_FOLDER, CHECKPOINTS_FOLDER
+from mario.training.keeping import BEST_FOLDER, CHECKPOINTS_FOLDER
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Bounds against hanging, not measurements: a busy machine takes minutes to import torch.
