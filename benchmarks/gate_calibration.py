@@ -21,7 +21,9 @@ import itertools
 import math
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,7 @@ from gate_pools import (
     Pools,
     Real,
     beside_clears,
+    better_scores,
     improving_pairs,
     load_pools,
     rate,
@@ -39,6 +42,7 @@ from gate_pools import (
 )
 from gate_simulation import (
     Outcome,
+    best_growth,
     mcnemar_power,
     paired_clears,
     paired_scores,
@@ -56,14 +60,17 @@ from mario.evaluation.betting import log_wealth, prior_for
 from mario.evaluation.rule import GateRule
 from mario.evaluation.wealth import AlphaWealth
 
-CAP = 400
-CLEAR = GateRule(primary="clear", max_units=CAP)
-SCORE = GateRule(primary="score", max_units=CAP)
-PROGRESS = GateRule(primary="progress", max_units=CAP)
+CLEAR = GateRule(primary="clear")
+SCORE = GateRule(primary="score")
+PROGRESS = GateRule(primary="progress")
+CAP = SCORE.max_units
 SEED = 20261123
 SAVVI = "savvi==0.3.1"
-#: A cap at which a gain of .05 can be found between policies that clear half of their episodes.
-LONG_CAP = 1_600
+#: Equal and worse policies are judged so many times as often as others: their promoted shares are
+#: held to .05 (with the upper end of its interval) and to .005 in some fifty cells at once.
+BATCHES = 4
+#: Evidence for futility that no stream of CAP units reaches.
+NEVER = 1e-300
 #: Differences of the clear rate by level that average to 0, repeated to fill a task.
 UNLIKE = np.array([0.4, -0.4, 0.2, -0.2])
 
@@ -73,68 +80,87 @@ Row = dict[str, Any]
 def cell(
     kind: str, name: str, rule: GateRule, differences: np.ndarray, levels: int = 1, **more: Any
 ) -> Row:
+    return _row(kind, name, rule, run_gate(differences, rule, levels), more)
+
+
+def _row(kind: str, name: str, rule: GateRule, outcome: Outcome, more: dict[str, Any]) -> Row:
     return {
         "kind": kind,
         "cell": name,
         "primary": rule.primary,
         "true_effect": more.pop("true_effect", 0.0),
-        **run_gate(differences, rule, levels).summary(),
+        **outcome.summary(),
         **more,
     }
 
 
+def batched(
+    batches: int,
+    kind: str,
+    name: str,
+    rule: GateRule,
+    draw: Callable[[], np.ndarray],
+    levels: int = 1,
+    **more: Any,
+) -> Row:
+    """A cell of several batches of trials, each drawn when the last is done."""
+    outcome = Outcome.joined([run_gate(draw(), rule, levels) for _ in range(batches)])
+    return _row(kind, name, rule, outcome, more)
+
+
 def equal_policies(
-    generator: np.random.Generator, pools: Pools, real: Real, trials: int
+    generator: np.random.Generator, pools: Pools, real: Real, trials: int, batches: int
 ) -> list[Row]:
     rows = []
+    equal = partial(batched, batches, "equal")
     for levels in (4, 32):
         effects = np.resize(UNLIKE, levels)
-        d = unlike_levels(generator, effects, trials, CAP)
+        draw = partial(unlike_levels, generator, effects, trials, CAP)
         name = f"{levels} unlike levels, .4 up to .4 down, equal on average"
-        rows.append(cell("equal", name, CLEAR, d, levels, source="simulated"))
+        rows.append(equal(name, CLEAR, draw, levels, source="simulated"))
     names = sorted(real, key=lambda name: rate(real[name]))
     for a, b in itertools.pairwise(names):
         if rate(real[b]) < LEAST_GAIN:
             continue
         for rule in (SCORE, CLEAR):
             sides = [values_of(real[name], rule.primary) for name in (a, b)]
-            d = real_pairs(generator, *sides, trials, CAP, swapped=True)
+            draw = partial(real_pairs, generator, *sides, trials, CAP, swapped=True)
             name = f"{rule.primary} of {a} and {b}, sides by a coin"
-            rows.append(cell("equal", name, rule, d, source="real pairs",
-                             correlation=float(np.corrcoef(*sides)[0, 1])))  # fmt: skip
+            rows.append(equal(name, rule, draw, source="real pairs",
+                              correlation=float(np.corrcoef(*sides)[0, 1])))  # fmt: skip
     for coupling in (0.0, 0.5):
         label = "independent" if coupling == 0 else "seed-coupled"
         for share in (0.02, 0.1, 0.5, 0.85, 0.99):
-            d = paired_clears(generator, share, share, trials, CAP, coupling)
-            rows.append(cell("equal", f"clears {share:g}, {label}", CLEAR, d, source="simulated"))
+            draw = partial(paired_clears, generator, share, share, trials, CAP, coupling)
+            rows.append(equal(f"clears {share:g}, {label}", CLEAR, draw, source="simulated"))
         for name, (pool, source) in pools.items():
-            d = paired_scores(generator, pool, pool, trials, CAP, coupling)
-            rows.append(cell("equal", f"scores of {name}, {label}", SCORE, d, source=source))
+            draw = partial(paired_scores, generator, pool, pool, trials, CAP, coupling)
+            rows.append(equal(f"scores of {name}, {label}", SCORE, draw, source=source))
     return rows
 
 
-def regressions(generator: np.random.Generator, pools: Pools, real: Real, trials: int) -> list[Row]:
+def regressions(
+    generator: np.random.Generator, pools: Pools, real: Real, trials: int, batches: int
+) -> list[Row]:
     rows = []
+    worse_cell = partial(batched, batches, "worse")
     for worse, better in improving_pairs(real):
         sides = [values_of(real[name], "score") for name in (better, worse)]
         if sides[1].mean() > sides[0].mean() - SCORE.smallest_effect:
             continue
-        d = real_pairs(generator, *sides, trials, CAP)
-        rows.append(cell("worse", f"{better} → {worse}", SCORE, d, source="real pairs",
-                         true_effect=float(sides[1].mean() - sides[0].mean())))  # fmt: skip
+        draw = partial(real_pairs, generator, *sides, trials, CAP)
+        rows.append(worse_cell(f"{better} → {worse}", SCORE, draw, source="real pairs",
+                               true_effect=float(sides[1].mean() - sides[0].mean())))  # fmt: skip
     for before, after in ((0.5, 0.4), (0.7, 0.55), (0.85, 0.75), (0.95, 0.85), (0.85, 0.5)):
-        d = paired_clears(generator, before, after, trials, CAP)
-        rows.append(
-            cell("worse", f"clears {before:g}→{after:g}", CLEAR, d, true_effect=after - before)
-        )
+        draw = partial(paired_clears, generator, before, after, trials, CAP)
+        name = f"clears {before:g}→{after:g}"
+        rows.append(worse_cell(name, CLEAR, draw, true_effect=after - before))
     for name, (pool, source) in pools.items():
         lost = np.where(generator.random(pool.size) < 0.2, 0.5 * pool, pool)
-        d = paired_scores(generator, pool, lost, trials, CAP)
+        draw = partial(paired_scores, generator, pool, lost, trials, CAP)
         effect = float(lost.mean() - pool.mean())
-        rows.append(
-            cell("worse", f"a fifth of episodes halved, {name}", SCORE, d, true_effect=effect,
-                 source=source)
-        )  # fmt: skip
+        rows.append(worse_cell(f"a fifth of episodes halved, {name}", SCORE, draw,
+                               true_effect=effect, source=source))  # fmt: skip
     return rows
 
 
@@ -166,11 +192,7 @@ def score_power(generator: np.random.Generator, pools: Pools, trials: int) -> li
     """Scores .05 better with no change in clears: every kind of episode a little better."""
     rows = []
     for name, (pool, source) in pools.items():
-        # Up by .05 on its own side of .5, so that no clear is won or lost.
-        top = np.where(pool >= 0.5, 1.0, 0.4999)
-        better = np.minimum(pool + 0.05, top)
-        for _ in range(20):  # what the ceilings cut off goes to the others
-            better = np.minimum(better + (pool.mean() + 0.05 - better.mean()), top)
+        better = better_scores(pool)
         d = paired_scores(generator, pool, better, trials, CAP)
         row = cell("score only", f"+.05, {name}", SCORE, d, source=source,
                    true_effect=float(better.mean() - pool.mean()),
@@ -184,13 +206,13 @@ def score_power(generator: np.random.Generator, pools: Pools, trials: int) -> li
             min(row["promoted"], 0.995),
             CAP,
         )
-        row["fixed_power_at_cap"] = permutation_power(small, 0.05, np.random.default_rng(seed), 499)
-        if row["promoted"] < 0.9:
-            long = replace(SCORE, max_units=LONG_CAP)
-            d = paired_scores(generator, pool, better, min(trials, 2_000), LONG_CAP)
-            outcome = run_gate(d, long)
-            row["promoted_long"] = float(outcome.promoted.mean())
-            row["units_long_mean"] = float(outcome.units.mean())
+        row["fixed_units_at_power_.9"] = units_for_power(
+            lambda n, s=small, k=seed: permutation_power(
+                s[:, :n], 0.05, np.random.default_rng(k), 499
+            ),
+            0.9,
+            CAP,
+        )
         rows.append(row)
     return rows
 
@@ -200,8 +222,12 @@ def together(generator: np.random.Generator, pools: Pools, real: Real, trials: i
 
     A clear is worth about .6 of score by itself, so that the score always improves with the clears.
     What decides is whether it also improves beside them: failures get further, clears are faster.
-    The target counts every real pair and leaves out only the simulated ones that are made to
-    improve in nothing but clears.
+    `growth_ratio` is what a pair's own distribution leaves room for: how fast the best bet on
+    clears grows over how fast the best bet on scores does, the limit of the ratio of units for
+    small α and the best tests that there are. The target counts every real pair and leaves out
+    only the simulated ones that are made to improve in nothing but clears. A clear test that gives
+    up needs few units and finds nothing: see `clear_test_promoted`, and the units of both without
+    the stop for futility.
     """
     rows = []
     cases = [
@@ -240,6 +266,11 @@ def together(generator: np.random.Generator, pools: Pools, real: Real, trials: i
             )
         by_score = run_gate(d, SCORE).summary()
         by_clear = run_gate(clears, CLEAR).summary()
+        # Neither gives up: what each needs to find the gain, the cap where it does not.
+        stubborn = [
+            run_gate(each, replace(rule, beta=NEVER)).units.mean()
+            for each, rule in ((d, SCORE), (clears, CLEAR))
+        ]
         rows.append(
             {
                 "kind": "together", "cell": name, "primary": "score", "source": source,
@@ -251,6 +282,8 @@ def together(generator: np.random.Generator, pools: Pools, real: Real, trials: i
                 "clear_test_promoted": by_clear["promoted"],
                 "clear_test_units_mean": by_clear["units_mean"],
                 "units_ratio": by_score["units_mean"] / by_clear["units_mean"],
+                "units_ratio_never_giving_up": float(stubborn[0] / stubborn[1]),
+                "growth_ratio": best_growth(clears) / best_growth(d),
             }
         )  # fmt: skip
     return rows
@@ -418,9 +451,10 @@ def main() -> int:
     started = time.perf_counter()
     pools, real = load_pools(generator)
     savvi = None if arguments.quick else savvi_boundary(CAP, 0.05, 10.0)
+    batches = 1 if arguments.quick else BATCHES
     rows = [
-        *equal_policies(generator, pools, real, trials),
-        *regressions(generator, pools, real, trials),
+        *equal_policies(generator, pools, real, trials, batches),
+        *regressions(generator, pools, real, trials, batches),
         *clear_power(generator, trials, savvi),
         *score_power(generator, pools, trials),
         *together(generator, pools, real, trials),
@@ -434,10 +468,11 @@ def main() -> int:
     extra = {
         "better": ["fixed_permutation_units", "fixed_units_at_power_.9", "sprt_promoted",
                    "sprt_units_mean", "savvi_promoted", "savvi_units_mean"],
-        "score only": ["spread_of_differences", "fixed_permutation_units", "fixed_power_at_cap",
-                       "promoted_long", "units_long_mean"],
+        "score only": ["spread_of_differences", "fixed_permutation_units",
+                       "fixed_units_at_power_.9"],
         "together": ["gain_beside_clears", "clear_effect", "clear_test_promoted",
-                     "clear_test_units_mean", "units_ratio"],
+                     "clear_test_units_mean", "units_ratio", "units_ratio_never_giving_up",
+                     "growth_ratio"],
         "coverage": ["coverage"],
         "account": ["alpha"],
     }  # fmt: skip
@@ -445,7 +480,8 @@ def main() -> int:
         shown = [c for c in common if kind not in ("coverage", "stream") or c == "cell"]
         shown += extra.get(kind, ["promoted"] if kind == "stream" else [])
         print_table(kind, [r for r in rows if r["kind"] == kind], shown)
-    print(f"\n{trials} trials a cell, {time.perf_counter() - started:.0f} s")
+    took = time.perf_counter() - started
+    print(f"\n{trials} trials a cell ({batches * trials} of equal and worse ones), {took:.0f} s")
     return finish(
         "gate_calibration", rows, targets_of(rows, arguments.quick), quick=arguments.quick
     )

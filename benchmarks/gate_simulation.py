@@ -1,27 +1,32 @@
 """Vectorised simulation of the gate and of the tests beside it: thousands of trials a cell.
 
-The gate's own functions (`mario.evaluation.betting.log_wealth`) do the betting; this file only runs
-them over many streams at once and reads off the stopping times. Whether that is the gate is not
-taken on trust: in every cell `run_gate` plays some of its streams through `SequentialGate`, which
-judges in production, and ends with an error when a decision or a stop differs.
+The gate's own functions (`log_factors` and `log_mixture` of `mario.evaluation.betting`) do the
+betting; this file only runs them over many streams at once and reads off the stopping times.
+Whether that is the gate is not taken on trust: in every cell `run_gate` plays some of its streams
+through `SequentialGate`, which judges in production, and ends with an error when a decision or a
+stop differs.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 from mario.errors import EvaluationError
-from mario.evaluation.betting import log_wealth, prior_for
+from mario.evaluation.betting import THETAS, log_factors, log_mixture, prior_for
 from mario.evaluation.gate import SequentialGate
 from mario.evaluation.rule import GateRule
 
 CHUNK = 500
-#: Streams of every cell that the production gate judges again.
+#: Units of every stream that are bet on at once; then those that have stopped drop out.
+SEGMENT = 100
+#: Streams of every cell that the production gate judges again, until they have so many units.
 CHECKED = 25
+CHECKED_UNITS = 1_500
 #: Names for the levels of a simulated task; what they are called changes nothing.
 LEVELS = tuple(f"{world}-{stage}" for world in range(1, 9) for stage in range(1, 5))
 
@@ -39,6 +44,12 @@ class Outcome:
     promoted: np.ndarray
     rejected: np.ndarray
     units: np.ndarray
+
+    @classmethod
+    def joined(cls, parts: Sequence[Outcome]) -> Outcome:
+        """The trials of several outcomes."""
+        columns = ("promoted", "rejected", "units")
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in columns))
 
     def shares(self) -> dict[str, float]:
         """Share promoted with its exact 95% interval."""
@@ -72,22 +83,59 @@ def run_gate(differences: np.ndarray, rule: GateRule, levels: int = 1) -> Outcom
     """
     if rule.clear_rate_at_least is not None:
         raise EvaluationError("got a rule with clear_rate_at_least; expected one without")
-    prior = prior_for(rule.primary)
-    ends = slice(levels - 1, None, levels)
-    early = max(0, -(-rule.min_units // levels) - 1)  # blocks before min_units
     parts = []
     for start in range(0, len(differences), CHUNK):
-        d = differences[start : start + CHUNK]
-        up = log_wealth(d, 0.0, prior=prior)[:, ends] >= -math.log(rule.alpha)
-        down = log_wealth(-d, -rule.smallest_effect, prior=prior)[:, ends] >= -math.log(rule.beta)
-        for crossed in (up, down):  # what was reached before counts, but not yet
-            crossed[:, early] |= crossed[:, :early].any(axis=1)
-            crossed[:, :early] = False
-        parts.append(first_crossing(up, down))
+        parts.append(_run_chunk(differences[start : start + CHUNK], rule, levels))
     promoted, rejected, blocks = (np.concatenate(column) for column in zip(*parts, strict=True))
     outcome = Outcome(promoted, rejected, blocks * levels)
     _check_with_the_gate(differences, rule, levels, outcome)
     return outcome
+
+
+def _run_chunk(
+    differences: np.ndarray, rule: GateRule, levels: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Promoted, rejected and blocks at the stop of some streams (T, n), a segment at a time.
+
+    A stream that has stopped is not bet on any further: under a cap of thousands of units most
+    have stopped long before it.
+    """
+    trials, total = differences.shape[0], differences.shape[1] // levels
+    prior = prior_for(rule.primary)
+    bounds = -math.log(rule.alpha), -math.log(rule.beta)
+    early = max(0, -(-rule.min_units // levels) - 1)  # blocks before min_units
+    segment = max(1, SEGMENT // levels)
+    capitals = np.zeros((2, len(THETAS), trials))
+    reached = np.zeros((2, trials), dtype=bool)  # before min_units: counts, but not yet
+    promoted, rejected = np.zeros((2, trials), dtype=bool)
+    blocks = np.full(trials, total)
+    going = np.arange(trials)
+    for start in range(0, total, segment):
+        stop = min(start + segment, total)
+        d = differences[going, start * levels : stop * levels]
+        crossed = np.empty((2, len(going), stop - start), dtype=bool)
+        for side, (values, mean) in enumerate(((d, 0.0), (-d, -rule.smallest_effect))):
+            factors = log_factors(values, mean)
+            # Inside a block the capital is no evidence: whole blocks are added.
+            steps = factors.reshape(*factors.shape[:2], -1, levels).sum(axis=-1)
+            path = capitals[side][:, going, None] + steps.cumsum(axis=-1)
+            capitals[side][:, going] = path[..., -1]
+            crossed[side] = log_mixture(path, prior) >= bounds[side]
+        if start < early:
+            waits = min(early, stop) - start
+            reached[:, going] |= crossed[..., :waits].any(axis=-1)
+            crossed[..., :waits] = False
+        if stop > early:
+            crossed[..., max(early - start, 0)] |= reached[:, going]
+            reached[:, going] = False
+        up, down, at = first_crossing(*crossed)
+        promoted[going], rejected[going] = up, down
+        stopped = up | down
+        blocks[going[stopped]] = start + at[stopped]
+        going = going[~stopped]
+        if not going.size:
+            break
+    return promoted, rejected, blocks
 
 
 def _check_with_the_gate(
@@ -95,6 +143,7 @@ def _check_with_the_gate(
 ) -> None:
     """Play some streams through `SequentialGate` and compare decision and stop."""
     rule = replace(rule, max_units=differences.shape[1])
+    units = 0
     for i in np.unique(np.linspace(0, len(differences) - 1, CHECKED).astype(int)):
         gate = SequentialGate(rule, LEVELS[:levels])
         for block in differences[i].reshape(-1, levels):
@@ -109,6 +158,9 @@ def _check_with_the_gate(
                 f"got {decision} after {outcome.units[i]} units from the simulation; expected "
                 f"{gate.state.decision} after {gate.state.units}, as the gate says; mend run_gate"
             )
+        units += gate.state.units
+        if units >= CHECKED_UNITS:
+            break
 
 
 def first_crossing(up: np.ndarray, down: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -203,6 +255,26 @@ def unlike_levels(
     return generator.permuted(d, axis=2).reshape(trials, -1)
 
 
+def best_growth(differences: np.ndarray) -> float:
+    """Log capital per unit of the best single bet against "no better", told the distribution.
+
+    It is the least Kullback-Leibler divergence from the differences' distribution to one with mean
+    at most 0 (Honda & Takemura 2010, COLT), and no valid test's evidence grows faster: one at level
+    alpha that finds the gain almost surely takes log(1/alpha) over it on average at least (Garivier
+    & Kaufmann 2016, COLT).
+
+    Args:
+        differences: draws in [-1, 1], any shape, with a mean above 0.
+    """
+    values, counts = np.unique(differences, return_counts=True)
+    weights = counts / counts.sum()
+
+    def negative(theta: float) -> float:
+        return -float(weights @ np.log1p(theta * values))
+
+    return -float(optimize.minimize_scalar(negative, bounds=(0, 1 - 1e-9), method="bounded").fun)
+
+
 def mcnemar_power(win: float, lose: float, units: int, alpha: float) -> float:
     """Exact power of the one-sided exact McNemar test with `units` pairs.
 
@@ -268,16 +340,17 @@ def savvi_boundary(units: int, alpha: float, concentration: float) -> np.ndarray
     from savvi.multinomial import Multinomial
 
     crossed = np.zeros((units + 1, units + 1), dtype=bool)
-    for losses in range(units + 1):
+    wins = 1
+    for losses in range(units):
+        # A loss more takes as many wins at least, so the search goes on where the last one ended.
         test = Multinomial(2 * alpha, np.array([0.5, 0.5]), k=concentration)
-        if losses:
-            test.update(np.array([0, losses]))
-        for wins in range(1, units + 1 - losses):
+        test.update(np.array([wins, losses]))
+        while wins <= losses or test.odds < 1 / (2 * alpha):
+            wins += 1
             test.update(np.array([1, 0]))
-            if wins > losses and test.odds >= 1 / (2 * alpha):
-                # More wins against the same losses only add evidence.
-                crossed[wins:, losses] = True
-                break
+        if wins + losses > units:
+            break
+        crossed[wins:, losses] = True  # more wins against the same losses only add evidence
     return crossed
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import math
 import sys
 from pathlib import Path
 
@@ -19,7 +20,9 @@ from mario.evaluation.statistics import mcnemar_exact, paired_permutation
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import gate_calibration
 import gate_simulation
+from gate_pools import better_scores, load_pools
 from gate_simulation import (
+    best_growth,
     mcnemar_power,
     paired_clears,
     paired_scores,
@@ -70,8 +73,8 @@ def test_a_simulation_that_is_not_the_gate_is_noticed(fault, monkeypatch):
     if fault == "prior":
         monkeypatch.setattr(gate_simulation, "prior_for", lambda _: PRIOR_BOLD)
     elif fault == "boundary":
-        wealth = gate_simulation.log_wealth
-        monkeypatch.setattr(gate_simulation, "log_wealth", lambda *a, **k: wealth(*a, **k) + 0.5)
+        mixture = gate_simulation.log_mixture
+        monkeypatch.setattr(gate_simulation, "log_mixture", lambda *a: mixture(*a) + 0.5)
     else:
         checked = gate_simulation._check_with_the_gate
         monkeypatch.setattr(
@@ -134,6 +137,29 @@ def test_mcnemar_power_agrees_with_simulation():
     simulated = np.mean([mcnemar_exact(int(w), int(x)) <= 0.05
                          for w, x in zip(wins, losses, strict=True)])  # fmt: skip
     assert mcnemar_power(0.35, 0.15, 100, 0.05) == pytest.approx(simulated, abs=0.03)
+
+
+def test_the_best_growth_of_a_coin_is_its_divergence_from_a_fair_one():
+    d = np.repeat([1.0, -1.0], [70, 30])
+    expected = math.log(2) + 0.7 * math.log(0.7) + 0.3 * math.log(0.3)
+    assert best_growth(d) == pytest.approx(expected, rel=1e-6)
+    # Ties slow it down by their share.
+    assert best_growth(np.append(d, np.zeros(100))) == pytest.approx(expected / 2, rel=1e-6)
+
+
+def test_a_gain_of_5_points_is_found_under_the_rules_own_cap():
+    """Between policies that clear .6 of their episodes; under a cap of 400 it is found in .4."""
+    pools, _ = load_pools(np.random.default_rng(0))
+    pool = pools["ppo_0901k"][0]
+    rule = GateRule(primary="score")
+    better = better_scores(pool)
+    assert better.mean() == pytest.approx(pool.mean() + 0.05, abs=1e-6)
+    assert ((better >= 0.5) == (pool >= 0.5)).all()
+    d = paired_scores(np.random.default_rng(1), pool, better, 400, rule.max_units)
+    outcome = run_gate(d, rule)
+    # Of 5,000 trials .945; four standard errors of 400 below.
+    assert outcome.promoted.mean() > 0.9
+    assert np.median(outcome.units) < 600
 
 
 def test_a_full_run_without_savvi_says_what_to_install(monkeypatch, capsys):
