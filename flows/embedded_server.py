@@ -22,10 +22,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from flows.attended import watch_parent
 from mario.errors import FlowError
 
-#: How often the server looks whether its parent is still there.
-_WATCH_SECONDS = 0.5
 #: A busy machine takes its time to create the database.
 _START_SECONDS = 180.0
 _LOG_FILE = "server.log"
@@ -125,17 +124,10 @@ def running(home: Path) -> Iterator[EmbeddedServer]:
         server.stop()
 
 
-def watch_parent(parent: int) -> None:
-    """End this process as soon as `parent` is not its parent any more."""
-    while os.getppid() == parent:
-        time.sleep(_WATCH_SECONDS)
-    os._exit(0)
-
-
 def main() -> None:
     """Serve on an inherited socket until the parent is gone: `python -m … DESCRIPTOR PARENT`."""
     descriptor, parent = int(sys.argv[1]), int(sys.argv[2])
-    threading.Thread(target=watch_parent, args=(parent,), daemon=True).start()
+    threading.Thread(target=watch_parent, args=(parent, lambda: os._exit(0)), daemon=True).start()
     import uvicorn
     from prefect.server.api.server import create_app
 

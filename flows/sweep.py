@@ -18,6 +18,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
 from flows import stages
+from flows.attended import GRACE_SECONDS
 from flows.decisions import RETRY_DELAYS_SECONDS, Ending
 from flows.parameters import FlowParameters
 from flows.reporting import show_page
@@ -27,8 +28,6 @@ from mario.jobs.sweep import describe_best, describe_sweep
 from mario.jobs.sweep_config import load_sweep
 from mario.jobs.train import stopping_on_signals
 
-#: How long a worker may take to give its trial back when the flow run is told to end.
-_GRACE_SECONDS = 45.0
 _LOOK_EVERY_SECONDS = 0.5
 
 
@@ -52,10 +51,14 @@ class SweepParameters(FlowParameters):
 
 
 def worker_command(parameters: SweepParameters) -> list[str]:
-    """The command of one worker: what a person would type on another machine."""
+    """The command of one worker: what a person would type on another machine.
+
+    It ends, and gives its trial back, when this process is gone: a flow run that is killed leaves
+    no worker behind that would train beside those of its next attempt.
+    """
     overrides = [word for override in parameters.overrides for word in ("--set", override)]
     command = ["sweep", "run", parameters.name, "--config", parameters.file, *overrides]
-    return [sys.executable, "-m", "mario.cli", *command]
+    return [sys.executable, "-m", "flows.attended", str(os.getpid()), "mario.cli", *command]
 
 
 def work(parameters: SweepParameters, stop: threading.Event) -> int:
@@ -78,7 +81,7 @@ def work(parameters: SweepParameters, stop: threading.Event) -> int:
         while process.poll() is None:
             if stop.is_set():
                 process.send_signal(signal.SIGTERM)
-                process.wait(_GRACE_SECONDS)
+                process.wait(GRACE_SECONDS)
                 break
             time.sleep(_LOOK_EVERY_SECONDS)
     finally:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,8 +31,8 @@ def test_parameters_are_checked() -> None:
     assert task_runner(FanOutParameters(workers=3)).cluster_kwargs["n_workers"] == 3
     command = worker_command(SweepParameters(name="wide", overrides=("trials=80",)))
     assert command == [
-        sys.executable, "-m", "mario.cli", "sweep", "run", "wide", "--config",
-        "configs/sweeps/ppo_1-1.yaml", "--set", "trials=80",
+        sys.executable, "-m", "flows.attended", str(os.getpid()), "mario.cli", "sweep", "run",
+        "wide", "--config", "configs/sweeps/ppo_1-1.yaml", "--set", "trials=80",
     ]  # fmt: skip
 
 
@@ -60,6 +63,45 @@ def test_a_sweep_of_two_workers_as_a_flow(runtime: Runtime, tmp_path: Path) -> N
     assert "best trial" in said
     _, trials = load_trials("flow", runtime.database_url)
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_killed_flow_run_leaves_no_worker_of_its_sweep_behind(
+    runtime: Runtime, tmp_path: Path
+) -> None:
+    path = write_sweep(tmp_path / "sweep.yaml", trials=2, small={"total_steps": 10_000_000})
+    code = (
+        "import threading; from flows.sweep import SweepParameters, work; "
+        f"work(SweepParameters(name='left', file={str(path)!r}), threading.Event())"
+    )
+    with (tmp_path / "log").open("wb") as log:
+        flow_run = subprocess.Popen([sys.executable, "-c", code], stdout=log, stderr=log)
+    try:
+        trial, worker = wait_for_a_trial(runtime, flow_run)
+    finally:
+        flow_run.kill()
+        flow_run.wait()
+    deadline = time.monotonic() + 90
+    while Path(f"/proc/{worker}").exists():
+        assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+        time.sleep(0.1)
+    with ExperimentStore.open(runtime.database_url) as store:
+        assert store.runs.get(trial).status == "interrupted", "given back, not killed"
+
+
+def wait_for_a_trial(runtime: Runtime, flow_run: subprocess.Popen[bytes]) -> tuple[str, int]:
+    """The run of a trial that has a checkpoint, and the process that trains it."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        assert flow_run.poll() is None
+        if runtime.runs_dir.exists():
+            with ExperimentStore.open(runtime.database_url) as store:
+                for run in store.runs.list(status="running"):
+                    if any((runtime.run_dir(run.id) / "checkpoints").glob("[!.]*")):
+                        return run.id, run.attempts[-1].pid
+        time.sleep(0.2)
+    raise AssertionError("no trial got as far as a checkpoint")
 
 
 @pytest.mark.slow
