@@ -240,6 +240,12 @@ SERVING_METRICS: tuple[Metric, ...] = (
     Metric("mario_serving_observation_frozen_ratio", "gauge",
            "Share of observations in the window whose four frames are equal, 0 to 1.", (), (),
            "livemax"),
+    Metric("mario_serving_observation_black_excess_ratio", "gauge",
+           "Share of all-black newest frames in the window less that in training, -1 to 1.",
+           (), (), "livemostrecent"),
+    Metric("mario_serving_observation_frozen_excess_ratio", "gauge",
+           "Share of observations in the window whose four frames are equal less that in "
+           "training, -1 to 1.", (), (), "livemostrecent"),
     Metric("mario_serving_shadow_observations_total", "counter",
            "Observations that the challenger answered in the shadow, by whether it chose as the "
            "champion did: agree, differ; or dropped, as it was too slow.", ("result",)),

@@ -173,6 +173,8 @@ class Window:
             ):
                 # Half a grey level keeps a training set without variation from dividing by zero.
                 result[f"observation_{name}_drift"] = float((now - mean) / max(deviation, 0.5))
+            result["observation_black_excess_ratio"] = float(black - training.black_share)
+            result["observation_frozen_excess_ratio"] = float(frozen - training.frozen_share)
         return result
 
 

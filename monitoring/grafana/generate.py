@@ -240,7 +240,9 @@ SERVING = Board(
                       "Grey levels, 0 to 255."),
                 Graph("Black and frozen", "percentunit",
                       (("mario_serving_observation_black_ratio", "black"),
-                       ("mario_serving_observation_frozen_ratio", "frozen"))),
+                       ("mario_serving_observation_frozen_ratio", "frozen"),
+                       ("mario_serving_observation_black_excess_ratio", "black, less training"),
+                       ("mario_serving_observation_frozen_excess_ratio", "frozen, less training"))),
                 Graph("Shadow", "short",
                       (("sum by (result) (rate(mario_serving_shadow_observations_total"
                         "[$__rate_interval]))", "{{result}}"),),

@@ -34,8 +34,8 @@ TRAINING = ObservationStatistics(
     brightness_std=2,
     contrast_mean=10,
     contrast_std=2,
-    black_share=0,
-    frozen_share=0,
+    black_share=0.25,
+    frozen_share=0.125,
 )
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -83,7 +83,7 @@ def served(tmp_path: Path) -> Iterator[tuple[str, Path]]:
         poll_seconds=0.1,
         shadow_share=1,
         canary_share=0.5,
-        session_timeout_seconds=4,
+        session_timeout_seconds=20,
     )
     with running(settings) as url:
         assert wait_until(lambda: httpx.get(f"{url}/card").json()["challenger"] == "v2")
@@ -168,6 +168,8 @@ def test_every_metric_moves(served: tuple[str, Path]) -> None:
     assert _total(now, "mario_serving_observation_contrast_drift") == pytest.approx(-5)
     assert _total(now, "mario_serving_observation_black_ratio") == 1
     assert _total(now, "mario_serving_observation_frozen_ratio") == 1
+    assert _total(now, "mario_serving_observation_black_excess_ratio") == 0.75
+    assert _total(now, "mario_serving_observation_frozen_excess_ratio") == 0.875
 
 
 def test_latencies_fall_into_many_buckets(served: tuple[str, Path]) -> None:
