@@ -22,6 +22,7 @@ from mario.game.levels import LEVEL_NAMES
 from mario.game.native_batch import NativeBatch
 from mario.game.native_console import NativeConsole
 from mario.game.observation import OBSERVATION_SHAPE
+from mario.game.stage import start_level
 
 SETTINGS = BatchSettings(tuple(a.buttons for a in action_set("complex")), max_steps=120)
 
@@ -184,6 +185,25 @@ def test_the_threads_are_as_many_as_asked_for_and_end_with_the_batch() -> None:
     alone = NativeBatch(1, replace(SETTINGS, threads=3))  # one game cannot be shared out
     assert threads() == before
     alone.close()
+
+
+def test_games_that_get_stuck_fall_idle_and_are_forgotten() -> None:
+    """Two games that are paused for ever while Mario walks by himself, and one that plays."""
+    console = NativeConsole(draw=False)
+    start_level(console, "1-1")
+    console.poke(0x0776, 1)  # paused …
+    console.poke(0x0E, 7)  # … in a state in which nobody plays
+    stuck = EpisodeSpec("1-1", 0, console.save_state())
+    quiet = replace(SETTINGS, no_op_max_frames=0, sticky_probability=0.0, threads=2)
+    batch, out = NativeBatch(3, quiet), np.zeros((3, *OBSERVATION_SHAPE), np.uint8)
+    for slot, spec in enumerate((stuck, stuck, EpisodeSpec("1-1", 0))):
+        batch.begin(slot, spec, out)
+    actions = np.zeros(3, np.int64)
+    with pytest.raises(ConsoleError, match="did not get past"):
+        batch.step(actions, out)
+    result = batch.step(actions, out)
+    assert result.active.tolist() == [False, False, True]
+    assert result.steps[2] == 2
 
 
 def test_a_closed_batch_says_so() -> None:

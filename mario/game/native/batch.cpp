@@ -20,6 +20,8 @@ namespace {
 constexpr int kMaxXRewardPx = 5;
 constexpr int kDeathPenalty = 25;
 constexpr int kRewardLimit = 15;
+// Far above what an episode can count, far below where adding to it would overflow.
+constexpr std::int32_t kMaxCounter = 1 << 30;
 
 constexpr char kMagic[4] = {'S', 'M', 'B', 'B'};
 constexpr std::uint16_t kVersion = 1;
@@ -238,7 +240,7 @@ void Slot::restore(const Byte* data, std::size_t size) {
     in.field(seen_buttons);
     for (auto& counter : counters) {
       in.field(counter);
-      if (counter < 0) throw SaveStateError("counter out of range");
+      if (counter < 0 || counter > kMaxCounter) throw SaveStateError("counter out of range");
     }
     const Byte* const frames = in.block(kObservationBytes);
     const Console::Snapshot console = read_console(in, cartridge);
@@ -310,11 +312,15 @@ void Batch::step(const std::int64_t* actions, Byte* out) {
       slot.step(buttons, *scratch_[static_cast<std::size_t>(thread)], rows_, row);
       slot.write_observation(out + row * kObservationBytes);
     } catch (...) {
+      slot.fall_idle();
       errors_[row] = std::current_exception();
     }
   });
+  // The first error is thrown; the others are forgotten with it, not kept for a step to come.
+  std::exception_ptr first;
   for (auto& error : errors_)
-    if (error) std::rethrow_exception(std::exchange(error, nullptr));
+    if (const auto thrown = std::exchange(error, nullptr); thrown && !first) first = thrown;
+  if (first) std::rethrow_exception(first);
 }
 
 }  // namespace nes

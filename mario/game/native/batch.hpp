@@ -63,6 +63,8 @@ class Slot {
       : settings_(settings), console_(std::move(cartridge)), game_(console_) {}
 
   bool active() const { return active_; }
+  // The game got stuck: nothing is played here until an episode begins.
+  void fall_idle() { active_ = false; }
   void begin(const Episode& episode, Scratch& scratch);
   // Steps once and fills row `row`; a finished slot begins what is queued.
   void step(Byte buttons, Scratch& scratch, const BatchRows& rows, std::size_t row);
@@ -113,7 +115,7 @@ class Batch {
   // Start an episode; `out` receives N × 4 × 84 × 84 bytes' row of the slot.
   void begin(std::size_t slot, const Episode& episode, Byte* out);
   // Throws ConsoleError, before anything moves, when an active slot's action does not exist; or
-  // after all slots were stepped, when a game got stuck, in its step or as the next one began.
+  // after all slots were stepped, when a game got stuck (its slot falls idle).
   void step(const std::int64_t* actions, Byte* out);
 
  private:
