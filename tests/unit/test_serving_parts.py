@@ -19,7 +19,7 @@ from serving.comparison import Comparer
 from serving.http import Message, Request, Response, json_response
 from serving.instruments import Instruments, Window, entropy_ratio
 from serving.live import LiveGame, open_live_console
-from serving.parse import decode_base64, parse_query
+from serving.parse import decode_base64, parse_object, parse_query
 from serving.rate_limit import RateLimit
 from serving.refusal import Refusal
 from serving.security import Doorkeeper
@@ -402,6 +402,38 @@ def test_comparisons_wait_for_a_store_that_is_away() -> None:
 def test_base64_is_strict(text: str) -> None:
     with pytest.raises(Refusal):
         decode_base64(text, "here")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"seed": 1, "seed": 2}',
+        b'{"seed": 1, "mode": "greedy", "mode": "sample"}',
+        rb'{"seed": 1, "\u0073eed": 2}',
+        b'{"inputs": [{"name": "a", "name": "b"}]}',
+        b'{"inputs": [1, [{"name": 1, "name": 2}]]}',
+        b'{"inputs": [{"name": "a", "data": [1]}, {"name": "b", "data": [1], "data": [2]}]}',
+        b'{"mode": "\\ud800"}',
+    ],
+)
+def test_nothing_is_said_twice(body: bytes) -> None:
+    with pytest.raises(Refusal) as caught:
+        parse_object(body, ("seed", "mode", "inputs"))
+    assert caught.value.status == 400
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{}",
+        rb'{"seed": 1, "mode": "\u0067reedy"}',
+        b'{"inputs": [{"name": "a"}, {"name": "b"}]}',
+        b'{"mode": "mode", "seed": 1}',
+        b'{"inputs": [1, "a", {"b": "c"}, [["d"]]], "mode": ["e", 2, {"f": {}}]}',
+    ],
+)
+def test_the_same_word_at_two_places_is_no_repetition(body: bytes) -> None:
+    assert parse_object(body, ("seed", "mode", "inputs")) == json.loads(body)
 
 
 @pytest.mark.parametrize("query", [b"a=1", b"mode", b"mode=1&mode=2", b"mode=%ff", b"&" * 20])
