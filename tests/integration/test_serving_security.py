@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -9,10 +10,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
 import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import ClientConnection, connect
 
 from mario.errors import ServingError
 from serving.launcher import absolute_url, running
@@ -105,6 +109,74 @@ def test_the_page_asks_for_a_token_and_gives_a_cookie(secured: tuple[str, Path])
         client.cookies.set("mario_page", f"{int(until) + 1}.{signature}")
     fresh = {"cookie": f"mario_page={int(until) + 1}.{signature}"}
     assert httpx.get(f"{url}/card", headers=fresh).status_code == 401
+
+
+def test_the_game_is_for_those_with_a_token_and_speaks_its_own_language_only(
+    secured: tuple[str, Path],
+) -> None:
+    url, _ = secured
+    address = f"ws{url.removeprefix('http')}/watch"
+    authorised = {"Authorization": f"Bearer {OLD}"}
+    refused = (
+        (address, {}),
+        (address, {"Authorization": "Bearer wrong-token-0123456789"}),
+        (address, authorised | {"Origin": "http://elsewhere.example"}),
+        (address + "/../watch", authorised),
+        (f"{address}er", authorised),
+    )
+    for place, headers in refused:
+        with pytest.raises(InvalidStatus) as caught, connect(place, additional_headers=headers):
+            pass
+        assert caught.value.response.status_code == 403
+    own = authorised | {"Origin": url}
+    start = {"type": "start", "level": "1-1", "seed": 1}
+    wrong: list[str | bytes] = [
+        b"\x00\xff",
+        "",
+        "{",
+        "[]",
+        "x" * 600,
+        "[" * 500,
+        *(
+            json.dumps(message)
+            for message in (
+                {"type": "buttons", "value": 256},
+                {"type": "buttons", "value": True},
+                {"type": "speed", "value": 1e9},
+                {"type": "pause", "value": 1},
+                {"type": "control", "value": "both"},
+                start | {"level": "9-1"},
+                start | {"level": ["1-1"]},
+                start | {"seed": 1.5},
+                start | {"seed": 2**63},
+                start | {"sticky": "yes"},
+                {"type": "stop"},
+            )
+        ),
+    ]
+    for message in wrong:
+        with connect(address, additional_headers=own) as socket_:
+            socket_.send(message)
+            with pytest.raises(ConnectionClosed) as closed:
+                _read_on(socket_)
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 4400, message
+    with ExitStack() as watching:
+        for _ in range(4):
+            pages = watching.enter_context(connect(address, additional_headers=own))
+            assert pages.recv(timeout=20)
+        with pytest.raises(InvalidStatus), connect(address, additional_headers=own):
+            pass  # the fifth of four
+    assert _ask(url, OLD).status_code == 200
+    page = httpx.get(f"{url}/metrics", headers=authorised).text
+    for reason in ("token", "origin", "watchers"):
+        assert f'endpoint="/watch",reason="{reason}"' in page
+
+
+def _read_on(connection: ClientConnection) -> None:
+    """Read what comes until the service closes, or the 500th frame of the game."""
+    for _ in range(500):
+        connection.recv(timeout=10)
 
 
 def test_guessing_tokens_is_slow(secured: tuple[str, Path]) -> None:
