@@ -11,6 +11,7 @@ import asyncio
 import logging
 import struct
 import time
+from contextlib import suppress
 from typing import Any, cast
 
 import orjson
@@ -34,6 +35,10 @@ _REST_SECONDS = 1.5
 
 class WatchRefused(Exception):
     """The page sent something that is not part of the protocol."""
+
+
+class PageGone(Exception):
+    """The page was closed while a frame was on its way to it."""
 
 
 class Watch:
@@ -61,7 +66,9 @@ class Watch:
             try:
                 await self._listen(player, receive, playing)
             except WatchRefused as error:
-                await send({"type": "websocket.close", "code": 4400, "reason": str(error)[:120]})
+                with suppress(OSError):  # it may be gone by now
+                    close = {"type": "websocket.close", "code": 4400, "reason": str(error)[:120]}
+                    await send(close)
             finally:
                 playing.cancel()
                 await asyncio.gather(playing, return_exceptions=True)
@@ -76,8 +83,9 @@ class Watch:
             await asyncio.wait({listening, playing}, return_when=asyncio.FIRST_COMPLETED)
             if playing.done():
                 listening.cancel()
-                if not playing.cancelled() and playing.exception() is not None:
-                    logger.error("a game ended badly", exc_info=playing.exception())
+                error = None if playing.cancelled() else playing.exception()
+                if error is not None and not isinstance(error, PageGone):
+                    logger.error("a game ended badly", exc_info=error)
                     raise WatchRefused("the game ended badly; load the page again")
                 return
             message: Message = listening.result()
@@ -216,7 +224,10 @@ class _Player:
         png = await asyncio.to_thread(game.png)
         head = orjson.dumps(text, option=orjson.OPT_SERIALIZE_NUMPY)
         data = struct.pack("<I", len(head)) + head + png
-        await self._send({"type": "websocket.send", "bytes": data})
+        try:
+            await self._send({"type": "websocket.send", "bytes": data})
+        except OSError as error:  # what ASGI's send raises then
+            raise PageGone from error
 
 
 def _describe(decision: Decision | None) -> dict[str, Any] | None:
