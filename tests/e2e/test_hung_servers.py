@@ -1,4 +1,4 @@
-"""A run is told to end while PostgreSQL and MLflow hang: it ends in time, and nothing is lost.
+"""A run is told to end while PostgreSQL, MLflow and W&B hang: it ends in time, nothing is lost.
 
 A server that is dead refuses connections at once; one that hangs takes them and never answers,
 which is what makes a program wait. Real servers, made to hang by SIGSTOP to all their processes.
@@ -6,6 +6,7 @@ which is what makes a program wait. Real servers, made to hang by SIGSTOP to all
 
 from __future__ import annotations
 
+import socket
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -94,6 +95,10 @@ def test_told_to_end_while_both_servers_hang(
     tmp_path: Path,
     record_property: Any,
 ) -> None:
+    # Weights & Biases is not to be had here: a socket that never answers is what hangs for it.
+    never = stack.enter_context(socket.socket())
+    never.bind(("127.0.0.1", 0))
+    never.listen(64)
     mlflow = MlflowServer(tmp_path / "mlflow")
     mlflow.start(wait=False)
     stack.callback(mlflow.kill)
@@ -107,10 +112,16 @@ def test_told_to_end_while_both_servers_hang(
             total_steps=10_000_000,
             checkpoint={"every_steps": 1_024, "keep": 3},
             selection={"units": 0},
-            sinks={"mlflow": True, "prometheus": True, "tensorboard": True},
+            sinks={"mlflow": True, "prometheus": True, "tensorboard": True, "wandb": "online"},
         ).to_yaml()
     )
-    trainer = Trainer(config, runtime, tmp_path / "trainer.log")
+    trainer = Trainer(
+        config, runtime, tmp_path / "trainer.log",
+        environment={
+            "WANDB_BASE_URL": f"http://127.0.0.1:{never.getsockname()[1]}",
+            "WANDB_API_KEY": "a" * 40,
+        },
+    )  # fmt: skip
     servers = Servers(postgres_server, mlflow)
     stack.callback(trainer.stop)
     stack.callback(servers.go_on)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mario.jobs.tracking_sinks import TensorBoardSink, WandbSink
+from mario.jobs.tracking_sinks import _WANDB_WAITING, TensorBoardSink, WandbSink
+from mario.training.sinks import Progress
 from mario.training.trainer import train
 from tests.support.training_runs import Listener, small_config
 
@@ -62,3 +66,39 @@ def test_wandb_offline_has_every_update(tmp_path: Path) -> None:
         steps, exits = read()
     assert steps == [sample.total_steps for sample, _ in listener.health]
     assert exits == 1
+
+
+def test_a_wandb_that_hangs_costs_the_run_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opening a run at a server that never answers takes wandb over a minute."""
+    pytest.importorskip("wandb")
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(64)
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+        (tmp_path / "files").mkdir()
+        sink = WandbSink("run-test", tmp_path / "files", "online")
+        listener = Listener()
+        stop = threading.Event()
+
+        def end_in_the_middle(progress: Progress) -> None:
+            if progress.total_steps >= 320:
+                stop.set()
+
+        before = time.monotonic()
+        result = train(
+            small_config(), tmp_path / "run", sinks=[sink, listener], stop=stop,
+            progress=end_in_the_middle,
+        )  # fmt: skip
+        assert result.status == "interrupted"
+        assert len(listener.health) == 5
+        # A bound against hanging, not a measurement: wandb itself waits for 90 s and more.
+        assert time.monotonic() - before < 60
+        # What waits is bounded, and a record that is dropped is a failure that is counted.
+        for _ in range(_WANDB_WAITING):
+            with suppress(ConnectionError):
+                sink._log({"x": 1.0}, 1)
+        with pytest.raises(ConnectionError, match="dropped"):
+            sink._log({"x": 1.0}, 1)
