@@ -7,12 +7,19 @@ whatever path a stranger typed, and hold a timer for a minute after every reques
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from _bentoml_sdk import Service
+from bentoml import Bento
 
-from serving.assemble import assemble
-from serving.settings import ServingSettings
+from serving.origin import check_code, forget_other_code
+
+forget_other_code()  # before anything of the project is imported: see there
+
+# isort: split
+from serving.assemble import assemble  # noqa: E402
+from serving.settings import ServingSettings  # noqa: E402
 
 _settings = ServingSettings.from_env()
 
@@ -27,6 +34,15 @@ class _ServiceWithOwnApplication(Service):  # type: ignore[misc]
     def to_asgi(self, is_main: bool = True) -> Any:
         """Build the ASGI application that a worker process runs."""
         return assemble(_settings, super().to_asgi(is_main))
+
+    def on_load_bento(self, bento: Bento) -> None:
+        """Called when the service was loaded from a built Bento, in each process.
+
+        Raises:
+            BentoMLException: what was loaded is not the Bento's code.
+        """
+        check_code(Path(bento.path_of("src")), str(bento.tag))
+        super().on_load_bento(bento)
 
 
 service = _ServiceWithOwnApplication(
