@@ -59,7 +59,9 @@ function show(state) {
   byId("score").textContent = state.score;
   byId("coins").textContent = state.coins;
   byId("who").textContent = state.control === "person" ? "you" : "champion";
-  Object.assign(document.body.dataset, { x: state.x_px, level: state.level, frame: state.frame });
+  Object.assign(document.body.dataset, {
+    x: state.x_px, level: state.level, frame: state.frame, sticky: state.sticky,
+  });
   for (const shape of document.querySelectorAll("#controller [data-bit]")) {
     shape.classList.toggle("on", (state.buttons & Number(shape.dataset.bit)) !== 0);
   }
@@ -95,7 +97,9 @@ function showDecision(decision) {
   values.push(decision.value);
   if (values.length > 300) values.shift();
   drawValues();
-  if (decision.digest !== version) { version = decision.digest; loadCard(); }
+  // One policy may be registered twice: the card is the version's, not the digest's.
+  const answering = `${decision.version} ${decision.digest}`;
+  if (answering !== version) { version = answering; loadCard(); }
 }
 
 function drawValues() {
@@ -143,7 +147,9 @@ async function loadCard() {
 }
 
 function start() {
-  const seed = Math.max(0, Math.floor(Number(byId("seed").value) || 0));
+  // Beyond the largest safe integer a number would be sent rounded, or as 1e+300.
+  const typed = Math.floor(Number(byId("seed").value) || 0);
+  const seed = Math.min(Number.MAX_SAFE_INTEGER, Math.max(0, typed));
   send({ type: "start", level: byId("level").value, seed, sticky: byId("sticky").checked });
   send({ type: "speed", value: Number(byId("speed").value) });
   send({ type: "pause", value: paused });

@@ -6,6 +6,7 @@ import io
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mario.registry import ModelRegistry
+from mario.store.store import ExperimentStore
 from serving.launcher import running
 from serving.settings import ServingSettings
 from tests.support.onnx_networks import write_test_artefact
 from tests.support.serving_load import wait_until
+from tests.support.store_rows import evaluation_key, evaluation_record, verdict
 
 playwright_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium")
@@ -101,6 +105,44 @@ def test_the_level_picker_seed_and_restart(page: Any) -> None:
     assert page.input_value("#seed") == "12"
 
 
+def test_a_seed_that_no_number_holds_does_not_end_the_game(page: Any) -> None:
+    # The browser itself refuses what is negative or broken: the game goes on as it was.
+    largest = str(2**53 - 1)
+    for typed, taken in (("1e300", largest), ("-5", largest), ("3.7", largest), ("", "0")):
+        page.fill("#seed", typed)
+        page.press("#seed", "Enter")
+        page.locator("#screen").focus()  # a field that is written in keeps what is written
+        assert wait_until(lambda t=taken: page.input_value("#seed") == t), typed
+        assert page.locator("#status").inner_text() == "live"
+
+
+def test_sticky_actions_are_switched_off_and_on(page: Any) -> None:
+    for wanted in ("false", "true"):
+        page.click("#sticky")
+        page.locator(f"body[data-sticky='{wanted}']").wait_for()
+        assert wait_until(lambda: 0 < _data(page, "frame") < 60)  # a new episode with it
+
+
+def test_the_value_is_drawn_over_time(page: Any) -> None:
+    script = """() => {
+      const canvas = document.getElementById("values");
+      const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+      const columns = [];
+      for (let x = 0; x < canvas.width; x++) {
+        let painted = 0;
+        for (let y = 0; y < canvas.height; y++) painted += data[4 * (y * canvas.width + x) + 3] > 0;
+        columns.push(painted);
+      }
+      return columns;
+    }"""
+    page.click("#restart")
+    assert wait_until(lambda: _data(page, "frame") > 40)
+    # Of each column the zero line is one or two pixels; the value is drawn above it.
+    early = sum(count > 2 for count in page.evaluate(script))
+    assert wait_until(lambda: sum(count > 2 for count in page.evaluate(script)) > early + 20)
+    float(page.locator("#value").inner_text())  # a number, not the dash before the first one
+
+
 def test_the_keyboard_moves_mario_and_hands_back(page: Any) -> None:
     page.keyboard.press("t")
     assert wait_until(lambda: page.locator("#who").inner_text() == "you")
@@ -131,9 +173,18 @@ def test_pause_and_speed(page: Any) -> None:
     time.sleep(0.5)
     assert _data(page, "frame") == frame
     page.click("#pause")
-    page.select_option("#speed", "0.25")
-    assert wait_until(lambda: _data(page, "frame") > frame + 5)
     assert page.get_attribute("#pause", "aria-pressed") == "false"
+    played = {}
+    for speed in ("0.25", "1"):
+        page.select_option("#speed", speed)
+        page.click("#restart")
+        assert wait_until(lambda: 0 < _data(page, "frame") < 20)
+        first, started = _data(page, "frame"), time.monotonic()
+        time.sleep(1.5)
+        played[speed] = (_data(page, "frame") - first) / (time.monotonic() - started)
+    # 60 frames a second and 15; a machine that is busy loses more of the former.
+    assert played["1"] > 2 * played["0.25"]
+    assert 5 < played["0.25"] < 18
 
 
 def test_the_card_is_the_version_that_the_api_names(page: Any, url: str) -> None:
@@ -156,15 +207,95 @@ def test_the_api_page_sends_its_examples(page: Any, url: str) -> None:
     page.goto(f"{url}/docs")
     page.locator("body[data-ready=yes]").wait_for()
     buttons = page.locator("button[data-operation]")
-    assert buttons.count() >= 15
+    assert buttons.count() >= 22
     for i in range(buttons.count()):
         button = buttons.nth(i)
-        if button.get_attribute("data-operation") == "end_session":
-            continue
         button.click()
         output = page.locator("pre").nth(i)
         output.wait_for()
         assert output.get_attribute("data-status") in ("200", "201"), output.inner_text()
+
+
+def _outcome(cleared: bool) -> dict[str, object]:
+    return {"cleared": True, "end_reason": "flag", "furthest_px": 3160} if cleared else {}
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelRegistry]:
+    """Version 1, the first champion, and version 2, which beat it; 2 was seen on two levels."""
+    place = tmp_path_factory.mktemp("registry")
+    store = ExperimentStore.open(f"sqlite:///{place / 'mario.db'}")
+    registry = ModelRegistry(f"sqlite:///{place / 'mlflow.db'}", store, place / "artifacts")
+    refs = []
+    for number in (1, 2):
+        folder = write_test_artefact(place / f"v{number}", number, constant_action=1).folder
+        version = registry.register("mario-1-1", folder).version
+        assert version is not None
+        refs.append((version, registry.resolve("mario-1-1", version).digest))
+    first, second = refs
+    registry.promote("mario-1-1", first[0], verdict_id=None, promoted_by="test")
+    won = verdict(store, second, first)
+    registry.promote(
+        "mario-1-1", second[0], verdict_id=won, promoted_by="ann", note="nightly of Tuesday"
+    )
+    evaluation = store.evaluations.open(
+        replace(evaluation_key(second[1], "page"), levels=("1-1", "1-2")), planned_units=20
+    )
+    records = [
+        evaluation_record(
+            second[1], 2**62 + 10 * int(level[-1]) + n, level=level, **_outcome(n < 8)
+        )
+        for level in ("1-1", "1-2")
+        for n in range(10)
+    ]
+    store.evaluations.add(evaluation.id, records)
+    store.evaluations.finish(evaluation.id)
+    yield registry
+    store.close()
+
+
+def test_the_card_tells_clear_rates_intervals_and_why(
+    registry: ModelRegistry, browser: Any, tmp_path: Path
+) -> None:
+    settings = ServingSettings(
+        port=0,
+        database_url=registry.store.url,
+        tracking_uri=registry.tracking_uri,
+        cache=tmp_path / "cache",
+        poll_seconds=0.2,
+    )
+    with running(settings, ready_seconds=120) as url:
+        context = browser.new_context(viewport={"width": 1240, "height": 1100})
+        page = context.new_page()
+        page.goto(url)
+        page.locator("#card dd[data-name=version]").wait_for()
+
+        def row(name: str) -> str:
+            return str(page.locator(f"#card dd[data-name='{name}']").inner_text())
+
+        assert row("version") == "2"
+        assert "beat the champion before it" in row("why")
+        assert "nightly of Tuesday" in row("why")
+        promotion = registry.store.ledger.champion("mario-1-1")
+        assert promotion is not None
+        assert str(promotion.promoted_at.year) in row("promoted")
+        assert row("promoted by") == "ann"
+        # Wilson's interval for 8 of 10 is 0.490 to 0.943.
+        assert page.locator("#rates").is_visible()
+        cells = [r.inner_text().split("\t") for r in page.locator("#rates tbody tr").all()]
+        interval = "49.0 % – 94.3 %"
+        assert cells == [[level, "8 of 10", "80.0 %", interval] for level in ("1-1", "1-2")]
+        # A roll-back changes the card of a page that is open, without loading it again.
+        registry.rollback("mario-1-1", promoted_by="ben", note="worse in the evening")
+        assert wait_until(lambda: row("version") == "1")
+        assert wait_until(lambda: "worse in the evening" in row("why"))
+        answer = httpx.post(
+            f"{url}/predict/raw",
+            content=bytes(28224),
+            headers={"content-type": "application/octet-stream"},
+        ).json()
+        assert answer["version"] == row("version")
+        context.close()
 
 
 def test_screenshot_is_kept_for_people(page: Any, tmp_path: Path) -> None:
