@@ -238,6 +238,7 @@ def show_verdict(
                 target[1],
                 link_text="The verdict with every number",
                 key=artifact_key("report", model),
+                description=f"Report of verdict {verdict_id}",
             ),
         )
 
