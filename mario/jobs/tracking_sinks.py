@@ -1,15 +1,11 @@
-"""What training tells MLflow, TensorBoard and Weights & Biases; each of them may be away."""
+"""What training tells MLflow and TensorBoard; `mario.jobs.wandb_sink` has the third tracker."""
 
 from __future__ import annotations
 
 import logging
 import math
-import queue
-import threading
-import time
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from mario.config import ExperimentConfig
 from mario.evaluation.records import PROTOCOL
@@ -30,9 +26,6 @@ from mario.training.sinks import (
 )
 
 log = logging.getLogger(__name__)
-
-#: Records that wait for Weights & Biases, a few for each update; hours of a network that is away.
-_WANDB_WAITING = 20_000
 
 _GAME = "gym-super-mario-bros==7.4.0"
 
@@ -185,98 +178,3 @@ class TensorBoardSink(BaseSink):
     def _write(self, numbers: dict[str, float], step: int) -> None:
         for name, value in numbers.items():
             self._writer.add_scalar(name, value, step)
-
-
-class WandbSink(BaseSink):
-    """Logs to Weights & Biases, online or into files that `wandb sync` sends later.
-
-    All of it happens in a thread of its own: with the network away, opening a run takes minutes.
-    """
-
-    name: ClassVar[str] = "wandb"
-
-    def __init__(self, run_id: str, run_dir: Path, mode: Literal["offline", "online"]) -> None:
-        """Prepare; needs the package wandb. The run opens with the training's start.
-
-        Args:
-            run_id: the run's id, so that a resumed run goes on in the same place.
-            run_dir: where files are kept.
-            mode: whether it is sent now, or later by `wandb sync`.
-        """
-        import wandb
-
-        self._wandb = wandb
-        self._run_id = run_id
-        self._run_dir = run_dir
-        self._mode = mode
-        self._waiting: queue.Queue[dict[str, float] | None] = queue.Queue(_WANDB_WAITING)
-        self._thread: threading.Thread | None = None
-        self._exit_code = 1
-        self._failure = ""
-
-    def on_start(self, start: RunStart) -> None:
-        """Begin to open the run."""
-        self._thread = threading.Thread(
-            target=self._work, args=(start,), name="write-wandb", daemon=True
-        )
-        self._thread.start()
-
-    def on_health(self, sample: HealthSample, health: Health) -> None:
-        """Log the signals."""
-        self._log(health_metrics(sample), sample.total_steps)
-
-    def on_selection(self, selection: SelectionDone) -> None:
-        """Log the score."""
-        self._log({"selection/score": selection.score}, selection.total_steps)
-
-    def on_progress(self, progress: Progress) -> None:
-        """Log rates and means."""
-        self._log(progress_metrics(progress), progress.total_steps)
-
-    def on_end(self, end: RunEnd) -> None:
-        """Close the run, and wait a little for what is not sent."""
-        if self._thread is None or self._failure:
-            return
-        self._exit_code = 0 if end.status == "finished" else 1
-        deadline = time.monotonic() + patience_seconds(end)
-        with suppress(queue.Full):  # said below
-            self._waiting.put(None, timeout=patience_seconds(end))
-        self._thread.join(max(deadline - time.monotonic(), 0.0))
-        if self._thread.is_alive():
-            log.warning("Weights & Biases did not take everything in time; `wandb sync` sends it")
-
-    def _log(self, numbers: dict[str, float], steps: int) -> None:
-        """Hand numbers to the thread.
-
-        Raises:
-            ConnectionError: the run could not be opened, or so much waits that it must be dropped.
-        """
-        if self._failure:
-            raise ConnectionError(self._failure)
-        try:
-            self._waiting.put_nowait({**numbers, "steps": steps})
-        except queue.Full:
-            raise ConnectionError(
-                f"{_WANDB_WAITING} records wait for Weights & Biases; this one is dropped"
-            ) from None
-
-    def _work(self, start: RunStart) -> None:
-        """Open the run, log what comes, close it: the thread."""
-        try:
-            run = self._wandb.init(
-                project="mario",
-                id=self._run_id,
-                resume="allow" if self._mode == "online" else None,
-                mode=self._mode,
-                dir=str(self._run_dir),
-                name=start.config.name,
-                config=start.config.model_dump(mode="json"),
-                # Its summary on the terminal would hide this project's own.
-                settings=self._wandb.Settings(silent=True),
-            )
-            while (numbers := self._waiting.get()) is not None:
-                run.log(numbers)
-            run.finish(exit_code=self._exit_code)
-        except Exception as error:  # a library of others in a thread of ours
-            self._failure = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-            log.warning("Weights & Biases is left out: %s", self._failure)

@@ -28,7 +28,8 @@ from mario.jobs.runtime import Runtime
 from mario.jobs.selection import selector
 from mario.jobs.sinks import PrometheusSink, StoreSink
 from mario.jobs.tracking import open_tracking, track_policy
-from mario.jobs.tracking_sinks import MlflowSink, TensorBoardSink, WandbSink
+from mario.jobs.tracking_sinks import MlflowSink, TensorBoardSink
+from mario.jobs.wandb_sink import WandbSink
 from mario.policy.artefact import Artefact
 from mario.policy.sb3 import export_artefact
 from mario.store.records import NewRun, Run, new_id

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from mario.jobs.tracking_sinks import _WANDB_WAITING, TensorBoardSink, WandbSink
+from mario.jobs.tracking_sinks import TensorBoardSink
+from mario.jobs.wandb_sink import _WAITING, WandbSink
 from mario.training.sinks import Progress
 from mario.training.trainer import train
 from tests.support.training_runs import Listener, small_config
@@ -97,7 +98,7 @@ def test_a_wandb_that_hangs_costs_the_run_nothing(
         # A bound against hanging, not a measurement: wandb itself waits for 90 s and more.
         assert time.monotonic() - before < 60
         # What waits is bounded, and a record that is dropped is a failure that is counted.
-        for _ in range(_WANDB_WAITING):
+        for _ in range(_WAITING):
             with suppress(ConnectionError):
                 sink._log({"x": 1.0}, 1)
         with pytest.raises(ConnectionError, match="dropped"):
