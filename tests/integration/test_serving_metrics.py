@@ -134,7 +134,7 @@ def test_every_metric_moves(served: tuple[str, Path]) -> None:
         assert comes(lambda s: _total(s, "mario_serving_watchers") == 1)
     many = random_observations(64)
     with ThreadPoolExecutor(8) as pool:
-        load = [pool.submit(_raw, url, many) for _ in range(24)]
+        load = [pool.submit(_raw, url, many) for _ in range(60)]
         assert comes(lambda s: _total(s, "mario_serving_queue_observations") > 0)
         assert all(answer.result().status_code == 200 for answer in load)
     # A swap.
