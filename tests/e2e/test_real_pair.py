@@ -37,8 +37,14 @@ ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = shutil.which("chromium")
 # A third of the demo's training: by then it gets far enough to have something to lose.
 STEPS = 40_960
-# The demo's rule asks for 60 units whatever they say; what is damaged is to be seen at once.
-OVERRIDES = (f"total_steps={STEPS}", "selection.every_steps=20480", "gate.min_units=1")
+OVERRIDES = (
+    f"total_steps={STEPS}",
+    "selection.every_steps=20480",
+    # The demo's rule asks for 60 units whatever they say; what is damaged is to be seen at once.
+    "gate.min_units=1",
+    # Several threads wait for one another on a busy machine: 18 steps/s were seen instead of 120.
+    "network.threads=1",
+)
 # The fixture trains for a minute on idle cores, for several on busy ones.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -60,7 +66,7 @@ def train(runtime: Runtime) -> Path:
         env={**os.environ, "MARIO_RUNS_DIR": str(runtime.runs_dir)},
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=1500,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

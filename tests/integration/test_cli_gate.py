@@ -86,6 +86,18 @@ def test_the_gate_ends_with_0_for_a_promotion_and_with_4_otherwise(
     spent = [verdict.detail["rule"]["alpha"] for verdict in stored]
     assert declared > spent[0] > spent[1], "each challenger has less of the declared level"
     assert champion_version("1-1", runtime) is None, "the gate judges; `mario promote` promotes"
+    # The command that a verdict's page gives for repeating it.
+    for verdict, code in zip(stored, (0, 4), strict=True):
+        again = mario("gate", "--again", verdict.id)
+        assert again.code == code, again.out + again.err
+        assert f"every number is that of {verdict.id}" in again.out
+    page = tmp_path / "pages" / "verdict.html"
+    assert mario("report", stored[0].id, "--output", str(page)).code == 0
+    assert f"mario gate --again {stored[0].id}" in page.read_text(encoding="utf-8")
+    document = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
+    assert document == stored[0].detail
+    with ExperimentStore.open(runtime.database_url) as store:
+        assert len(store.evaluations.verdicts("mario-1-1")) == 2, "a repetition is no verdict"
 
 
 def test_a_comparison_of_two_recipes_as_page_and_as_json(mario: Mario, tmp_path: Path) -> None:
