@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 #: How long a sink may wait for its server when a run ends; what it did not take by then stays in
 #: the run's journal. A run that was told to end does so within 10 s, its checkpoint included.
-_PATIENCE_SECONDS, _PATIENCE_SECONDS_INTERRUPTED = 20.0, 3.0
+_PATIENCE_SECONDS, _PATIENCE_SECONDS_INTERRUPTED = 20.0, 2.0
 #: What a sink may take beyond that to let go of threads, sockets and files.
 _LETTING_GO_SECONDS = 2.0
 
