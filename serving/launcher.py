@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mario.errors import ServingError
-from serving.settings import PREFIX, ServingSettings
+from serving.settings import PREFIX, ServingSettings, family_of
 
 SERVICE = "serving.service:service"
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,11 +38,11 @@ def serve(settings: ServingSettings) -> int:
         The exit code of the service, 0 after a clean stop.
 
     Raises:
-        ServingError: the port is taken.
+        ServingError: the port or the metrics port is taken.
     """
     settings = _prepared(settings)
     process = _start(settings, {})
-    print(f"serving on http://{settings.host}:{settings.port}/ (Ctrl-C to stop)", flush=True)
+    print(f"serving on {_url(settings)}/ (Ctrl-C to stop)", flush=True)
     # The service is in a process group of its own, so that a Ctrl-C reaches it once, from here.
     # A handler may not wait itself: it runs in the middle of the wait below.
     asked: list[float] = []
@@ -128,14 +128,14 @@ def running(
             process = _start(settings, environment or {}, output)
             try:
                 _wait_ready(process, settings, path, ready_seconds)
-                yield f"http://{settings.host}:{settings.port}"
+                yield _url(settings)
             finally:
                 _stop(process)
 
 
 def free_port(host: str = "127.0.0.1") -> int:
     """Find a port that nothing listens on now."""
-    with socket.socket() as probe:
+    with socket.socket(family_of(host)) as probe:
         probe.bind((host, 0))
         port: int = probe.getsockname()[1]
         return port
@@ -159,18 +159,33 @@ def _prepared(settings: ServingSettings) -> ServingSettings:
         if getattr(settings, name) is not None:
             places[name] = absolute_url(getattr(settings, name))
     settings = settings.model_copy(update=places)
-    if settings.port == 0:
-        return settings.model_copy(update={"port": free_port(settings.host)})
-    with socket.socket() as probe:
+    if settings.metrics_port:
+        # The workers share this port among themselves, which the system takes for leave to share
+        # it with any other service, too: a scrape would then show now this one and now that one.
+        _require_free(settings.host, settings.metrics_port, "metrics port: ")
+    if settings.port:
+        _require_free(settings.host, settings.port)
+        return settings
+    while (port := free_port(settings.host)) == settings.metrics_port:
+        pass
+    return settings.model_copy(update={"port": port})
+
+
+def _require_free(host: str, port: int, what: str = "") -> None:
+    with socket.socket(family_of(host)) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((settings.host, settings.port))
+            probe.bind((host, port))
         except OSError as error:
             raise ServingError(
-                f"got {settings.host}:{settings.port}, which cannot be listened on "
+                f"{what}got {host}:{port}, which cannot be listened on "
                 f"({error.strerror}); expected a free port; choose another one"
             ) from error
-    return settings
+
+
+def _url(settings: ServingSettings) -> str:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"http://{host}:{settings.port}"
 
 
 def _start(

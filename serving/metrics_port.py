@@ -7,12 +7,18 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from mario.errors import ServingError
+from serving.settings import family_of
 
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    # Every worker listens on the port, and each can show the metrics of all.
+    # Every worker listens on the port, and each can show the metrics of all. The system would
+    # let another service of the same person share it, too: the launcher looks for that.
     allow_reuse_port = True
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self.address_family = family_of(address[0])
+        super().__init__(address, handler)
 
 
 class MetricsPort:
@@ -37,14 +43,30 @@ class MetricsPort:
 
             def do_GET(self) -> None:
                 if self.path.split("?", 1)[0] != "/metrics":
-                    self.send_error(404)
+                    self._answer(404, b"there is nothing here but /metrics\n")
                     return
                 body, content_type = page()
-                self.send_response(200)
+                self._answer(200, body, content_type)
+
+            def do_POST(self) -> None:
+                # What came with the request was not read, so the connection cannot go on.
+                self._answer(405, b"this port takes GET only\n")
+
+            do_HEAD = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_POST  # noqa: N815
+
+            def _answer(self, status: int, body: bytes, content_type: str = "text/plain") -> None:
+                self.send_response(status)
                 self.send_header("content-type", content_type)
                 self.send_header("content-length", str(len(body)))
+                if status == 405:
+                    self.send_header("allow", "GET")
                 self.end_headers()
-                self.wfile.write(body)
+                if self.command != "HEAD":
+                    self.wfile.write(body)
+
+            def version_string(self) -> str:
+                """Say who serves, and not which Python it runs on."""
+                return "mario"
 
             def log_message(self, format: str, *arguments: object) -> None:
                 """Say nothing: a scrape every few seconds is no news."""

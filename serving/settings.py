@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -96,6 +97,16 @@ class ServingSettings(BaseModel):
     drift_window: int = Field(default=1000, ge=10)
 
     @model_validator(mode="after")
+    def _ports_apart(self) -> Self:
+        if self.metrics_port and self.metrics_port == self.port:
+            raise ValueError(
+                f"got {self.port} for both {PREFIX}PORT and {PREFIX}METRICS_PORT; expected two "
+                "different ports; change one, or set METRICS_PORT to 0 to have /metrics on the "
+                "main port only"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _safe_to_listen(self) -> Self:
         self.token_list()
         if not self.listens_on_loopback and not self.has_tokens:
@@ -181,6 +192,11 @@ def is_loopback(host: str) -> bool:
         return False
     # A listener on all IPv6 addresses shows IPv4 ones as ::ffff:127.0.0.1.
     return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
+def family_of(host: str) -> socket.AddressFamily:
+    """The kind of address that a host is: IPv6 where it has a colon, else IPv4."""
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def _describe(error: ValidationError) -> str:

@@ -399,15 +399,6 @@ def test_mario_serve_runs_a_client_plays_and_it_stops(tmp_path: Path) -> None:
         httpx.get(f"{url}/livez")
 
 
-def test_a_port_that_is_taken_is_refused(folder: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        settings = ServingSettings(policy=folder, port=taken.getsockname()[1])
-        with pytest.raises(ServingError, match="free port"), running(settings):
-            pass
-
-
 def test_relative_databases_are_found_from_elsewhere() -> None:
     assert absolute_url("sqlite:///runs/x.db") == f"sqlite:///{Path('runs/x.db').absolute()}"
     for url in ("sqlite:////runs/x.db", "postgresql+psycopg2://a@b/c", "http://mlflow:5000"):
