@@ -84,6 +84,8 @@ class FolderSource:
         """Serve from ``folder`` under the name ``model``."""
         self._folder = folder
         self._model = model
+        # Where each role led to last. A name would not do: x/policy and y/policy share theirs.
+        self._seen: dict[Role, tuple[VersionRef, Path]] = {}
 
     def resolve(self, role: Role) -> VersionRef | None:
         """See :class:`PolicySource`."""
@@ -97,17 +99,18 @@ class FolderSource:
                 f"{folder / MANIFEST_FILE}: got no readable file ({error.strerror}); expected a "
                 "policy artefact; correct the folder or the link"
             ) from error
-        return VersionRef(self._model, folder.name, digest)
+        ref = VersionRef(self._model, folder.name, digest)
+        self._seen[role] = ref, folder
+        return ref
 
     def fetch(self, ref: VersionRef) -> Path:
         """See :class:`PolicySource`."""
-        for role in ("champion", "challenger"):
-            folder = self._path(role)
-            if folder is not None and folder.name == ref.version:
+        for seen, folder in list(self._seen.values()):
+            if seen == ref:
                 return folder
         raise ServingError(
-            f"version {ref.version}: got no such folder in {self._folder}; expected champion or "
-            "challenger to lead to it; look again"
+            f"version {ref.version}: got one that {self._folder} did not lead to at the last look; "
+            "expected what champion or challenger leads to; look again"
         )
 
     def card(self, ref: VersionRef) -> Card:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mario.errors import ArtefactError, RegistryError, StoreError
+from mario.errors import ArtefactError, RegistryError, ServingError, StoreError
 from mario.policy.onnx import OnnxPolicy
 from mario.store.records import ServingComparison
 from serving.batcher import Batcher
@@ -68,6 +68,27 @@ def test_names_that_do_not_fit_into_a_header_are_refused(name: str, tmp_path: Pa
     assert ref is not None
     with pytest.raises(ArtefactError, match="no comma"):
         load_version(source, ref, threads=1)
+
+
+def test_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    """Training writes every artefact into a folder called policy, each in its run's own."""
+    expected = {}
+    roles: tuple[Role, Role] = ("champion", "challenger")
+    for seed, role in enumerate(roles):
+        artefact = write_test_artefact(tmp_path / "runs" / role / "policy", seed)
+        (tmp_path / role).symlink_to(artefact.folder)
+        expected[role] = artefact
+    source = FolderSource(tmp_path)
+    refs = {role: source.resolve(role) for role in roles}
+    for role in roles:
+        ref = refs[role]
+        assert ref is not None
+        assert ref.version == "policy"
+        loaded = load_version(source, ref, threads=1)
+        assert loaded.policy.artefact.digest == expected[role].digest == ref.digest
+        assert loaded.policy.artefact.folder == expected[role].folder.resolve()
+    with pytest.raises(ServingError, match="did not lead to"):
+        source.fetch(VersionRef("mario-folder", "policy", "0" * 64))
 
 
 def test_sessions_go_on_in_another_process_and_are_held_by_one(tmp_path: Path) -> None:
