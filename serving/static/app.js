@@ -12,7 +12,7 @@ const values = [];
 let socket = null;
 let personPlays = false;
 let paused = false;
-let held = 0;
+const pressed = new Map();  // keys that are down → the button of each
 let version = null;
 let frames = 0;
 let drawing = false;
@@ -154,11 +154,24 @@ function start() {
   send({ type: "speed", value: Number(byId("speed").value) });
   send({ type: "pause", value: paused });
   send({ type: "control", value: personPlays ? "person" : "champion" });
+  if (pressed.size) sendButtons();  // taking control let go of all of them
+}
+
+function sendButtons() {
+  let held = 0;
+  for (const bit of pressed.values()) held |= bit;
+  send({ type: "buttons", value: held });
+}
+
+function letGo() {
+  if (!pressed.size) return;
+  pressed.clear();
+  sendButtons();
 }
 
 function givePad(toPerson) {
   personPlays = toPerson;
-  held = 0;
+  pressed.clear();
   const button = byId("pad");
   button.setAttribute("aria-pressed", String(personPlays));
   button.textContent = personPlays ? "Hand back to the champion" : "Take the pad";
@@ -173,31 +186,56 @@ function setPaused(value) {
   send({ type: "pause", value: paused });
 }
 
-function press(event, down) {
-  const field = /^(INPUT|SELECT)$/.test(event.target.tagName) && event.target.type !== "checkbox";
-  if (event.ctrlKey || event.metaKey || event.altKey || field) return;
+// A key is known by its place: with Shift, Ctrl or AltGr it may come up under another name.
+const placeOf = (event) => event.code || event.key;
+
+function keyDown(event) {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  const { tagName, type } = event.target;
+  const field = /^(INPUT|SELECT)$/.test(tagName) && type !== "checkbox";
   const bit = BUTTON_OF_KEY[event.key];
-  if (personPlays && bit !== undefined && !(event.key === " " && event.target.tagName === "BUTTON")) {
+  const clicks = event.key === " " && (tagName === "BUTTON" || type === "checkbox");
+  if (personPlays && bit !== undefined && !field && !clicks) {
     event.preventDefault();
-    const before = held;
-    held = down ? held | bit : held & ~bit;
-    if (held !== before) send({ type: "buttons", value: held });
+    if (pressed.has(placeOf(event))) return;
+    pressed.set(placeOf(event), bit);
+    sendButtons();
     return;
   }
-  if (!down || event.repeat) return;
+  // Neither a number nor a level begins with one of these letters: they do their work in fields, too.
+  if (event.repeat) return;
   const key = event.key.toLowerCase();
   if (key === "t") givePad(!personPlays);
   else if (key === "p") setPaused(!paused);
   else if (key === "r") start();
+  else return;
+  if (field) event.preventDefault();
 }
 
-addEventListener("keydown", (event) => press(event, true));
-addEventListener("keyup", (event) => press(event, false));
-addEventListener("blur", () => { if (held) { held = 0; send({ type: "buttons", value: 0 }); } });
-byId("controls").addEventListener("submit", (event) => { event.preventDefault(); start(); });
-byId("level").addEventListener("change", start);
-byId("sticky").addEventListener("change", start);
-byId("speed").addEventListener("change", (event) => send({ type: "speed", value: Number(event.target.value) }));
+function keyUp(event) {
+  // Whatever has the focus by now, and whatever else is held: a key that comes up is let go.
+  if (pressed.delete(placeOf(event))) {
+    event.preventDefault();
+    sendButtons();
+  }
+  if (event.key === "Meta") letGo();  // macOS does not tell what came up while it was held
+}
+
+// Whoever holds the pad plays on; whoever watches may want the next level of the list.
+function playOn() { if (personPlays) byId("screen").focus(); }
+
+addEventListener("keydown", keyDown);
+addEventListener("keyup", keyUp);
+addEventListener("blur", letGo);
+document.addEventListener("visibilitychange", () => { if (document.hidden) letGo(); });
+byId("controls").addEventListener("submit", (event) => { event.preventDefault(); start(); playOn(); });
+for (const name of ["level", "sticky"]) {
+  byId(name).addEventListener("change", () => { start(); playOn(); });
+}
+byId("speed").addEventListener("change", (event) => {
+  send({ type: "speed", value: Number(event.target.value) });
+  playOn();
+});
 byId("pause").addEventListener("click", () => setPaused(!paused));
 byId("pad").addEventListener("click", () => givePad(!personPlays));
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import shutil
 import time
 from collections.abc import Iterator
@@ -166,6 +167,89 @@ def test_the_keyboard_moves_mario_and_hands_back(page: Any) -> None:
     assert wait_until(lambda: _data(page, "x") > left + 20)  # and the champion runs on
 
 
+def _take_the_pad(page: Any) -> None:
+    page.keyboard.press("t")
+    assert wait_until(lambda: page.locator("#who").inner_text() == "you")
+    page.keyboard.press("r")
+    assert wait_until(lambda: _data(page, "frame") < 60)
+
+
+def _held(page: Any) -> set[str]:
+    """The buttons that the game, not the page, says are pressed: bits, in decimals."""
+    script = "shapes => shapes.map(shape => shape.dataset.bit)"
+    return set(page.eval_on_selector_all("#controller .on[data-bit]", script))
+
+
+@pytest.mark.parametrize(
+    "meanwhile",
+    [
+        pytest.param(lambda page: page.locator("#seed").focus(), id="a field is entered"),
+        pytest.param(lambda page: page.locator("#level").focus(), id="a list is entered"),
+        pytest.param(lambda page: page.keyboard.down("Control"), id="Ctrl is held"),
+        pytest.param(lambda page: page.keyboard.down("Alt"), id="Alt is held"),
+    ],
+)
+def test_a_key_that_comes_up_is_let_go_whatever_came_between(page: Any, meanwhile: Any) -> None:
+    _take_the_pad(page)
+    page.keyboard.down("ArrowRight")
+    assert wait_until(lambda: _held(page) == {"128"})
+    meanwhile(page)
+    page.keyboard.up("ArrowRight")
+    assert wait_until(lambda: _held(page) == set(), 3)
+
+
+def test_keys_are_let_go_when_the_page_is_left_and_not_when_it_restarts(page: Any) -> None:
+    _take_the_pad(page)
+    page.keyboard.down("z")
+    assert wait_until(lambda: _held(page) == {"2"})
+    page.keyboard.down("Shift")
+    page.keyboard.up("Z")  # the same key, by another name
+    assert wait_until(lambda: _held(page) == set(), 3)
+    page.keyboard.up("Shift")
+    for leaving in (
+        "dispatchEvent(new Event('blur'))",
+        "Object.defineProperty(document, 'hidden', { value: true, configurable: true });"
+        "document.dispatchEvent(new Event('visibilitychange'));",
+    ):
+        page.keyboard.down("ArrowRight")
+        assert wait_until(lambda: _held(page) == {"128"})
+        page.evaluate(leaving)
+        assert wait_until(lambda: _held(page) == set(), 3)
+        page.keyboard.up("ArrowRight")
+    # Two keys of one button: it is held for as long as one of them is.
+    page.keyboard.down("x")
+    page.keyboard.down(" ")
+    page.keyboard.up("x")
+    page.keyboard.press("r")
+    assert wait_until(lambda: _data(page, "frame") < 30)
+    assert wait_until(lambda: _held(page) == {"1"}, 3)
+    page.keyboard.up(" ")
+    assert wait_until(lambda: _held(page) == set(), 3)
+
+
+def test_the_pad_is_taken_after_a_field_was_used_by_keyboard(page: Any) -> None:
+    page.locator("#level").focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")  # the list keeps the keys of whoever watches
+    page.locator("body[data-level='1-3']").wait_for()
+    page.keyboard.press("t")
+    assert wait_until(lambda: page.locator("#who").inner_text() == "you")
+    assert page.evaluate("document.activeElement.id") == "screen"
+    # With the pad in hand the next arrow is Mario's, not the list's.
+    page.locator("#level").focus()
+    page.keyboard.press("ArrowUp")
+    page.locator("body[data-level='1-2']").wait_for()
+    assert page.evaluate("document.activeElement.id") == "screen"
+    page.keyboard.down("ArrowLeft")
+    assert wait_until(lambda: _held(page) == {"64"})
+    page.keyboard.up("ArrowLeft")
+    assert page.get_attribute("body", "data-level") == "1-2"
+    page.locator("#seed").focus()
+    page.keyboard.press("t")
+    assert wait_until(lambda: page.locator("#who").inner_text() == "champion")
+    assert page.input_value("#seed").isdigit()
+
+
 def test_pause_and_speed(page: Any) -> None:
     page.click("#pause")
     time.sleep(0.4)
@@ -298,6 +382,34 @@ def test_the_card_tells_clear_rates_intervals_and_why(
         context.close()
 
 
-def test_screenshot_is_kept_for_people(page: Any, tmp_path: Path) -> None:
-    page.screenshot(path=str(tmp_path / "page.png"))
-    assert (tmp_path / "page.png").stat().st_size > 20_000
+@pytest.mark.parametrize("size", [(1240, 1100), (390, 844)], ids=["desktop", "telephone"])
+def test_everything_has_its_place_on_the_screen(page: Any, size: tuple[int, int]) -> None:
+    width, height = size
+    page.set_viewport_size({"width": width, "height": height})
+    page.locator("#card dd[data-name=version]").wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width  # nothing aside
+    parts = ("#screen", ".hud", "#controls", ".hint", "#controller", "#bars", "#values", "#card")
+    boxes = {part: page.locator(part).bounding_box() for part in parts}
+    for part, box in boxes.items():
+        assert box is not None, part
+        assert box["width"] > 100, part
+        assert box["height"] > 15, part
+        assert box["x"] >= 0, part
+        assert box["x"] + box["width"] <= width + 1, part
+    if width > 820:  # beside each other: what is watched is seen without scrolling
+        for part in parts[:-1]:
+            assert boxes[part]["y"] + boxes[part]["height"] <= height, part
+    # No two parts lie on each other.
+    for part, other in itertools.combinations(parts, 2):
+        a, b = boxes[part], boxes[other]
+        assert (
+            a["x"] + a["width"] <= b["x"] + 1
+            or b["x"] + b["width"] <= a["x"] + 1
+            or a["y"] + a["height"] <= b["y"] + 1
+            or b["y"] + b["height"] <= a["y"] + 1
+        ), (part, other)
+    # The surest champion's numbers stay on their line.
+    assert page.locator("#bars .chosen output").inner_text() == "100.0 %"
+    heights = page.eval_on_selector_all("#bars .bar", "bars => bars.map(b => b.offsetHeight)")
+    assert len(heights) == 7
+    assert len(set(heights)) == 1, heights
