@@ -19,6 +19,12 @@ FRAME_BYTES = 84 * 84
 MAX_PNG_BYTES = 512 << 10
 PNG_BASE64_LENGTH = (MAX_PNG_BYTES + 2) // 3 * 4
 STACK = OBSERVATION_SHAPE[0]
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PLAIN_KINDS = frozenset(
+    (b"IHDR", b"PLTE", b"IDAT", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"pHYs", b"tIME")
+)
+#: Pixels come in chunks of 8 KiB (libpng) or 64 KiB (Pillow); a screen has at most 181 KiB.
+_PLAIN_CHUNKS = 32
 
 
 def frame_from_png(data: bytes, where: str) -> Uint8Array:
@@ -64,8 +70,27 @@ def frame_from_png(data: bytes, where: str) -> Uint8Array:
         indices = np.asarray(image)
         if int(indices.max()) >= len(palette):
             raise bad_request("picture", f"{where}: got a pixel without a colour in the palette")
-        return area_resize(grey(palette)[indices])
-    return frame_from_rgb(np.asarray(image.convert("RGB")))
+        return area_resize(np.take(grey(palette), indices))
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    return frame_from_rgb(np.asarray(image))
+
+
+def is_plain_png(data: bytes) -> bool:
+    """Whether a PNG consists of few chunks and none but pixels and their colours.
+
+    Such a picture is decoded in well under a millisecond. What else a PNG may hold (texts and
+    profiles that unpack to megabytes, chunks by the thousand) takes as long as its sender likes.
+    """
+    position = len(_PNG_SIGNATURE)
+    for _ in range(_PLAIN_CHUNKS):
+        kind = data[position + 4 : position + 8]
+        if kind == b"IEND":
+            return True
+        if kind not in _PLAIN_KINDS:
+            return False
+        position += 12 + int.from_bytes(data[position : position + 4], "big")
+    return False
 
 
 def frame_from_bytes(data: bytes, where: str) -> Uint8Array:

@@ -13,6 +13,7 @@ from serving.frames import (
     STACK,
     frame_from_bytes,
     frame_from_png,
+    is_plain_png,
     parse_frames_bytes,
     parse_frames_json,
 )
@@ -82,13 +83,15 @@ class SessionEndpoints:
 
     async def delete(self, request: Request) -> Response:
         """End a session."""
+        parse_query(request.query, ())
         self._table.delete(request.parameters["id"])
         return json_response({"ended": True})
 
     @staticmethod
     async def _frame(kind: bytes, body: bytes) -> Uint8Array:
-        if kind == PNG:
-            return await asyncio.to_thread(frame_from_png, body, "the screen")
-        if len(body) == SCREEN_BYTES:
-            return await asyncio.to_thread(frame_from_bytes, body, "the screen")
-        return frame_from_bytes(body, "the screen")
+        # Most screens are decoded sooner than a thread would be woken up twice.
+        if kind != PNG:
+            return frame_from_bytes(body, "the screen")
+        if is_plain_png(body):
+            return frame_from_png(body, "the screen")
+        return await asyncio.to_thread(frame_from_png, body, "the screen")

@@ -6,6 +6,7 @@ average. Everything is integer arithmetic, so that every implementation gives th
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
 import numpy as np
@@ -29,6 +30,8 @@ OBSERVATION_SPEC = {
     "order": "channels first, newest frame last",
 }
 
+_LUMA = np.array([299, 587, 114], dtype=np.float32)
+
 
 def grey(rgb: UInt8Array) -> UInt8Array:
     """Turn a picture grey by the luma weights of ITU-R BT.601.
@@ -39,24 +42,25 @@ def grey(rgb: UInt8Array) -> UInt8Array:
     Returns:
         uint8 (...): (299 R + 587 G + 114 B + 500) // 1000.
     """
-    wide = rgb.astype(np.uint32)
-    luma = 299 * wide[..., 0] + 587 * wide[..., 1] + 114 * wide[..., 2] + 500
-    return (luma // 1000).astype(np.uint8)
+    # float32 is exact here: every partial sum is a whole number below 2**24, and BLAS is fast.
+    luma = (rgb.reshape(-1, 3).astype(np.float32) @ _LUMA).astype(np.uint32)
+    return ((luma + 500) // 1000).astype(np.uint8).reshape(rgb.shape[:-1])
 
 
 @cache
-def _overlap(pixels_in: int, pixels_out: int) -> npt.NDArray[np.int64]:
-    """Overlap of output pixel o with input pixel i along one axis, int64 (out, in).
+def _overlap(pixels_in: int, pixels_out: int) -> npt.NDArray[np.float32]:
+    """Overlap of output pixel o with input pixel i along one axis, float32 (out, in).
 
-    Lengths are in units of 1 / lcm, where an input pixel is `unit_in` and an output pixel
-    `unit_out` long, so that every overlap is a whole number.
+    Lengths are in units of 1 / lcm, so that every overlap is a whole number. The pattern repeats
+    gcd times along the axis; this is one repeat of it: from 240 to 84, 7 pixels out of 20.
     """
-    lcm = int(np.lcm(pixels_in, pixels_out))
-    unit_in, unit_out = lcm // pixels_in, lcm // pixels_out
-    out = np.arange(pixels_out)[:, None] * unit_out
-    inp = np.arange(pixels_in)[None, :] * unit_in
+    repeats = math.gcd(pixels_in, pixels_out)
+    # An output pixel is as many units long as a repeat has input pixels, and the other way round.
+    unit_in, unit_out = pixels_out // repeats, pixels_in // repeats
+    out = np.arange(unit_in)[:, None] * unit_out
+    inp = np.arange(unit_out)[None, :] * unit_in
     shared = np.minimum(out + unit_out, inp + unit_in) - np.maximum(out, inp)
-    return np.asarray(np.maximum(shared, 0), dtype=np.int64)
+    return np.maximum(shared, 0).astype(np.float32)
 
 
 def area_resize(screen: UInt8Array) -> UInt8Array:
@@ -70,11 +74,14 @@ def area_resize(screen: UInt8Array) -> UInt8Array:
     Returns:
         uint8 (84, 84).
     """
-    rows = _overlap(screen.shape[0], SIZE_PX)
-    columns = _overlap(screen.shape[1], SIZE_PX)
-    area = int(rows[0].sum() * columns[0].sum())
-    # float64 is exact here: every partial sum is a whole number below 2**53, and BLAS is fast.
-    total = rows.astype(np.float64) @ screen.astype(np.float64) @ columns.T.astype(np.float64)
+    height, width = screen.shape
+    rows, columns = _overlap(height, SIZE_PX), _overlap(width, SIZE_PX)
+    area = rows.shape[1] * columns.shape[1]
+    # Every partial sum is a whole number of at most 255 areas; float32 holds those below 2**24.
+    exact = np.float32 if 255 * area < 1 << 24 else np.float64
+    by_rows = screen.reshape(-1, rows.shape[1], width).astype(exact)
+    halfway = (rows.astype(exact) @ by_rows).reshape(-1, columns.shape[1])
+    total = (halfway @ columns.T.astype(exact)).reshape(SIZE_PX, SIZE_PX)
     return ((total.astype(np.int64) + area // 2) // area).astype(np.uint8)
 
 

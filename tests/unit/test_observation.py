@@ -34,6 +34,17 @@ def test_area_resize_by_exact_fractions() -> None:
         assert ours[row, column] == (total + 640) // 1280
 
 
+@pytest.mark.parametrize("shape", [(240, 256), (100, 91), (83, 85), (257, 257)])
+def test_area_resize_of_any_size_by_repeating_pixels(shape: tuple[int, int]) -> None:
+    """Each pixel 84 times along each axis: then an output pixel is a sum of whole small ones."""
+    screen = np.random.default_rng(2).integers(0, 256, shape, dtype=np.uint8)
+    height, width = shape
+    rows = screen.astype(np.int64).repeat(84, axis=0).reshape(84, height, width).sum(axis=1)
+    total = rows.repeat(84, axis=1).reshape(84, 84, width).sum(axis=2)
+    expected = (2 * total + height * width) // (2 * height * width)
+    np.testing.assert_array_equal(area_resize(screen), expected)
+
+
 def test_constant_pictures_stay_constant() -> None:
     for level in (0, 1, 127, 255):
         assert (area_resize(np.full((240, 256), level, np.uint8)) == level).all()
@@ -42,6 +53,14 @@ def test_constant_pictures_stay_constant() -> None:
 def test_grey_is_luma_in_whole_numbers() -> None:
     rgb = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]]], np.uint8)
     assert grey(rgb).tolist() == [[76, 150, 29, 255]]
+
+
+def test_grey_of_every_red_and_green_beside_some_blue() -> None:
+    for blue in (0, 1, 77, 128, 254, 255):
+        red, green = np.mgrid[0:256, 0:256]
+        rgb = np.stack([red, green, np.full_like(red, blue)], axis=-1)
+        expected = (299 * red + 587 * green + 114 * blue + 500) // 1000
+        np.testing.assert_array_equal(grey(rgb.astype(np.uint8)), expected)
 
 
 def test_stack_keeps_the_newest_frame_last_and_hands_out_copies() -> None:
