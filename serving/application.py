@@ -26,7 +26,7 @@ from serving.http import (
 from serving.instruments import Instruments
 from serving.rate_limit import RateLimit
 from serving.refusal import Refusal
-from serving.security import Doorkeeper
+from serving.security import Doorkeeper, WrongToken, check_host, check_origin
 from serving.settings import ServingSettings, is_loopback
 
 logger = logging.getLogger("mario.serving")
@@ -155,9 +155,11 @@ class Application:
         """Serve ``routes``; only the lifespan goes on to ``inner``, BentoML's application.
 
         ``parts`` are started in the event loop before the first request, and stopped after the
-        last. ``rate_limit`` counts what each token asks, ``attempts`` each address's log-ins.
+        last. ``rate_limit`` counts what each token asks, ``attempts`` each address's
+        log-ins and, apart from them, its wrong tokens.
         """
         self._settings = settings
+        self._host_names = settings.host_names
         self._instruments = instruments
         self._router = Router(routes)
         self._sockets = sockets or {}
@@ -201,6 +203,8 @@ class Application:
             self._check_headers(scope)
             route, request.parameters = self._router.find(request.method, request.path)
             endpoint = route.path
+            if request.method not in ("GET", "HEAD"):
+                check_origin(request.headers, self._host_names)
             if not route.public:
                 self._admit(scope, request)
             elif route.counted:
@@ -250,7 +254,16 @@ class Application:
                 "this service has no tokens, so it answers nobody but its own machine; give it "
                 "some (MARIO_SERVING_TOKENS or MARIO_SERVING_TOKENS_FILE)",
             )
-        self._rate_limit.take(self.doorkeeper.check(headers, _peer(scope)))
+        if not self.doorkeeper.required:
+            check_host(headers, self._host_names)
+        peer = _peer(scope)
+        try:
+            key = self.doorkeeper.check(headers, peer)
+        except WrongToken:
+            # Apart from the log-ins: a program with an old token locks no person out.
+            self._attempts.take(f"token {peer}")
+            raise
+        self._rate_limit.take(key)
 
     def _admit(self, scope: Scope, request: Request) -> None:
         self._check_caller(scope, request.headers)
@@ -276,7 +289,9 @@ class Application:
             await send({"type": "websocket.close", "code": 4404, "reason": "no such path"})
             return
         try:
-            self._check_caller(scope, dict(scope["headers"]))
+            headers = dict(scope["headers"])
+            self._check_caller(scope, headers)
+            check_origin(headers, self._host_names)
             await handler(scope, receive, send)
         except Refusal as refusal:
             self._instruments.get("errors_total", scope["path"], refusal.reason).inc()

@@ -71,5 +71,5 @@ def assemble(settings: ServingSettings, inner: AsgiApp) -> Application:
         rate_limit=RateLimit(
             settings.rate_limit_per_second, settings.rate_limit_burst, folder / "rates"
         ),
-        attempts=RateLimit(1, 10, folder / "attempts"),
+        attempts=RateLimit(1, 10, folder / "attempts", what="log-in or wrong token"),
     )

@@ -29,14 +29,18 @@ class RateLimit:
     A key has eight places that its hash names; the longest unused of them is forgotten first.
     """
 
-    def __init__(self, per_second: float, burst: int, path: Path | None = None) -> None:
+    def __init__(
+        self, per_second: float, burst: int, path: Path | None = None, *, what: str = "requests"
+    ) -> None:
         """Allow ``per_second`` on average and ``burst`` at once; 0 sets no limit.
 
         Args:
             per_second: requests a second, 0 or more.
             burst: requests at once, 1 or more.
             path: file that the workers share; None keeps the buckets in this process.
+            what: what is counted, in words for those who are refused.
         """
+        self._what = what
         self._per_second = per_second
         self._burst = float(burst)
         self._file: int | None = None
@@ -72,7 +76,8 @@ class RateLimit:
             raise Refusal(
                 429,
                 "rate_limit",
-                f"more than {self._per_second:g} requests a second; wait, then go on more slowly",
+                f"more than {self._per_second:g} {self._what} a second; wait, then go on more "
+                "slowly",
                 retry_after_seconds=wait,
             )
 

@@ -1,4 +1,4 @@
-"""Who may ask: bearer tokens, and the page's cookie."""
+"""Who may ask: bearer tokens, the page's cookie, and which names and sites a browser comes by."""
 
 from __future__ import annotations
 
@@ -6,15 +6,25 @@ import hashlib
 import hmac
 import logging
 import time
+from collections.abc import Set as AbstractSet
+from functools import lru_cache
 
 from serving.refusal import Refusal
-from serving.settings import ServingSettings
+from serving.settings import ServingSettings, is_loopback
 
 logger = logging.getLogger("mario.serving")
 
 COOKIE_NAME = "mario_page"
 COOKIE_SECONDS = 12 * 3600
 _REREAD_SECONDS = 1.0
+
+
+class WrongToken(Refusal):
+    """A 401 for credentials that were given and are not valid: perhaps a guess."""
+
+    def __init__(self, sentence: str) -> None:
+        """Refuse, explained in ``sentence``."""
+        super().__init__(401, "token", sentence)
 
 
 class Doorkeeper:
@@ -44,7 +54,8 @@ class Doorkeeper:
             The key that its rate is counted under.
 
         Raises:
-            Refusal: 401, no token or a wrong one.
+            WrongToken: 401, a token or a cookie that is not valid.
+            Refusal: 401, neither.
         """
         if not self._required:
             return peer
@@ -54,10 +65,13 @@ class Doorkeeper:
             key = self.token_key(token.strip())
             if key is not None:
                 return key
-            raise Refusal(401, "token", "the bearer token is not a valid one; ask for a new one")
-        key = self._cookie_key(headers.get(b"cookie", b""))
+            raise WrongToken("the bearer token is not a valid one; ask for a new one")
+        cookie = headers.get(b"cookie", b"")
+        key = self._cookie_key(cookie)
         if key is not None:
             return key
+        if COOKIE_NAME.encode() in cookie:
+            raise WrongToken("the page's cookie is not valid any more; log in at / again")
         raise Refusal(
             401, "token", "this needs a token; send the header Authorization: Bearer <token>"
         )
@@ -134,3 +148,64 @@ class Doorkeeper:
             logger.info("tokens were read again: %d are valid", len(self._digests))
         except ValueError as error:
             logger.warning("tokens stay as they were: %s", error)
+
+
+def check_host(headers: dict[bytes, bytes], allowed: AbstractSet[str]) -> None:
+    """Refuse a browser that was led to this machine by a name of somebody else's.
+
+    Where no token is asked for, that a page was loaded from here is all that stands between its
+    script and the service. A stranger's name may point to 127.0.0.1 a moment after the page was
+    loaded from elsewhere (DNS rebinding; Jackson et al., 2007); the Host header still has it.
+
+    Args:
+        headers: the request's headers.
+        allowed: further names that the service is known by.
+
+    Raises:
+        Refusal: 403.
+    """
+    host = headers.get(b"host")
+    # Every browser sends it; a program that does not is led by nobody.
+    if host is not None and not _is_known(host) and _name(host) not in allowed:
+        raise Refusal(
+            403,
+            "host",
+            "this service has no tokens, so it answers only under a name of its own machine, such "
+            "as localhost; name others in MARIO_SERVING_ALLOWED_HOSTS, or set tokens",
+        )
+
+
+def check_origin(headers: dict[bytes, bytes], allowed: AbstractSet[str]) -> None:
+    """Refuse what a page of another site sends: the browser lends it its address and its cookie.
+
+    Args:
+        headers: the request's headers.
+        allowed: further names that the service is known by.
+
+    Raises:
+        Refusal: 403.
+    """
+    origin = headers.get(b"origin")
+    if origin is None:
+        return
+    site = origin.partition(b"://")[2].lower()
+    if site != headers.get(b"host", b"").lower() and _name(site) not in allowed:
+        raise Refusal(
+            403,
+            "origin",
+            "this comes from a page of another site; behind a proxy with a name of its own, set "
+            "MARIO_SERVING_ALLOWED_HOSTS to that name",
+        )
+
+
+@lru_cache(maxsize=64)
+def _is_known(host: bytes) -> bool:
+    return is_loopback(_name(host))
+
+
+def _name(host: bytes) -> str:
+    """The name or address in ``name``, ``name:port`` or ``[IPv6]:port``, in lower case."""
+    text = host.decode("latin-1").strip().lower()
+    if text.startswith("["):
+        return text[1:].partition("]")[0]
+    return text.partition(":")[0]

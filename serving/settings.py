@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import re
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,6 +33,8 @@ class ServingSettings(BaseModel):
         cache: folder that artefacts are downloaded to; None makes a temporary one.
         host: address to listen on. Anything but loopback demands tokens.
         port: port to listen on; the launcher replaces 0 by a free one.
+        allowed_hosts: names, beside those of this machine, that a browser may know the service
+            by, separated by commas: a proxy's, for example.
         metrics_port: port of a listener that serves only ``/metrics``, without a token; 0 has
             none, and ``/metrics`` of the main port then takes a token like the rest.
         workers: worker processes.
@@ -70,6 +73,7 @@ class ServingSettings(BaseModel):
     cache: Path | None = None
     host: str = "127.0.0.1"
     port: int = Field(default=3000, ge=0, le=65535)
+    allowed_hosts: str = ""
     metrics_port: int = Field(default=0, ge=0, le=65535)
     workers: int = Field(default=1, ge=1, le=64)
     threads: int = Field(default=1, ge=1, le=64)
@@ -115,6 +119,21 @@ class ServingSettings(BaseModel):
                 f"{PREFIX}TOKENS or {PREFIX}TOKENS_FILE, or listen on 127.0.0.1"
             )
         return self
+
+    @model_validator(mode="after")
+    def _names_of_hosts(self) -> Self:
+        for name in self.host_names:
+            if not re.fullmatch(r"[a-z0-9._-]+", name) and not is_address(name):
+                raise ValueError(
+                    f"{PREFIX}ALLOWED_HOSTS: got {name[:80]!r}; expected names such as "
+                    "mario.example, without scheme, port or path, separated by commas"
+                )
+        return self
+
+    @property
+    def host_names(self) -> frozenset[str]:
+        """``allowed_hosts`` one by one, in lower case."""
+        return frozenset(self.allowed_hosts.lower().replace(",", " ").split())
 
     @property
     def listens_on_loopback(self) -> bool:
@@ -192,6 +211,15 @@ def is_loopback(host: str) -> bool:
         return False
     # A listener on all IPv6 addresses shows IPv4 ones as ::ffff:127.0.0.1.
     return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is an IP address."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def family_of(host: str) -> socket.AddressFamily:

@@ -84,8 +84,8 @@ def test_ten_thousand_bad_requests(url: str) -> None:
 def test_slow_and_truncated_bodies(url: str) -> None:
     host, port = url.removeprefix("http://").split(":")
     head = (
-        b"POST /predict/raw HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\n"
-        b"Content-Length: 28224\r\n\r\n"
+        b"POST /predict/raw HTTP/1.1\r\nHost: localhost\r\n"
+        b"Content-Type: application/octet-stream\r\nContent-Length: 28224\r\n\r\n"
     )
     assert send_slowly(host, int(port), head + bytes(20_000), 12, 0.3) in (408, None)
     assert send_slowly(host, int(port), head + bytes(28_224), 10, 0.05) == 200

@@ -96,7 +96,7 @@ def _held_request(url: str) -> Iterator[None]:
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(
-            b"POST /predict/raw HTTP/1.1\r\nHost: x\r\nContent-Length: 28224\r\n"
+            b"POST /predict/raw HTTP/1.1\r\nHost: localhost\r\nContent-Length: 28224\r\n"
             b"Content-Type: application/octet-stream\r\n\r\n"
         )
         yield

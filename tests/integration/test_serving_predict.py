@@ -212,7 +212,7 @@ def test_overload_is_refused_with_a_time_and_passes(policy: OnnxPolicy) -> None:
         ]
         for connection in connections:
             connection.sendall(
-                b"POST /predict/raw HTTP/1.1\r\nHost: x\r\nContent-Length: 28224\r\n"
+                b"POST /predict/raw HTTP/1.1\r\nHost: localhost\r\nContent-Length: 28224\r\n"
                 b"Content-Type: application/octet-stream\r\n\r\n"
             )
         deadline = time.monotonic() + 5

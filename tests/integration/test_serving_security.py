@@ -79,7 +79,8 @@ def test_tokens_are_rotated_without_a_restart(secured: tuple[str, Path]) -> None
     before = tokens.read_text()
     try:
         tokens.write_text(f"{NEW}\n{THIRD}\n")
-        assert wait_until(lambda: _ask(url, THIRD).status_code == 200)
+        time.sleep(1.2)  # the file is looked at once a second; asking meanwhile would be guessing
+        assert _ask(url, THIRD).status_code == 200
         assert _ask(url, NEW).status_code == 200
         assert _ask(url, OLD).status_code == 401
         tokens.write_text("short\n")  # a mistake keeps the tokens that were valid
@@ -185,6 +186,99 @@ def test_guessing_tokens_is_slow(secured: tuple[str, Path]) -> None:
         httpx.post(f"{url}/login", data={"token": f"guess{n}"}).status_code for n in range(20)
     ]
     assert 429 in statuses
+
+
+def test_wrong_tokens_are_limited_and_good_ones_are_not(secured: tuple[str, Path]) -> None:
+    url, _ = secured
+    wrong: tuple[dict[str, str], ...] = (
+        {"authorization": "Bearer wrong-token-0123456789"},
+        {"cookie": f"mario_page={int(time.time()) + 99}.{'0' * 64}"},
+    )
+    for headers in wrong:
+        started = time.monotonic()
+        answers = [httpx.get(f"{url}/card", headers=headers) for _ in range(40)]
+        seconds = time.monotonic() - started
+        statuses = [answer.status_code for answer in answers]
+        assert set(statuses) <= {401, 429}
+        assert statuses.count(401) <= 11 + seconds  # ten at once, then one a second
+        assert statuses.count(429) >= 20
+        last = answers[statuses.index(429)]
+        assert last.headers["retry-after"] == "1"
+        assert "wrong token" in last.json()["error"]
+        assert _ask(url, OLD).status_code == 200
+        assert _ask(url, None).status_code == 401  # who shows nothing guesses nothing
+    address = f"ws{url.removeprefix('http')}/watch"
+    with (
+        pytest.raises(InvalidStatus),
+        connect(address, additional_headers={"Authorization": "Bearer wrong-token-0123456789"}),
+    ):
+        pass
+    page = httpx.get(f"{url}/metrics", headers={"authorization": f"Bearer {OLD}"}).text
+    for endpoint in ("/card", "/watch"):
+        assert f'endpoint="{endpoint}",reason="rate_limit"' in page
+
+
+@pytest.fixture(scope="module")
+def tokenless(folder: Path) -> Iterator[str]:
+    settings = ServingSettings(policy=folder, port=0, allowed_hosts="Mario.example, other.example")
+    with running(settings) as url:
+        yield url
+
+
+def test_other_sites_do_not_use_a_service_without_tokens(tokenless: str) -> None:
+    """A browser lets every site post here; only the Origin header tells."""
+    port = tokenless.rpartition(":")[2]
+    foreign = ("https://evil.example", "null", "http://localhost:1", f"http://127.0.0.1:{port}1")
+    for origin in foreign:
+        for method, path in (
+            ("POST", "/sessions"),
+            ("POST", "/predict/raw"),
+            ("POST", "/v2/models/mario/infer"),
+            ("DELETE", f"/sessions/{'0' * 37}"),
+            ("POST", "/login"),
+        ):
+            answer = httpx.request(method, tokenless + path, headers=BYTES | {"origin": origin})
+            assert answer.status_code == 403, (origin, path)
+            assert answer.json()["reason"] == "origin"
+    assert "mario_serving_sessions 0.0" in httpx.get(f"{tokenless}/metrics").text
+    for origin in (tokenless, f"HTTP://127.0.0.1:{port}", "https://mario.example"):
+        answer = httpx.post(f"{tokenless}/sessions", headers={"origin": origin})
+        assert answer.status_code == 201, origin
+    assert httpx.post(f"{tokenless}/sessions").status_code == 201
+
+
+def test_a_name_that_points_here_is_not_enough_without_tokens(
+    tokenless: str, secured: tuple[str, Path]
+) -> None:
+    """DNS rebinding: page and service have one origin then, and only the Host header tells."""
+    port = tokenless.rpartition(":")[2]
+    for host in (f"evil.example:{port}", "localhost.evil.example", "0.0.0.0", "127.0.0.1.nip.io"):
+        own = {"host": host, "origin": f"http://{host}"}
+        for method, path in (("POST", "/sessions"), ("GET", "/card"), ("GET", "/metrics")):
+            answer = httpx.request(method, tokenless + path, headers=own)
+            assert answer.status_code == 403, (host, path)
+            assert answer.json()["reason"] == "host"
+        with (
+            pytest.raises(InvalidStatus),
+            connect(f"ws{tokenless.removeprefix('http')}/watch", additional_headers=own),
+        ):
+            pass
+        assert httpx.get(f"{tokenless}/livez", headers={"host": host}).status_code == 200
+        # With a token it is the token that counts: probes and proxies come by many names.
+        answer = httpx.get(
+            f"{secured[0]}/card", headers={"host": host, "authorization": f"Bearer {OLD}"}
+        )
+        assert answer.status_code == 200
+    for host in (
+        "localhost",
+        f"LOCALHOST:{port}",
+        f"[::1]:{port}",
+        "127.0.0.2",
+        "mario.example:80",
+    ):
+        assert httpx.get(f"{tokenless}/card", headers={"host": host}).status_code == 200, host
+    with pytest.raises(ServingError, match="ALLOWED_HOSTS"):
+        ServingSettings.from_env({"MARIO_SERVING_ALLOWED_HOSTS": "https://mario.example/"})
 
 
 def test_no_secret_in_the_log(secured: tuple[str, Path]) -> None:

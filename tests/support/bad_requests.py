@@ -100,7 +100,7 @@ def bad_request(rng: random.Random) -> bytes:
     path = rng.choice(_TRICKS) if rng.random() < 0.3 else rng.choice(_PATHS)
     method = "POST" if rng.random() < 0.7 else rng.choice(_METHODS)
     body = _json_body(rng) if rng.random() < 0.6 else _bytes_body(rng)
-    headers = ["Host: x"]
+    headers = ["Host: localhost"]
     kind = rng.choice(_TYPES)
     headers.append(f"Content-Type: {kind}")
     length: object = len(body)
