@@ -443,7 +443,9 @@ def test_the_policy_of_a_champion_that_a_person_promoted_changes_nothing(
 ) -> None:
     """The same seed and commit give the same bytes; that champion has no verdict to show."""
     runs = tmp_path / "runs"
-    with server.worker(runs):
+    # The commit is part of a policy; here it stays the same, whatever is committed meanwhile.
+    commit = {"GIT_DIR": str(tmp_path / "none"), "MARIO_GIT_COMMIT": "0" * 40}
+    with server.worker(runs, **commit):
         server.wait(server.start_run("pipeline/pipeline", PARAMETERS))
         with open_registry(Runtime.embedded(runs)) as registry:
             registry.promote("mario-1-1", 1, verdict_id=None, promoted_by="a person")
