@@ -132,6 +132,16 @@ def test_a_console_that_does_not_draw_shows_the_same_pictures() -> None:
         assert lazy.ram[0x07ED] == frames % 10
 
 
+def test_one_machine_has_one_save_state_whoever_looked() -> None:
+    """Drawn in turns: what was worked out for a picture is not told."""
+    looked_at, left_alone = NativeConsole(draw=True), NativeConsole(draw=False)
+    for frame in range(400):
+        held = RIGHT_B if frame % 40 else 0x08
+        looked_at.step(held)
+        left_alone.step(held)
+        assert looked_at.save_state() == left_alone.save_state(), frame
+
+
 def test_the_picture_at_power_on_is_black() -> None:
     assert not NativeConsole().screen_rgb().any()
 

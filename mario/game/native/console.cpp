@@ -69,9 +69,11 @@ void Console::run() {
 }
 
 std::vector<Byte> Console::save() const {
-  MachineState now = now_;
-  Ppu(*cartridge_, now.ppu).finish_evaluation();  // one machine, one save-state
-  return write_save_state(now, has_before_ ? &before_ : nullptr, cartridge_->identity());
+  // One machine, one save-state: whether sprites were looked for already tells nothing of the game.
+  MachineState now = now_, before = before_;
+  Ppu(*cartridge_, now.ppu).finish_evaluation();
+  Ppu(*cartridge_, before.ppu).finish_evaluation();
+  return write_save_state(now, has_before_ ? &before : nullptr, cartridge_->identity());
 }
 
 void Console::load(const Byte* data, std::size_t size) {
