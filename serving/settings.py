@@ -14,7 +14,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from mario.errors import ServingError
 
@@ -44,11 +52,16 @@ class ServingSettings(BaseModel):
         rate_limit_per_second: requests a second that one token (or, without tokens, one address)
             may make, over all workers; 0 sets no limit.
         rate_limit_burst: requests it may make at once.
+        trusted_proxies: addresses or networks, separated by commas, whose ``X-Forwarded-For`` and
+            ``X-Forwarded-Proto`` are believed. From anybody else, this machine included, the
+            address that counts is that of the connection.
         poll_seconds: how often the ledger is looked at for another version.
         max_observations: largest number of observations in a request.
+        max_list_observations: largest number of those that come as JSON lists of numbers, which
+            take a hundred times the work of bytes and block the interpreter meanwhile.
         max_batch_observations: largest number of observations answered in one inference call.
         inline_observations: batches up to this size are answered without a change of thread.
-        max_body_bytes: largest request body.
+        max_body_bytes: largest request body, where an endpoint has no narrower limit of its own.
         max_header_bytes: largest sum of header names and values.
         body_timeout_seconds: longest time a client may take to send its headers, and its body.
         max_in_flight: requests one worker holds at once; more are refused with 503.
@@ -81,11 +94,13 @@ class ServingSettings(BaseModel):
     tokens_file: Path | None = None
     rate_limit_per_second: float = Field(default=0, ge=0)
     rate_limit_burst: int = Field(default=100, ge=1)
+    trusted_proxies: str = ""
     poll_seconds: float = Field(default=1.0, ge=0.05, le=3600)
     max_observations: int = Field(default=64, ge=1, le=1024)
+    max_list_observations: int = Field(default=16, ge=0, le=1024)
     max_batch_observations: int = Field(default=32, ge=1, le=1024)
     inline_observations: int = Field(default=16, ge=0, le=1024)
-    max_body_bytes: int = Field(default=16 << 20, ge=1 << 10)
+    max_body_bytes: int = Field(default=4 << 20, ge=1 << 10)
     max_header_bytes: int = Field(default=32 << 10, ge=1 << 10)
     body_timeout_seconds: float = Field(default=10, gt=0)
     max_in_flight: int = Field(default=512, ge=1)
@@ -109,6 +124,14 @@ class ServingSettings(BaseModel):
                 "main port only"
             )
         return self
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_addresses(cls, value: str) -> str:
+        names = [name.strip() for name in value.split(",") if name.strip()]
+        for name in names:
+            ipaddress.ip_network(name)  # uvicorn would take what is none for a name, silently
+        return ",".join(names)
 
     @model_validator(mode="after")
     def _safe_to_listen(self) -> Self:

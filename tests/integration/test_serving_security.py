@@ -423,6 +423,35 @@ def test_the_rate_limit_is_per_token(folder: Path) -> None:
         assert 'reason="rate_limit"' in page
 
 
+def test_an_address_that_a_client_makes_up_is_not_its_own(folder: Path) -> None:
+    """The limits are by connection; only a proxy that is named may say who is behind it."""
+    limits = {"rate_limit_per_second": 0.2, "rate_limit_burst": 5}
+    body = random_observations(1).tobytes()
+
+    def ask(url: str, number: int) -> int:
+        headers = BYTES | {"x-forwarded-for": f"10.1.2.{number}"}
+        return httpx.post(f"{url}/predict/raw", content=body, headers=headers).status_code
+
+    with running(ServingSettings(policy=folder, port=0, **limits)) as url:
+        assert [ask(url, number) for number in range(10)] == [200] * 5 + [429] * 5
+    trusting = ServingSettings(policy=folder, port=0, trusted_proxies="127.0.0.1", **limits)
+    with running(trusting) as url:
+        assert [ask(url, number) for number in range(10)] == [200] * 10
+        assert [ask(url, 77) for _ in range(6)] == [200] * 5 + [429]
+
+
+def test_guesses_under_made_up_addresses_are_one_clients(secured: tuple[str, Path]) -> None:
+    url, _ = secured
+    statuses = [
+        httpx.post(
+            f"{url}/login", data={"token": f"guess-{number}"},
+            headers={"x-forwarded-for": f"10.1.2.{number}"},
+        ).status_code
+        for number in range(30)
+    ]  # fmt: skip
+    assert statuses.count(429) >= 10
+
+
 def test_unsafe_or_wrong_settings_are_refused_with_the_name_and_no_secret() -> None:
     cases = [
         ({"HOST": "0.0.0.0"}, "MARIO_SERVING_TOKENS"),
@@ -432,6 +461,7 @@ def test_unsafe_or_wrong_settings_are_refused_with_the_name_and_no_secret() -> N
         ({"WORKERS": "many"}, "MARIO_SERVING_WORKERS"),
         ({"SHADOW_SHARE": "2"}, "MARIO_SERVING_SHADOW_SHARE"),
         ({"SPEED": "1"}, "no such setting"),
+        ({"TRUSTED_PROXIES": "127.0.0.1,proxy.example"}, "MARIO_SERVING_TRUSTED_PROXIES"),
     ]
     for environment, words in cases:
         with pytest.raises(ServingError) as caught:
