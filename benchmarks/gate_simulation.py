@@ -106,7 +106,6 @@ def _run_chunk(
     early = max(0, -(-rule.min_units // levels) - 1)  # blocks before min_units
     segment = max(1, SEGMENT // levels)
     capitals = np.zeros((2, len(THETAS), trials))
-    reached = np.zeros((2, trials), dtype=bool)  # before min_units: counts, but not yet
     promoted, rejected = np.zeros((2, trials), dtype=bool)
     blocks = np.full(trials, total)
     going = np.arange(trials)
@@ -121,13 +120,8 @@ def _run_chunk(
             path = capitals[side][:, going, None] + steps.cumsum(axis=-1)
             capitals[side][:, going] = path[..., -1]
             crossed[side] = log_mixture(path, prior) >= bounds[side]
-        if start < early:
-            waits = min(early, stop) - start
-            reached[:, going] |= crossed[..., :waits].any(axis=-1)
-            crossed[..., :waits] = False
-        if stop > early:
-            crossed[..., max(early - start, 0)] |= reached[:, going]
-            reached[:, going] = False
+        # What is there before min_units and gone by then decides nothing.
+        crossed[..., : max(early - start, 0)] = False
         up, down, at = first_crossing(*crossed)
         promoted[going], rejected[going] = up, down
         stopped = up | down

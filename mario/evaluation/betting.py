@@ -20,9 +20,12 @@ arithmetic and geometric means is at most (1 + theta (mean(mu) - m)/(1 + m))^L. 
 at the ends of blocks is valid for the *average over levels* without assuming the levels alike.
 Inside a block it is not a supermartingale: decide at the ends of blocks only.
 
-The confidence sequence inverts the test: at any time it holds every m whose capital has never
-reached the threshold (same paper, Theorem 2). For fixed theta, capital decreases in m, so each end
-is found by bisection.
+The confidence sequence inverts the test: at any time it holds every m whose capital is below the
+threshold (same paper, Theorem 2). For fixed theta, capital decreases in m, so each end is found by
+bisection. We do not intersect the intervals over time, which would be valid, too: the interval of
+one moment says what the test says at that moment, and always holds the average so far, for by
+Jensen's inequality the capital against a mean of that much is at most 1. An intersection can be
+empty, when evidence for one side was there and went away.
 
 All functions are pure; arrays are float64.
 """
@@ -198,12 +201,11 @@ def confidence_sequence(
     block: int = 1,
     points: int = 401,
 ) -> tuple[FloatArray, FloatArray]:
-    """Both ends of the running confidence sequence at every block's end.
+    """Both ends of the confidence sequence at every block's end.
 
     Each end alone errs at any time with probability at most alpha, so the pair covers the mean at
-    all times together with probability at least 1 - 2 alpha. The ends are running extremes (a
-    value once rejected stays rejected) and are rounded outwards to a grid, then the last ones are
-    refined by bisection.
+    all times together with probability at least 1 - 2 alpha. It holds the average so far at every
+    time. The ends are rounded outwards to a grid, then the last ones are refined by bisection.
 
     Args:
         differences: float `(n,)` in [-1, 1], n a multiple of `block`.
@@ -227,12 +229,12 @@ def confidence_sequence(
         return np.empty(0), np.empty(0)
     # Sorted within blocks, so that not even rounding depends on the order there.
     values = np.sort(values.reshape(-1, block), axis=1).ravel()
-    lower = _running_lower(values, alpha, prior, block, points)
-    upper = -_running_lower(-values, alpha, prior, block, points)
+    lower = _lower_ends(values, alpha, prior, block, points)
+    upper = -_lower_ends(-values, alpha, prior, block, points)
     return lower, upper
 
 
-def _running_lower(
+def _lower_ends(
     values: FloatArray, alpha: float, prior: FloatArray, block: int, points: int
 ) -> FloatArray:
     # The grid leaves out -1 itself, where the factor divides by 0.
@@ -243,12 +245,11 @@ def _running_lower(
     for means in np.array_split(grid, max(1, grid.size * values.size // _GRID_CELLS)):
         capitals = log_factors(values[None, :], means[:, None]).cumsum(axis=-1)
         at_ends = log_mixture(capitals[..., block - 1 :: block], prior)
-        rejected = np.maximum.accumulate(at_ends >= -np.log(alpha), axis=-1)
-        below = still & np.logical_and.accumulate(rejected, axis=0)
+        below = still & np.logical_and.accumulate(at_ends >= -np.log(alpha), axis=0)
         count += below.sum(axis=0)
         still = below[-1]
         if not still.any():
             break
     lower = np.concatenate(([-1.0], grid))[count]
-    lower[-1] = max(lower[-1], lower_bound(values, alpha, prior=prior))
+    lower[-1] = lower_bound(values, alpha, prior=prior)
     return np.asarray(lower, dtype=np.float64)

@@ -10,8 +10,13 @@ smallest effect of interest or more" (mean difference ≥ delta). At the end of 
   ever stopped so with probability ≤ beta;
 * the cap is reached → `inconclusive`.
 
+A rule that waits (`min_units`, `clear_units`) decides by the evidence that is there when the wait
+is over, or at a later block's end: what was there while it waited and is gone by then decides
+nothing. So whoever is promoted is ahead on the counted units, and the confidence interval lies
+above 0.
+
 Then the guards: one that fails turns `promote` into `reject`. Anything but `promote` keeps the
-champion. A tied unit multiplies the first evidence by exactly 1, so ties never promote.
+champion. A tied unit multiplies the first evidence by exactly 1, so ties add none.
 
 For a runner:
     >>> from mario.evaluation.seeds import schedule
@@ -112,6 +117,7 @@ class SequentialGate:
         rule: the rule.
         levels: the levels.
         cap: most units that can be counted, a multiple of the number of levels.
+        bound_units: units of the clear-rate bound, whole blocks; 0 where the rule asks for none.
         state: where the test stands.
 
     Raises:
@@ -127,7 +133,9 @@ class SequentialGate:
                 f"got levels {list(levels)}; expected at least one, each once; correct the task"
             )
         self.cap = rule.max_units // len(self.levels) * len(self.levels)
-        bound_units = 0 if rule.clear_rate_at_least is None else rule.clear_units
+        size = len(self.levels)
+        # Whole blocks: which unit of a block comes first is the order's choice, not the rule's.
+        bound_units = 0 if rule.clear_rate_at_least is None else -(-rule.clear_units // size) * size
         if self.cap < max(1, bound_units, rule.min_units):
             raise EvaluationError(
                 f"got max_units={rule.max_units} for {len(self.levels)} levels, which is "
@@ -138,25 +146,31 @@ class SequentialGate:
         self._better = EProcess(0.0, prior)
         # "better by delta or more" is "mean of -d at most -delta".
         self._futile = EProcess(-rule.smallest_effect, prior)
-        self._bound_units = bound_units
+        self.bound_units = bound_units
         self._clears_seen: list[bool] = []
         needed = (
             None
             if rule.clear_rate_at_least is None
-            else successes_needed(rule.clear_units, rule.clear_rate_at_least, rule.clear_confidence)
+            else successes_needed(bound_units, rule.clear_rate_at_least, rule.clear_confidence)
         )
-        self._clears_needed = rule.clear_units + 1 if needed is None else needed
+        self._clears_needed = bound_units + 1 if needed is None else needed
+        # Greatest evidence of the blocks' ends where a decision could fall; 0 is the start's.
+        self._better_max = self._futile_max = 0.0
         self.state = GateState(0, 0.0, 0.0, None, "nothing played yet")
 
     @property
     def log_e_better_max(self) -> float:
-        """Greatest log evidence against "no better" at any block's end so far."""
-        return self._better.max_log_e
+        """Greatest log evidence against "no better" at any block's end that could promote, or now.
+
+        It is at least 0. What was there while the rule still waited does not count, since nothing
+        was decided by it.
+        """
+        return max(self._better_max, self._better.log_e)
 
     @property
     def log_e_futility_max(self) -> float:
-        """Greatest log evidence against "better by delta or more" so far."""
-        return self._futile.max_log_e
+        """Greatest log evidence against "better by delta or more", in the same way."""
+        return max(self._futile_max, self._futile.log_e)
 
     def feed(self, pairs: Sequence[PairedUnit]) -> GateState:
         """Counts whole blocks, in order, until a decision falls.
@@ -207,6 +221,10 @@ class SequentialGate:
         self._better.update(differences)
         self._futile.update(-differences)
         self._clears_seen.extend(cleared)
+        if self._better.units >= self.rule.min_units:
+            self._futile_max = self.log_e_futility_max
+            if self._better.units >= self.bound_units:
+                self._better_max = self.log_e_better_max
         decision, reason = self._judge()
         self.state = GateState(
             self._better.units, self._better.log_e, self._futile.log_e, decision, reason
@@ -215,29 +233,31 @@ class SequentialGate:
 
     def _judge(self) -> tuple[Decision | None, str]:
         rule, units = self.rule, self._better.units
-        counted = self._clears_seen[: self._bound_units]
-        failures_allowed = self._bound_units - self._clears_needed
-        if self._bound_units and len(counted) - sum(counted) > failures_allowed:
+        counted = self._clears_seen[: self.bound_units]
+        failures_allowed = self.bound_units - self._clears_needed
+        if self.bound_units and len(counted) - sum(counted) > failures_allowed:
             return "reject", (
                 f"{sum(counted)} of {len(counted)} units cleared: a clear rate of at least "
-                f"{rule.clear_rate_at_least} can no longer be proven on {self._bound_units} units"
+                f"{rule.clear_rate_at_least} can no longer be proven on {self.bound_units} units"
             )
         if units < rule.min_units:
             return None, f"at least {rule.min_units} units are played"
-        better = self._better.max_log_e >= -math.log(rule.alpha)
-        if better and units >= self._bound_units:
+        # The evidence now, not what it once was: a lead that is lost again promotes nobody.
+        log_e = self._better.log_e
+        better = log_e >= -math.log(rule.alpha)
+        if better and units >= self.bound_units:
             return "promote", (
-                f"evidence {_e(self._better.max_log_e)} ≥ {1 / rule.alpha:.4g} against 'no better "
+                f"evidence {_e(log_e)} ≥ {1 / rule.alpha:.4g} against 'no better "
                 f"in {rule.primary}' after {units} units"
             )
-        if not better and self._futile.max_log_e >= -math.log(rule.beta):
+        if not better and self._futile.log_e >= -math.log(rule.beta):
             return "reject", (
-                f"evidence {_e(self._futile.max_log_e)} ≥ {1 / rule.beta:.4g} against 'better in "
+                f"evidence {_e(self._futile.log_e)} ≥ {1 / rule.beta:.4g} against 'better in "
                 f"{rule.primary} by {rule.smallest_effect:g} or more' after {units} units"
             )
         if units >= self.cap:
             return "inconclusive", (
-                f"cap of {self.cap} units reached with evidence {_e(self._better.max_log_e)} < "
+                f"cap of {self.cap} units reached with evidence {_e(log_e)} < "
                 f"{1 / rule.alpha:.4g} against 'no better in {rule.primary}'"
             )
         return None, "undecided"
@@ -256,7 +276,7 @@ def decide(
     Args:
         pairs: whole blocks in order of play; those after the stop are ignored.
         rule: what must be shown.
-        levels: the task's levels; None takes those of the pairs, in order of first appearance.
+        levels: the task's levels; None takes those of the pairs, sorted.
         guards: results of guards that the caller ran (`onnx_agreement`, `inference_latency`).
         generator: source of the secondary permutation test; None derives one from the units'
             seeds, so that the same records give the same verdict, digit for digit.
@@ -276,17 +296,12 @@ def decide(
                 f"got records of {len(digests)} policies as the {side}; expected one; do not mix "
                 "evaluations"
             )
-    task = tuple(dict.fromkeys(p.level for p in pairs)) if levels is None else tuple(levels)
+    task = tuple(sorted({p.level for p in pairs})) if levels is None else tuple(levels)
     gate = SequentialGate(rule, task)
     path = _play(gate, pairs)
-    counted = pairs[: gate.state.units]
-    # Sorted within blocks: no number of the verdict depends on the order there, not by rounding.
-    differences = {
-        m: np.sort(
-            np.array([p.difference(m) for p in counted]).reshape(-1, len(task)), axis=1
-        ).ravel()
-        for m in METRICS
-    }
+    # No number of the verdict depends on the order within a block, not even by rounding.
+    counted = _in_one_order(pairs[: gate.state.units], len(task))
+    differences = {m: np.array([p.difference(m) for p in counted]) for m in METRICS}
     test_decision: Decision = gate.state.decision or "inconclusive"
     reason = (
         gate.state.reason
@@ -294,8 +309,8 @@ def decide(
         else f"the units ended at {len(pairs)}, before the test decided (cap {gate.cap})"
     )
     ran, level_results = _record_guards(counted, rule, task)
-    if rule.clear_rate_at_least is not None and len(counted) >= rule.clear_units:
-        ran.append(clear_rate_bound(counted, rule))
+    if gate.bound_units and len(counted) >= gate.bound_units:
+        ran.append(clear_rate_bound(counted, rule, gate.bound_units))
     ran.extend(guards)
     failed = [g for g in ran if not g.passed]
     decision: Decision = "reject" if failed and test_decision == "promote" else test_decision
@@ -409,6 +424,12 @@ def _e(log_e: float) -> str:
 def _exp(log_e: float) -> float:
     """Exponential that stays a JSON number: e-values can pass the range of a float."""
     return math.exp(min(log_e, 700.0))
+
+
+def _in_one_order(pairs: Sequence[PairedUnit], size: int) -> list[PairedUnit]:
+    """The same blocks, each sorted by level: the order that records are summed and named in."""
+    blocks = (pairs[start : start + size] for start in range(0, len(pairs), size))
+    return [pair for block in blocks for pair in sorted(block, key=lambda pair: pair.level)]
 
 
 def _entropy(pairs: Sequence[PairedUnit]) -> int:

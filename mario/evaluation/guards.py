@@ -149,28 +149,39 @@ def action_distribution(records: Sequence[EpisodeRecord], rule: GateRule) -> Gua
     )
 
 
-def clear_rate_bound(pairs: Sequence[PairedUnit], rule: GateRule) -> GuardResult:
-    """Exact one-sided bound on the challenger's clear rate over the first `clear_units` units.
+def clear_rate_bound(
+    pairs: Sequence[PairedUnit], rule: GateRule, units: int | None = None
+) -> GuardResult:
+    """Exact one-sided bound on the challenger's clear rate over the first units.
 
     The number of units is fixed by the rule, not by the test's stopping, so the bound of Clopper
-    and Pearson is exact: 59 of 59 proves at least 95% at confidence 95%.
+    and Pearson is exact: 59 of 59 proves at least 95% at confidence 95%. With levels of unlike
+    difficulty it is a bound on their average: so many clears are then less likely, not more
+    (Hoeffding 1956, Ann. Math. Statist. 27).
+
+    Args:
+        pairs: counted pairs in order of play.
+        rule: gives rate and confidence.
+        units: how many count; None takes the rule's `clear_units`. The gate gives that in whole
+            blocks, so that each level counts as often and the order within a block does not.
 
     Raises:
         EvaluationError: the rule asks for no bound, or too few units.
     """
-    if rule.clear_rate_at_least is None or len(pairs) < rule.clear_units:
+    units = rule.clear_units if units is None else units
+    if rule.clear_rate_at_least is None or len(pairs) < units:
         raise EvaluationError(
             f"got {len(pairs)} units and clear_rate_at_least={rule.clear_rate_at_least}; expected "
-            f"{rule.clear_units} units and a rate; correct the rule"
+            f"{units} units and a rate; correct the rule"
         )
-    clears = sum(p.challenger.cleared for p in pairs[: rule.clear_units])
-    bound = exact_lower_bound(clears, rule.clear_units, rule.clear_confidence)
+    clears = sum(p.challenger.cleared for p in pairs[:units])
+    bound = exact_lower_bound(clears, units, rule.clear_confidence)
     return GuardResult(
         "clear_rate",
         bound >= rule.clear_rate_at_least,
         bound,
         rule.clear_rate_at_least,
-        f"{clears} of the first {rule.clear_units} units cleared: at least {bound:.4f} at "
+        f"{clears} of the first {units} units cleared: at least {bound:.4f} at "
         f"confidence {rule.clear_confidence}",
     )
 

@@ -42,10 +42,12 @@ class GateRule:
             multiple of L within it. The default is what a gain of .05 in the score takes between
             policies that clear half of their episodes; evidence or futility end most tests long
             before it.
-        min_units: no decision before so many units.
+        min_units: no decision before so many units; then the evidence that is there by then
+            decides, not what was there before.
         clear_rate_at_least: if set, the challenger's clear rate must be proven to be at least
             this by an exact one-sided bound on the first `clear_units` units.
-        clear_units: units of that bound, fixed beforehand (59 of 59 proves .95 at 95%).
+        clear_units: units of that bound, fixed beforehand (59 of 59 proves .95 at 95%); with
+            several levels the next number that makes whole blocks.
         clear_confidence: confidence of that bound.
         level_alpha: chance that the per-level guard (Holm) refuses a challenger that is nowhere
             worse by more than `level_margin`.

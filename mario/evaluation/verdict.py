@@ -120,8 +120,8 @@ class EvidencePoint:
         log_e_better: natural log of the evidence against "no better".
         log_e_futility: natural log of the evidence against "better by delta or more".
         mean: average paired difference so far.
-        lower: running lower end of the confidence sequence.
-        upper: running upper end.
+        lower: lower end of the confidence sequence at this time.
+        upper: upper end.
     """
 
     units: int
@@ -145,8 +145,9 @@ class Verdict:
         units: pairs that were counted.
         units_given: pairs that were handed in; those after the stop do not count.
         test_decision: what the sequential test alone said, before the guards.
-        e_better: greatest evidence against "no better" at a block's end (an e-value).
-        e_futility: greatest evidence against "better by delta or more".
+        e_better: greatest evidence against "no better" at a block's end that could promote (not
+            before `min_units` and `clear_units`), or at the last one.
+        e_futility: greatest evidence against "better by delta or more" in the same way.
         p_value: anytime-valid, one over `e_better`, at most 1.
         p_permutation: fixed-sample paired permutation test; secondary, ignores the stopping.
         effects: by metric.

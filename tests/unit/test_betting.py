@@ -104,11 +104,17 @@ def test_bound_is_where_the_test_stops_rejecting(values, alpha):
 
 @settings(max_examples=30, deadline=None)
 @given(bounded)
-def test_sequence_narrows_and_ends_at_or_inside_the_bound(values):
+def test_sequence_holds_the_average_at_every_time_and_is_the_test_inverted(values):
     lower, upper = confidence_sequence(values, 0.05)
-    assert (np.diff(lower) >= 0).all()
-    assert (np.diff(upper) <= 0).all()
-    assert lower[-1] >= lower_bound(values, 0.05)
+    means = np.cumsum(values) / np.arange(1, len(values) + 1)
+    assert (lower <= means + 1e-9).all()
+    assert (means - 1e-9 <= upper).all()
+    assert lower[-1] == lower_bound(values, 0.05)
+    for units in range(1, len(values)):
+        # On the grid of 401 points, rounded outwards.
+        refined = lower_bound(values[:units], 0.05)
+        assert lower[units - 1] <= refined + 1e-9
+        assert refined - lower[units - 1] <= 2 / 400 + 1e-9
     mirrored = confidence_sequence([-v for v in values], 0.05)
     np.testing.assert_allclose(mirrored[0], -upper, atol=1e-12)
 

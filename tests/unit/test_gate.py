@@ -228,6 +228,53 @@ def test_order_within_a_block_does_not_matter(rows, random):
     assert shuffled.level_results == straight.level_results
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(*[st.integers(0, 3161)] * 8), min_size=7, max_size=12),
+    st.sampled_from(["score", "progress", "clear"]),
+    st.booleans(),
+    st.randoms(),
+)
+def test_no_number_of_a_verdict_depends_on_the_order_within_a_block(rows, primary, bound, random):
+    """The clear rate's 10 units end within a block of 4, and averages are sums of floats."""
+    levels = ("1-1", "1-2", "1-3", "1-4")
+    blocks = [
+        [
+            PairedUnit(
+                record("a" * 64, level, seed, furthest_px=row[i], cleared=row[i] > 1_000),
+                record("b" * 64, level, seed, furthest_px=row[4 + i], cleared=row[4 + i] > 2_000),
+            )
+            for i, level in enumerate(levels)
+        ]
+        for seed, row in enumerate(rows)
+    ]
+    rule = GateRule(
+        primary=primary,
+        alpha=0.5,
+        clear_rate_at_least=0.3 if bound else None,
+        clear_units=10,
+    )
+    straight = decide([p for b in blocks for p in b], rule, levels)
+    for block in blocks:
+        random.shuffle(block)
+    shuffled = [p for b in blocks for p in b]
+    assert decide(shuffled, rule, levels) == straight
+    assert decide(shuffled, rule) == straight
+
+
+def test_a_clear_rate_is_proven_on_whole_blocks():
+    levels = ("1-1", "1-2", "1-3")
+    rows = [clear_pairs([(1, 0)] * 10, level) for level in levels]
+    pairs = [p for block in zip(*rows, strict=True) for p in block]
+    rule = GateRule(primary="clear", clear_rate_at_least=0.5, clear_units=16)
+    verdict = decide(pairs, rule, levels)
+    assert (verdict.decision, verdict.units) == ("promote", 18)
+    (guard,) = [guard for guard in verdict.guards if guard.name == "clear_rate"]
+    assert "18 of the first 18 units" in guard.detail
+    with pytest.raises(EvaluationError, match="at least 18"):
+        SequentialGate(dataclasses.replace(rule, max_units=17), levels)
+
+
 @settings(max_examples=25, deadline=None)
 @given(outcomes, st.booleans(), st.integers(1, 30))
 def test_adding_tied_units_never_promotes(rows, both, ties):
@@ -259,6 +306,70 @@ def test_a_tied_unit_anywhere_never_promotes(pixels, data, primary):
 def test_promotion_means_the_interval_excludes_zero_and_back(rows):
     verdict = decide(clear_pairs(rows), CLEAR)
     assert (verdict.test_decision == "promote") == (verdict.effect.lower > 0)
+
+
+@pytest.mark.parametrize(("won", "lost"), [(9, 11), (10, 14), (12, 18)])
+def test_evidence_that_is_gone_when_the_wait_ends_promotes_nobody(won, lost):
+    """A lucky start passes 1/alpha; when the rule may decide the challenger is behind."""
+    pairs = clear_pairs([(1, 0)] * won + [(0, 1)] * lost)
+    rule = dataclasses.replace(CLEAR, min_units=won + lost)
+    verdict = decide(pairs, rule)
+    assert max(point.log_e_better for point in verdict.path) >= math.log(20)
+    assert verdict.effect.mean < 0
+    assert verdict.test_decision != "promote", verdict.reasons
+    assert verdict.p_value > 0.5
+    assert verdict.effect.lower <= verdict.effect.mean <= verdict.effect.upper
+    # The same for futility: a bad start that is made up for is not given up.
+    back = decide(
+        clear_pairs([(0, 1)] * 10 + [(1, 0)] * 14), dataclasses.replace(rule, min_units=24)
+    )
+    assert max(point.log_e_futility for point in back.path) >= math.log(10)
+    assert back.test_decision == "inconclusive"
+    assert back.e_futility < 10
+
+
+def test_evidence_that_is_gone_when_the_clear_rate_is_known_promotes_nobody():
+    start = [(1, 0)] * 8 + [(0, 1)] * 12
+    rule = GateRule(primary="clear", clear_rate_at_least=0.2, clear_units=40, beta=1e-6)
+    verdict = decide(clear_pairs([*start, *[(1, 1)] * 20]), rule)
+    assert max(point.log_e_better for point in verdict.path) >= math.log(20)
+    assert verdict.test_decision == "inconclusive", verdict.reasons
+    assert verdict.p_value > 0.05
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 3161), st.integers(0, 3161)), min_size=4, max_size=60),
+    st.integers(1, 40),
+    st.sampled_from(["score", "progress", "clear"]),
+    st.sampled_from([1, 2]),
+    st.sampled_from([0.05, 0.4]),
+)
+def test_whoever_is_promoted_is_ahead_whenever_the_rule_may_decide(
+    pixels, least, primary, levels, alpha
+):
+    names = ("1-1", "1-2")[:levels]
+    rows = [
+        PairedUnit(
+            record("a" * 64, level, seed, furthest_px=mine, cleared=mine > 1_500),
+            record("b" * 64, level, seed, furthest_px=theirs, cleared=theirs > 1_500),
+        )
+        for seed, (mine, theirs) in enumerate(pixels)
+        for level in names
+    ]
+    rule = GateRule(primary=primary, min_units=least, alpha=alpha)
+    verdict = decide(rows, rule, names)
+    effect = verdict.effect
+    assert effect.lower <= effect.mean + 1e-9
+    assert effect.mean - 1e-9 <= effect.upper
+    assert all(p.lower <= p.mean + 1e-9 and p.mean - 1e-9 <= p.upper for p in verdict.path)
+    promoted = verdict.test_decision == "promote"
+    if promoted:
+        assert verdict.units >= least
+        assert effect.mean > 0
+    if verdict.units >= least:
+        assert promoted == (effect.lower > 0) == (verdict.p_value <= alpha)
+        assert all(p.log_e_better < -math.log(alpha) for p in verdict.path[:-1] if p.units >= least)
 
 
 def test_level_guard_sees_a_lost_level_among_32_in_12_blocks():
