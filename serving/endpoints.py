@@ -6,6 +6,7 @@ from serving.application import Route
 from serving.engine import Engine
 from serving.http import BYTES, Request, Response, json_response
 from serving.instruments import Instruments
+from serving.json_body import parse_beside
 from serving.parse import OBSERVATION_BYTES, parse_predict, parse_query, parse_raw
 from serving.refusal import Refusal
 from serving.render import decision_bytes, decision_json
@@ -23,6 +24,7 @@ class Endpoints:
         self._instruments = instruments
         self._doorkeeper = doorkeeper
         self._max_observations = engine.settings.max_observations
+        self._max_lists = engine.settings.max_list_observations
 
     def routes(self) -> list[Route]:
         """All routes of this module."""
@@ -68,7 +70,10 @@ class Endpoints:
         """Answer JSON observations."""
         request.require_content_type(b"application/json")
         parse_query(request.query, ())
-        ask = parse_predict(request.body, self._max_observations)
+        body = request.body
+        ask = await parse_beside(
+            len(body), parse_predict, body, self._max_observations, self._max_lists
+        )
         return decision_json(request, await self._engine.decide(ask))
 
     async def predict_raw(self, request: Request) -> Response:

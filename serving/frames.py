@@ -9,7 +9,8 @@ from PIL import Image
 
 from mario.game.observation import OBSERVATION_SHAPE, area_resize, frame_from_rgb, grey
 from mario.policy.manifest import Uint8Array
-from serving.parse import Ask, check_count, decode_base64, parse_mode, parse_object, parse_seed
+from serving.json_body import parse_object
+from serving.parse import Ask, check_count, decode_base64, parse_mode, parse_seed
 from serving.refusal import bad_request
 
 SCREEN_SHAPE = (240, 256, 3)
@@ -71,9 +72,7 @@ def frame_from_png(data: bytes, where: str) -> Uint8Array:
         if int(indices.max()) >= len(palette):
             raise bad_request("picture", f"{where}: got a pixel without a colour in the palette")
         return area_resize(np.take(grey(palette), indices))
-    if image.mode != "RGB":
-        image = image.convert("RGB")
-    return frame_from_rgb(np.asarray(image))
+    return frame_from_rgb(np.asarray(image if image.mode == "RGB" else image.convert("RGB")))
 
 
 def is_plain_png(data: bytes) -> bool:

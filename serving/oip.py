@@ -7,7 +7,7 @@ KServe, Triton's clients and Triton-compatible load generators speak.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -19,12 +19,13 @@ from mario.policy.manifest import OBSERVATION_SHAPE, Uint8Array
 from serving.application import Route
 from serving.engine import Decision, Engine
 from serving.http import BYTES, JSON, Request, Response, json_response
+from serving.json_body import parse_beside, parse_object, show
 from serving.parse import (
     OBSERVATION_BYTES,
     Ask,
     check_count,
+    check_lists,
     parse_mode,
-    parse_object,
     parse_query,
     parse_seed,
 )
@@ -36,6 +37,9 @@ LENGTH_HEADER = b"inference-header-content-length"
 #: The JSON before binary data names a few tensors; it is never long.
 _MAX_HEADER_BYTES = 64 << 10
 _EMPTY_DIMENSIONS = len(OBSERVATION_SHAPE) + 1
+#: What a request may ask for besides tensors. Triton's sequences, priorities and time limits mean
+#: something that this service does not do, and are refused like any other.
+_REQUEST_PARAMETERS = ("binary_data_output", "mode", "seed")
 
 _OUTPUTS: dict[str, tuple[str, Callable[[Decision], Any]]] = {
     "action": ("INT64", lambda d: d.actions),
@@ -67,6 +71,9 @@ class OpenInference:
         """Answer with ``engine``."""
         self._engine = engine
         self._max_observations = engine.settings.max_observations
+        self._max_lists = min(
+            engine.settings.max_list_observations, engine.settings.max_observations
+        )
 
     def routes(self) -> list[Route]:
         """All routes of the protocol."""
@@ -137,14 +144,18 @@ class OpenInference:
         request.require_plain()
         parse_query(request.query, ())
         self._version(request)
-        document, binary = _split(request)
-        ask = self._ask(document, binary)
-        wishes = _wishes(document)
+        # Binary data is not looked at; the JSON before it is short, or refused for its length.
+        size = 0 if LENGTH_HEADER in request.headers else len(request.body)
+        name, ask, wishes = await parse_beside(size, self._parse, request)
         decision = await self._engine.decide(ask)
         wanted = request.parameters.get("version")
         if wanted is not None and wanted != decision.version.ref.version:
             raise self._other_version(wanted)
-        return _answer(request, document.get("id"), decision, wishes)
+        return _answer(request, name, decision, wishes)
+
+    def _parse(self, request: Request) -> tuple[str | None, Ask, list[_Wish]]:
+        document, binary = _split(request, self._max_lists)
+        return document.get("id"), self._ask(document, binary), _wishes(document)
 
     def _version(self, request: Request) -> LoadedVersion:
         version = self._engine.champion.require()
@@ -183,17 +194,23 @@ class OpenInference:
             or shape[0] < 0
         ):
             raise bad_request(
-                "shape", f"inputs[0].shape: got {str(shape)[:60]}; expected [N, 4, 84, 84]"
+                "shape", f"inputs[0].shape: got {_show_shape(shape)}; expected [N, 4, 84, 84]"
             )
         check_count(shape[0], self._max_observations)
-        observations = _tensor_data(tensor, shape, binary)
-        parameters = _parameters(document)
-        return Ask(
-            observations, parse_mode(parameters.get("mode")), parse_seed(parameters.get("seed"))
-        )
+        if "data" in tensor:
+            check_lists(shape[0], self._max_lists)
+        parameters = _parameters(document, "parameters", _REQUEST_PARAMETERS)
+        mode, seed = parse_mode(parameters.get("mode")), parse_seed(parameters.get("seed"))
+        return Ask(_tensor_data(tensor, shape, binary), mode, seed)
 
 
-def _split(request: Request) -> tuple[dict[str, Any], bytes]:
+def _show_shape(shape: object) -> str:
+    if not isinstance(shape, list) or len(shape) > 8:
+        return show(shape)
+    return f"[{', '.join(show(length, 20) for length in shape)}]"
+
+
+def _split(request: Request, max_lists: int) -> tuple[dict[str, Any], bytes]:
     """Split a body into its JSON and the binary data after it."""
     length = request.headers.get(LENGTH_HEADER)
     body = request.body
@@ -216,7 +233,12 @@ def _split(request: Request) -> tuple[dict[str, Any], bytes]:
                 f"got {int(length)} bytes of JSON; expected up to {_MAX_HEADER_BYTES}",
             )
         head, binary = body[: int(length)], body[int(length) :]
-    document = parse_object(head, ("id", "inputs", "outputs", "parameters", "model_name"))
+    document = parse_object(
+        head, ("id", "inputs", "outputs", "parameters", "model_name"), max_lists=max_lists
+    )
+    model = document.get("model_name", MODEL)  # the path names it; KServe's client says it again
+    if model != MODEL:
+        raise bad_request("model_name", f"model_name: got {show(model)}; expected {MODEL}")
     name = document.get("id")
     if name is not None and (not isinstance(name, str) or len(name) > 256):
         raise bad_request("id", "id: expected a string of at most 256 characters")
@@ -224,9 +246,7 @@ def _split(request: Request) -> tuple[dict[str, Any], bytes]:
 
 
 def _tensor_data(tensor: dict[str, Any], shape: list[int], binary: bytes) -> Uint8Array:
-    parameters = tensor.get("parameters", {})
-    if not isinstance(parameters, dict):
-        raise bad_request("inputs", "inputs[0].parameters: expected an object")
+    parameters = _parameters(tensor, "inputs[0].parameters", ("binary_data_size",))
     size = parameters.get("binary_data_size")
     expected = shape[0] * OBSERVATION_BYTES
     if (size is None) == ("data" not in tensor):
@@ -235,7 +255,7 @@ def _tensor_data(tensor: dict[str, Any], shape: list[int], binary: bytes) -> Uin
         if size != expected or type(size) is not int or len(binary) != expected:
             raise bad_request(
                 "size",
-                f"got binary_data_size {str(size)[:20]} and {len(binary)} bytes after the JSON; "
+                f"got binary_data_size {show(size, 20)} and {len(binary)} bytes after the JSON; "
                 f"expected {expected} of both",
             )
         return np.frombuffer(binary, dtype=np.uint8).reshape(shape)
@@ -263,27 +283,49 @@ def _nested(values: list[Any]) -> bool:
     return bool(values) and isinstance(values[0], list)
 
 
-def _parameters(document: dict[str, Any]) -> dict[str, Any]:
-    parameters = document.get("parameters", {})
+def _parameters(owner: dict[str, Any], where: str, allowed: Sequence[str]) -> dict[str, Any]:
+    """The parameters of a request, an input or an output; one that is not known is refused."""
+    parameters = owner.get("parameters", {})
     if not isinstance(parameters, dict):
-        raise bad_request("parameters", "parameters: expected an object")
+        raise bad_request("parameters", f"{where}: got {show(parameters)}; expected an object")
+    for name in parameters:
+        if name not in allowed:
+            raise bad_request(
+                "parameters",
+                f"{where}: got the unknown parameter {name[:60]!r}; expected none but "
+                f"{', '.join(allowed)}",
+            )
     return parameters
 
 
+def _boolean(parameters: dict[str, Any], name: str, where: str, default: bool) -> bool:
+    value = parameters.get(name, default)
+    if not isinstance(value, bool):
+        raise bad_request("parameters", f"{where}.{name}: got {show(value)}; expected a boolean")
+    return value
+
+
 def _wishes(document: dict[str, Any]) -> list[_Wish]:
-    default = _parameters(document).get("binary_data_output", False)
+    parameters = _parameters(document, "parameters", _REQUEST_PARAMETERS)
+    default = _boolean(parameters, "binary_data_output", "parameters", False)
     outputs = document.get("outputs")
     if outputs is None or outputs == []:
-        return [_Wish(name, default is True) for name in _OUTPUTS]
+        return [_Wish(name, default) for name in _OUTPUTS]
     if not isinstance(outputs, list) or len(outputs) > len(_OUTPUTS):
         raise bad_request("outputs", f"outputs: expected a list of at most {len(_OUTPUTS)}")
     wishes = []
-    for item in outputs:
+    for number, item in enumerate(outputs):
+        where = f"outputs[{number}]"
         name = item.get("name") if isinstance(item, dict) else None
-        parameters = item.get("parameters", {}) if isinstance(item, dict) else None
-        if not isinstance(name, str) or name not in _OUTPUTS or not isinstance(parameters, dict):
-            raise bad_request("outputs", f"outputs: expected names out of {', '.join(_OUTPUTS)}")
-        wishes.append(_Wish(name, parameters.get("binary_data", default) is True))
+        if not isinstance(name, str) or name not in _OUTPUTS:
+            raise bad_request("outputs", f"{where}: expected a name out of {', '.join(_OUTPUTS)}")
+        for key in item:
+            if key not in ("name", "parameters"):
+                raise bad_request(
+                    "outputs", f"{where}: got {key[:60]!r}; expected name and parameters"
+                )
+        own = _parameters(item, f"{where}.parameters", ("binary_data",))
+        wishes.append(_Wish(name, _boolean(own, "binary_data", f"{where}.parameters", default)))
     return wishes
 
 

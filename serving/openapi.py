@@ -185,7 +185,9 @@ def _predict_paths(settings: ServingSettings) -> dict[str, Any]:
     return {
         "/predict": {
             "post": _operation(
-                "predict", "Answer one or many observations, as JSON",
+                "predict",
+                f"Answer one or many observations, as JSON: up to {settings.max_observations}, of "
+                f"which up to {settings.max_list_observations} as lists of numbers",
                 body={"application/json": {
                     "schema": {"$ref": "#/components/schemas/Predict"},
                     "examples": {

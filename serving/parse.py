@@ -7,7 +7,6 @@ sentence that says where it is wrong.
 from __future__ import annotations
 
 import binascii
-import json
 import urllib.parse
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,9 +14,9 @@ from itertools import chain
 from typing import Any, cast
 
 import numpy as np
-import orjson
 
 from mario.policy.manifest import OBSERVATION_SHAPE, ActionSelection, Uint8Array
+from serving.json_body import kind, parse_object, show
 from serving.refusal import Refusal, bad_request
 
 OBSERVATION_BYTES = 4 * 84 * 84
@@ -41,78 +40,22 @@ class Ask:
     seed: int | None
 
 
-def parse_object(body: bytes, allowed: Iterable[str], nested: Iterable[str] = ()) -> dict[str, Any]:
-    """Parse a JSON object that has no other keys than ``allowed``, and none of them twice.
+def parse_predict(body: bytes, max_observations: int, max_lists: int) -> Ask:
+    """Parse the JSON of ``POST /predict``.
 
     Args:
         body: the JSON text.
-        allowed: the object's own keys.
-        nested: keys that mean something in objects within.
-
-    Raises:
-        Refusal: 400.
-    """
-    try:
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise bad_request("json", f"the body is not JSON: {str(error)[:200]}") from None
-    except RecursionError:
-        raise bad_request("json", "the body is not JSON: it is nested too deeply") from None
-    if not isinstance(document, dict):
-        raise bad_request("json", f"got a JSON {_kind(document)}; expected an object")
-    unknown = [key for key in document if key not in allowed]
-    if unknown:
-        raise bad_request(
-            "unknown_key",
-            f"got the unknown key {unknown[0][:60]!r}; expected {', '.join(sorted(allowed))}",
-        )
-    _refuse_repeated_keys(body, document)
-    return cast(dict[str, Any], document)
-
-
-def _refuse_repeated_keys(body: bytes, document: dict[str, Any]) -> None:
-    """Refuse an object that says something twice: the parser keeps the last without a word.
-
-    What was dropped had quotes. The slow parser, which sees all keys, is asked only where there
-    are more of them than the document accounts for.
-    """
-    if b"\\" not in body and body.count(b'"') == 2 * _texts(document):
-        return
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise bad_request("repeated_key", f"got the key {twice[:60]!r} twice; expected it once")
-        return found
-
-    try:
-        json.loads(body, object_pairs_hook=unique)
-    except RecursionError:
-        raise bad_request("json", "the body is not JSON: it is nested too deeply") from None
-    except ValueError:
-        raise bad_request("json", "the body is not JSON: not all parsers agree on it") from None
-
-
-def _texts(value: object) -> int:
-    """Count keys and strings; in lists that begin with a number or a list none is looked for."""
-    if type(value) is str:
-        return 1
-    if type(value) is dict:
-        return len(value) + sum(map(_texts, value.values()))
-    if type(value) is list and value and type(value[0]) in (str, dict):
-        return sum(map(_texts, value))
-    return 0
-
-
-def parse_predict(body: bytes, max_observations: int) -> Ask:
-    """Parse the JSON of ``POST /predict``.
+        max_observations: largest number of observations.
+        max_lists: largest number of those that are nested lists.
 
     Raises:
         Refusal: 400 with what is wrong, or 413 for too many observations.
     """
-    document = parse_object(body, ("observation", "observations", "mode", "seed"))
+    max_lists = min(max_lists, max_observations)
+    document = parse_object(
+        body, ("observation", "observations", "mode", "seed"), max_lists=max_lists
+    )
+    mode, seed = parse_mode(document.get("mode")), parse_seed(document.get("seed"))
     if ("observation" in document) == ("observations" in document):
         raise bad_request(
             "observations", "expected either observation (one) or observations (a list of them)"
@@ -126,13 +69,14 @@ def parse_predict(body: bytes, max_observations: int) -> Ask:
         if not isinstance(items, list):
             raise bad_request(
                 "observations",
-                f"observations: got a JSON {_kind(items)}; expected a list of observations",
+                f"observations: got a JSON {kind(items)}; expected a list of observations",
             )
         check_count(len(items), max_observations)
+        check_lists(sum(type(item) is list for item in items), max_lists)
         observations = np.stack(
             [_observation(item, f"observations[{i}]", suspicious) for i, item in enumerate(items)]
         )
-    return Ask(observations, parse_mode(document.get("mode")), parse_seed(document.get("seed")))
+    return Ask(observations, mode, seed)
 
 
 def parse_raw(body: bytes, query: bytes, max_observations: int) -> Ask:
@@ -168,6 +112,17 @@ def check_count(count: int, max_observations: int) -> None:
         )
 
 
+def check_lists(count: int, max_lists: int) -> None:
+    """Refuse too many observations as lists of numbers (413)."""
+    if count > max_lists:
+        raise Refusal(
+            413,
+            "count",
+            f"got {count} observations as lists of numbers; expected at most {max_lists}; send "
+            "base64, bytes to /predict/raw, or several requests",
+        )
+
+
 def parse_mode(value: object) -> ActionSelection | None:
     """Check a mode; None where it is absent.
 
@@ -180,7 +135,7 @@ def parse_mode(value: object) -> ActionSelection | None:
         return "greedy"
     if value == "sample":
         return "sample"
-    raise bad_request("mode", f"mode: got {str(value)[:40]!r}; expected greedy or sample")
+    raise bad_request("mode", f"mode: got {show(value)}; expected greedy or sample")
 
 
 def parse_seed(value: object) -> int | None:
@@ -193,7 +148,7 @@ def parse_seed(value: object) -> int | None:
         return None
     if type(value) is not int or not 0 <= value <= MAX_SEED:
         raise bad_request(
-            "seed", f"seed: got {str(value)[:40]!r}; expected a whole number from 0 to {MAX_SEED}"
+            "seed", f"seed: got {show(value)}; expected a whole number from 0 to {MAX_SEED}"
         )
     return value
 
@@ -293,7 +248,7 @@ def _check_nesting(value: object, where: str) -> None:
             if type(item) is not list:
                 raise bad_request(
                     "shape",
-                    f"{where}: got a JSON {_kind(item)} at depth {depth}; expected lists nested "
+                    f"{where}: got a JSON {kind(item)} at depth {depth}; expected lists nested "
                     "as 4 × 84 × 84, or base64",
                 )
             if len(item) != length:
@@ -313,12 +268,7 @@ def _wrong_number(flat: list[Any], where: str) -> Refusal:
             row, column = divmod(rest, 84)
             return bad_request(
                 "value",
-                f"{where}[{frame}][{row}][{column}]: got {str(item)[:40]}; expected a whole "
+                f"{where}[{frame}][{row}][{column}]: got {show(item)}; expected a whole "
                 "number from 0 to 255",
             )
     return bad_request("value", f"{where}: expected whole numbers from 0 to 255")
-
-
-def _kind(value: object) -> str:
-    names = {dict: "object", list: "list", str: "string", bool: "boolean", type(None): "null"}
-    return names.get(type(value), "number")

@@ -18,7 +18,8 @@ from serving.frames import (
     parse_frames_json,
 )
 from serving.http import BYTES, JSON, Request, Response, json_response
-from serving.parse import parse_mode, parse_object, parse_query, parse_seed, parse_seed_text
+from serving.json_body import parse_object
+from serving.parse import parse_mode, parse_query, parse_seed, parse_seed_text
 from serving.render import decision_document, decision_json
 from serving.sessions import SessionTable
 

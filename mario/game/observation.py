@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -60,7 +61,7 @@ def _overlap(pixels_in: int, pixels_out: int) -> npt.NDArray[np.float32]:
     out = np.arange(unit_in)[:, None] * unit_out
     inp = np.arange(unit_out)[None, :] * unit_in
     shared = np.minimum(out + unit_out, inp + unit_in) - np.maximum(out, inp)
-    return np.maximum(shared, 0).astype(np.float32)
+    return np.asarray(np.maximum(shared, 0), dtype=np.float32)
 
 
 def area_resize(screen: UInt8Array) -> UInt8Array:
@@ -78,11 +79,11 @@ def area_resize(screen: UInt8Array) -> UInt8Array:
     rows, columns = _overlap(height, SIZE_PX), _overlap(width, SIZE_PX)
     area = rows.shape[1] * columns.shape[1]
     # Every partial sum is a whole number of at most 255 areas; float32 holds those below 2**24.
-    exact = np.float32 if 255 * area < 1 << 24 else np.float64
+    exact: np.dtype[Any] = np.dtype(np.float32 if 255 * area < 1 << 24 else np.float64)
     by_rows = screen.reshape(-1, rows.shape[1], width).astype(exact)
     halfway = (rows.astype(exact) @ by_rows).reshape(-1, columns.shape[1])
-    total = (halfway @ columns.T.astype(exact)).reshape(SIZE_PX, SIZE_PX)
-    return ((total.astype(np.int64) + area // 2) // area).astype(np.uint8)
+    total = (halfway @ columns.T.astype(exact)).reshape(SIZE_PX, SIZE_PX).astype(np.int64)
+    return np.asarray((total + area // 2) // area, dtype=np.uint8)
 
 
 def frame_from_rgb(rgb: UInt8Array) -> UInt8Array:

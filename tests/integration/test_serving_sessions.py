@@ -230,10 +230,10 @@ def test_open_inference_protocol_json(client: httpx.Client, policy: OnnxPolicy) 
     observations = random_observations(2)
     expected = policy.act(observations)
     for data in (observations.tolist(), observations.ravel().tolist()):
-        tensor = {"name": "observation", "shape": [2, 4, 84, 84], "datatype": "UINT8"}
-        answer = client.post(
-            "/v2/models/mario/infer", json={"id": "a1", "inputs": [tensor | {"data": data}]}
-        )
+        tensor = {
+            "name": "observation", "shape": [2, 4, 84, 84], "datatype": "UINT8", "data": data
+        }  # fmt: skip
+        answer = client.post("/v2/models/mario/infer", json={"id": "a1", "inputs": [tensor]})
         assert answer.status_code == 200, answer.text
         document = answer.json()
         assert document["id"] == "a1"
@@ -246,6 +246,13 @@ def test_open_inference_protocol_json(client: httpx.Client, policy: OnnxPolicy) 
         np.testing.assert_allclose(
             outputs["probabilities"]["data"], expected.probabilities.ravel(), atol=1e-6
         )
+    for rest in (
+        {"model_name": "mario", "parameters": {"mode": "sample", "seed": 3}},
+        {"outputs": [{"name": "action", "parameters": {"binary_data": False}}]},
+        {"parameters": {"binary_data_output": False}, "outputs": []},
+    ):
+        answer = client.post("/v2/models/mario/infer", json={"inputs": [tensor], **rest})
+        assert answer.status_code == 200, answer.text
     assert client.get("/v2/models/mario/versions/v1").status_code == 200
     assert client.get("/v2/models/mario/versions/v9").status_code == 404
     assert client.get("/v2/models/luigi").status_code == 404
@@ -274,6 +281,30 @@ _TENSOR = {"name": "observation", "shape": [1, 4, 84, 84], "datatype": "UINT8"}
         (_infer({**_TENSOR, "parameters": {"binary_data_size": 28224}}), {}),
         (_infer({**_TENSOR, "data": [0] * 28224}, outputs=[{"name": "logits"}]), {}),
         (_infer({**_TENSOR, "data": [0] * 28224}, id=5), {}),
+        # A wish that is not understood is no wish that was granted.
+        *(
+            (_infer({**_TENSOR, "data": [0] * 28224}, **rest), {})
+            for rest in (
+                {"model_name": "luigi"},
+                {"model_name": ["mario"]},
+                {"parameters": {"moed": "sample"}},
+                {"parameters": {"mode": "best"}},
+                {"parameters": {"seed": [[]]}},
+                {"parameters": {"binary_data_output": "yes"}},
+                {"parameters": {"binary_data_output": 1}},
+                {"parameters": {"sequence_id": 7, "sequence_start": True}},
+                {"parameters": {"priority": 1}},
+                {"parameters": {"timeout": 1000}},
+                {"parameters": []},
+                {"outputs": [{"name": "action", "parameters": {"classification": 2}}]},
+                {"outputs": [{"name": "action", "parameters": {"binary_data": 1}}]},
+                {"outputs": [{"name": "action", "parameters": {"shared_memory_region": "x"}}]},
+                {"outputs": [{"name": "action", "datatype": "INT32"}]},
+                {"outputs": [{"name": "action", "parameters": None}]},
+            )
+        ),
+        (_infer({**_TENSOR, "data": [0] * 28224, "parameters": {"shared_memory_offset": 0}}), {}),
+        (_infer({**_TENSOR, "data": [[[[0]]]], "shape": [17, 4, 84, 84]}), {}),
         (_infer(_TENSOR), {"inference-header-content-length": "x"}),
         (_infer(_TENSOR), {"inference-header-content-length": "99999"}),
         (_infer(_TENSOR), {"inference-header-content-length": "2"}),
@@ -304,6 +335,8 @@ def test_a_compressed_or_adorned_inference_request_is_refused(client: httpx.Clie
 
 def test_the_triton_client_works_unchanged(url: str, policy: OnnxPolicy) -> None:
     tritonclient = pytest.importorskip("tritonclient.http")
+    from tritonclient.utils import InferenceServerException
+
     observations = random_observations(3)
     expected = policy.act(observations)
     client = tritonclient.InferenceServerClient(url.removeprefix("http://"))
@@ -327,6 +360,15 @@ def test_the_triton_client_works_unchanged(url: str, policy: OnnxPolicy) -> None
             names = [n.decode() if isinstance(n, bytes) else n
                      for n in result.as_numpy("action_name")]  # fmt: skip
             assert names == [policy.actions[a].name for a in expected.actions]
+        # All outputs, by its own wish for binary data; and the wishes that this service adds.
+        result = client.infer("mario", [tensor], parameters={"mode": "sample", "seed": 1})
+        assert result.as_numpy("action").shape == (3,)
+        for wish in ({"priority": 1}, {"timeout": 5}, {"sequence_id": 1}):
+            with pytest.raises(InferenceServerException, match="unknown parameter"):
+                client.infer("mario", [tensor], **wish)
+        classes = tritonclient.InferRequestedOutput("probabilities", class_count=2)
+        with pytest.raises(InferenceServerException, match="classification"):
+            client.infer("mario", [tensor], outputs=[classes])
     finally:
         client.close()
 

@@ -15,7 +15,8 @@ from mario.errors import ServingError
 from serving.application import Application, Route
 from serving.http import Message, Request, Response, json_response
 from serving.instruments import Instruments
-from serving.parse import decode_base64, parse_object, parse_query
+from serving.json_body import parse_object
+from serving.parse import decode_base64, parse_query
 from serving.place import private_folder
 from serving.rate_limit import RateLimit
 from serving.refusal import Refusal
