@@ -54,11 +54,13 @@ def _throw(url: str, count: int, seed: int) -> collections.Counter[int | None]:
     statuses: collections.Counter[int | None] = collections.Counter()
     for number in range(count):
         request = bad_request(rng)
-        status = status_of(host, int(port), request)
+        status = status_of(host, int(port), request.data, whole=request.whole)
         statuses[status] += 1
-        assert status is None or status < 500, (number, request[:300])
+        assert status is None or status < 500, (number, request.data[:300])
+        # A connection may only end without an answer if the client ended it in mid-request.
+        assert status is not None or not request.whole, (number, request.data[:300])
         if number % 100 == 0:
-            assert _good(url), (number, request[:300])
+            assert _good(url), (number, request.data[:300])
     assert _good(url)
     page = httpx.get(f"{url}/metrics").text
     assert 'reason="internal"' not in page
@@ -74,11 +76,12 @@ def test_bad_requests(url: str) -> None:
 
 @pytest.mark.slow
 def test_ten_thousand_bad_requests(url: str) -> None:
-    # One in a hundred happens to be a good one.
+    # One in a hundred happens to be a good one, and another breaks off and hears nothing.
     statuses = _throw(url, 10_500, seed=2)
     print("\n", dict(statuses))
-    refused = sum(count for status, count in statuses.items() if status is None or status >= 400)
-    assert refused >= 10_000
+    unanswered = statuses.pop(None, 0)
+    refused = sum(count for status, count in statuses.items() if status and status >= 400)
+    assert refused >= 10_000, f"{refused} refused, {unanswered} broken off without an answer"
 
 
 def test_slow_and_truncated_bodies(url: str) -> None:
@@ -89,7 +92,7 @@ def test_slow_and_truncated_bodies(url: str) -> None:
     )
     assert send_slowly(host, int(port), head + bytes(20_000), 12, 0.3) in (408, None)
     assert send_slowly(host, int(port), head + bytes(28_224), 10, 0.05) == 200
-    assert status_of(host, int(port), head + bytes(1000)) in (400, 408, None)
+    assert status_of(host, int(port), head + bytes(1000), whole=False) in (400, 408, None)
     assert _good(url)
 
 

@@ -7,6 +7,7 @@ import random
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 OBSERVATION_BYTES = 28224
 
@@ -52,6 +53,30 @@ def _observation_text(rng: random.Random) -> str:
     return "[" + ",".join(frames) + "]"
 
 
+def _closed_nesting(rng: random.Random) -> str:
+    """Brackets as deep as parsers go, all of them closed, at any place that is looked at."""
+    opening, closing = rng.choice([("[", "]"), ('{"a":', "}"), ('[{"a":', "}]"), ('["a",', "]")])
+    depth = rng.choice([10, 200, 400, 500, 900, 990, 1000, 1010, 1020, 1100, 5000])
+    deep = opening * depth + "1" + closing * depth
+    good = '"' + "A" * 37632 + '"'
+    name = rng.choice(["observation", "observations", "mode", "seed", "frames"])
+    protocol_name = rng.choice(["id", "inputs", "outputs", "parameters", "model_name"])
+    tensor = '"name": "observation", "datatype": "UINT8"'
+    return rng.choice(
+        [
+            deep,
+            f'{{"{name}": {deep}}}',
+            f'{{"observation": {good}, "mode": {deep}}}',
+            f'{{"observation": {good}, "seed": {deep}}}',
+            f'{{"{protocol_name}": {deep}}}',
+            f'{{"inputs": [{{{tensor}, "shape": {deep}, "data": []}}]}}',
+            f'{{"inputs": [{{{tensor}, "shape": [1, 4, 84, 84], "data": {deep}}}]}}',
+            f'{{"inputs": [{{{tensor}, "shape": [1, 4, 84, 84], '
+            f'"parameters": {{"binary_data_size": {deep}}}}}]}}',
+        ]
+    )
+
+
 def _json_body(rng: random.Random) -> bytes:
     kinds: tuple[Callable[[], str], ...] = (
         lambda: "",
@@ -64,6 +89,8 @@ def _json_body(rng: random.Random) -> bytes:
         lambda: '{"seed": ' + rng.choice(_VALUES) + "}",
         lambda: "[" * rng.choice([10, 1000, 100_000]),
         lambda: '{"a":' * rng.choice([10, 5000]),
+        lambda: _closed_nesting(rng),
+        lambda: _closed_nesting(rng),
         lambda: '{"frames": ["' + "A" * 100 + '","","",""]}',
         lambda: '{"frames": ' + rng.choice(_VALUES) + "}",
         lambda: json.dumps(
@@ -95,8 +122,21 @@ def _bytes_body(rng: random.Random) -> bytes:
     return (start + rng.randbytes(size))[:size] if size else b""
 
 
-def bad_request(rng: random.Random) -> bytes:
-    """One request that must be answered with 4xx (or the connection closed), never with 5xx."""
+@dataclass(frozen=True)
+class BadRequest:
+    """A request that must be answered with 4xx, never with 5xx.
+
+    Attributes:
+        data: the bytes to send.
+        whole: whether a server has all of it then; only one that has not may go unanswered.
+    """
+
+    data: bytes
+    whole: bool
+
+
+def bad_request(rng: random.Random) -> BadRequest:
+    """One request out of endlessly many."""
     path = rng.choice(_TRICKS) if rng.random() < 0.3 else rng.choice(_PATHS)
     method = "POST" if rng.random() < 0.7 else rng.choice(_METHODS)
     body = _json_body(rng) if rng.random() < 0.6 else _bytes_body(rng)
@@ -104,16 +144,18 @@ def bad_request(rng: random.Random) -> bytes:
     kind = rng.choice(_TYPES)
     headers.append(f"Content-Type: {kind}")
     length: object = len(body)
+    whole = True
     roll = rng.random()
     if roll < 0.05:
         length = rng.choice([-1, "x", 10**30, "0x10", "1, 1", ""])
     elif roll < 0.10:
-        length = rng.choice([10**12, (16 << 20) + 1])
+        length, whole = rng.choice([10**12, (4 << 20) + 1]), False
     if roll < 0.85:
         headers.append(f"Content-Length: {length}")
     elif roll < 0.95:
         headers.append("Transfer-Encoding: chunked")
         body = rng.choice([b"zz\r\n", b"5\r\nhello\r\n0\r\n\r\n", b"ffffffff\r\n", b"0\r\n\r\n"])
+        whole = body != b"ffffffff\r\n"
     if rng.random() < 0.1:
         headers.append("X-Large: " + "x" * rng.choice([5000, 40_000, 100_000]))
     if rng.random() < 0.1:
@@ -132,20 +174,34 @@ def bad_request(rng: random.Random) -> bytes:
         headers.append("Accept: " + rng.choice(["image/*", "\x00", "x" * 3000]))
     version = "HTTP/1.1" if rng.random() < 0.97 else rng.choice(["HTTP/9.9", "HTTP/1.0", ""])
     head = f"{method} {path} {version}\r\n" + "\r\n".join(headers) + "\r\n\r\n"
-    return head.encode("latin-1", "replace") + body
+    return BadRequest(head.encode("latin-1", "replace") + body, whole)
 
 
-def status_of(host: str, port: int, request: bytes, timeout_seconds: float = 8) -> int | None:
-    """Send a request on a connection of its own; None where it was closed without an answer."""
-    with socket.create_connection((host, port), timeout=timeout_seconds) as connection:
+def status_of(host: str, port: int, request: bytes, *, whole: bool = True) -> int | None:
+    """Send a request on a connection of its own; None where it was closed without an answer.
+
+    Args:
+        host: where to.
+        port: where to.
+        request: the bytes.
+        whole: whether that is all of a request. If not, the sending half is closed behind it, as
+            by a client that broke off; if it is, the connection stays open for the answer.
+
+    Raises:
+        TimeoutError: neither an answer nor an end came within 8 seconds.
+    """
+    with socket.create_connection((host, port), timeout=8) as connection:
         try:
             connection.sendall(request)
-            connection.shutdown(socket.SHUT_WR)
+            if not whole:
+                connection.shutdown(socket.SHUT_WR)
+        except TimeoutError:
+            raise
         except OSError:
             pass  # refused before it was sent in full
         try:
             answer = connection.recv(65536)
-        except (ConnectionResetError, TimeoutError):
+        except ConnectionResetError:
             return None
     if not answer:
         return None
