@@ -31,7 +31,8 @@ _PAGE_HEADERS = [
         b"frame-ancestors 'none'",
     ),
     (b"cache-control", b"no-cache"),
-    (b"referrer-policy", b"no-referrer"),
+    # Not no-referrer: with that, a browser writes `Origin: null` when this very form is sent.
+    (b"referrer-policy", b"same-origin"),
 ]
 
 
