@@ -21,7 +21,6 @@ import itertools
 import math
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -40,8 +39,18 @@ from gate_pools import (
     simulated_scores,
     values_of,
 )
+from gate_production import (
+    account_alphas,
+    coverage,
+    first_champion,
+    progress_policies,
+    score_levels,
+    score_under_the_account,
+    stream,
+)
+from gate_rows import BATCHES, CAP, CLEAR, SCORE, UNLIKE, Row, batched, cell
 from gate_simulation import (
-    Outcome,
+    best_bet,
     best_growth,
     mcnemar_power,
     paired_clears,
@@ -56,57 +65,12 @@ from gate_simulation import (
     unlike_levels,
 )
 
-from mario.evaluation.betting import log_wealth, prior_for
-from mario.evaluation.rule import GateRule
 from mario.evaluation.statistics import exact_lower_bound
-from mario.evaluation.wealth import AlphaWealth
 
-CLEAR = GateRule(primary="clear")
-SCORE = GateRule(primary="score")
-PROGRESS = GateRule(primary="progress")
-CAP = SCORE.max_units
 SEED = 20261123
 SAVVI = "savvi==0.3.1"
-#: Equal and worse policies are judged so many times as often as others: their promoted shares are
-#: held to .05 (with the upper end of its interval) and to .005 in some fifty cells at once.
-BATCHES = 4
 #: Evidence for futility that no stream of CAP units reaches.
 NEVER = 1e-300
-#: Differences of the clear rate by level that average to 0, repeated to fill a task.
-UNLIKE = np.array([0.4, -0.4, 0.2, -0.2])
-
-Row = dict[str, Any]
-
-
-def cell(
-    kind: str, name: str, rule: GateRule, differences: np.ndarray, levels: int = 1, **more: Any
-) -> Row:
-    return _row(kind, name, rule, run_gate(differences, rule, levels), more)
-
-
-def _row(kind: str, name: str, rule: GateRule, outcome: Outcome, more: dict[str, Any]) -> Row:
-    return {
-        "kind": kind,
-        "cell": name,
-        "primary": rule.primary,
-        "true_effect": more.pop("true_effect", 0.0),
-        **outcome.summary(),
-        **more,
-    }
-
-
-def batched(
-    batches: int,
-    kind: str,
-    name: str,
-    rule: GateRule,
-    draw: Callable[[], np.ndarray],
-    levels: int = 1,
-    **more: Any,
-) -> Row:
-    """A cell of several batches of trials, each drawn when the last is done."""
-    outcome = Outcome.joined([run_gate(draw(), rule, levels) for _ in range(batches)])
-    return _row(kind, name, rule, outcome, more)
 
 
 def equal_policies(
@@ -228,7 +192,10 @@ def together(generator: np.random.Generator, pools: Pools, real: Real, trials: i
     small α and the best tests that there are. The target counts every real pair and leaves out
     only the simulated ones that are made to improve in nothing but clears. A clear test that gives
     up needs few units and finds nothing: see `clear_test_promoted`, and the units of both without
-    the stop for futility.
+    the stop for futility. `goal_units` is what the target leaves the score test. Beside it stand
+    the units of the best single bet on scores that is told the pair's own distribution, and
+    `floor_units`, log(1/α) over the growth: what a test that is sure to find the gain needs on
+    average at least.
     """
     rows = []
     cases = [
@@ -272,6 +239,8 @@ def together(generator: np.random.Generator, pools: Pools, real: Real, trials: i
             run_gate(each, replace(rule, beta=NEVER)).units.mean()
             for each, rule in ((d, SCORE), (clears, CLEAR))
         ]
+        told = best_bet(d, SCORE.alpha)
+        growth = best_growth(d)
         rows.append(
             {
                 "kind": "together", "cell": name, "primary": "score", "source": source,
@@ -284,105 +253,14 @@ def together(generator: np.random.Generator, pools: Pools, real: Real, trials: i
                 "clear_test_units_mean": by_clear["units_mean"],
                 "units_ratio": by_score["units_mean"] / by_clear["units_mean"],
                 "units_ratio_never_giving_up": float(stubborn[0] / stubborn[1]),
-                "growth_ratio": best_growth(clears) / best_growth(d),
+                "growth_ratio": best_growth(clears) / growth,
+                "goal_units": 0.8 * by_clear["units_mean"],
+                "floor_units": -math.log(SCORE.alpha) / growth,
+                "best_bet_units_mean": told["units_mean"],
+                "best_bet_promoted": told["promoted"],
+                "best_bet_theta": told["theta"],
             }
         )  # fmt: skip
-    return rows
-
-
-def first_champion(generator: np.random.Generator, real: Real, trials: int) -> list[Row]:
-    """Against the random policy within 60 units: 1.5 times as far, by progress and by score."""
-    if "random" not in real:
-        return []
-    progress = np.array([r.progress for r in real["random"]])
-    further = np.minimum(progress * 1.5, 1.0)
-    rows = []
-    for rule, scale in ((PROGRESS, 1.0), (SCORE, 0.5)):
-        d = paired_scores(generator, scale * progress, scale * further, trials, 60)
-        rows.append(
-            cell("first champion", "1.5 × random, 60 units", replace(rule, max_units=60), d,
-                 true_effect=float(scale * (further.mean() - progress.mean())),
-                 source="real episodes")
-        )  # fmt: skip
-    return rows
-
-
-def coverage(generator: np.random.Generator, pools: Pools, trials: int) -> list[Row]:
-    """Streams on which the 95% confidence sequence ever excludes the true mean, CAP units long.
-
-    The sequence excludes m exactly when a capital against m has reached its threshold, so the
-    capitals at the true mean say it without inverting anything.
-    """
-    unlike = np.resize(UNLIKE, 4) + 0.1
-    streams = {
-        "4 unlike levels, +.1 on average": (
-            unlike_levels(generator, unlike, trials, CAP),
-            0.1,
-            "clear",
-        ),
-        "clears .5→.7": (paired_clears(generator, 0.5, 0.7, trials, CAP), 0.2, "clear"),
-        "clears .85→.85": (paired_clears(generator, 0.85, 0.85, trials, CAP), 0.0, "clear"),
-        "clears .02→.10": (paired_clears(generator, 0.02, 0.1, trials, CAP), 0.08, "clear"),
-    }
-    for name, (pool, _) in pools.items():
-        random = pools.get("random", pools["simulated 0.1"])[0]
-        d = paired_scores(generator, random, pool, trials, CAP)
-        streams[f"scores of {name} against random"] = (d, pool.mean() - random.mean(), "score")
-    rows = []
-    threshold = -math.log(0.025)
-    for name, (d, truth, metric) in streams.items():
-        prior, ends = prior_for(metric), slice(None)
-        if "levels" in name:
-            ends = slice(3, None, 4)
-        missed = np.zeros(trials, dtype=bool)
-        for start in range(0, trials, 500):
-            part = d[start : start + 500]
-            above = log_wealth(part, float(truth), prior=prior)[:, ends] >= threshold
-            below = log_wealth(-part, -float(truth), prior=prior)[:, ends] >= threshold
-            missed[start : start + 500] = (above | below).any(axis=1)
-        least_missed = Outcome(missed, missed, missed).shares()["promoted_low"]
-        rows.append({"kind": "coverage", "cell": name, "primary": metric, "trials": trials,
-                     "coverage": float(1 - missed.mean()),
-                     "coverage_high": 1 - least_missed})  # fmt: skip
-    return rows
-
-
-def stream(generator: np.random.Generator, trials: int, challengers: int = 50) -> list[Row]:
-    """Streams of 50 equal challengers under the alpha account: the share with any promotion."""
-    account = AlphaWealth.open(0.05)
-    any_with = np.zeros(trials, dtype=bool)
-    any_without = np.zeros(trials, dtype=bool)
-    for _ in range(challengers):
-        d = paired_clears(generator, 0.85, 0.85, trials, CAP)
-        any_with |= run_gate(d, CLEAR.with_alpha(account.next_alpha)).promoted
-        any_without |= run_gate(d, CLEAR).promoted if trials <= 1000 else False
-        account = account.spend()
-    row = {"kind": "stream", "cell": f"{challengers} equal challengers at .85", "primary": "clear",
-           "trials": trials, **Outcome(any_with, any_with, any_with).shares()}  # fmt: skip
-    if trials <= 1000:
-        row["promoted_without_account"] = float(any_without.mean())
-    return [row]
-
-
-def account_alphas(generator: np.random.Generator, trials: int) -> list[Row]:
-    """The same power at the alphas that a task's account really gives: its 1st, 2nd, … challenger.
-
-    The declared level is for the whole stream, so each challenger has less than it.
-    """
-    rows = []
-    account = AlphaWealth.open(0.05)
-    for challenger in range(1, 11):
-        alpha = account.next_alpha
-        account = account.spend()
-        if challenger not in (1, 2, 3, 5, 10):
-            continue
-        for before, after in ((0.5, 0.7), (0.7, 0.85), (0.85, 0.95), (0.85, 0.5)):
-            d = paired_clears(generator, before, after, trials, CAP)
-            name = f"challenger {challenger}, clears {before:g}→{after:g}"
-            rows.append(
-                cell("account", name, CLEAR.with_alpha(alpha), d, true_effect=after - before,
-                     alpha=alpha)
-            )  # fmt: skip
     return rows
 
 
@@ -470,6 +348,9 @@ def main() -> int:
         *coverage(generator, pools, trials),
         *stream(generator, 40 if arguments.quick else trials),
         *account_alphas(generator, trials),
+        *score_under_the_account(generator, pools, trials),
+        *progress_policies(generator, real, trials, batches),
+        *score_levels(generator, real, trials, batches),
     ]
     common = ["cell", "source", "true_effect", "promoted", "promoted_high", "rejected",
               "units_mean", "units_median", "units_p90"]  # fmt: skip
@@ -480,7 +361,8 @@ def main() -> int:
                        "fixed_units_at_power_.9"],
         "together": ["gain_beside_clears", "clear_effect", "clear_test_promoted",
                      "clear_test_units_mean", "units_ratio", "units_ratio_never_giving_up",
-                     "growth_ratio"],
+                     "growth_ratio", "goal_units", "floor_units", "best_bet_units_mean",
+                     "best_bet_promoted", "best_bet_theta"],
         "coverage": ["coverage"],
         "account": ["alpha"],
     }  # fmt: skip

@@ -269,6 +269,29 @@ def best_growth(differences: np.ndarray) -> float:
     return -float(optimize.minimize_scalar(negative, bounds=(0, 1 - 1e-9), method="bounded").fun)
 
 
+def best_bet(differences: np.ndarray, alpha: float) -> dict[str, float]:
+    """The single bet that needs the fewest units on average, told the distribution.
+
+    One stake θ from the first unit to the last, the same for every stream; which one is chosen by
+    looking at the streams themselves. No gate can do that; it says what any one bet could reach.
+
+    Args:
+        differences: float (T, n), n = the cap, which is what a stream counts that never crosses.
+        alpha: its evidence promotes at 1/alpha.
+
+    Returns:
+        theta, the share of streams promoted, and their mean units.
+    """
+    best = {"theta": 0.0, "promoted": 0.0, "units_mean": float(differences.shape[1])}
+    for theta in np.append(np.linspace(0.05, 0.95, 19), 0.99):
+        crossed = np.cumsum(np.log1p(theta * differences), axis=1) >= -math.log(alpha)
+        found = crossed.any(axis=1)
+        units = float(np.where(found, crossed.argmax(axis=1) + 1, differences.shape[1]).mean())
+        if units < best["units_mean"]:
+            best = {"theta": float(theta), "promoted": float(found.mean()), "units_mean": units}
+    return best
+
+
 def mcnemar_power(win: float, lose: float, units: int, alpha: float) -> float:
     """Exact power of the one-sided exact McNemar test with `units` pairs.
 

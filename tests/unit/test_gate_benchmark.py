@@ -19,9 +19,11 @@ from mario.evaluation.statistics import mcnemar_exact, paired_permutation
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import gate_calibration
+import gate_production
 import gate_simulation
 from gate_pools import better_scores, load_pools
 from gate_simulation import (
+    best_bet,
     best_growth,
     mcnemar_power,
     paired_clears,
@@ -145,6 +147,51 @@ def test_the_best_growth_of_a_coin_is_its_divergence_from_a_fair_one():
     assert best_growth(d) == pytest.approx(expected, rel=1e-6)
     # Ties slow it down by their share.
     assert best_growth(np.append(d, np.zeros(100))) == pytest.approx(expected / 2, rel=1e-6)
+
+
+def test_the_best_single_bet_is_no_worse_than_one_chosen_beforehand_and_obeys_the_floor():
+    d = paired_clears(np.random.default_rng(3), 0.5, 0.7, 400, 1_000)
+    told = best_bet(d, 0.05)
+    crossed = np.cumsum(np.log1p(0.4 * d), axis=1) >= math.log(20)
+    assert crossed.any(axis=1).all()
+    assert told["promoted"] == 1.0
+    assert told["units_mean"] <= (crossed.argmax(axis=1) + 1).mean()
+    # Evidence ends a little above the line: the floor of ln 20 over the growth holds.
+    assert told["units_mean"] >= 0.97 * math.log(20) / best_growth(d)
+
+
+def test_what_production_runs_is_among_the_cells():
+    """The demo's rule, progress, several levels by score, and the alphas of a stream."""
+    rule = gate_production.demo_rule()
+    assert (rule.primary, rule.min_units, rule.max_units) == ("progress", 60, 120)
+    generator = np.random.default_rng(2)
+    pools, real = load_pools(generator)
+    few = {name: real[name] for name in ("random", "demo_v1", "ppo_0602k", "ppo_1703k")}
+    rows = [
+        *gate_production.progress_policies(generator, few, 30, 1),
+        *gate_production.score_levels(generator, few, 30, 1),
+        *gate_production.score_under_the_account(generator, {"ppo_0602k": pools["ppo_0602k"]}, 30),
+    ]
+    by = {(row["kind"], row["cell"]): row for row in rows}
+    waited = [row for (_, name), row in by.items() if "demo's rule" in name]
+    assert len(waited) > 15
+    assert all(60 <= row["units_median"] <= 120 for row in waited)
+    for kind in ("equal", "worse"):
+        assert by[kind, "4 unlike levels by score" if kind == "equal" else
+                  "a fifth of episodes halved, 4 levels"]["promoted"] <= 0.2  # fmt: skip
+    assert by["coverage", "progress of demo_v1 against random"]["coverage"] > 0.8
+    units = [by["account", f"challenger {k}, +.05, ppo_0602k"]["units_mean"] for k in (1, 3, 10)]
+    assert units == sorted(units)
+
+
+def test_unlike_levels_by_score_are_equal_on_average():
+    generator = np.random.default_rng(1)
+    one, other = np.array([0.1, 0.2]), np.array([0.6, 0.9])
+    d = gate_production._unlike_scores(generator, [(one, other), (other, one)], 300)
+    assert d.shape == (300, gate_production.CAP)
+    assert d.mean() == pytest.approx(0.0, abs=0.005)
+    # Each block holds both levels: what the one gains the other loses.
+    assert np.abs(d.reshape(300, -1, 2).sum(axis=2)).max() < 0.45 < np.abs(d).min() + 0.1
 
 
 def test_a_gain_of_5_points_is_found_under_the_rules_own_cap():
