@@ -270,6 +270,48 @@ def test_a_collapse_has_its_own_state_and_pauses_its_schedule(
     assert server.mario("flows", "resume", "weekly-1-1").startswith("nothing to change")
 
 
+def test_a_second_training_waits_for_the_gpu_and_cpu_work_does_not(
+    server: PrefectServer, tmp_path: Path, postgres_database: str
+) -> None:
+    """As set up by default: one GPU, one training. A person cancels the first; the second begins.
+
+    The evaluation is asked for last and is through first, so the worker did look for work since.
+    """
+    runs = tmp_path / "runs"
+    runtime = Runtime(runs, postgres_database, f"sqlite:///{runs / 'mlflow.db'}")
+    runs.mkdir()
+    with open_registry(runtime) as registry:
+        write_odds_policy(runs / "good", GOOD)
+        registry.register("mario-1-1", runs / "good", run_id=None)
+    endless = {**PARAMETERS, "overrides": [*TRAINING, "total_steps=10000000"]}
+    setup = ("flows", "setup", "--pool", "process")
+    assert "changed   queue      process/gpu" in server.mario(*setup, MARIO_GPUS="")
+    try:
+        with server.worker(runs, MARIO_DATABASE_URL=postgres_database):
+            first = server.start_run("train/train", endless)
+            wait_for_checkpoints(server, runs, first, 1)
+            second = server.start_run("train/train", PARAMETERS)
+            evaluation = server.start_run(
+                "evaluate/evaluate", {"task": "1-1", "policy": "1", "units": 4}
+            )
+            state = server.wait(evaluation)
+            assert state["type"] == "COMPLETED", f"{state}\n{server.log()}"
+            assert "4 units" in state["message"]
+            assert server.run(first)["state"]["type"] == "RUNNING", "its GPU is taken"
+            assert {each["type"] for each in server.states(second)} == {"SCHEDULED"}
+            assert server.run(second)["run_count"] == 0
+            server.call("POST", f"/flow_runs/{first}/set_state", {"state": {"type": "CANCELLING"}})
+            cancelled = server.wait(first)
+            assert cancelled["type"] == "CANCELLED", f"{cancelled}\n{server.log()}"
+            state = server.wait(second)
+    finally:
+        server.mario(*setup)
+    assert (state["type"], state["name"]) == ("COMPLETED", "Registered"), server.log()
+    began = next(each for each in server.states(second) if each["type"] == "PENDING")
+    assert began["timestamp"] > cancelled["timestamp"], "not before the GPU was free"
+    assert "AwaitingRetry" not in [each["name"] for each in server.states(first)]
+
+
 def test_a_killed_worker_is_noticed_and_its_run_completes(
     server: PrefectServer, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
