@@ -122,7 +122,9 @@ def evaluate(
 
 @app.command()
 def gate(
-    challenger: PolicyArgument = "challenger",
+    challenger: Annotated[
+        str, typer.Argument(help="Which registered version: challenger or its number.")
+    ] = "challenger",
     task: OptionalTaskOption = None,
     config: TaskConfigOption = None,
     console: Annotated[str, typer.Option(help="native or nes-py.")] = "native",

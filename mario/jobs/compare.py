@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,11 +111,8 @@ def compare_from_terminal(
         metric=metric,
         seed=seed,
     )
-    command = (
-        "mario compare "
-        + " ".join(recipes)
-        + f" --task {task} --units {units} --metric {metric} --seed {seed}"
-    )
+    words = ("mario", "compare", *recipes, "--task", task, "--units", str(units))
+    command = shlex.join((*words, "--metric", metric, "--seed", str(seed)))
     page = write_page(output, render_comparison(comparison, command=command))
     document: Mapping[str, object] = comparison.to_dict()
     page.with_suffix(".json").write_text(json.dumps(document, indent=2), encoding="utf-8")

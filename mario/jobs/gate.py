@@ -7,36 +7,29 @@ import json
 import math
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Literal, cast
 
-import numpy as np
-import numpy.typing as npt
-
 from mario.config import GateConfig, load_config
 from mario.errors import EvaluationError
-from mario.evaluation.gate import GuardResult, SequentialGate, Verdict, decide
-from mario.evaluation.guards import inference_latency, onnx_agreement
-from mario.evaluation.records import PairedUnit, pair_records
+from mario.evaluation.gate import SequentialGate, Verdict, decide
+from mario.evaluation.records import PROTOCOL, PairedUnit, pair_records
 from mario.evaluation.rule import GateRule
 from mario.evaluation.seeds import Unit, schedule
 from mario.evaluation.wealth import AlphaWealth, replay
-from mario.game.console import ConsoleName, UInt8Array
+from mario.game.console import ConsoleName
 from mario.jobs.engines import LOCAL, EvaluationEngine, open_engine
 from mario.jobs.evaluate import evaluate_stored, evaluation_key, task_and_levels
+from mario.jobs.network_guards import measured_latency, network_guards
 from mario.jobs.policies import LoadedPolicy, load_policy, random_policy
 from mario.jobs.runtime import Runtime
-from mario.policy.onnx import OnnxPolicy
 from mario.registry import model_name
 from mario.store.records import AlphaEntry, NewVerdict
 from mario.store.store import ExperimentStore
 
-#: Observations that both networks answer for the latency guard, one at a time, taking turns.
-_LATENCY_CALLS = 60
 #: A round of units is at most one in so many of those played before, or what keeps the games busy.
 _PLAYED_AHEAD = 8
 
@@ -134,7 +127,9 @@ def judge(
         engine=engine,
         on_units=on_units,
     )
-    guards = network_guards(challenger, champion, rule)
+    # Judged again, the same test has its first measurement: a second one were a second chance.
+    latency = measured_latency(store, model, challenger, champion, test_key)
+    guards = network_guards(challenger, champion, rule, latency=latency)
     verdict = decide(played.pairs, rule, levels, guards=guards)
     stored = store.evaluations.record_verdict(
         NewVerdict(
@@ -235,20 +230,26 @@ def repeat_verdict(
         Whether every number came out the same (latency aside, which is measured), and the verdict.
 
     Raises:
+        EvaluationError: the challenger was no registered version.
         StoreError: no such verdict. RegistryError, ArtefactError: a side cannot be had any more.
     """
     with ExperimentStore.open(runtime.database_url) as store:
         stored = store.evaluations.verdict(verdict_id)
         test_key = store.evaluations.test_key(stored)
+    if stored.challenger_version is None:
+        raise EvaluationError(
+            f"got the verdict {verdict_id} on {stored.challenger_digest[:12]}, which was no "
+            "registered version; expected one, whose artefact can be loaded again; register it and "
+            "judge it with `mario gate`"
+        )
     before = Verdict.from_dict(dict(stored.detail))
     task = stored.model.removeprefix("mario-")
-    challenger = load_policy(
-        str(stored.challenger_version or stored.challenger_digest), task, runtime
-    )
+    # What a network answers is a guard with a number in the verdict, here as when it was made.
+    challenger = load_policy(str(stored.challenger_version), task, runtime, check_golden=False)
     champion = (
         random_policy(challenger.policy.actions, challenger.policy.frame_skip)
         if stored.champion_version is None
-        else load_policy(str(stored.champion_version), task, runtime)
+        else load_policy(str(stored.champion_version), task, runtime, check_golden=False)
     )
     with tempfile.TemporaryDirectory(prefix="mario-repeat-") as folder:
         fresh = Runtime.embedded(folder)
@@ -286,10 +287,12 @@ def key_of_test(
     What has the same name is paid for once and plays the same units; what has another plays others.
     The challenger's digest is in it, so that the units exist only once its weights are fixed.
 
+    The protocol is in it, too: under another one the units are others, and so is the test.
+
     Returns:
         64 hexadecimal digits (SHA-256).
     """
-    named = [challenger_digest, champion_digest, list(levels), rule.to_dict()]
+    named = [challenger_digest, champion_digest, list(levels), rule.to_dict(), PROTOCOL]
     return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
 
 
@@ -338,46 +341,6 @@ def _rounds(blocks: Iterator[tuple[Unit, ...]], environments: int) -> Iterator[l
         group = [unit for block in islice(blocks, blocks_now) for unit in block]
 
 
-def network_guards(
-    challenger: LoadedPolicy, champion: LoadedPolicy, rule: GateRule
-) -> tuple[GuardResult, ...]:
-    """Guards that look at the networks: the export answers as trained, and fast enough.
-
-    The trained network's answers are the golden ones in the artefact, recorded by torch at export.
-    The random policy has no network, so nothing is compared with it.
-    """
-    artefact = challenger.artefact
-    if artefact is None or not isinstance(challenger.policy, OnnxPolicy):
-        return ()
-    golden = artefact.golden
-    if golden is None:
-        missing = "the artefact has no golden answers, so nothing was compared; export it again"
-        return (GuardResult("onnx_agreement", False, 0.0, rule.max_logit_difference, missing),)
-    logits, _ = challenger.policy.infer(golden.observations)
-    guards = [onnx_agreement(logits, golden.logits, rule)]
-    if isinstance(champion.policy, OnnxPolicy):
-        guards.append(
-            inference_latency(
-                *_interleaved_seconds(challenger.policy, champion.policy, golden.observations), rule
-            )
-        )
-    return tuple(guards)
-
-
-def _interleaved_seconds(
-    first: OnnxPolicy, second: OnnxPolicy, observations: UInt8Array
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Time single answers of two networks in turns, so that a busy moment meets both."""
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for call in range(_LATENCY_CALLS + 10):
-        row = call % len(observations)
-        for times, policy in zip(seconds, (first, second), strict=True):
-            started = time.perf_counter()
-            policy.infer(observations[row : row + 1])
-            times.append(time.perf_counter() - started)
-    return np.array(seconds[0][10:]), np.array(seconds[1][10:])
-
-
 def verdict_lines(outcome: GateOutcome) -> list[str]:
     """Say a verdict in a few lines."""
     verdict = outcome.verdict
@@ -406,6 +369,13 @@ def gate_from_terminal(
     ):
         # What the network answers is a guard of the gate, with a number in the verdict.
         challenger = load_policy(reference, task, runtime, check_golden=False)
+        if challenger.version is None:
+            raise EvaluationError(
+                f"got {reference} as challenger, which is no registered version; expected a "
+                "version's number or `challenger`: what is not registered can be neither promoted "
+                "nor judged again, and its test would be paid from the task's alpha all the same; "
+                "have `mario pipeline` register it, or look at it with `mario evaluate`"
+            )
         champion = champion_for(challenger, task, runtime, store)
 
         def show(units: int, cap: int, p_value: float) -> None:

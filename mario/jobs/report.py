@@ -59,7 +59,8 @@ def report_verdict(
     task = stored.model.removeprefix("mario-")
     videos: list[Video] = []
     if stored.challenger_version is not None:
-        challenger = load_policy(str(stored.challenger_version), task, runtime)
+        # A verdict that says the network answers otherwise than trained has a page, too.
+        challenger = load_policy(str(stored.challenger_version), task, runtime, check_golden=False)
         videos = [
             _film(name, record, challenger, console)
             for name, record in pick_episodes(pairs, verdict.rule.primary).items()
@@ -67,7 +68,7 @@ def report_verdict(
     page = render_verdict(
         verdict,
         pairs,
-        command=f"mario gate --again {verdict_id}",
+        command=_command(stored),
         challenger_label=_label(stored.model, stored.challenger_version, "the challenger"),
         champion_label=_label(stored.model, stored.champion_version, "the random policy"),
         title=_title(stored),
@@ -107,6 +108,15 @@ def _film(name: str, record: EpisodeRecord, policy: LoadedPolicy, console: Conso
 
 def _label(model: str, version: int | None, otherwise: str) -> str:
     return otherwise if version is None else f"{model} version {version}"
+
+
+def _command(stored: StoredVerdict) -> str:
+    if stored.challenger_version is None:
+        return (
+            "# The challenger was no registered version, so there is nothing to load and no film:\n"
+            f"# {stored.challenger_digest}. Register it and judge it again with `mario gate`."
+        )
+    return f"mario gate --again {stored.id}"
 
 
 def _title(stored: StoredVerdict) -> str:

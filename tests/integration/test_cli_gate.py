@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -100,12 +103,26 @@ def test_the_gate_ends_with_0_for_a_promotion_and_with_4_otherwise(
         assert len(store.evaluations.verdicts("mario-1-1")) == 2, "a repetition is no verdict"
 
 
+def test_an_unregistered_challenger_is_refused_before_its_test_is_paid(
+    runtime: Runtime, mario: Mario, tmp_path: Path
+) -> None:
+    write_odds_policy(tmp_path / "good", GOOD)
+    for reference in (str(tmp_path / "good"), "random"):
+        done = mario("gate", reference)
+        assert done.code == 2, done.out + done.err
+        assert "no registered version" in done.err
+        assert "Traceback" not in done.err
+    with ExperimentStore.open(runtime.database_url) as store:
+        assert not store.evaluations.verdicts("mario-1-1")
+        assert not store.ledger.alpha_entries("mario-1-1")
+
+
 def test_a_comparison_of_two_recipes_as_page_and_as_json(mario: Mario, tmp_path: Path) -> None:
     recipes = []
     for name, odds in (("poor", POOR), ("good", GOOD)):
         folders = []
         for seed in (1, 2):
-            folder = tmp_path / f"{name}-{seed}"
+            folder = tmp_path / f"{name} & co" / str(seed)
             write_odds_policy(folder, (odds[0] + 0.001 * seed, *odds[1:]))
             folders.append(str(folder))
         recipes.append(f"{name}={','.join(folders)}")
@@ -134,8 +151,13 @@ def test_a_comparison_of_two_recipes_as_page_and_as_json(mario: Mario, tmp_path:
     assert better["probability"][0] == 1
     assert [warning for warning in document["warnings"] if "fewer than 5" in warning]
 
+    # The page's own command repeats it, whatever the folders are called.
+    shown = re.search(r"mario compare .*", unescape(html))
+    assert shown is not None
+    printed = shlex.split(shown.group().split("</pre>")[0])
+    assert printed[2:4] == recipes
     page.unlink()
-    again = mario(*command)
+    again = mario(*printed[1:], "--output", str(page))
     assert again.code == 0, again.out + again.err
     repeated = page.with_suffix(".json").read_text(encoding="utf-8")
     assert repeated == text, "same seed, same intervals"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import asdict
 
+import pytest
+
 from mario.config import GateConfig
 from mario.evaluation.rule import GateRule
 from mario.evaluation.seeds import schedule
@@ -35,6 +37,13 @@ def test_every_other_test_is_paid_for_and_plays_other_units() -> None:
     assert len(keys) == len(others) + 1
     played = [unit for key in keys for unit in units_of(("1-1", "1-2"), "confirmation", key, 200)]
     assert len(set(played)) == 200 * len(keys)
+
+
+def test_another_protocol_is_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    test = ("a" * 64, "b" * 64, ("1-1",), GateRule(primary="clear"))
+    before = key_of_test(*test)
+    monkeypatch.setattr("mario.jobs.gate.PROTOCOL", "mario-eval-v2")
+    assert key_of_test(*test) != before
 
 
 def test_rounds_grow_with_the_test_and_hold_every_block_once() -> None:
