@@ -218,69 +218,6 @@ def test_wrong_tokens_are_limited_and_good_ones_are_not(secured: tuple[str, Path
         assert f'endpoint="{endpoint}",reason="rate_limit"' in page
 
 
-@pytest.fixture(scope="module")
-def tokenless(folder: Path) -> Iterator[str]:
-    settings = ServingSettings(policy=folder, port=0, allowed_hosts="Mario.example, other.example")
-    with running(settings) as url:
-        yield url
-
-
-def test_other_sites_do_not_use_a_service_without_tokens(tokenless: str) -> None:
-    """A browser lets every site post here; only the Origin header tells."""
-    port = tokenless.rpartition(":")[2]
-    foreign = ("https://evil.example", "null", "http://localhost:1", f"http://127.0.0.1:{port}1")
-    for origin in foreign:
-        for method, path in (
-            ("POST", "/sessions"),
-            ("POST", "/predict/raw"),
-            ("POST", "/v2/models/mario/infer"),
-            ("DELETE", f"/sessions/{'0' * 37}"),
-            ("POST", "/login"),
-        ):
-            answer = httpx.request(method, tokenless + path, headers=BYTES | {"origin": origin})
-            assert answer.status_code == 403, (origin, path)
-            assert answer.json()["reason"] == "origin"
-    assert "mario_serving_sessions 0.0" in httpx.get(f"{tokenless}/metrics").text
-    for origin in (tokenless, f"HTTP://127.0.0.1:{port}", "https://mario.example"):
-        answer = httpx.post(f"{tokenless}/sessions", headers={"origin": origin})
-        assert answer.status_code == 201, origin
-    assert httpx.post(f"{tokenless}/sessions").status_code == 201
-
-
-def test_a_name_that_points_here_is_not_enough_without_tokens(
-    tokenless: str, secured: tuple[str, Path]
-) -> None:
-    """DNS rebinding: page and service have one origin then, and only the Host header tells."""
-    port = tokenless.rpartition(":")[2]
-    for host in (f"evil.example:{port}", "localhost.evil.example", "0.0.0.0", "127.0.0.1.nip.io"):
-        own = {"host": host, "origin": f"http://{host}"}
-        for method, path in (("POST", "/sessions"), ("GET", "/card"), ("GET", "/metrics")):
-            answer = httpx.request(method, tokenless + path, headers=own)
-            assert answer.status_code == 403, (host, path)
-            assert answer.json()["reason"] == "host"
-        with (
-            pytest.raises(InvalidStatus),
-            connect(f"ws{tokenless.removeprefix('http')}/watch", additional_headers=own),
-        ):
-            pass
-        assert httpx.get(f"{tokenless}/livez", headers={"host": host}).status_code == 200
-        # With a token it is the token that counts: probes and proxies come by many names.
-        answer = httpx.get(
-            f"{secured[0]}/card", headers={"host": host, "authorization": f"Bearer {OLD}"}
-        )
-        assert answer.status_code == 200
-    for host in (
-        "localhost",
-        f"LOCALHOST:{port}",
-        f"[::1]:{port}",
-        "127.0.0.2",
-        "mario.example:80",
-    ):
-        assert httpx.get(f"{tokenless}/card", headers={"host": host}).status_code == 200, host
-    with pytest.raises(ServingError, match="ALLOWED_HOSTS"):
-        ServingSettings.from_env({"MARIO_SERVING_ALLOWED_HOSTS": "https://mario.example/"})
-
-
 def test_no_secret_in_the_log(secured: tuple[str, Path]) -> None:
     url, place = secured
     _ask(url, OLD)
