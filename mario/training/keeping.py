@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from mario.errors import CheckpointError
+from mario.files import clear_unfinished
 from mario.training.checkpoint import (
     CheckpointContent,
     CheckpointInfo,
@@ -16,6 +17,7 @@ from mario.training.checkpoint import (
     list_checkpoints,
     load_latest,
     prune,
+    read_values,
     write_checkpoint,
 )
 from mario.training.result import BestCheckpoint
@@ -89,8 +91,7 @@ class CheckpointKeeper:
         if not self._write("best", target, steps, content, score):
             return False
         self.best = BestCheckpoint(target, steps, score)
-        # As many as checkpoints may name: a resumed run may begin at an older one.
-        prune(target.parent, self._keep + 1)
+        self._prune_best()
         return True
 
     def save_last(self, steps: int, content: CheckpointContent, *, required: bool) -> None:
@@ -114,6 +115,29 @@ class CheckpointKeeper:
         if self._write("last", target, steps, content, None, required=required):
             self.last, self._written_steps = target, steps
             prune(target.parent, self._keep)
+            self._prune_best()
+
+    def _prune_best(self) -> None:
+        """Keep the best one, and each that a checkpoint names which may be gone on from.
+
+        However many have been found since that checkpoint: after a kill the run is back at it, and
+        those that it does not know of yet are no longer there.
+        """
+        named = set() if self.best is None else {self.best.path.name}
+        for checkpoint in list_checkpoints(self._folder / CHECKPOINTS_FOLDER):
+            try:
+                best = read_values(checkpoint)["trainer"]["best"]
+            except (CheckpointError, KeyError) as error:
+                # What it names cannot be known; it goes itself when newer ones have come.
+                log.warning("%s: no best checkpoint is deleted meanwhile (%s)", checkpoint, error)
+                return
+            if best is not None:
+                named.add(best[0])
+        folder = self._folder / BEST_FOLDER
+        for found in list_checkpoints(folder):
+            if found.name not in named:
+                discard(found)
+        clear_unfinished(folder)
 
     def _write(
         self, kind: Literal["last", "best"], target: Path, steps: int, content: CheckpointContent,
