@@ -200,8 +200,9 @@ def _evidence_note(verdict: Verdict) -> str:
 
 def _effect_note(verdict: Verdict) -> str:
     return (
-        f"Line: average difference per unit. Band: every value not yet ruled out; each edge is on "
-        f"the wrong side at any time with a chance of at most {verdict.rule.alpha:.3g}."
+        f"Line: average difference per unit. Band: every value that the evidence so far does not rule "
+        f"out; each edge is ever on the wrong side with a chance of at most "
+        f"{verdict.rule.alpha:.3g}."
     )
 
 

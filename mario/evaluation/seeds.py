@@ -1,9 +1,10 @@
 """Where the seeds of evaluation units come from, so that judging never meets training.
 
-Three families, disjoint by construction because the family's tag is in the seed's own bits:
+Three families, disjoint from one another by construction, because the family's tag is in the seed's
+own bits:
 
     bit 63    always 0, so that a seed also fits a signed 64-bit SQL column
-    bits 61-62  family: 1 selection, 2 screening, 3 confirmation; 0 is left to training
+    bits 61-62  family: 1 selection, 2 screening, 3 confirmation; 0 is no family's
     bits 0-60   SHA-256 of (scheme, family, key, level, index)
 
 Selection seeds choose checkpoints, screening seeds give a quick look, confirmation seeds decide.
@@ -14,8 +15,11 @@ is not a second chance; and a test against another champion, or under another ru
 which the challenger was never seen. Had it the old ones, it would come to them already chosen by
 them: a challenger that was lucky there goes on being lucky there.
 
-Small seeds (below 2**61), such as those of a training configuration, have tag 0 and belong to no
-family.
+The seed of a training configuration is a small number (below 2**61) and has tag 0. The seeds of
+training *episodes* are derived from it over all 64 bits (`mario.game.sb3_vec_env.episode_source`),
+so that three of eight carry a family's tag by chance, and what keeps them apart from units is
+chance, too: a million episodes meet one of ten thousand given units with probability 5e-10.
+Confirmation needs no such chance, since its seeds exist only after training.
 
 Usage by the runner:
     >>> for block in schedule(("1-1",), "confirmation", key="ab" * 32, units=2):
@@ -92,7 +96,11 @@ def unit_seed(family: Family, key: str, level: str, index: int) -> int:
 
 
 def family_of(seed: int) -> str | None:
-    """Family that a seed belongs to, read from its bits; None for training seeds and others."""
+    """Family whose tag a seed has, read from its bits; None for small seeds and above 2**63.
+
+    It tells evaluation seeds apart. It does not tell whether a seed is one: the seeds of training
+    episodes are 64 bits of any value.
+    """
     tag = seed >> _TAG_SHIFT
     return FAMILIES[tag - 1] if 1 <= tag <= len(FAMILIES) else None
 

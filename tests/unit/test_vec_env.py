@@ -9,9 +9,10 @@ import pytest
 
 from mario.config import ExperimentConfig, parse_config
 from mario.errors import SaveStateError
+from mario.evaluation.seeds import FAMILIES, family_of, unit_seed
 from mario.game.batch import EpisodeSpec
 from mario.game.rng import derive_seed
-from mario.game.sb3_vec_env import EpisodeRecord, GameVecEnv, make_vec_env
+from mario.game.sb3_vec_env import EpisodeRecord, GameVecEnv, episode_source, make_vec_env
 
 
 def config(environments: int = 3, **game: object) -> ExperimentConfig:
@@ -45,6 +46,24 @@ def play(env: GameVecEnv, steps: int, seed: int) -> tuple[list[np.ndarray], list
         rewards.append(reward)
         records += [infos[i]["record"] for i in np.flatnonzero(dones)]
     return rewards, records
+
+
+def test_training_episodes_share_no_seed_with_evaluation_units() -> None:
+    """Over many runs: it is chance that keeps them apart, and three of eight carry a tag."""
+    sources = [episode_source(seed, ("1-1",)) for seed in range(40)]
+    episodes = [s(index, k).seed for s in sources for index in range(8) for k in range(150)]
+    assert len(set(episodes)) == len(episodes)
+    tagged = np.mean([family_of(seed) is not None for seed in episodes])
+    # 48,000 episodes: .010 is more than four standard errors.
+    assert tagged == pytest.approx(3 / 8, abs=0.01)
+    units = {
+        unit_seed(family, key, "1-1", index)  # type: ignore[arg-type]
+        for family in FAMILIES
+        for key in ("", "a" * 64)
+        if key or family != "confirmation"
+        for index in range(2_000)
+    }
+    assert not units & set(episodes)
 
 
 def test_every_environment_is_recorded_with_its_own_seed(env: GameVecEnv) -> None:
