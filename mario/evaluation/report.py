@@ -200,8 +200,8 @@ def _evidence_note(verdict: Verdict) -> str:
 
 def _effect_note(verdict: Verdict) -> str:
     return (
-        f"Line: average difference per unit. Band: every value that the evidence so far does not rule "
-        f"out; each edge is ever on the wrong side with a chance of at most "
+        "Line: average difference per unit. Band: every value that the evidence so far does not "
+        "rule out; each edge is ever on the wrong side with a chance of at most "
         f"{verdict.rule.alpha:.3g}."
     )
 
