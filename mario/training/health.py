@@ -43,7 +43,8 @@ class HealthSample:
         entropy_ratio: entropy of the action distribution over its maximum, 0 … 1.
         dominant_action_share: share of the most frequent action in the rollout, 0 … 1.
         approx_kl: Kullback-Leibler divergence of the update (Schulman's k3 estimator), ≥ 0.
-        clip_fraction: share of samples whose probability ratio was clipped, 0 … 1.
+            None for updates of a single minibatch, which is measured before it changes anything.
+        clip_fraction: share of samples whose probability ratio was clipped, 0 … 1; None likewise.
         explained_variance: of the returns by the value network, ≤ 1.
         value_loss: mean squared error of the value network (DQN: the temporal difference loss).
         gradient_norm: L2 norm before clipping, mean over the update.
@@ -51,7 +52,8 @@ class HealthSample:
         dormant_share: share of units that hardly ever fire (Sokar et al. 2023, τ = 0.025) in the
             layer that has most of them, 0 … 1.
         q_max: largest Q-value on recent observations (DQN).
-        q_bound: largest return that is possible, from the rewards seen (DQN).
+        q_bound: largest return that is possible, from the rewards seen (DQN); None or 0 before
+            the first.
         frozen_observation_share: share of observations whose four frames are equal, 0 … 1.
         seconds_since_update: how old the update before this one was, where it was older than
             `HealthRules.stale_seconds`; None while updates arrive (so that samples of two equal
@@ -183,6 +185,7 @@ class _Memory:
     samples: int = 0
     state: State = "warming"
     told: State = "warming"
+    restarted: bool = False
     best_furthest_px: float = 0.0
     best_return: float = -math.inf
     streaks: dict[str, int] = field(default_factory=dict)
@@ -258,11 +261,14 @@ class CollapseDetector:
     def restart(self) -> None:
         """Begin anew after a rollback; what was reached so far stays the measure.
 
+        The samples that follow must speak of episodes since then only.
         The next sample's `changed` is against what was said last, so that the way back from a
         collapse is a change of state like any other.
         """
         kept = self._memory
-        self._memory = _Memory(best_furthest_px=kept.best_furthest_px, told=kept.told)
+        self._memory = _Memory(
+            best_furthest_px=kept.best_furthest_px, told=kept.told, restarted=True
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Everything remembered, as JSON types."""
@@ -356,7 +362,8 @@ class CollapseDetector:
                 norm > rules.gradient_factor / 5 * usual > 0,
                 f"gradient norm {norm:.3g}, {norm / max(usual, 1e-12):.0f} times the usual",
                 outcome="diverged")  # fmt: skip
-        if sample.q_max is not None and sample.q_bound is not None:
+        # Before a reward was seen, or an episode's end with its own, nothing bounds a return.
+        if sample.q_max is not None and sample.q_bound and sample.episodes_finished:
             add("q_bound", sample.q_max > 2 * sample.q_bound, sample.q_max > sample.q_bound,
                 f"Q-value {sample.q_max:.3g} above the possible return {sample.q_bound:.3g}",
                 outcome="diverged")  # fmt: skip
@@ -383,10 +390,12 @@ class CollapseDetector:
 
     def _remember(self, sample: HealthSample) -> None:
         memory = self._memory
-        if sample.mean_furthest_px is not None:
-            memory.best_furthest_px = max(memory.best_furthest_px, sample.mean_furthest_px)
-        if (value := sample.mean_return) is not None and math.isfinite(value):
-            memory.best_return = max(memory.best_return, value)
+        # After a rollback the windows begin empty: the mean of a few lucky episodes is no measure.
+        if sample.recent_furthest_px is not None or not memory.restarted:
+            if sample.mean_furthest_px is not None:
+                memory.best_furthest_px = max(memory.best_furthest_px, sample.mean_furthest_px)
+            if (value := sample.mean_return) is not None and math.isfinite(value):
+                memory.best_return = max(memory.best_return, value)
         for values, new in (
             (memory.value_losses, sample.value_loss),
             (memory.gradient_norms, sample.gradient_norm),

@@ -21,7 +21,7 @@ from mario.game.sb3_vec_env import EpisodeRecord, GameVecEnv
 from mario.policy.sb3 import TorchPolicy, action_specs
 from mario.training.algorithm import build_algorithm, is_ppo, learning_rate, set_threads
 from mario.training.callbacks import TrainerCallback
-from mario.training.checkpoint import CheckpointContent, read_checkpoint
+from mario.training.checkpoint import CheckpointContent, read_checkpoint, verify_latest
 from mario.training.health import CollapseDetector, Health, HealthRules, HealthSample
 from mario.training.keeping import BEST_FOLDER, CHECKPOINTS_FOLDER, CheckpointKeeper
 from mario.training.result import Select, SelectionScore, TrainingResult
@@ -42,7 +42,8 @@ log = logging.getLogger(__name__)
 CONFIG_FILE = "config.yaml"
 #: Agent steps between two boundaries of DQN, whose rollouts are a few steps long.
 _DQN_BOUNDARY_STEPS = 1_000
-#: What may differ between a run and its resumption: nothing of it changes a weight.
+#: What may differ between a run and its resumption: nothing of it changes a weight. Of `evaluation`
+#: one key does, which `check_fits` looks at: a rollback goes to the policy that was judged best.
 _FREE_SECTIONS = ("name", "description", "sinks", "evaluation", "checkpoint")
 
 
@@ -63,6 +64,49 @@ def resume_hash(config: ExperimentConfig) -> str:
     """Hash what must be the same for a run to be resumed: all that can change a weight."""
     values = config.model_dump(mode="json", exclude=set(_FREE_SECTIONS))
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def check_fits(config: ExperimentConfig, checkpoint: Path, values: Mapping[str, Any]) -> None:
+    """Refuse to go on from a checkpoint with a configuration that is not its run's.
+
+    Args:
+        config: the one to go on with.
+        checkpoint: its folder, in the run's.
+        values: its plain values.
+
+    Raises:
+        CheckpointError: something differs that can change a weight.
+    """
+    trainer = values["trainer"]
+    config_file = checkpoint.parent.parent / CONFIG_FILE
+    if trainer["resume_hash"] != resume_hash(config):
+        raise CheckpointError(
+            f"{checkpoint}: was written by another configuration; expected the one in "
+            f"{config_file}; resume with that, or start a new run"
+        )
+    wanted = config.evaluation.action_selection
+    got = trainer.get("action_selection", wanted)  # older checkpoints do not have it
+    if got != wanted:
+        raise CheckpointError(
+            f"{checkpoint}: got evaluation.action_selection {wanted}, expected {got}, by which the "
+            "run's policies were judged so far: scores of both cannot be compared; leave it, or "
+            "start a new run"
+        )
+
+
+def check_resumable(config: ExperimentConfig, folder: Path) -> None:
+    """Verify that a run can be gone on with, before anybody is told that it is; writes nothing.
+
+    Args:
+        config: the configuration to go on with.
+        folder: the run's.
+
+    Raises:
+        CheckpointError: no checkpoint of it is whole, or the newest whole one does not fit.
+    """
+    found = verify_latest(folder / CHECKPOINTS_FOLDER)
+    if found is not None:
+        check_fits(config, *found)
 
 
 class TrainingRun:
@@ -126,12 +170,7 @@ class TrainingRun:
         if saved is None:
             log.info("%s: killed before its first checkpoint, starting anew", self.folder)
             return None
-        got = saved[1].values["trainer"]["resume_hash"]
-        if got != resume_hash(self.config):
-            raise CheckpointError(
-                f"{saved[0]}: was written by another configuration; expected the one in "
-                f"{config_file}; resume with that, or start a new run"
-            )
+        check_fits(self.config, saved[0], saved[1].values)
         return saved
 
     def execute(
@@ -322,6 +361,7 @@ class TrainingRun:
         restore_networks(self.model, content)
         learning_rate(self.model).factor *= collapse.rollback_learning_rate_factor
         self.detector.restart()
+        self.window.roll_back()
         said = (f"rolled back to the policy of {best.total_steps} steps "
                 f"({self.rollbacks} of {collapse.max_rollbacks})")  # fmt: skip
         log.warning("%s", said)
@@ -399,6 +439,7 @@ class TrainingRun:
         best = self.keeper.best
         return {
             "resume_hash": resume_hash(self.config),
+            "action_selection": self.config.evaluation.action_selection,
             "attempt": self.attempt,
             "update": self.update,
             "window": self.window.to_dict(),

@@ -43,14 +43,28 @@ class EpisodeWindow:
         self._by_environment: list[deque[float]] = [
             deque(maxlen=_WINDOW_ENVIRONMENT_EPISODES) for _ in range(environments)
         ]
+        self._begun_before: set[int] = set()
 
     def add(self, record: EpisodeRecord) -> None:
         """Take an episode in."""
         self.seen += 1
+        if record.env_index in self._begun_before:
+            self._begun_before.remove(record.env_index)
+            return
         self.returns.append(record.shaped_return)
         self.furthest_px.append(float(record.furthest_x_px))
         self.scores.append(_score(record))
         self._by_environment[record.env_index].append(float(record.furthest_x_px))
+
+    def roll_back(self) -> None:
+        """Forget the episodes of the policy that is gone, those that still run included.
+
+        How many there were stays known. The scores stay as well: where they choose the best
+        checkpoint, the mean of the first few episodes after a rollback would be chance.
+        """
+        for window in (self.returns, self.furthest_px, *self._by_environment):
+            window.clear()
+        self._begun_before = set(range(len(self._by_environment)))
 
     def environments_furthest_px(self) -> tuple[float, ...]:
         """Mean furthest x of each environment's last episodes, NaN before its first."""
@@ -81,6 +95,7 @@ class EpisodeWindow:
             "furthest_px": list(self.furthest_px),
             "scores": list(self.scores),
             "by_environment": [list(values) for values in self._by_environment],
+            "begun_before": sorted(self._begun_before),
         }
 
     def restore(self, values: Mapping[str, Any]) -> None:
@@ -93,6 +108,8 @@ class EpisodeWindow:
         for window, saved in zip(self._by_environment, values["by_environment"], strict=True):
             window.clear()
             window.extend(saved)
+        # Checkpoints of earlier versions do not have it.
+        self._begun_before = set(values.get("begun_before", ()))
 
 
 class GradientMeter:
@@ -196,6 +213,8 @@ def make_sample(
     returns, furthest = window.recent()
     enough = len(returns) == _RECENT_EPISODES
     loss = scalars.get("train/value_loss", scalars.get("train/loss"))
+    # Both are measured before each minibatch's step: of a single one they are 0 whatever it does.
+    compared = not isinstance(model, PPO) or _minibatches(model) > 1
     finite = all(math.isfinite(value) for name, value in scalars.items()
                  if name.startswith("train/") and name != "train/explained_variance")  # fmt: skip
     return HealthSample(
@@ -210,8 +229,8 @@ def make_sample(
         return_progress_correlation=spearman(returns, furthest) if enough else None,
         episodes_finished=window.finished,
         episodes_seen=window.seen,
-        approx_kl=_scalar(scalars, "train/approx_kl"),
-        clip_fraction=_scalar(scalars, "train/clip_fraction"),
+        approx_kl=_scalar(scalars, "train/approx_kl") if compared else None,
+        clip_fraction=_scalar(scalars, "train/clip_fraction") if compared else None,
         explained_variance=_finite(_scalar(scalars, "train/explained_variance")),
         value_loss=None if loss is None else float(loss),
         gradient_norm=gradient_norm,
@@ -249,7 +268,9 @@ def rollout_signals(model: BaseAlgorithm) -> dict[str, Any]:
             q_values = model.q_net(inputs)
         found["q_max"] = float(q_values.max())
         # Sum of a geometric series of the largest reward seen (never below one reward's size).
-        found["q_bound"] = float(np.abs(rewards).max() / max(1 - model.gamma, 1e-6))
+        # Before the first reward nothing is known of what is possible.
+        if (largest := float(np.abs(rewards).max())) > 0:
+            found["q_bound"] = largest / max(1 - model.gamma, 1e-6)
     return found
 
 
@@ -269,6 +290,11 @@ def _recent(model: BaseAlgorithm) -> tuple[Any, Any, Any]:
     stored = replay.observations[start:end].reshape(-1, *replay.obs_shape)
     filled = replay.buffer_size if replay.full else end
     return replay.actions[start:end].reshape(-1), stored, replay.rewards[:filled]
+
+
+def _minibatches(model: PPO) -> int:
+    """Count the minibatches of one update, all epochs together."""
+    return int(model.n_epochs) * math.ceil(model.n_steps * model.n_envs / int(model.batch_size))
 
 
 def _scalar(scalars: Mapping[str, Any], name: str) -> float | None:

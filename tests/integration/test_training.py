@@ -198,6 +198,59 @@ def test_rollback_goes_on_from_the_best_with_a_lower_rate(tmp_path: Path) -> Non
     assert rates[0] == 1.0
 
 
+def test_a_rollback_saves_a_run(tmp_path: Path) -> None:
+    """A good start, an exploding learning rate for some updates, and a good end all the same."""
+    bomb, update = 1e4, 15
+    kept: list[Any] = []
+
+    class Ruin(Listener):
+        def on_health(self, sample: Any, health: Any) -> None:
+            super().on_health(sample, health)
+            if sample.update == update:
+                kept[0].learning_rate.factor *= bomb
+
+        def on_incident(self, incident: Any) -> None:
+            assert incident.kind == "rollback"
+            kept[0].learning_rate.factor /= bomb
+
+    listener = Ruin()
+    constant = {"learning_rate_schedule": "constant", "clip_range_schedule": "constant"}
+    result = train(
+        small_config(
+            PPO | constant, total_steps=35 * 64, selection={"every_steps": 320, "units": 4},
+            collapse={"action": "rollback", "max_rollbacks": 1},
+        ),
+        tmp_path / "run", sinks=[listener], initial=kept.append,
+    )  # fmt: skip
+    assert (result.status, result.rollbacks) == ("finished", 1)
+    assert result.total_steps == 35 * 64
+    assert kept[0].learning_rate.factor == 0.5
+    said = [(sample.update, health.state) for sample, health in listener.health if health.changed]
+    assert said[0] == (10, "healthy")
+    ends = [at for at, state in said if state in ("collapsed", "diverged")]
+    assert len(ends) == 1
+    assert update < ends[0] <= update + 5
+    assert said[-1][1] == result.health.state == "healthy"
+    assert said[-1][0] == ends[0] + 10
+    # It plays as before, not as the ruined policy did: one action only.
+    assert listener.health[ends[0] - 1][0].dominant_action_share == 1.0
+    for sample, _ in listener.health[ends[0] + 1 :]:
+        assert sample.dominant_action_share is not None
+        assert sample.dominant_action_share < 0.9
+    # The detector judged the restored policy by its own episodes, all of them counted.
+    first = listener.health[ends[0]][0]
+    assert first.recent_furthest_px is None
+    assert listener.health[-1][0].recent_furthest_px is not None
+    assert listener.health[-1][0].episodes_seen == result.episodes
+
+
+def test_one_minibatch_an_update_is_no_collapse(tmp_path: Path) -> None:
+    config = small_config(PPO | {"n_epochs": 1, "batch_size": 64}, total_steps=20 * 64,
+                          collapse={"action": "stop"})  # fmt: skip
+    result = train(config, tmp_path / "run")
+    assert (result.status, result.health.reasons) == ("finished", ())
+
+
 def test_rollback_is_told_and_one_to_a_damaged_best_ends_the_run(tmp_path: Path) -> None:
     class Damage(Listener):
         def on_health(self, sample: Any, health: Any) -> None:

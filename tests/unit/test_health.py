@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
+from mario.game.sb3_vec_env import EpisodeRecord
 from mario.training.health import CollapseDetector, Health, HealthRules, HealthSample, spearman
+from mario.training.signals import EpisodeWindow
 
 RULES = HealthRules()
 
@@ -40,6 +42,14 @@ def healthy(update: int, **changes: Any) -> HealthSample:
         frozen_observation_share=0.02,
     )
     return replace(base, **changes)
+
+
+def episode(env_index: int, x_px: int) -> EpisodeRecord:
+    """An episode that ended in a death at `x_px`."""
+    return EpisodeRecord(
+        env_index=env_index, episode_index=0, seed=1, level="1-1", total_steps=10, length_steps=5,
+        length_frames=20, shaped_return=x_px / 10, furthest_x_px=x_px, end="death", state={},
+    )  # fmt: skip
 
 
 def feed(detector: CollapseDetector, updates: int, first: int = 1, **changes: Any) -> list[Health]:
@@ -188,6 +198,65 @@ def test_restart_forgets_the_streaks_and_keeps_the_measure() -> None:
     assert detector.state == "warming"
     feed(detector, 12, 24, recent_furthest_px=300.0, mean_furthest_px=300.0)
     assert detector.state == "collapsed"
+
+
+def test_a_run_that_recovers_after_a_rollback_is_left_alone() -> None:
+    """Fewer than 20 episodes end while the detector warms again: only those since then count."""
+    detector, window = CollapseDetector(), EpisodeWindow(8)
+
+    def play(count: int, x_px: int) -> None:
+        for _ in range(count):
+            window.finished += 1
+            window.add(episode(window.seen % 8, x_px))
+
+    def sample(update: int) -> HealthSample:
+        returns, furthest = window.recent()
+        enough = len(returns) == 20
+        return healthy(
+            update,
+            mean_return=window.mean_return(),
+            mean_furthest_px=window.mean_furthest_px(),
+            recent_return=np.mean(returns) if enough else None,
+            recent_furthest_px=np.mean(furthest) if enough else None,
+            environments_furthest_px=window.environments_furthest_px(),
+        )
+
+    for update in range(1, 41):
+        play(10, 1_000)
+        assert detector.update(sample(update)).state in ("warming", "healthy")
+    while detector.state != "collapsed":
+        update += 1
+        play(10, 100)
+        detector.update(sample(update))
+    detector.restart()
+    window.roll_back()
+    assert window.mean_furthest_px() is None
+    assert all(math.isnan(x_px) for x_px in window.environments_furthest_px())
+    rolled_back_at = update
+    play(8, 100)  # begun by the ruined policy, one in each environment
+    play(1, 3_000)  # a lucky one is not what the run is measured by
+    for update in range(rolled_back_at + 1, rolled_back_at + 60):
+        if update % 2:
+            play(1, 1_000)
+        # A stop and a resume in between change nothing.
+        saved = json.loads(json.dumps([detector.to_dict(), window.to_dict()]))
+        detector, window = CollapseDetector(), EpisodeWindow(8)
+        detector.restore(saved[0])
+        window.restore(saved[1])
+        assert detector.update(sample(update)).state in ("warming", "healthy"), update
+    assert detector.state == "healthy"
+
+
+def test_a_q_value_is_not_judged_before_anything_was_earned() -> None:
+    detector = CollapseDetector()
+    for update in range(1, 6):
+        sample = HealthSample(
+            update, update, q_max=0.01, q_bound=0.0, episodes_finished=3, episodes_seen=3
+        )
+        assert detector.update(sample) == Health("warming")
+        # A reward of standing still: what an episode's end costs or brings is not known yet.
+        sample = HealthSample(update, update, q_max=9.0, q_bound=1.0, episodes_finished=0)
+        assert CollapseDetector().update(sample).rules == ()
 
 
 def test_the_way_back_from_a_collapse_is_a_change_of_state_as_well() -> None:

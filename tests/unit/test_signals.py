@@ -31,7 +31,7 @@ class Hooks:
     def between_updates(self) -> None:
         pass
 
-    def boundary(self, scalars: Any, rollout: Any) -> None:
+    def boundary(self, scalars: Any, rollout: Any, pace: Any) -> None:
         self.boundaries.append((dict(scalars), dict(rollout)))
 
 
@@ -167,6 +167,39 @@ def test_q_values_and_their_bound() -> None:
         everywhere = model.q_net(torch.as_tensor(observations))
     assert float(everywhere.min()) <= rollout["q_max"] <= float(everywhere.max())
     env.close()
+
+
+def test_no_bound_of_q_values_before_a_reward() -> None:
+    config = small_config(DQN)
+    env = make_vec_env(config, threads=1)
+    model: Any = build_algorithm(config, env)
+    model.learn(104, TrainerCallback(Hooks(), config.algorithm, 104, 100))
+    model.replay_buffer.rewards[:] = 0
+    assert "q_bound" not in rollout_signals(model)
+    assert "q_max" in rollout_signals(model)
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "measured"),
+    [
+        ({"n_epochs": 1, "batch_size": 64}, False),
+        ({"n_epochs": 2, "batch_size": 64}, True),
+        ({"n_epochs": 1, "batch_size": 32}, True),
+    ],
+)
+def test_kl_of_a_single_minibatch_is_no_signal(changes: dict[str, Any], measured: bool) -> None:
+    """stable-baselines3 measures before each step: of one minibatch 0, whatever the step does."""
+    config = small_config(PPO | changes)
+    env = make_vec_env(config, threads=1)
+    model: Any = build_algorithm(config, env)
+    sample = make_sample(
+        model, EpisodeWindow(4), update=1, target_steps=640, gradient_norm=1.0, rollout={},
+        scalars={"train/approx_kl": 0.0, "train/clip_fraction": 0.0},
+    )  # fmt: skip
+    env.close()
+    expected = 0.0 if measured else None
+    assert (sample.approx_kl, sample.clip_fraction) == (expected, expected)
 
 
 def record(env_index: int, episode_index: int, x_px: int, value: float) -> EpisodeRecord:
