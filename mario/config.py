@@ -11,12 +11,14 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from mario.config_file import load_yaml
 from mario.errors import ConfigError
 
 LEVEL_PATTERN = r"^[1-8]-[1-4]$"
@@ -25,6 +27,8 @@ PositiveInt = Annotated[int, Field(ge=1, strict=True)]
 NonNegativeInt = Annotated[int, Field(ge=0, strict=True)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 ScheduleName = Literal["constant", "linear"]
+#: A training seed is below it: stable-baselines3 seeds NumPy's global generator, of 32 bits.
+SEED_BOUND = 2**32
 
 
 class _Section(BaseModel):
@@ -120,6 +124,9 @@ class DQNConfig(_Section):
     max_grad_norm: Annotated[float, Field(gt=0)] = 10.0
 
 
+_ALGORITHMS: dict[str, type[_Section]] = {"ppo": PPOConfig, "dqn": DQNConfig}
+
+
 class NetworkConfig(_Section):
     """The network and how it is computed; the precision changes speed, hardly the result."""
 
@@ -160,6 +167,12 @@ class SinksConfig(_Section):
     prometheus: bool = True
     tensorboard: bool = False
     wandb: Literal["off", "offline", "online"] = "off"
+
+    @field_validator("wandb", mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        """Take YAML's word for it: an `off` without quotes is read as False."""
+        return "off" if value is False else value
 
 
 _SCHEDULER = re.compile(r"^(tcp|tls|ws|wss)://[^/\s]+:\d+$")
@@ -254,7 +267,7 @@ class ExperimentConfig(_Section):
     description: str = ""
     task: Annotated[str, Field(pattern=r"^([1-8]-[1-4]|all|[a-z][a-z0-9-]{0,31})$")] = "1-1"
     levels: tuple[LevelName, ...] = ()
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=SEED_BOUND, strict=True)] = 0
     total_steps: PositiveInt
     environments: PositiveInt = Field(default_factory=_environments_of_this_machine)
     algorithm: PPOConfig | DQNConfig = Field(default=PPOConfig(), discriminator="name")
@@ -348,22 +361,6 @@ class ExperimentConfig(_Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML as the safe loader reads it, but a key given twice is an error, not a silent choice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Refuse duplicates, then build the mapping."""
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            key = str(key_node.value)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} is given twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
 def load_config(path: Path | str, overrides: tuple[str, ...] = ()) -> ExperimentConfig:
     """Read an experiment.
 
@@ -375,48 +372,6 @@ def load_config(path: Path | str, overrides: tuple[str, ...] = ()) -> Experiment
         ConfigError: the file cannot be read, or does not describe an experiment that can be run.
     """
     return parse_config(load_yaml(path, overrides), str(path))
-
-
-def load_yaml(
-    path: Path | str, overrides: tuple[str, ...] = (), *, expected: str = "`name:`, `total_steps:`"
-) -> dict[str, Any]:
-    """Read a YAML file of keys and values.
-
-    Args:
-        path: the file.
-        overrides: ``"key.sub=value"`` each, the value read as YAML; they win over the file.
-        expected: keys that such a file has, for the error message.
-
-    Raises:
-        ConfigError: the file cannot be read, or holds something else.
-    """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        known = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml"))) or "none there"
-        raise ConfigError(
-            f"{path}: no such file; expected a YAML with {expected} (found: {known})"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{path}: cannot be read as UTF-8 text ({error}); check the file"
-        ) from None
-    try:
-        values = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or error
-        raise ConfigError(f"{path}:{where} not valid YAML: {problem}; correct it") from None
-    if not isinstance(values, dict):
-        raise ConfigError(
-            f"{path}: got {type(values).__name__} at the top, expected keys and values such as "
-            f"{expected}"
-        )
-    for override in overrides:
-        _apply(values, override)
-    return values
 
 
 def parse_config(values: dict[str, Any], source: str) -> ExperimentConfig:
@@ -434,35 +389,45 @@ def parse_config(values: dict[str, Any], source: str) -> ExperimentConfig:
     try:
         return ExperimentConfig.model_validate(values)
     except ValidationError as error:
-        faults = "; ".join(_describe(fault) for fault in error.errors())
-        raise ConfigError(f"{source}: {faults}") from None
+        faults = [*_of_another_algorithm(error.errors()), *map(_describe, error.errors())]
+        raise ConfigError(f"{source}: {'; '.join(filter(None, faults))}") from None
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key.strip():
-        raise ConfigError(f"--set {override!r}: expected key=value, such as algorithm.gamma=0.9")
-    *parents, last = key.strip().split(".")
-    target = values
-    for parent in parents:
-        target = target.setdefault(parent, {})
-        if not isinstance(target, dict):
-            raise ConfigError(f"--set {override!r}: {parent} is a value, not a section with keys")
-    try:
-        target[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {override!r}: the value is not valid YAML; quote it") from None
+def _foreign(fault: Any) -> tuple[str, str, str] | None:
+    """The algorithm, the key and the algorithm that has it, where one is set that another has."""
+    loc = fault["loc"]
+    if fault["type"] != "extra_forbidden" or len(loc) != 3 or loc[0] != "algorithm":
+        return None
+    name, key = str(loc[1]), str(loc[2])
+    for other, model in _ALGORITHMS.items():
+        if other != name and key in model.model_fields:
+            return name, key, other
+    return None
+
+
+def _of_another_algorithm(faults: Sequence[Any]) -> Iterator[str]:
+    """Say in one sentence that the settings are those of another algorithm."""
+    found = [foreign for foreign in map(_foreign, faults) if foreign is not None]
+    if found:
+        name, _, other = found[0]
+        keys = ", ".join(f"algorithm.{key}" for _, key, _ in found)
+        yield (
+            f"{keys}: unknown {'keys' if len(found) > 1 else 'key'} beside algorithm.name {name}, "
+            f"got what only {other} has; remove that, or begin with a configuration of {name}"
+        )
 
 
 def _describe(fault: Any) -> str:
-    """Say one fault as `key: got …, expected …`."""
+    """Say one fault as `key: got …, expected …`; nothing of what is said for several at once."""
+    if _foreign(fault) is not None:
+        return ""
     parts = [str(part) for part in fault["loc"] if part not in ("ppo", "dqn")]
     key = ".".join(parts)
     kind, context = fault["type"], fault.get("ctx", {})
     if kind == "value_error":
         return str(context["error"])
     if kind == "extra_forbidden":
-        known = _keys_beside(parts)
+        known = _keys_beside([str(part) for part in fault["loc"]])
         near = difflib.get_close_matches(parts[-1], known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
         return f"{key}: unknown key; {hint}"
@@ -483,7 +448,7 @@ def _keys_beside(parts: list[str]) -> list[str]:
     model: Any = ExperimentConfig
     for part in parts[:-1]:
         if part == "algorithm":
-            return sorted({*PPOConfig.model_fields, *DQNConfig.model_fields})
+            return sorted(_ALGORITHMS[parts[1]].model_fields)
         annotation = model.model_fields[part].annotation
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             return []

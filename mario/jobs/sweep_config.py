@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
-from mario.config import ExperimentConfig, load_config, load_yaml, parse_config
+from mario.config import ExperimentConfig, load_config, parse_config
+from mario.config_file import load_yaml
 from mario.errors import ConfigError
 
 #: What a search space may vary: none of it changes what a selection score means.

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mario.config import DQNConfig, ExperimentConfig, PPOConfig, load_config, parse_config
+from mario.config import (
+    SEED_BOUND,
+    DQNConfig,
+    ExperimentConfig,
+    PPOConfig,
+    load_config,
+    parse_config,
+)
 from mario.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -55,6 +62,10 @@ BROKEN = {
     "learning starts after the end": (
         "algorithm: {name: dqn, learning_starts_steps: 9999}\n", ["learning_starts_steps", "4096"],
     ),
+    "seed that no generator takes": (
+        "seed: 99999999999999999999999\n", ["seed", "99999999999999999999999", "4294967296"],
+    ),
+    "negative seed": ("seed: -1\n", ["seed", "-1"]),
     "key given twice": ("name: again\n", ["name", "twice"]),
     "not YAML": ("algorithm: [\n", ["not valid YAML"]),
 }  # fmt: skip
@@ -102,6 +113,37 @@ def test_override_wins_over_the_file(tmp_path: Path) -> None:
     config = load_config(path, ("algorithm.gamma=0.8", "total_steps=8192"))
     assert config.algorithm.gamma == 0.8
     assert config.total_steps == 8192
+
+
+def test_settings_of_another_algorithm_are_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "ppo.yaml"
+    path.write_text(MINIMAL + "algorithm: {n_steps: 64, gamma: 0.9, clip_range: 0.1}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, ("algorithm.name=dqn", "algorithm.batch_sise=8"))
+    said = str(caught.value)
+    assert "algorithm.n_steps, algorithm.clip_range: unknown keys beside algorithm.name dqn" in said
+    assert "only ppo has" in said
+    assert "did you mean n_steps" not in said
+    assert "algorithm.batch_sise: unknown key; did you mean batch_size?" in said
+
+
+def test_wandb_may_be_turned_off_without_quotes(tmp_path: Path) -> None:
+    """YAML 1.1 reads a bare `off` as False."""
+    path = tmp_path / "fine.yaml"
+    path.write_text(MINIMAL + "sinks: {wandb: online}\n")
+    assert load_config(path, ("sinks.wandb=off",)).sinks.wandb == "off"
+    path.write_text(MINIMAL + "sinks: {wandb: off}\n")
+    assert load_config(path).sinks.wandb == "off"
+    with pytest.raises(ConfigError, match=r"sinks\.wandb"):
+        load_config(path, ("sinks.wandb=on",))
+
+
+def test_the_largest_seed_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "fine.yaml"
+    path.write_text(MINIMAL)
+    assert load_config(path, (f"seed={SEED_BOUND - 1}",)).seed == SEED_BOUND - 1
+    with pytest.raises(ConfigError, match="seed: got"):
+        load_config(path, (f"seed={SEED_BOUND}",))
 
 
 def test_yaml_round_trip_and_hash(tmp_path: Path) -> None:
