@@ -13,12 +13,9 @@ from mario.errors import MarioError
 from mario.journal import pending_journals
 from mario.store import migrate, models
 from mario.store.engine import reading
-from mario.store.process import host_name, is_alive
-from mario.store.records import Run, RunStatus, utc_now
+from mario.store.process import attempt_is_alive
+from mario.store.records import Run, RunStatus
 from mario.store.store import ExperimentStore
-
-# A run on another machine cannot be asked; without a sign of life for so long it counts as dead.
-_SILENCE_SECONDS = 900.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,9 +108,7 @@ def run_is_alive(run: Run) -> bool:
     if not run.attempts or run.attempts[-1].status != "running":
         return False
     last = run.attempts[-1]
-    if last.host == host_name():
-        return is_alive(last.host, last.pid)
-    return (utc_now() - last.heartbeat_at).total_seconds() < _SILENCE_SECONDS
+    return attempt_is_alive(last.host, last.pid, last.started_at, last.heartbeat_at)
 
 
 def _read_run(store: ExperimentStore, run: Run, mark_killed: bool) -> RunReading:

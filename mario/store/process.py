@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+
+#: A process on another machine cannot be asked; without a sign of life for so long it is dead.
+SILENCE_SECONDS = 900.0
+# What a process's start, counted from the machine's, may be off the clock that wrote the row.
+_CLOCK_SECONDS = 5.0
 
 
 def host_name() -> str:
@@ -35,3 +41,41 @@ def is_alive(host: str, pid: int) -> bool:
     except OSError:
         return True  # no such file system here: the signal's answer has to do
     return stat.rpartition(")")[2].split()[:1] not in (["Z"], ["X"])
+
+
+def attempt_is_alive(host: str, pid: int, started_at: datetime, heartbeat_at: datetime) -> bool:
+    """Whether the process that began an attempt is still there.
+
+    On this machine the process is asked for; its number may be another's by now, so a process
+    that is younger than the attempt is none of it, once the attempt has been silent for long (until
+    then a clock that was put right could make it look younger than it is). On another machine its
+    last sign of life has to do.
+
+    Args:
+        host: the machine that the attempt ran on.
+        pid: its process there.
+        started_at: when the attempt began, UTC.
+        heartbeat_at: when it last gave a sign of life, UTC.
+    """
+    silent = datetime.now(UTC) - heartbeat_at >= timedelta(seconds=SILENCE_SECONDS)
+    if host != host_name():
+        return not silent
+    if not is_alive(host, pid):
+        return False
+    began = process_began(pid)
+    another = began is not None and began > started_at + timedelta(seconds=_CLOCK_SECONDS)
+    return not (silent and another)
+
+
+def process_began(pid: int) -> datetime | None:
+    """When a process of this machine began, UTC; None where nobody can say (no ``/proc``)."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        machine = Path("/proc/stat").read_text(encoding="utf-8")
+        # Field 22 of proc_pid_stat(5), in ticks since the machine began; the name in field 2 may
+        # hold spaces, so it is counted from behind it.
+        ticks = int(stat.rpartition(")")[2].split()[19])
+        (boot,) = (int(line.split()[1]) for line in machine.splitlines() if line[:6] == "btime ")
+        return datetime.fromtimestamp(boot + ticks / os.sysconf("SC_CLK_TCK"), UTC)
+    except (OSError, ValueError, IndexError):
+        return None

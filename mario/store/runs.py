@@ -7,10 +7,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from mario.config import SEED_BOUND
 from mario.errors import RunIsBusy, StoreError
 from mario.store import models
 from mario.store.engine import encode_json, reading, redact, writing
-from mario.store.process import host_name, is_alive, process_id
+from mario.store.process import SILENCE_SECONDS, attempt_is_alive, host_name, process_id
 from mario.store.records import (
     Attempt,
     CheckpointKind,
@@ -46,6 +47,29 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         else:
             flat[name] = str(value)
     return flat
+
+
+def refuse_busy(run_id: str, last: Attempt | sa.Row[Any]) -> None:
+    """Refuse to go on with a run whose last attempt another process is still at.
+
+    Raises:
+        RunIsBusy: its process is alive on this machine, or was heard of lately on another.
+    """
+    if last.status != "running" or (last.host, last.pid) == (host_name(), process_id()):
+        return
+    if not attempt_is_alive(last.host, last.pid, last.started_at, last.heartbeat_at):
+        return
+    if last.host == host_name():
+        raise RunIsBusy(
+            f"run {run_id} is being trained by process {last.pid} on this machine; expected it "
+            "ended; stop that process first, or start a new run"
+        )
+    silent = max(0.0, (utc_now() - last.heartbeat_at).total_seconds())
+    raise RunIsBusy(
+        f"run {run_id} is being trained by process {last.pid} on {last.host}, heard of "
+        f"{silent:.0f} s ago; expected it ended; stop it there (a killed one counts as gone after "
+        f"{SILENCE_SECONDS:.0f} s of silence), or start a new run"
+    )
 
 
 class Runs:
@@ -101,11 +125,11 @@ class Runs:
         Args:
             run_id: the run; it need not be stored yet.
             task: what it will train for.
-            first: the smallest seed that will do, 0 ≤ first < 2**64.
+            first: the smallest seed that will do, 0 ≤ first < ``SEED_BOUND``.
 
         Raises:
             StoreUnavailableError: if the database does not answer.
-            StoreConstraintError: if the seed does not fit its column.
+            StoreError: if no seed from `first` on is free that a configuration may have.
         """
         table, parameter = models.SeedReservation, models.Hyperparameter
         with writing(self._engine) as connection:
@@ -122,9 +146,14 @@ class Runs:
             reserved = connection.execute(sa.select(table.seed).where(table.task == task)).scalars()
             taken = {str(seed) for seed in (*configured, *reserved)}
             seed = first
-            while str(seed) in taken or not self._reserve(connection, run_id, task, seed):
+            while 0 <= seed < SEED_BOUND:
+                if str(seed) not in taken and self._reserve(connection, run_id, task, seed):
+                    return seed
                 seed += 1
-            return seed
+        raise StoreError(
+            f"got no free seed from {first} on for task {task}; expected one of 0 to "
+            f"{SEED_BOUND - 1}; set a smaller `seed`"
+        )
 
     @staticmethod
     def _reserve(connection: sa.Connection, run_id: str, task: str, seed: int) -> bool:
@@ -141,7 +170,7 @@ class Runs:
         """Begin the next attempt of a run in this process.
 
         An attempt still marked running is marked killed: its process is gone, or it would hold
-        the run.
+        the run (see :func:`refuse_busy`).
 
         Args:
             run_id: the run.
@@ -149,7 +178,7 @@ class Runs:
 
         Raises:
             StoreError: if the run is unknown or imported.
-            RunIsBusy: if its process is alive on this machine.
+            RunIsBusy: if its process is alive on this machine, or was heard of lately on another.
         """
         with writing(self._engine) as connection:
             run = models.Run
@@ -171,11 +200,7 @@ class Runs:
                 .limit(1)
             ).one()
             if last.status == "running":
-                if last.pid != process_id() and is_alive(last.host, last.pid):
-                    raise RunIsBusy(
-                        f"run {run_id} is being trained by process {last.pid} on this machine; "
-                        "expected it ended; stop that process first, or start a new run"
-                    )
+                refuse_busy(run_id, last)
                 connection.execute(
                     sa.update(attempt)
                     .where(attempt.run_id == run_id, attempt.attempt == last.attempt)

@@ -6,8 +6,9 @@ import dataclasses
 import math
 import os
 import socket
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,10 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
-from mario.errors import StoreError
+from mario.config import SEED_BOUND
+from mario.errors import RunIsBusy, StoreError
 from mario.store import migrate, models
+from mario.store.check import run_is_alive
 from mario.store.engine import (
     StoreConstraintError,
     StoreUnavailableError,
@@ -24,6 +27,7 @@ from mario.store.engine import (
     redact,
     writing,
 )
+from mario.store.process import SILENCE_SECONDS, process_began
 from mario.store.records import (
     CheckpointRow,
     HealthChangeRow,
@@ -31,6 +35,7 @@ from mario.store.records import (
     HeartbeatRow,
     RunEndRow,
     SelectionRow,
+    utc_now,
 )
 from mario.store.runs import flatten
 from mario.store.store import ExperimentStore
@@ -233,7 +238,9 @@ def test_a_seed_is_the_next_that_no_run_has(store: ExperimentStore) -> None:
     assert store.runs.reserve_seed("first", "1-1", 3) == 3
     assert store.runs.reserve_seed("second", "1-1", 3) == 5, "3 is taken, 4 was trained by hand"
     assert store.runs.reserve_seed("first", "1-1", 7) == 3, "a run's next attempt keeps its seed"
-    assert store.runs.reserve_seed("third", "1-2", 2**64 - 1) == 2**64 - 1
+    assert store.runs.reserve_seed("third", "1-2", SEED_BOUND - 1) == SEED_BOUND - 1
+    with pytest.raises(StoreError, match="no free seed"):
+        store.runs.reserve_seed("fourth", "1-2", SEED_BOUND - 1)
 
 
 def test_no_two_runs_that_begin_together_take_one_seed(database_url: str) -> None:
@@ -270,6 +277,65 @@ def test_a_living_run_is_not_resumed(store: ExperimentStore) -> None:
         connection.execute(sa.update(models.RunAttempt).values(pid=os.getppid()))
     with pytest.raises(StoreError, match=f"process {os.getppid()}"):
         store.runs.resume(run.id, start_steps=0)
+
+
+def move_attempt(store: ExperimentStore, run_id: str, **values: object) -> None:
+    """Make a run's attempts look as if another process had begun them."""
+    with writing(store.engine) as connection:
+        connection.execute(
+            sa.update(models.RunAttempt).where(models.RunAttempt.run_id == run_id).values(**values)
+        )
+
+
+def test_a_run_on_another_machine_is_not_taken_over_while_it_is_heard_of(
+    store: ExperimentStore,
+) -> None:
+    """Its process number says nothing here, even where it is this process's own."""
+    run = store.runs.start(new_run())
+    move_attempt(store, run.id, host="other-pod", pid=os.getpid())
+    assert run_is_alive(store.runs.get(run.id))
+    with pytest.raises(RunIsBusy, match="on other-pod, heard of"):
+        store.runs.resume(run.id, start_steps=0)
+    assert [a.status for a in store.runs.get(run.id).attempts] == ["running"]
+    silent = utc_now() - timedelta(seconds=SILENCE_SECONDS + 1)
+    move_attempt(store, run.id, heartbeat_at=silent, started_at=silent)
+    assert not run_is_alive(store.runs.get(run.id))
+    resumed = store.runs.resume(run.id, start_steps=0)
+    assert [a.status for a in resumed.attempts] == ["killed", "running"]
+
+
+def test_a_strangers_process_of_the_same_number_holds_no_run(store: ExperimentStore) -> None:
+    """Process numbers are used again: the one that has it now began after the attempt did."""
+    with subprocess.Popen(["sleep", "60"]) as stranger:
+        try:
+            run = store.runs.start(new_run())
+            began = process_began(stranger.pid)
+            assert began is not None
+            assert abs((utc_now() - began).total_seconds()) < 30
+            move_attempt(store, run.id, pid=stranger.pid, started_at=began - timedelta(days=1))
+            with pytest.raises(RunIsBusy):  # heard of just now: the clock may have been put right
+                store.runs.resume(run.id, start_steps=0)
+            move_attempt(store, run.id, heartbeat_at=began - timedelta(hours=1))
+            assert not run_is_alive(store.runs.get(run.id))
+            resumed = store.runs.resume(run.id, start_steps=0)
+            assert [a.status for a in resumed.attempts] == ["killed", "running"]
+        finally:
+            stranger.kill()
+
+
+def test_a_living_run_is_held_however_long_it_is_silent(store: ExperimentStore) -> None:
+    """The database was away, or an update takes an hour: its process is there all the same."""
+    with subprocess.Popen(["sleep", "60"]) as trainer:
+        try:
+            run = store.runs.start(new_run())
+            # It began in this moment, as the attempt did; both are silent by a clock put forward.
+            move_attempt(
+                store, run.id, pid=trainer.pid, heartbeat_at=utc_now() - timedelta(hours=1)
+            )
+            with pytest.raises(RunIsBusy, match=f"process {trainer.pid} on this machine"):
+                store.runs.resume(run.id, start_steps=0)
+        finally:
+            trainer.kill()
 
 
 def test_unknown_runs_say_so(store: ExperimentStore) -> None:
