@@ -27,7 +27,7 @@ from mario.cli_options import (
 from mario.cli_pipeline import pipeline
 from mario.cli_sweep import sweep_app
 from mario.cli_versions import registry_app, store_app
-from mario.errors import MarioError
+from mario.errors import ConfigError, MarioError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -50,6 +50,7 @@ app.add_typer(sweep_app, name="sweep")
 
 @app.command()
 def train(
+    context: typer.Context,
     config: ConfigOption = Path("configs/demo.yaml"),
     set_: SetOption = None,
     resume: Annotated[
@@ -57,6 +58,12 @@ def train(
     ] = None,
 ) -> None:
     """Train a policy; Ctrl-C ends cleanly with a checkpoint that --resume goes on from."""
+    source = context.get_parameter_source("config")
+    if resume is not None and source is not None and source.name == "COMMANDLINE":
+        raise ConfigError(
+            f"got --config {config} beside --resume {resume}; expected one of them: a run goes on "
+            "as it is configured; leave --config out, and --set what changes no weight"
+        )
     from mario.jobs.runtime import Runtime
     from mario.jobs.train import train_from_terminal
 

@@ -7,9 +7,10 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -34,11 +35,12 @@ from mario.jobs.wandb_sink import WandbSink
 from mario.policy.artefact import Artefact
 from mario.policy.sb3 import export_artefact
 from mario.store.records import NewRun, Run, new_id
+from mario.store.runs import refuse_busy
 from mario.store.store import ExperimentStore
 from mario.store.writer import StoreWriter, replay_journals
 from mario.telemetry_export import Instruments, StoreMetrics, TrainingMetrics
 from mario.training.result import TrainingResult
-from mario.training.run import CONFIG_FILE
+from mario.training.run import CONFIG_FILE, check_resumable
 from mario.training.sinks import BaseSink, Progress, SelectionDone, Status, TrainingSink
 from mario.training.trainer import load_trained, train
 
@@ -106,7 +108,6 @@ def train_run(
         replay_journals(runtime.database_url, runtime.runs_dir, timeout_seconds=10.0)
         run = _begin(config, runtime, store, resume, run_id, parent_run_id)
     run_dir = runtime.run_dir(run.id)
-    run_dir.mkdir(parents=True, exist_ok=True)
     result = train(
         config,
         run_dir,
@@ -138,21 +139,28 @@ def _begin(
     run_id: str | None,
     parent_run_id: str | None,
 ) -> Run:
-    """Enter the run, or its next attempt, into the store and into MLflow."""
+    """Enter the run, or its next attempt, into the store, once it is sure that it can begin."""
     if resume is not None:
         known = store.runs.get(resume)
+        # Whoever trains it now writes and deletes checkpoints: nothing there stands still.
+        if known.attempts:
+            refuse_busy(known.id, known.attempts[-1])
         if not (runtime.run_dir(resume) / CONFIG_FILE).is_file():
             raise TrainingError(
                 f"run {resume} ({known.status}) has no folder {runtime.run_dir(resume)}; expected "
                 "the one it was trained in; set MARIO_RUNS_DIR to where it is"
             )
-        run = store.runs.resume(resume, start_steps=0)
-    elif run_id is not None and store.runs.find(run_id) is not None:
-        run = store.runs.resume(run_id, start_steps=0)  # killed before it wrote anything
-    else:
-        run = store.runs.start(
+        check_resumable(config, runtime.run_dir(resume))
+        _make_folder(runtime.run_dir(resume), runtime)
+        return store.runs.resume(resume, start_steps=0)
+    id_ = run_id or new_id("run")
+    made = _make_folder(runtime.run_dir(id_), runtime)
+    try:
+        if run_id is not None and store.runs.find(run_id) is not None:
+            return store.runs.resume(run_id, start_steps=0)  # killed before it wrote anything
+        return store.runs.start(
             NewRun(
-                id=run_id or new_id("run"),
+                id=id_,
                 name=config.name,
                 task=config.task,
                 algorithm=config.algorithm.name,
@@ -165,7 +173,31 @@ def _begin(
                 parent_run_id=parent_run_id,
             )
         )
-    return run
+    except Exception:
+        if made:
+            with suppress(OSError):
+                runtime.run_dir(id_).rmdir()
+        raise
+
+
+def _make_folder(folder: Path, runtime: Runtime) -> bool:
+    """Make a run's folder, and see that it can be written; True where it was not there before.
+
+    Raises:
+        TrainingError: the folder cannot be made or written.
+    """
+    made = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise TrainingError(
+            f"{folder}: a run cannot be written there ({error.strerror or error}); expected a "
+            f"folder with room and permission to write; mend {runtime.runs_dir}, or set "
+            "MARIO_RUNS_DIR to another"
+        ) from error
+    return made
 
 
 class _SelectionListener(BaseSink):

@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 STATE_FILE, TENSORS_FILE, ARRAYS_FILE = "state.json", "tensors.pt", "arrays.npz"
 _FORMAT = 1
 _NAME = re.compile(r"^steps-(\d{12})$")
+_Read = TypeVar("_Read")
 
 
 @dataclass(frozen=True)
@@ -109,14 +110,7 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoin
     Raises:
         CheckpointError: it is missing, incomplete, damaged, or of another format.
     """
-    state = _read_state(path)
-    for name, expected in state["files"].items():
-        got = _digest(path / name)
-        if got != expected:
-            raise CheckpointError(
-                f"{path / name}: got SHA-256 {got[:16]}…, expected {expected[:16]}…; the "
-                "checkpoint is damaged, resume from another one"
-            )
+    values = verify_checkpoint(path)
     try:
         tensors = torch.load(path / TENSORS_FILE, map_location=device, weights_only=True)
         with np.load(path / ARRAYS_FILE, allow_pickle=False) as opened:
@@ -126,7 +120,25 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoin
             f"{path}: cannot be read ({str(error).splitlines()[0][:120]}); expected a checkpoint "
             "of this version; resume from another one"
         ) from None
-    return CheckpointContent(state["values"], tensors, arrays)
+    return CheckpointContent(values, tensors, arrays)
+
+
+def verify_checkpoint(path: Path) -> Mapping[str, Any]:
+    """Compare a checkpoint's digests, and read its plain values; its tensors stay on the disk.
+
+    Raises:
+        CheckpointError: it is missing, incomplete, damaged, or of another format.
+    """
+    state = _read_state(path)
+    for name, expected in state["files"].items():
+        got = _digest(path / name)
+        if got != expected:
+            raise CheckpointError(
+                f"{path / name}: got SHA-256 {got[:16]}…, expected {expected[:16]}…; the "
+                "checkpoint is damaged, resume from another one"
+            )
+    values: Mapping[str, Any] = state["values"]
+    return values
 
 
 def read_values(path: Path) -> Mapping[str, Any]:
@@ -166,14 +178,33 @@ def load_latest(
     Raises:
         CheckpointError: there are checkpoints and none of them is whole.
     """
+
+    def skipped(error: CheckpointError) -> None:
+        log.warning("skipping a broken checkpoint: %s", error)
+        if on_skipped is not None:
+            on_skipped(error)
+
+    return _newest_whole(folder, lambda path: read_checkpoint(path, device), skipped)
+
+
+def verify_latest(folder: Path) -> tuple[Path, Mapping[str, Any]] | None:
+    """Find the newest checkpoint whose digests are right, and its plain values.
+
+    Raises:
+        CheckpointError: there are checkpoints and none of them is whole.
+    """
+    return _newest_whole(folder, verify_checkpoint, lambda _: None)
+
+
+def _newest_whole(
+    folder: Path, read: Callable[[Path], _Read], skipped: Callable[[CheckpointError], None]
+) -> tuple[Path, _Read] | None:
     paths = list_checkpoints(folder)
     for path in paths:
         try:
-            return path, read_checkpoint(path, device)
+            return path, read(path)
         except CheckpointError as error:
-            log.warning("skipping a broken checkpoint: %s", error)
-            if on_skipped is not None:
-                on_skipped(error)
+            skipped(error)
     if paths:
         raise CheckpointError(
             f"{folder}: got {len(paths)} checkpoints and none of them whole; expected one that "

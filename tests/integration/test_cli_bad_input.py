@@ -104,6 +104,57 @@ def test_unknown_run(refused: Run) -> None:
     assert "expected" in refused("train", "--resume", "run-0")
 
 
+def attempts_of(runtime: Runtime, run_id: str) -> list[str]:
+    """How the store says that each attempt ended, and, last, the run."""
+    from mario.store.store import ExperimentStore
+
+    with ExperimentStore.open(runtime.database_url) as store:
+        run = store.runs.get(run_id)
+    assert run.attempts[-1].status == run.status
+    return [attempt.status for attempt in run.attempts]
+
+
+def test_a_seed_that_no_generator_takes(refused: Run, tmp_path: Path) -> None:
+    line = refused(
+        "train", "--config", "configs/smoke.yaml", "--set", "seed=99999999999999999999999"
+    )
+    assert "seed" in line
+    assert "4294967296" in line
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_that_cannot_be_written_leaves_no_run(
+    refused: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mario.store.store import ExperimentStore
+
+    url = f"sqlite:///{tmp_path / 'mario.db'}"
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("MARIO_RUNS_DIR", str(tmp_path / "file" / "runs"))
+    monkeypatch.setenv("MARIO_DATABASE_URL", url)
+    line = refused("train", "--config", "configs/smoke.yaml", "--set", "sinks.mlflow=false")
+    assert "MARIO_RUNS_DIR" in line
+    with ExperimentStore.open(url) as store:
+        assert store.runs.list() == ()
+
+
+def test_no_training_begins_while_the_database_is_away(
+    refused: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a new run nor the next attempt at one; and nothing half-written stays."""
+    url = "postgresql+psycopg2://me:secret@127.0.0.1:9/mario"
+    monkeypatch.setenv("MARIO_DATABASE_URL", url)
+    line = refused("train", "--config", "configs/smoke.yaml")
+    assert "start it, or name another database with MARIO_DATABASE_URL" in line
+    assert "secret" not in line
+    assert not (tmp_path / "runs").exists()
+    folder = tmp_path / "runs" / "run-1"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(Path("configs/smoke.yaml").read_text(encoding="utf-8"))
+    assert "start it" in refused("train", "--resume", "run-1")
+    assert [path.name for path in folder.iterdir()] == ["config.yaml"]
+
+
 def test_a_run_is_gone_on_with_as_it_is_configured(
     refused: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,6 +174,13 @@ def test_a_run_is_gone_on_with_as_it_is_configured(
     monkeypatch.chdir(tmp_path)  # there is no configs/ here
     line = refused("train", "--resume", outcome.run_id, "--set", "algorithm.gamma=0.5")
     assert "another configuration" in line
+    line = refused(
+        "train", "--resume", outcome.run_id, "--set", "evaluation.action_selection=sample"
+    )
+    assert "action_selection" in line
+    line = refused("train", "--resume", outcome.run_id, "--config", "configs/other.yaml")
+    assert "expected one of them" in line
+    assert attempts_of(runtime, outcome.run_id) == ["interrupted"], "nothing was written"
     done = CliRunner().invoke(
         app, ["train", "--resume", outcome.run_id, "--set", "sinks.prometheus=false"]
     )
@@ -130,6 +188,10 @@ def test_a_run_is_gone_on_with_as_it_is_configured(
     again = config_of_run(outcome.run_id, runtime)
     assert not again.sinks.prometheus
     assert again.algorithm == config.algorithm
+    before = attempts_of(runtime, outcome.run_id)
+    assert before[-1] == "finished"
+    refused("train", "--resume", outcome.run_id, "--set", "algorithm.gamma=0.5")
+    assert attempts_of(runtime, outcome.run_id) == before, "a finished run stays finished"
 
 
 def test_corrupt_checkpoint(refused: Run, tmp_path: Path) -> None:
@@ -151,6 +213,7 @@ def test_corrupt_checkpoint(refused: Run, tmp_path: Path) -> None:
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     line = refused("train", "--resume", outcome.run_id)
     assert "checkpoint" in line
+    assert attempts_of(runtime, outcome.run_id) == ["interrupted"], "nothing was written"
 
 
 def test_database_that_is_not_there(refused: Run, monkeypatch: pytest.MonkeyPatch) -> None:
