@@ -203,18 +203,47 @@ def progress_percent(steps: int, target_steps: int) -> float:
     return 100.0 * min(1.0, steps / target_steps) if target_steps > 0 else 100.0
 
 
+#: What a document says in full: something more on the server is a difference, as what was taken
+#: out of the document is still in force there.
+_IN_FULL = frozenset(
+    {
+        "actions",
+        "base_job_template",
+        "job_variables",
+        "parameter_openapi_schema",
+        "parameters",
+        "pull_steps",
+        "trigger",
+    }
+)
+
+
 def differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names of what is not as wanted; what only the server has does not count."""
+    """The names of what is not as wanted.
+
+    Of most things the server keeps more (ids, dates), which does not count; what `_IN_FULL` names
+    is kept as it was sent, and is compared exactly.
+    """
     return tuple(
-        sorted(name for name, value in wanted.items() if not _holds(value, found.get(name)))
+        sorted(
+            name
+            for name, value in wanted.items()
+            if not _holds(value, found.get(name), in_full=name in _IN_FULL)
+        )
     )
 
 
-def _holds(wanted: Any, found: Any) -> bool:
+def _holds(wanted: Any, found: Any, *, in_full: bool) -> bool:
     if isinstance(wanted, Mapping) and isinstance(found, Mapping):
-        return not differences(wanted, found)
+        if in_full and wanted.keys() != found.keys():
+            return False
+        return all(
+            _holds(value, found.get(name), in_full=in_full or name in _IN_FULL)
+            for name, value in wanted.items()
+        )
     if isinstance(wanted, list) and isinstance(found, list):
         return len(wanted) == len(found) and all(
-            _holds(mine, theirs) for mine, theirs in zip(wanted, found, strict=True)
+            _holds(mine, theirs, in_full=in_full)
+            for mine, theirs in zip(wanted, found, strict=True)
         )
     return bool(wanted == found)

@@ -179,3 +179,16 @@ def test_differences_ignore_what_only_the_server_has() -> None:
     assert differences({"b": {"c": [1]}}, found) == ("b",)
     assert differences({"new": None}, found) == ()
     assert differences({"new": 0}, found) == ("new",)
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["job_variables", "parameters", "base_job_template", "parameter_openapi_schema", "pull_steps",
+     "trigger", "actions"],
+)  # fmt: skip
+def test_what_was_taken_out_of_a_document_is_a_difference(part: str) -> None:
+    assert differences({part: {}}, {part: {"image": "old"}}) == (part,)
+    assert differences({part: {"a": {}}}, {part: {"a": {"image": "old"}}}) == (part,)
+    assert differences({part: [{}]}, {part: [{"image": "old"}]}) == (part,)
+    assert differences({part: {"a": [1]}}, {part: {"a": [1]}, "id": 7}) == ()
+    assert differences({part: {"a": None}}, {part: {}}) == (part,)
