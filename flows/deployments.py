@@ -1,8 +1,8 @@
 """Deployments as documents, read from `prefect.yaml`: what runs, where, when, with what.
 
-`prefect.yaml` is what `prefect deploy` reads too. What is filled in here is what only the code or
-the checkout knows: version and tags from git, the form of the parameters, the working tree, and
-what the experiment of a container needs of its machine.
+`prefect.yaml` has the form that `prefect deploy` reads. What is filled in here is what only the
+code or the checkout knows: version and tags from git, the form of the parameters, the working tree,
+and what the experiment of a container needs of its machine. Prefect's own command would not.
 """
 
 from __future__ import annotations

@@ -57,12 +57,20 @@ def pool(kind: str, environment: Mapping[str, str] | None = None) -> Document:
         "description": _DESCRIPTIONS[kind],
         "base_job_template": template,
         # Not paused: whoever pauses a pool by hand finds it paused after the next set-up too.
-        "concurrency_limit": int(known.get("MARIO_POOL_LIMIT") or 8),
+        "concurrency_limit": int(known.get("MARIO_POOL_LIMIT") or _enough_for_its_queues(known)),
     }
 
 
+def _enough_for_its_queues(environment: Mapping[str, str]) -> int:
+    """So many flow runs that full queues fit: with less, CPU work would wait behind training."""
+    return max(8, sum(queue["concurrency_limit"] for queue in queues(environment)))
+
+
 def queues(environment: Mapping[str, str] | None = None) -> tuple[Document, ...]:
-    """The queues of every pool: one training at a time on a GPU, and nothing waits behind it."""
+    """The queues of every pool: one training at a time on a GPU, and nothing waits behind it.
+
+    Each pool has queues of its own: two pools of one machine do not know of each other's runs.
+    """
     known = os.environ if environment is None else environment
     return (
         {

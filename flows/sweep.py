@@ -46,7 +46,9 @@ class SweepParameters(FlowParameters):
         description="What the sweep is called; runs with the same name share its trials.",
     )
     file: str = Field("configs/sweeps/ppo_1-1.yaml", description="Path of the sweep's YAML.")
-    workers: int = Field(2, ge=1, le=64, description="Workers (processes) of this flow run.")
+    workers: int = Field(
+        1, ge=1, le=64, description="Workers of this flow run; each is a process that trains."
+    )
     overrides: tuple[str, ...] = Field((), description="key=value each, such as trials=80.")
 
 

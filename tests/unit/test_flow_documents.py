@@ -80,6 +80,21 @@ def test_training_waits_for_the_gpu_and_nothing_else_does(
     assert queues({"MARIO_GPUS": "4"})[0]["concurrency_limit"] == 4
 
 
+@pytest.mark.parametrize("kind", POOL_TYPES)
+def test_a_pool_takes_all_that_its_queues_take(kind: str) -> None:
+    for environment in ({}, {"MARIO_GPUS": "8"}, {"MARIO_GPUS": "16", "MARIO_CPU_RUNS": "9"}):
+        together = sum(queue["concurrency_limit"] for queue in queues(environment))
+        assert pool(kind, environment)["concurrency_limit"] >= together
+    assert pool(kind, {"MARIO_GPUS": "8", "MARIO_POOL_LIMIT": "3"})["concurrency_limit"] == 3
+
+
+def test_a_sweep_trains_once_for_its_place_on_the_gpu(
+    deployments: dict[str, dict[str, Any]],
+) -> None:
+    assert deployments["sweep"]["work_queue_name"] == "gpu"
+    assert deployments["sweep"]["parameters"]["parameters"]["workers"] == 1
+
+
 def test_schedules_have_a_time_zone_that_exists(deployments: dict[str, dict[str, Any]]) -> None:
     schedules = [s for each in deployments.values() for s in each["schedules"]]
     assert len(schedules) >= 2
