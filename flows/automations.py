@@ -17,7 +17,11 @@ Document = dict[str, Any]
 SILENCE_SECONDS = 3 * HEARTBEAT_SECONDS
 #: The tag that `prefect.yaml` gives every deployment; automations leave other people's runs alone.
 TAG = "mario"
+#: Attempts that die before they begin are counted over this time: they follow in minutes.
+LOOP_SECONDS = 86_400.0
 
+#: Tells what is scheduled again here from what a person starts again.
+_GOES_ON = "crashed; goes on from its checkpoint"
 _FLOW_RUNS = {"prefect.resource.id": "prefect.flow-run.*"}
 _OURS = {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"}
 
@@ -75,13 +79,33 @@ def automations(
                     "type": "change-flow-run-state",
                     "state": "SCHEDULED",
                     "name": "AwaitingRetry",
-                    "message": "crashed; goes on from its checkpoint",
+                    "message": _GOES_ON,
+                }
+            ],
+        ),
+        _document(
+            "mario: a run that crashes before it begins has failed",
+            f"A flow run that was scheduled again {MAX_ATTEMPTS} times is marked Failed.",
+            # `run-count` rises only as an attempt begins, so that the rule above would have a run
+            # whose attempts die earlier go on for ever. It stops by itself after one time fewer.
+            {
+                **_on_state("AwaitingRetry", **{"prefect.state-message": _GOES_ON}),
+                "threshold": MAX_ATTEMPTS,
+                "within": LOOP_SECONDS,
+            },
+            [
+                {
+                    "type": "change-flow-run-state",
+                    "state": "FAILED",
+                    "name": "Failed",
+                    "message": f"crashed {MAX_ATTEMPTS} times, at least once before it began; look "
+                    "at the worker's log, and ask for a new run",
                 }
             ],
         ),
         _document(
             "mario: a collapse pauses its schedule",
-            "A deployment whose policy collapsed is paused until a person resumes it.",
+            "The deployment whose run collapsed is paused until a person resumes it.",
             _on_state("Collapsed"),
             [
                 {"type": "pause-deployment", "source": "inferred"},

@@ -63,7 +63,7 @@ def pool(kind: str, environment: Mapping[str, str] | None = None) -> Document:
 
 def _enough_for_its_queues(environment: Mapping[str, str]) -> int:
     """So many flow runs that full queues fit: with less, CPU work would wait behind training."""
-    return max(8, sum(queue["concurrency_limit"] for queue in queues(environment)))
+    return max(8, sum(int(queue["concurrency_limit"]) for queue in queues(environment)))
 
 
 def queues(environment: Mapping[str, str] | None = None) -> tuple[Document, ...]:

@@ -216,6 +216,12 @@ def test_automations_are_what_prefect_takes() -> None:
     assert silent["within"] == SILENCE_SECONDS >= 3 * HEARTBEAT_SECONDS
     again = made["mario: a crashed run goes on"]["trigger"]
     assert again["match"]["prefect.run-count"] == [str(n) for n in range(1, MAX_ATTEMPTS)]
+    # Attempts that begin are counted by run-count; those that do not, by how often one was due.
+    loop = made["mario: a run that crashes before it begins has failed"]
+    assert loop["trigger"]["expect"] == ["prefect.flow-run.AwaitingRetry"]
+    assert loop["trigger"]["for_each"] == ["prefect.resource.id"]
+    assert loop["trigger"]["threshold"] == MAX_ATTEMPTS > len(again["match"]["prefect.run-count"])
+    assert loop["actions"][0]["state"] == "FAILED"
     assert webhook in json.dumps(made)
     without = automations(webhook_id=None, nightly_id=None)
     assert "call-webhook" not in json.dumps(without)
