@@ -80,12 +80,16 @@ def store_check(
 @store_app.command("import-legacy")
 def store_import_legacy(
     source: Annotated[str, typer.Argument(help="Database URL of the older project.")],
+    label: Annotated[
+        str | None,
+        typer.Option(help="Part of the runs' ids; default: the database's name."),
+    ] = None,
 ) -> None:
     """Read the runs of the older Mario project (experiments, episodes, …) into the store."""
     from mario.jobs.runtime import Runtime
     from mario.jobs.storekeeping import import_legacy
 
-    typer.echo(import_legacy(source, Runtime.from_environment()))
+    typer.echo(import_legacy(source, Runtime.from_environment(), label=label))
 
 
 @store_app.command("export")

@@ -56,10 +56,16 @@ def _tell_mlflow(store: ExperimentStore, report: CheckReport, runtime: Runtime) 
                 log.warning("MLflow still shows run %s as running: %s", reading.run_id, error)
 
 
-def import_legacy(source: str, runtime: Runtime) -> str:
-    """Read the older project's runs into the store; describe what was read."""
+def import_legacy(source: str, runtime: Runtime, *, label: str | None = None) -> str:
+    """Read the older project's runs into the store; describe what was read.
+
+    Args:
+        source: database URL of the older project.
+        runtime: where the store is.
+        label: part of the runs' ids; the source database's name if None.
+    """
     with ExperimentStore.open(runtime.database_url) as store:
-        return import_from(source, store).text()
+        return import_from(source, store, label=label).text()
 
 
 def export(folder: Path, runtime: Runtime) -> str:

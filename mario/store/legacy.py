@@ -2,19 +2,19 @@
 
 The older project keeps ``experiments``, ``hyperparameters``, ``episodes`` and
 ``training_metrics`` in PostgreSQL. Its columns changed over time, so each value is looked for
-under several names; what no name here fits is kept as JSON beside the row, never dropped.
-``docs/guides/store.md`` lists the names.
+under several names (``legacy_values.py``); what no name there fits is kept as JSON beside the row,
+never dropped. Importing again takes what is new: a row is known by the source's primary key, or by
+all that it holds where there is none.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
-from decimal import Decimal
+from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -22,78 +22,36 @@ import sqlalchemy as sa
 from mario.errors import StoreError
 from mario.store import models
 from mario.store.engine import encode_json, parse_url, redact, sqlite_path, translated, writing
+from mario.store.legacy_metrics import MetricSamples
+from mario.store.legacy_values import (
+    EPISODE_NAMES,
+    EXPERIMENT_NAMES,
+    HYPERPARAMETER_NAMES,
+    MARIO_STATUS,
+    METRIC_NAMES,
+    STATUSES,
+    as_mapping,
+    column_of,
+    flag_of,
+    integer_of,
+    moment_of,
+    number_of,
+    plain,
+    take,
+    text_of,
+)
 from mario.store.runs import flatten
 from mario.store.store import ExperimentStore
 from mario.store.write import insert_into, upsert
 
 _ROWS_A_BATCH = 5_000
-
-#: Names under which a value of the older tables is looked for, the first that exists counts.
-EXPERIMENT_NAMES: Mapping[str, tuple[str, ...]] = {
-    "id": ("id", "experiment_id", "run_id"),
-    "name": ("name", "experiment_name", "run_name", "title"),
-    "algorithm": ("algorithm", "algo", "agent", "model_type"),
-    "config": ("config", "configuration", "config_json", "params"),
-    "status": ("status", "state"),
-    "started_at": ("created_at", "started_at", "start_time", "timestamp", "date"),
-    "ended_at": ("completed_at", "ended_at", "finished_at", "end_time", "updated_at"),
-    "git_commit": ("git_commit", "git_hash", "commit_hash"),
-    "level": ("level", "stage_name"),
-}
-HYPERPARAMETER_NAMES: Mapping[str, tuple[str, ...]] = {
-    "experiment_id": ("experiment_id", "run_id"),
-    "name": ("name", "param_name", "parameter_name", "parameter", "key"),
-    "value": ("value", "param_value", "parameter_value"),
-}
-EPISODE_NAMES: Mapping[str, tuple[str, ...]] = {
-    "experiment_id": ("experiment_id", "run_id"),
-    "number": ("episode_number", "episode_num", "episode", "episode_index", "episode_id"),
-    "env_index": ("env_index", "env_id", "environment", "env"),
-    "total_steps": ("total_steps", "total_timesteps", "global_step", "timestep", "step"),
-    "length_steps": ("length", "episode_length", "steps", "num_steps", "length_steps", "duration"),
-    "shaped_return": ("total_reward", "episode_reward", "reward", "shaped_return", "score_total"),
-    "furthest_x_px": ("max_x_pos", "max_x", "furthest_x", "max_x_position", "x_pos", "distance"),
-    "end_reason": ("end_reason", "termination_reason", "death_reason", "outcome"),
-    "seed": ("seed",),
-    "level": ("level",),
-    "x_px": ("x_pos", "x_position", "final_x_pos", "final_x", "x"),
-    "y_px": ("y_pos", "y_position", "y"),
-    "score": ("score", "final_score"),
-    "coins": ("coins", "coins_collected"),
-    "time_left": ("time_left", "time", "time_remaining"),
-    "life": ("life", "lives"),
-    "status": ("status", "mario_status"),
-    "world": ("world",),
-    "stage": ("stage",),
-    "area": ("area",),
-    "flag": ("flag_get", "flag", "completed", "level_completed", "cleared", "level_complete"),
-    "ended_at": ("created_at", "ended_at", "timestamp", "completed_at", "time_stamp"),
-}
-METRIC_NAMES: Mapping[str, tuple[str, ...]] = {
-    "experiment_id": ("experiment_id", "run_id"),
-    "total_steps": (
-        "total_steps",
-        "timestep",
-        "timesteps",
-        "total_timesteps",
-        "global_step",
-        "step",
-    ),
-    "at": ("created_at", "timestamp", "recorded_at", "time"),
-    "name": ("metric_name", "name", "key"),
-    "value": ("metric_value", "value"),
-}
-_STATUSES = {
-    "completed": "finished", "complete": "finished", "finished": "finished", "done": "finished",
-    "success": "finished", "failed": "failed", "error": "failed", "crashed": "failed",
-    "collapsed": "collapsed", "killed": "killed",
-}  # fmt: skip
-_MARIO_STATUS = {"small": 0, "tall": 1, "big": 1, "fireball": 2, "fire": 2}
+#: Of `runs.id`.
+_RUN_ID_LENGTH = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class LegacyReport:
-    """What was imported; importing again changes nothing and reports the same.
+    """What was read; importing an unchanged source again changes nothing and reports the same.
 
     Attributes:
         source: where from, without password.
@@ -184,7 +142,7 @@ class _Import:
     def run(self) -> LegacyReport:
         """Import everything, parents first."""
         experiments = {
-            str(_take(row, EXPERIMENT_NAMES, "id")): row for row in self._rows("experiments")
+            str(take(row, EXPERIMENT_NAMES, "id")): row for row in self._rows("experiments")
         }
         referred: set[str] = set()
         for name, names in (
@@ -221,7 +179,7 @@ class _Import:
 
     def _references(self, name: str, names: Mapping[str, tuple[str, ...]]) -> set[str]:
         table = self._tables.get(name)
-        column = None if table is None else _column(table.c.keys(), names, "experiment_id")
+        column = None if table is None else column_of(table.c.keys(), names, "experiment_id")
         if table is None or column is None:
             return {"None"} if table is not None and self._count(table) else set()
         rows = self._source.execute(sa.select(table.c[column]).distinct())
@@ -232,21 +190,38 @@ class _Import:
         return int(count.scalar_one())
 
     def _run_id(self, identity: str) -> str:
-        return f"legacy-{self._label}-{identity}"[:64]
+        whole = f"legacy-{self._label}-{identity}"
+        if len(whole) <= _RUN_ID_LENGTH:
+            return whole
+        # Cut alone, two long names that differ at their ends would become one run.
+        digest = hashlib.sha256(whole.encode()).hexdigest()[:16]
+        return f"{whole[: _RUN_ID_LENGTH - 17]}-{digest}"
 
     def _hyperparameters(self) -> defaultdict[str, dict[str, str]]:
         """By experiment: from rows of name and value, or from one wide row for each."""
         found: defaultdict[str, dict[str, str]] = defaultdict(dict)
-        for row in self._rows("hyperparameters"):
-            identity = str(_take(row, HYPERPARAMETER_NAMES, "experiment_id"))
-            name = _take(row, HYPERPARAMETER_NAMES, "name")
+        columns = (
+            self._tables["hyperparameters"].c.keys() if "hyperparameters" in self._tables else ()
+        )
+        used = {"id", *(column_of(columns, HYPERPARAMETER_NAMES, n) for n in HYPERPARAMETER_NAMES)}
+
+        def add(parameters: dict[str, str], name: str, value: Any) -> None:
+            label, number = name, 1
+            while parameters.get(label, str(value)) != str(value):
+                number += 1
+                label = f"{name}#{number}"
+            parameters[label] = str(value)
+
+        for row in self._rows("hyperparameters", ("id",)):
+            parameters = found[str(take(row, HYPERPARAMETER_NAMES, "experiment_id"))]
+            name = take(row, HYPERPARAMETER_NAMES, "name")
             if name is not None:
-                found[identity][str(name)] = str(_take(row, HYPERPARAMETER_NAMES, "value"))
-            else:
-                skip = {"id", *HYPERPARAMETER_NAMES["experiment_id"]}
-                found[identity].update(
-                    {key: str(value) for key, value in row.items() if key not in skip}
-                )
+                add(parameters, str(name), take(row, HYPERPARAMETER_NAMES, "value"))
+            for column, value in row.items():
+                if name is None and column not in ("id", *HYPERPARAMETER_NAMES["experiment_id"]):
+                    add(parameters, column, value)
+                elif name is not None and column not in used and value is not None:
+                    add(parameters, f"{name}.{column}", value)
         return found
 
     def _write_run(
@@ -256,35 +231,42 @@ class _Import:
         row: Mapping[str, Any],
         parameters: Mapping[str, str],
     ) -> None:
-        started = _moment(_take(row, EXPERIMENT_NAMES, "started_at")) or datetime.fromtimestamp(
+        started = moment_of(take(row, EXPERIMENT_NAMES, "started_at")) or datetime.fromtimestamp(
             0, UTC
         )
-        ended = _moment(_take(row, EXPERIMENT_NAMES, "ended_at"))
-        told = str(_take(row, EXPERIMENT_NAMES, "status") or "").lower()
-        config = _as_mapping(_take(row, EXPERIMENT_NAMES, "config"))
+        ended = moment_of(take(row, EXPERIMENT_NAMES, "ended_at"))
+        told = str(take(row, EXPERIMENT_NAMES, "status") or "").lower()
+        config = as_mapping(take(row, EXPERIMENT_NAMES, "config"))
         run_id = self._run_id(identity)
+        self._refuse_another(connection, run_id, identity, row, started)
+        statement = insert_into(connection, models.Run)
         connection.execute(
-            insert_into(connection, models.Run)
+            statement
             .values(
                 id=run_id,
-                name=str(_take(row, EXPERIMENT_NAMES, "name") or f"experiment {identity}")[:256],
-                task=str(_take(row, EXPERIMENT_NAMES, "level") or self._task)[:128],
-                algorithm=str(_take(row, EXPERIMENT_NAMES, "algorithm") or "unknown").lower()[:64],
-                config=encode_json(_plain(config)),
+                name=str(take(row, EXPERIMENT_NAMES, "name") or f"experiment {identity}")[:256],
+                task=str(take(row, EXPERIMENT_NAMES, "level") or self._task)[:128],
+                algorithm=str(take(row, EXPERIMENT_NAMES, "algorithm") or "unknown").lower()[:64],
+                config=encode_json(plain(config)),
                 config_hash="imported",
-                git_commit=_text(_take(row, EXPERIMENT_NAMES, "git_commit"), 64),
+                git_commit=text_of(take(row, EXPERIMENT_NAMES, "git_commit"), 64),
                 library_versions={},
                 hardware={},
-                status=_STATUSES.get(told, "finished" if ended and not told else "interrupted"),
+                status=STATUSES.get(told, "finished" if ended and not told else "interrupted"),
                 status_reason=f"imported; its status was {told or 'not recorded'}",
                 imported=True,
-                extra=encode_json(_plain({"legacy_id": identity, **row})),
+                extra=encode_json(plain({"legacy_id": identity, **row})),
                 started_at=started,
                 ended_at=ended or started,
             )
-            .on_conflict_do_nothing()
-        )
-        values = {**flatten(_plain(config)), **parameters}
+            # An experiment that still ran when it was imported may have ended since.
+            .on_conflict_do_update(
+                index_elements=["id"],
+                set_={name: statement.excluded[name]
+                      for name in ("status", "status_reason", "ended_at", "extra")},
+            )
+        )  # fmt: skip
+        values = {**flatten(plain(config)), **parameters}
         if values:
             connection.execute(
                 insert_into(connection, models.Hyperparameter).on_conflict_do_nothing(),
@@ -294,29 +276,95 @@ class _Import:
                 ],
             )
 
+    def _refuse_another(
+        self,
+        connection: sa.Connection,
+        run_id: str,
+        identity: str,
+        row: Mapping[str, Any],
+        started: datetime,
+    ) -> None:
+        """Refuse to mix two experiments, of two databases of one name for instance."""
+        there = connection.execute(
+            sa.select(models.Run.imported, models.Run.started_at, models.Run.extra)
+            .where(models.Run.id == run_id)
+        ).one_or_none()  # fmt: skip
+        if there is None:
+            return
+        known = there.extra or {}
+        same = there.imported and known.get("legacy_id") == identity
+        # What was known by its rows alone may have got a row of its own, or lost it.
+        if same and row and len(known) > 1:
+            same = there.started_at == started
+        if not same:
+            raise StoreError(
+                f"{self._where}: experiment {identity} would become run {run_id}, which is another "
+                f"one already (started {there.started_at:%Y-%m-%d %H:%M}, here "
+                f"{started:%Y-%m-%d %H:%M}); expected a label for each database; import it with "
+                "--label NAME"
+            )
+
+    def _key_of(self, table: sa.Table, row: Mapping[str, Any]) -> str:
+        """What a row is known by: its primary key, or all that it holds."""
+        columns = [column.name for column in table.primary_key.columns]
+        if columns:
+            return "/".join(str(row.get(column)) for column in columns)
+        whole = json.dumps({name: str(row[name]) for name in sorted(row)})
+        return hashlib.sha256(whole.encode()).hexdigest()[:32]
+
+    def _known_episodes(
+        self, table: sa.Table, run_id: str
+    ) -> tuple[Counter[str], defaultdict[int, int]]:
+        """Keys of a run's episodes in the store, and how many each environment has."""
+        keys: Counter[str] = Counter()
+        following: defaultdict[int, int] = defaultdict(int)
+        episode = models.Episode
+        statement = sa.select(episode.env_index, episode.episode_index, episode.extra).where(
+            episode.run_id == run_id
+        )
+        with self._store.engine.connect() as connection:
+            for env_index, index, extra in connection.execute(statement):
+                known = extra or {}
+                # Imports of earlier versions kept the row alone.
+                keys[known.get("legacy_key") or self._key_of(table, known)] += 1
+                following[env_index] = max(following[env_index], index + 1)
+        return keys, following
+
     def _write_episodes(self) -> int:
-        """Number each environment's episodes in the order of the source, from zero."""
-        following: defaultdict[tuple[str, int], int] = defaultdict(int)
+        """Number each environment's episodes in the order of the source, from zero.
+
+        Those that are there keep their numbers; new ones follow, wherever the source has them.
+        """
         count = 0
         batch: list[dict[str, Any]] = []
         table = self._tables.get("episodes")
-        names = [] if table is None else list(table.c.keys())
+        if table is None:
+            return 0
+        names = list(table.c.keys())
         order = [
             column
             for column in (
-                _column(names, EPISODE_NAMES, "experiment_id"),
-                _column(names, EPISODE_NAMES, "number"),
+                column_of(names, EPISODE_NAMES, "experiment_id"),
+                column_of(names, EPISODE_NAMES, "number"),
                 "id" if "id" in names else None,
             )
             if column is not None
         ]
+        current: str | None = None
         for row in self._rows("episodes", order):
-            run_id = self._run_id(str(_take(row, EPISODE_NAMES, "experiment_id")))
-            env_index = max(_integer(_take(row, EPISODE_NAMES, "env_index")) or 0, 0)
-            index = following[run_id, env_index]
-            following[run_id, env_index] += 1
-            batch.append(_episode(row, run_id, env_index, index))
+            run_id = self._run_id(str(take(row, EPISODE_NAMES, "experiment_id")))
+            if run_id != current:
+                self._flush(models.Episode, batch)
+                current = run_id
+                known, following = self._known_episodes(table, run_id)
             count += 1
+            key = self._key_of(table, row)
+            if known[key] > 0:
+                known[key] -= 1
+                continue
+            env_index = max(integer_of(take(row, EPISODE_NAMES, "env_index")) or 0, 0)
+            batch.append(_episode(row, run_id, env_index, following[env_index], key))
+            following[env_index] += 1
             if len(batch) >= _ROWS_A_BATCH:
                 self._flush(models.Episode, batch)
         self._flush(models.Episode, batch)
@@ -324,38 +372,36 @@ class _Import:
 
     def _write_metrics(self) -> int:
         """One sample for each row, or for each step where the source has a row for each metric."""
-        samples: dict[tuple[str, Any], dict[str, Any]] = {}
-        following: defaultdict[str, int] = defaultdict(int)
+        table = self._tables.get("training_metrics")
+        if table is None:
+            return 0
         count = 0
+        runs: dict[str, MetricSamples] = {}
         for row in self._rows("training_metrics", ("id",)):
             count += 1
-            run_id = self._run_id(str(_take(row, METRIC_NAMES, "experiment_id")))
-            steps = _integer(_take(row, METRIC_NAMES, "total_steps"), 2**63) or 0
-            name = _take(row, METRIC_NAMES, "name")
-            key = (run_id, steps if name is not None else count + 0.5)
-            if key not in samples:
-                samples[key] = {
-                    "run_id": run_id,
-                    "update_index": following[run_id],
-                    "attempt": 1,
-                    "total_steps": steps,
-                    "state": "warming",  # nobody judged it
-                    "signals": {},
-                    "at": _moment(_take(row, METRIC_NAMES, "at")) or datetime.fromtimestamp(0, UTC),
-                }
-                following[run_id] += 1
-            signals = samples[key]["signals"]
-            if name is not None:
-                signals[str(name)] = _plain(_take(row, METRIC_NAMES, "value"))
-            else:
-                skip = {"id", *METRIC_NAMES["experiment_id"], *METRIC_NAMES["at"]}
-                signals.update({k: _plain(v) for k, v in row.items() if k not in skip})
-        values = [
-            {**sample, "signals": encode_json(sample["signals"])} for sample in samples.values()
-        ]
-        for start in range(0, len(values), _ROWS_A_BATCH):
-            self._flush(models.HealthSample, values[start : start + _ROWS_A_BATCH])
+            run_id = self._run_id(str(take(row, METRIC_NAMES, "experiment_id")))
+            if run_id not in runs:
+                runs[run_id] = MetricSamples(
+                    run_id, table.c.keys(), self._store.runs.health_samples(run_id)
+                )
+            runs[run_id].add(row)
+        for samples in runs.values():
+            new = samples.new()
+            for start in range(0, len(new), _ROWS_A_BATCH):
+                self._flush(models.HealthSample, new[start : start + _ROWS_A_BATCH])
+            self._amend(samples)
         return count
+
+    def _amend(self, samples: MetricSamples) -> None:
+        """Add to samples that are there what the source has got since."""
+        sample = models.HealthSample
+        with writing(self._store.engine) as connection:
+            for update_index, signals in samples.amended():
+                connection.execute(
+                    sa.update(sample)
+                    .where(sample.run_id == samples.run_id, sample.update_index == update_index)
+                    .values(signals=encode_json(signals))
+                )
 
     def _flush(self, table: type[models.Base], batch: list[dict[str, Any]]) -> None:
         if batch:
@@ -364,16 +410,18 @@ class _Import:
         batch.clear()
 
 
-def _episode(row: Mapping[str, Any], run_id: str, env_index: int, index: int) -> dict[str, Any]:
+def _episode(
+    row: Mapping[str, Any], run_id: str, env_index: int, index: int, key: str
+) -> dict[str, Any]:
     def integer(name: str, limit: int = 2**31) -> int | None:
-        return _integer(_take(row, EPISODE_NAMES, name), limit)
+        return integer_of(take(row, EPISODE_NAMES, name), limit)
 
-    flag = _take(row, EPISODE_NAMES, "flag")
+    flag = flag_of(take(row, EPISODE_NAMES, "flag"))
     world, stage = integer("world"), integer("stage")
-    level = _take(row, EPISODE_NAMES, "level")
+    level = take(row, EPISODE_NAMES, "level")
     if level is None and world is not None and stage is not None:
         level = f"{world}-{stage}"
-    status = _take(row, EPISODE_NAMES, "status")
+    status = take(row, EPISODE_NAMES, "status")
     seed = integer("seed", 2**64)
     return {
         "run_id": run_id,
@@ -382,12 +430,12 @@ def _episode(row: Mapping[str, Any], run_id: str, env_index: int, index: int) ->
         "attempt": 1,
         "imported": True,
         "seed": seed if seed is not None and 0 <= seed < 2**64 else None,
-        "level": _text(level, 8),
+        "level": text_of(level, 8),
         "total_steps": max(integer("total_steps", 2**63) or 0, 0),
         "length_steps": max(integer("length_steps", 2**63) or 0, 0),
-        "shaped_return": _number(_take(row, EPISODE_NAMES, "shaped_return")),
+        "shaped_return": number_of(take(row, EPISODE_NAMES, "shaped_return")),
         "furthest_x_px": integer("furthest_x_px"),
-        "end_reason": _text(_take(row, EPISODE_NAMES, "end_reason"), 32)
+        "end_reason": text_of(take(row, EPISODE_NAMES, "end_reason"), 32)
         or ("flag" if flag else "unknown"),
         "x_px": integer("x_px"),
         "y_px": integer("y_px"),
@@ -395,91 +443,14 @@ def _episode(row: Mapping[str, Any], run_id: str, env_index: int, index: int) ->
         "coins": integer("coins"),
         "time_left": integer("time_left"),
         "life": integer("life"),
-        "status": _MARIO_STATUS.get(str(status).lower(), _integer(status)),
+        "status": MARIO_STATUS.get(str(status).lower(), integer_of(status)),
         "world": world,
         "stage": stage,
         "area": integer("area"),
-        "flag": None if flag is None else bool(flag),
+        "flag": flag,
         "dying": None,
         "player_state": None,
-        "ended_at": _moment(_take(row, EPISODE_NAMES, "ended_at"))
+        "ended_at": moment_of(take(row, EPISODE_NAMES, "ended_at"))
         or datetime.fromtimestamp(0, UTC),
-        "extra": encode_json(_plain(row)),
+        "extra": encode_json(plain({**row, "legacy_key": key})),
     }
-
-
-def _column(
-    columns: Sequence[str] | Any, names: Mapping[str, tuple[str, ...]], wanted: str
-) -> str | None:
-    present = set(columns)
-    return next((name for name in names[wanted] if name in present), None)
-
-
-def _take(row: Mapping[str, Any], names: Mapping[str, tuple[str, ...]], wanted: str) -> Any:
-    column = _column(row.keys(), names, wanted)
-    return None if column is None else row[column]
-
-
-def _as_mapping(value: Any) -> dict[str, Any]:
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            return {"text": value}
-    if isinstance(value, Mapping):
-        return dict(value)
-    return {} if value is None else {"value": value}
-
-
-def _plain(value: Any) -> Any:
-    """JSON types of whatever a database returns."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, Decimal):
-        return float(value)
-    if isinstance(value, datetime | date):
-        return value.isoformat()
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
-    return str(value)
-
-
-def _text(value: Any, length: int) -> str | None:
-    return None if value is None else str(value)[:length]
-
-
-def _number(value: Any) -> float:
-    """A finite float of whatever was stored, 0 for what is none."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return 0.0
-    return number if math.isfinite(number) else 0.0
-
-
-def _integer(value: Any, limit: int = 2**31) -> int | None:
-    """An integer of whatever was stored; None for what is none or not within ±limit."""
-    try:
-        number = value if isinstance(value, int) else int(float(value))
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return number if -limit < number < limit else None
-
-
-def _moment(value: Any) -> datetime | None:
-    """A moment of a timestamp, a text or Unix seconds; without a zone it is taken as UTC."""
-    if isinstance(value, str):
-        try:
-            value = datetime.fromisoformat(value)
-        except ValueError:
-            return None
-    if isinstance(value, int | float | Decimal):
-        try:
-            return datetime.fromtimestamp(float(value), UTC)
-        except (OverflowError, OSError, ValueError):
-            return None
-    if isinstance(value, datetime):
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value
-    return None

@@ -10,7 +10,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
+from typer.testing import CliRunner
 
+from mario.cli import app
 from mario.errors import StoreError
 from mario.store import models
 from mario.store.check import check_store
@@ -242,6 +244,130 @@ def test_other_shapes_of_the_old_tables(store: ExperimentStore, tmp_path: Path) 
             )
         ).all()
     assert [tuple(key) for key in keys] == [(0, 0), (1, 0), (1, 1)]
+
+
+_LONG = "ppo_super_mario_bros_world_1_stage_1_frame_skip_4_speedrun_reward_"
+_CHANGING = (
+    "CREATE TABLE experiments (id TEXT, name TEXT, status TEXT, created_at TEXT)",
+    "CREATE TABLE episodes (id INTEGER PRIMARY KEY, experiment_id TEXT, episode_number INT, "
+    "total_reward REAL, flag_get TEXT)",
+    "CREATE TABLE training_metrics (id INTEGER PRIMARY KEY, experiment_id TEXT, step INT, "
+    "metric_name TEXT, metric_value REAL, phase TEXT)",
+    f"INSERT INTO experiments VALUES ('{_LONG}v1', 'a', 'completed', '2024-01-01'), "
+    f"('{_LONG}v2', 'b', 'completed', '2024-01-02'), ('s', 'c', 'running', '2024-01-02')",
+    "INSERT INTO episodes (experiment_id, episode_number, total_reward, flag_get) VALUES "
+    f"('{_LONG}v1', 1, 10, 'False'), ('{_LONG}v2', 1, 99, 'True'), ('s', 1, 1, 'False'), "
+    "('s', 2, 2, 'f'), ('s', 3, 3, '1')",
+    "INSERT INTO training_metrics (experiment_id, step, metric_name, metric_value, phase) VALUES "
+    "('s', 10, 'loss', 1, 'train'), ('s', 10, 'loss', 2, 'eval'), ('s', 10, 'kl', NULL, NULL)",
+)
+
+
+def _execute(path: Path, *statements: str) -> str:
+    """Change an SQLite database; returns its URL."""
+    engine = sa.create_engine(f"sqlite:///{path}")
+    with engine.begin() as connection:
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+    engine.dispose()
+    return f"sqlite:///{path}"
+
+
+def _returns(store: ExperimentStore, name: str) -> list[float]:
+    (run_id,) = (run.id for run in store.runs.list() if run.name == name)
+    episode = models.Episode
+    statement = sa.select(episode.shaped_return).where(episode.run_id == run_id)
+    with store.engine.connect() as connection:
+        return list(connection.scalars(statement.order_by(episode.episode_index)))
+
+
+def test_a_source_that_goes_on_is_imported_whole(store: ExperimentStore, tmp_path: Path) -> None:
+    """Long names, truth as text, repeated episodes and metrics; and again after new rows."""
+    source = _execute(tmp_path / "old.db", *_CHANGING)
+    report = import_legacy(source, store)
+    assert (report.runs, report.episodes, report.metrics) == (3, 5, 3)
+    assert (_returns(store, "a"), _returns(store, "b")) == ([10], [99])
+    assert all(len(run.id) <= 64 for run in store.runs.list())
+    with store.engine.connect() as connection:
+        flags = connection.execute(
+            sa.select(models.Episode.flag, models.Episode.end_reason).order_by(
+                models.Episode.shaped_return
+            )
+        ).all()
+    truth = [False, False, True, False, True]
+    assert [tuple(row) for row in flags] == [(t, "flag" if t else "unknown") for t in truth]
+    loss = {"loss": 1.0, "loss.phase": "train", "loss#2": 2.0, "loss#2.phase": "eval", "kl": None}
+    (sample,) = store.runs.health_samples("legacy-old-s")
+    assert sample.signals == loss
+    assert store.runs.get("legacy-old-s").status == "interrupted"
+    _execute(
+        tmp_path / "old.db",
+        "INSERT INTO episodes (experiment_id, episode_number, total_reward) VALUES ('s', 2, 22)",
+        "UPDATE experiments SET status = 'completed' WHERE id = 's'",
+        "INSERT INTO training_metrics (experiment_id, step, metric_name, metric_value, phase) "
+        "VALUES ('s', 10, 'loss', 3, 'eval'), ('s', 20, 'loss', 4, 'eval')",
+    )
+    for _ in range(2):
+        report = import_legacy(source, store)
+        assert (report.runs, report.episodes, report.metrics) == (3, 6, 5)
+        assert _returns(store, "c") == [1, 2, 3, 22]
+        first, second = store.runs.health_samples("legacy-old-s")
+        assert first.signals == loss | {"loss#3": 3.0, "loss#3.phase": "eval"}
+        assert (second.total_steps, second.signals) == (20, {"loss": 4.0, "loss.phase": "eval"})
+        assert store.runs.get("legacy-old-s").status == "finished"
+    assert check_store(store).sound
+
+
+def test_rows_without_a_key_are_known_by_what_they_hold(
+    store: ExperimentStore, tmp_path: Path
+) -> None:
+    source = _execute(
+        tmp_path / "old.db",
+        "CREATE TABLE episodes (experiment_id TEXT, episode INT, reward REAL)",
+        "CREATE TABLE training_metrics (experiment_id TEXT, step INT, loss REAL)",
+        "CREATE TABLE hyperparameters (experiment_id TEXT, name TEXT, value TEXT, unit TEXT)",
+        "INSERT INTO episodes VALUES ('x', 1, 1.5), ('x', 1, 1.5), ('x', 3, 3.0)",
+        "INSERT INTO training_metrics VALUES ('x', 5, 0.5), ('x', 5, 0.5), ('x', 6, 9e999)",
+        "INSERT INTO hyperparameters VALUES ('x', 'lr', '1', 'm'), ('x', 'lr', '2', 'm')",
+    )
+    import_legacy(source, store)
+    assert store.runs.hyperparameters("legacy-old-x") == {
+        "lr": "1", "lr#2": "2", "lr.unit": "m"
+    }  # fmt: skip
+    _execute(
+        tmp_path / "old.db",
+        "INSERT INTO episodes VALUES ('x', 1, 1.5), ('x', 2, 2.0)",
+        "INSERT INTO training_metrics VALUES ('x', 5, 0.5), ('x', 5, 0.25)",
+    )
+    for _ in range(2):
+        assert import_legacy(source, store).episodes == 5
+        assert sorted(_returns(store, "experiment x")) == [1.5, 1.5, 1.5, 2.0, 3.0]
+        losses = [sample.signals["loss"] for sample in store.runs.health_samples("legacy-old-x")]
+        assert losses == [0.5, 0.5, "inf", 0.5, 0.25]
+
+
+def test_two_databases_of_one_name_need_a_label(store: ExperimentStore, tmp_path: Path) -> None:
+    urls = []
+    for folder, year in (("one", 2023), ("two", 2024)):
+        (tmp_path / folder).mkdir()
+        urls.append(
+            _execute(
+                tmp_path / folder / "old.db",
+                "CREATE TABLE experiments (id INTEGER PRIMARY KEY, name TEXT, created_at TEXT)",
+                f"INSERT INTO experiments VALUES (1, '{folder}', '{year}-01-01')",
+            )
+        )
+    import_legacy(urls[0], store)
+    with pytest.raises(StoreError, match=r"another one already.*--label"):
+        import_legacy(urls[1], store)
+    result = CliRunner().invoke(
+        app, ["store", "import-legacy", urls[1], "--label", "second"],
+        env={"MARIO_DATABASE_URL": store.engine.url.render_as_string(hide_password=False)},
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert {run.id: run.name for run in store.runs.list()} == {
+        "legacy-old-1": "one", "legacy-second-1": "two"
+    }  # fmt: skip
 
 
 def test_a_source_that_is_none(store: ExperimentStore, tmp_path: Path) -> None:
