@@ -10,9 +10,11 @@ ratios: steps a second, and the processor time of this process, PostgreSQL, MLfl
 recorders' own processes together, those that ended meanwhile included. Pairs differ by far more
 than what is measured, so each median has its 95% bootstrap interval (`median_95`) beside it.
 The metrics page is read after each update of an "on" segment, more often than a Prometheus would.
-At the end it is looked up in each recorder's own files or server that it did record. Database and MLflow run on the same
-cores as training; where they have machines of their own, the cost is smaller. Run it alone: on a
-machine that others use too, both measures show how torch's threads wait for each other.
+At the end it is looked up in each recorder's own files or server that it did record.
+Database and MLflow run on the same cores as training; where they
+have machines of their own, the cost is smaller.
+Run it alone: on a machine that others use too, both measures show how
+torch's threads wait for each other.
 """
 
 from __future__ import annotations
