@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -148,16 +149,8 @@ def _plain(values: dict[str, Any]) -> dict[str, str]:
     return {f"mario.{name}": str(value) for name, value in values.items()}
 
 
-class TensorBoardSink(BaseSink):
-    """Writes event files for TensorBoard."""
-
-    name: ClassVar[str] = "tensorboard"
-
-    def __init__(self, folder: Path) -> None:
-        """Write into a folder; needs the package tensorboard."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer: Any = SummaryWriter(str(folder))
+class NumbersSink(BaseSink, ABC):
+    """Hears a run and writes its numbers, one record each time; a tracker says where to."""
 
     def on_health(self, sample: HealthSample, health: Health) -> None:
         """Write the signals."""
@@ -171,10 +164,26 @@ class TensorBoardSink(BaseSink):
         """Write rates and means."""
         self._write(progress_metrics(progress), progress.total_steps)
 
+    @abstractmethod
+    def _write(self, numbers: dict[str, float], steps: int) -> None:
+        """Write numbers, by their metric's name, at so many agent steps."""
+
+
+class TensorBoardSink(NumbersSink):
+    """Writes event files for TensorBoard."""
+
+    name: ClassVar[str] = "tensorboard"
+
+    def __init__(self, folder: Path) -> None:
+        """Write into a folder; needs the package tensorboard."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer: Any = SummaryWriter(str(folder))
+
     def on_end(self, end: RunEnd) -> None:
         """Close the file."""
         self._writer.close()
 
-    def _write(self, numbers: dict[str, float], step: int) -> None:
+    def _write(self, numbers: dict[str, float], steps: int) -> None:
         for name, value in numbers.items():
-            self._writer.add_scalar(name, value, step)
+            self._writer.add_scalar(name, value, steps)

@@ -13,16 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from mario.jobs.tracking_sinks import health_metrics, progress_metrics
-from mario.training.health import Health, HealthSample
-from mario.training.sinks import (
-    BaseSink,
-    Progress,
-    RunEnd,
-    RunStart,
-    SelectionDone,
-    patience_seconds,
-)
+from mario.jobs.tracking_sinks import NumbersSink
+from mario.training.sinks import RunEnd, RunStart, patience_seconds
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +25,7 @@ _EXIT_SECONDS = 1.0
 _SERVICE = "wandb-core"
 
 
-class WandbSink(BaseSink):
+class WandbSink(NumbersSink):
     """Logs to Weights & Biases, online or into files that `wandb sync` sends later.
 
     All of it happens in a thread of its own: with the network away, opening a run takes minutes.
@@ -67,18 +59,6 @@ class WandbSink(BaseSink):
         )
         self._thread.start()
 
-    def on_health(self, sample: HealthSample, health: Health) -> None:
-        """Log the signals."""
-        self._log(health_metrics(sample), sample.total_steps)
-
-    def on_selection(self, selection: SelectionDone) -> None:
-        """Log the score."""
-        self._log({"selection/score": selection.score}, selection.total_steps)
-
-    def on_progress(self, progress: Progress) -> None:
-        """Log rates and means."""
-        self._log(progress_metrics(progress), progress.total_steps)
-
     def on_end(self, end: RunEnd) -> None:
         """Close the run, and wait a little for what is not sent."""
         if self._thread is None or self._failure:
@@ -92,7 +72,7 @@ class WandbSink(BaseSink):
             log.warning("Weights & Biases did not take everything in time; `wandb sync` sends it")
             _bound_exit()
 
-    def _log(self, numbers: dict[str, float], steps: int) -> None:
+    def _write(self, numbers: dict[str, float], steps: int) -> None:
         """Hand numbers to the thread.
 
         Raises:

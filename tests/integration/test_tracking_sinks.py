@@ -100,6 +100,6 @@ def test_a_wandb_that_hangs_costs_the_run_nothing(
         # What waits is bounded, and a record that is dropped is a failure that is counted.
         for _ in range(_WAITING):
             with suppress(ConnectionError):
-                sink._log({"x": 1.0}, 1)
+                sink._write({"x": 1.0}, 1)
         with pytest.raises(ConnectionError, match="dropped"):
-            sink._log({"x": 1.0}, 1)
+            sink._write({"x": 1.0}, 1)
