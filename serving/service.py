@@ -13,7 +13,7 @@ from typing import Any
 from _bentoml_sdk import Service
 from bentoml import Bento
 
-from serving.origin import check_code, forget_other_code
+from serving.bento_code import check_code, forget_other_code
 
 forget_other_code()  # before anything of the project is imported: see there
 
