@@ -22,6 +22,7 @@ from serving.launcher import running
 from serving.settings import ServingSettings
 from tests.support.onnx_networks import write_test_artefact
 from tests.support.serving_load import wait_until
+from tests.support.serving_registry import following
 from tests.support.store_rows import evaluation_key, evaluation_record, verdict
 
 playwright_api = pytest.importorskip("playwright.sync_api")
@@ -341,13 +342,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelRegistry
 def test_the_card_tells_clear_rates_intervals_and_why(
     registry: ModelRegistry, browser: Any, tmp_path: Path
 ) -> None:
-    settings = ServingSettings(
-        port=0,
-        database_url=registry.store.url,
-        tracking_uri=registry.tracking_uri,
-        cache=tmp_path / "cache",
-        poll_seconds=0.2,
-    )
+    settings = following(registry, tmp_path / "cache")
     with running(settings, ready_seconds=120) as url:
         context = browser.new_context(viewport={"width": 1240, "height": 1100})
         page = context.new_page()

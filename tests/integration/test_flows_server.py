@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -30,6 +29,10 @@ from tests.support.prefect_server import (
     Receiver,
     descendants,
     kill_all,
+    screenshot,
+    versions,
+    wait_for_checkpoints,
+    weights,
 )
 from tests.support.processes import free_port
 from tests.support.processes import server as http_server
@@ -86,52 +89,6 @@ def undisturbed(
             flow_run = server.start_run("pipeline/pipeline", PARAMETERS)
             state = server.wait(flow_run)
         yield {"flow_run": flow_run, "state": state, "runs": runs}
-
-
-def screenshot(server: PrefectServer, flow_run: str, folder: Path) -> None:
-    """Pictures of the run's page, for a person to look at; asked for by MARIO_SCREENSHOTS."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"]
-        )
-        page = browser.new_page(viewport={"width": 1400, "height": 1100})
-        base = server.url.removesuffix("/api")
-        page.goto(f"{base}/runs/flow-run/{flow_run}", wait_until="networkidle", timeout=120_000)
-        page.wait_for_timeout(5_000)
-        page.screenshot(path=str(folder / "run.png"))
-        # As a person does: the page takes no tab from its address while it still loads.
-        page.get_by_text("Artifacts", exact=True).click()
-        for key in server.artifacts(flow_run):
-            page.get_by_text(key, exact=True).first.wait_for(timeout=60_000)
-        page.screenshot(path=str(folder / "artifacts.png"), full_page=True)
-        for key, artifact in server.artifacts(flow_run).items():
-            page.goto(f"{base}/artifacts/artifact/{artifact['id']}", timeout=120_000)
-            page.wait_for_timeout(4_000)
-            page.screenshot(path=str(folder / f"{key}.png"))
-        browser.close()
-
-
-def weights(runs: Path, flow_run: str) -> str:
-    """Digest of the network that a flow run's training exported."""
-    return hashlib.sha256(
-        (runs / run_id_for(flow_run) / "policy/policy.onnx").read_bytes()
-    ).hexdigest()
-
-
-def wait_for_checkpoints(server: PrefectServer, runs: Path, flow_run: str, count: int) -> None:
-    """Return as soon as a flow run's training has left so many; it goes on."""
-    checkpoints = runs / run_id_for(flow_run) / "checkpoints"
-    deadline = time.monotonic() + 600
-    while len(list(checkpoints.glob("steps-*"))) < count:
-        assert time.monotonic() < deadline, server.log()
-        time.sleep(0.05)
-
-
-def versions(runs: Path) -> list[Any]:
-    with open_registry(Runtime.embedded(runs)) as registry:
-        return [v for v in registry.versions("mario-1-1") if v.state == "complete"]
 
 
 def test_setup_and_deploy_twice_change_nothing(server: PrefectServer) -> None:

@@ -18,11 +18,11 @@ from mario.jobs.register import ARTEFACT_FOLDER
 from mario.jobs.report import report_verdict
 from mario.jobs.runtime import Runtime
 from mario.policy.artefact import Artefact, Golden, write_artefact
-from mario.store.records import NewRun
 from mario.store.store import ExperimentStore
 from tests.support.killed_pipeline import config
 from tests.support.onnx_networks import write_test_artefact
 from tests.support.policies import GOOD, STUCK, write_odds_policy
+from tests.support.store_rows import run_of
 
 RULE = GateRule(primary="progress", alpha=0.4, max_units=100)
 
@@ -83,16 +83,7 @@ def test_such_an_export_is_rejected_by_the_pipeline_with_report_and_repetition(
     folder = runtime.run_dir(run_id) / ARTEFACT_FOLDER
     answering_otherwise(loaded(tmp_path / "good", GOOD), folder)
     with ExperimentStore.open(runtime.database_url) as store:
-        store.runs.start(
-            NewRun(
-                id=run_id,
-                name=experiment.name,
-                task=experiment.task,
-                algorithm="ppo",
-                config=experiment.model_dump(mode="json"),
-                config_hash=experiment.content_hash(),
-            )
-        )
+        store.runs.start(run_of(experiment, run_id))
     version = register_stage(run_id, runtime)
     assert "units" in screen_stage(experiment, version, runtime)
     judged = gate_stage(experiment, version, runtime)

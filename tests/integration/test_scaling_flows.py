@@ -114,16 +114,12 @@ def test_an_evaluation_on_the_flows_own_cluster(runtime: Runtime, tmp_path: Path
     from mario.jobs.register import register_run
     from tests.support.killed_pipeline import RUN_ID, config
     from tests.support.policies import GOOD, write_odds_policy
+    from tests.support.store_rows import run_of
 
     folder = runtime.run_dir(RUN_ID) / "policy"
     write_odds_policy(folder, GOOD)
     with ExperimentStore.open(runtime.database_url) as store:
-        from mario.store.records import NewRun
-
-        store.runs.start(
-            NewRun(id=RUN_ID, name="killed", task="1-1", algorithm="ppo",
-                   config=config().model_dump(mode="json"), config_hash="0" * 64)
-        )  # fmt: skip
+        store.runs.start(run_of(config(), RUN_ID))
     version = register_run(RUN_ID, runtime).version
     line = fan_out.evaluate_on_dask(
         fan_out.FanOutParameters(policy=str(version), units=12, workers=2)

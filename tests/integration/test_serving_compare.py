@@ -14,6 +14,7 @@ from serving.registry_source import clear_rate
 from serving.settings import ServingSettings
 from tests.support.onnx_networks import random_observations, write_test_artefact
 from tests.support.serving_load import wait_until
+from tests.support.serving_registry import following
 from tests.support.store_rows import verdict
 
 BYTES = {"content-type": "application/octet-stream"}
@@ -86,12 +87,9 @@ def test_the_service_follows_the_ledger(registry: ModelRegistry, tmp_path: Path)
     registry.promote("mario-1-1", first, verdict_id=None, promoted_by="test")
     first_digest = registry.resolve("mario-1-1", first).digest
     registry.set_challenger("mario-1-1", second)
-    settings = ServingSettings(
-        port=0,
-        database_url=registry.store.url,
-        tracking_uri=registry.tracking_uri,
-        cache=tmp_path / "cache",
-        poll_seconds=0.2,
+    settings = following(
+        registry,
+        tmp_path / "cache",
         shadow_share=1.0,
         canary_share=0.5,
         comparison_flush_seconds=0.5,

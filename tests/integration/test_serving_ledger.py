@@ -14,9 +14,9 @@ import pytest
 from mario.registry import ModelRegistry
 from mario.store.store import ExperimentStore
 from serving.launcher import running
-from serving.settings import ServingSettings
 from tests.support.onnx_networks import write_test_artefact
 from tests.support.serving_load import wait_until
+from tests.support.serving_registry import following
 from tests.support.store_rows import verdict
 
 ROLLBACK_SECONDS = 5.0
@@ -55,12 +55,9 @@ def _all_answer(url: str, version: str) -> bool:
 def test_two_workers_follow_and_a_damaged_version_stays_out(
     registry: ModelRegistry, tmp_path: Path
 ) -> None:
-    settings = ServingSettings(
-        port=0,
-        database_url=registry.store.url,
-        tracking_uri=registry.tracking_uri,
-        cache=tmp_path / "cache",
-        poll_seconds=0.2,
+    settings = following(
+        registry,
+        tmp_path / "cache",
         workers=2,
     )
     environment = {**os.environ, "MARIO_RUNS_DIR": str(tmp_path / "runs")}

@@ -20,9 +20,9 @@ from mario.jobs import pipeline as stages
 from mario.jobs.promote import promote_verdict
 from mario.jobs.register import ARTEFACT_FOLDER
 from mario.jobs.runtime import Runtime
-from mario.store.records import NewRun
 from mario.store.store import ExperimentStore
 from tests.support.policies import GOOD, write_odds_policy
+from tests.support.store_rows import run_of
 
 RUN_ID = "run-of-the-test"
 #: Moment → (module, class or None, function) before whose call the process dies.
@@ -82,16 +82,7 @@ def main() -> None:
     if not folder.exists():
         write_odds_policy(Path(folder), GOOD)
         with ExperimentStore.open(runtime.database_url) as store:
-            store.runs.start(
-                NewRun(
-                    id=RUN_ID,
-                    name=experiment.name,
-                    task=experiment.task,
-                    algorithm="ppo",
-                    config=experiment.model_dump(mode="json"),
-                    config_hash=experiment.content_hash(),
-                )
-            )
+            store.runs.start(run_of(experiment, RUN_ID))
     if moment != "never":
         arm(moment)
     version = stages.register_stage(RUN_ID, runtime)

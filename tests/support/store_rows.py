@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mario.config import ExperimentConfig
 from mario.evaluation.records import EpisodeRecord
 from mario.store.records import EpisodeRow, EvaluationKey, NewRun, NewVerdict
 from mario.store.store import ExperimentStore
@@ -19,6 +20,17 @@ def new_run(**changes: object) -> NewRun:
         "config_hash": "c" * 64,
     }
     return NewRun(**(values | changes))  # type: ignore[arg-type]
+
+
+def run_of(experiment: ExperimentConfig, run_id: str) -> NewRun:
+    """The row that a run of an experiment begins with."""
+    return new_run(
+        id=run_id,
+        name=experiment.name,
+        task=experiment.task,
+        config=experiment.model_dump(mode="json"),
+        config_hash=experiment.content_hash(),
+    )
 
 
 def episode_row(run_id: str, index: int, env_index: int = 0, **changes: object) -> EpisodeRow:

@@ -1,0 +1,21 @@
+"""Settings of a service that follows a registry of the tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mario.registry import ModelRegistry
+from serving.settings import ServingSettings
+
+
+def following(registry: ModelRegistry, cache: Path, **changes: Any) -> ServingSettings:
+    """A free port, the registry's addresses, and a look for new versions five times a second."""
+    values: dict[str, Any] = {
+        "port": 0,
+        "database_url": registry.store.url,
+        "tracking_uri": registry.tracking_uri,
+        "cache": cache,
+        "poll_seconds": 0.2,
+    }
+    return ServingSettings(**(values | changes))
