@@ -44,8 +44,8 @@ NUMBER_ATTRIBUTE, RUN_ATTRIBUTE, VALUES_ATTRIBUTE = "trial", "run_id", "values"
 #: Why it failed last, and why it is not tried again; how often it failed before.
 ERROR_ATTRIBUTE, FINAL_ATTRIBUTE = "error", "failed_for_good"
 FAILURES_ATTRIBUTE = "failures"
-#: Its number of then, where a worker gave it back.
-GIVEN_BACK_ATTRIBUTE = "given_back"
+#: Its number of then, where a worker gave it back, and where one had claimed it whole.
+GIVEN_BACK_ATTRIBUTE, CLAIMED_ATTRIBUTE = "given_back", "claimed"
 
 Claim = Literal["ran", "wait", "done"]
 
@@ -264,6 +264,10 @@ class SweepStudy:
             self.study.sampler = _sampler(self.sweep, len(trials))
 
             def claimed(trial: Trial) -> float:
+                # Optuna's thread gives the first sign of life sometime, and takes a trial without
+                # any for alive: of a worker killed before, it would wait for ever.
+                self._storage.record_heartbeat(trial._trial_id)
+                trial.set_user_attr(CLAIMED_ATTRIBUTE, trial.number)
                 # Proposed while nobody else asks: two workers never propose from the same past.
                 values = propose(trial, self.sweep.settings.space)
                 trial.set_user_attr(VALUES_ATTRIBUTE, json.dumps(values))
@@ -287,12 +291,16 @@ class SweepStudy:
     def put_back(self) -> None:
         """Fail trials whose worker is silent, and queue what failed again; under the lock.
 
+        A trial is claimed under the lock, so one that runs and is not claimed whole has no worker.
         A trial that waits, runs or has ended well is left alone, so this may be repeated and may be
         broken off anywhere. A trial that a worker gave back is no failure; one that failed more
         than `max_retries` times stays failed, and keeps its place among the sweep's trials.
         """
         with _quiet():
             optuna.storages.fail_stale_trials(self.study)
+            for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                if trial.user_attrs.get(CLAIMED_ATTRIBUTE) != trial.number:
+                    self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
             queue = RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)
             trials = self.study.get_trials(deepcopy=True)
             gone = superseded(trials)

@@ -156,6 +156,19 @@ def test_a_killed_workers_trial_is_taken_up_once(tmp_path: Path) -> None:
     assert taken_up[0].user_attrs["values"] in died.stdout
 
 
+def test_a_trial_whose_worker_died_before_any_sign_of_life_is_taken_up(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'mario.db'}"
+    path = write_sweep(tmp_path / "sweep.yaml", trials=2)
+    command = [sys.executable, "-m", "tests.support.sweeps", url, str(path), "unclaimed"]
+    died = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    study = SweepStudy("killed", load_sweep(path), url)
+    assert [study.next(nothing, learning_rate) for _ in range(3)] == ["ran", "ran", "done"]
+    _, trials = load_trials("killed", url)
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 2
+    assert [trial.system_attrs.get("retry_history") for trial in trials] == [[0], None]
+
+
 def runs_below(store: ExperimentStore, name: str) -> tuple[Any, list[Any]]:
     runs = store.runs.list()
     (parent,) = [run for run in runs if run.name == name]

@@ -1,6 +1,6 @@
 """Small sweeps for tests, and a worker that dies in the middle of a trial.
 
-python -m tests.support.sweeps DATABASE_URL SWEEP_YAML
+python -m tests.support.sweeps DATABASE_URL SWEEP_YAML [unclaimed]
 """
 
 from __future__ import annotations
@@ -62,14 +62,19 @@ def small_sweep(folder: Path, **changes: Any) -> Sweep:
 
 
 def main() -> None:
-    """Claim a trial, say its number, and die by SIGKILL."""
+    """Claim a trial, say its number, and die by SIGKILL; `unclaimed`: before that."""
 
     def die(trial: Trial) -> float:
         print(trial.number, trial.user_attrs["values"], flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
         return 0.0
 
-    SweepStudy("killed", load_sweep(sys.argv[2]), sys.argv[1]).next(lambda trial: None, die)
+    study = SweepStudy("killed", load_sweep(sys.argv[2]), sys.argv[1])
+    if sys.argv[3:] == ["unclaimed"]:
+        with study.alone():
+            study.study.ask()  # as a worker does before it gives any sign of life
+            os.kill(os.getpid(), signal.SIGKILL)
+    study.next(lambda trial: None, die)
 
 
 if __name__ == "__main__":
