@@ -12,7 +12,7 @@ from prefect_dask.task_runners import DaskTaskRunner
 from prefect_dask.utils import get_dask_client
 from pydantic import Field
 
-from flows import stages
+from flows import stages, tenure
 from flows.decisions import Ending
 from flows.parameters import EvaluateParameters
 from flows.reporting import show_page
@@ -89,6 +89,7 @@ def evaluate_on_dask(
         return too_often
     runner: Any = task_runner(parameters)  # its generic parameter is another one than with_options'
     line = _played.with_options(task_runner=runner)(parameters)
+    tenure.give_way()
     show_page(f"evaluation-{parameters.task}", f"Evaluation on {parameters.task}", [line])
     return stages.to_state(Ending("COMPLETED", "Completed", line), line)
 

@@ -11,7 +11,7 @@ from prefect.runtime import flow_run
 from prefect.states import raise_state_exception
 from pydantic import BaseModel, ConfigDict
 
-from flows import stages
+from flows import stages, tenure
 from flows.decisions import ending_of_stop, ending_of_training, ending_of_verdict
 from flows.parameters import PipelineParameters
 from mario.errors import PolicyCollapsed, TrainingInterrupted
@@ -75,7 +75,7 @@ def pipeline(parameters: PipelineParameters = DEFAULT_PARAMETERS) -> State[Any]:
     if ending is not None:
         if trained.status == "interrupted":
             ending = ending_of_stop(
-                ending, deployed=stages.deployed(), cancelling=stages.cancelling()
+                ending, deployed=tenure.deployed(), cancelling=stages.cancelling()
             )
         return stages.to_state(ending)
     version = stages.register(trained.run_id, runtime)

@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import State
 from prefect.events import emit_event
 from prefect.runtime import flow_run
 
-from flows import stages
+from flows import stages, tenure
 from flows.decisions import (
     Ending,
     ending_of_drift,
@@ -82,7 +82,7 @@ def train(parameters: TrainParameters = TrainParameters()) -> State[Any]:  # noq
     if ending is not None:
         if trained.status == "interrupted":
             ending = ending_of_stop(
-                ending, deployed=stages.deployed(), cancelling=stages.cancelling()
+                ending, deployed=tenure.deployed(), cancelling=stages.cancelling()
             )
         return stages.to_state(ending)
     version = stages.register(trained.run_id, runtime)

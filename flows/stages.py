@@ -11,8 +11,9 @@ from prefect import get_run_logger, task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, StateType
 from prefect.events import emit_event
-from prefect.runtime import deployment, flow_run
+from prefect.runtime import flow_run
 
+from flows import tenure
 from flows.decisions import (
     MAX_JUDGEMENTS,
     RETRY_DELAYS_SECONDS,
@@ -33,7 +34,7 @@ from flows.reporting import (
     show_verdict,
 )
 from mario.config import ExperimentConfig, load_config
-from mario.errors import PromotionConflict
+from mario.errors import PromotionConflict, TrainingInterrupted
 from mario.jobs import pipeline as jobs
 from mario.jobs.attempts import Trained, experiment_of_attempt, train_attempt
 from mario.jobs.promote import promote_verdict
@@ -51,14 +52,9 @@ PROMOTED_EVENT = "mario.champion.promoted"
 DRIFTED_EVENT = "mario.champion.drifted"
 
 
-def deployed() -> bool:
-    """Whether this flow run comes from a deployment; nobody watches its terminal then."""
-    return deployment.id is not None
-
-
 def say(text: str) -> None:
     """Tell whoever watches: the terminal, or the flow run's log."""
-    if deployed():
+    if tenure.deployed():
         get_run_logger().info(text)
     else:
         print(text)
@@ -68,14 +64,15 @@ def run_stage(name: str, subject: str, work: Callable[[], Result]) -> Result:
     """Run a stage as a task that is named after what it works on.
 
     Under a deployment, what failed because something was away is tried again after a while; a
-    person at a terminal is told at once.
+    person at a terminal is told at once. Where the flow run was given to another attempt meanwhile,
+    this process ends with the stage.
 
     Args:
         name: the task.
         subject: what this run of it is about.
         work: the stage.
     """
-    retries = len(RETRY_DELAYS_SECONDS) if deployed() else 0
+    retries = len(RETRY_DELAYS_SECONDS) if tenure.deployed() else 0
     stage = task(
         name=name,
         task_run_name=f"{name} {subject}",
@@ -84,7 +81,10 @@ def run_stage(name: str, subject: str, work: Callable[[], Result]) -> Result:
         retry_condition_fn=_retry_condition if retries else None,
         persist_result=False,
     )(work)
-    return stage()
+    try:
+        return stage()
+    finally:
+        tenure.give_way()
 
 
 def _retry_condition(_task: Any, _task_run: Any, state: State[Any]) -> bool:
@@ -99,6 +99,7 @@ def to_state(ending: Ending, data: Any = None) -> State[Any]:
 
 def exhausted() -> State[Any] | None:
     """The final state of a flow run that crashed too often; None while it may go on."""
+    tenure.begin()
     ending = gave_up(flow_run.run_count or 1)
     return None if ending is None else to_state(ending)
 
@@ -142,17 +143,21 @@ def train(config: ExperimentConfig, run_id: str, runtime: Runtime) -> Trained:
         stop = threading.Event()
         with (
             stopping_on_signals(stop),
+            tenure.watching(stop),
             TrainingProgress(config, run_id) as page,
             TrainingDisplay(config) as display,
         ):
-            trained = train_attempt(
-                config,
-                runtime,
-                run_id,
-                stop=stop,
-                on_progress=_both(display.progress, page.progress),
-                on_selection=_both(display.selection, page.selection),
-            )
+            try:
+                trained = train_attempt(
+                    config,
+                    runtime,
+                    run_id,
+                    stop=stop,
+                    on_progress=_both(display.progress, page.progress),
+                    on_selection=_both(display.selection, page.selection),
+                )
+            except TrainingInterrupted as interrupted:  # while it waited for another process
+                return Trained(run_id, "interrupted", str(interrupted), 0, 0.0)
         show_training(config, trained, runtime)
         return trained
 

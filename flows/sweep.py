@@ -17,7 +17,7 @@ from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
-from flows import stages
+from flows import stages, tenure
 from flows.attended import GRACE_SECONDS
 from flows.decisions import RETRY_DELAYS_SECONDS, Ending
 from flows.parameters import FlowParameters
@@ -129,10 +129,11 @@ def sweep(parameters: SweepParameters) -> State[Any]:
     def worker(number: int) -> int:
         return work(parameters, stop)
 
-    with stopping_on_signals(stop):
+    with stopping_on_signals(stop), tenure.watching(stop):
         running = [worker.submit(number) for number in range(1, parameters.workers + 1)]
         wait(running)
         states = [future.state for future in running]
+    tenure.give_way()
     lines = [describe_sweep(parameters.name, runtime)]
     if stop.is_set():
         show_page(f"sweep-{parameters.name}", f"Sweep {parameters.name}", lines)

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass
 from typing import Literal
 
 from mario.config import ExperimentConfig
+from mario.errors import RunIsBusy, TrainingInterrupted
 from mario.jobs.register import ARTEFACT_FOLDER
 from mario.jobs.runtime import Runtime
 from mario.jobs.train import OnProgress, OnSelection, config_of_run, train_run
+from mario.store.process import HEARTBEAT_SECONDS, SILENCE_SECONDS, host_name
 from mario.store.records import Run, RunStatus
+from mario.store.runs import refuse_busy
 from mario.store.store import ExperimentStore
 from mario.training.run import CONFIG_FILE
 
 #: Start a new run; begin a known one again that never got anywhere; go on from its checkpoint; or
 #: take it as it is.
 Step = Literal["start", "resume", "done"]
+
+#: How long a run is waited for that another process still trains.
+PATIENCE_SECONDS = SILENCE_SECONDS + 4 * HEARTBEAT_SECONDS
+#: Who is silent on another machine may only have had no database to give signs of life to: so long
+#: it has to be silent while this process looks on.
+SETTLE_SECONDS = 2 * HEARTBEAT_SECONDS
+_LOOK_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -71,6 +82,61 @@ def experiment_of_attempt(
     return config.model_copy(update=kept)
 
 
+def wait_for_turn(
+    runtime: Runtime,
+    run_id: str,
+    stop: threading.Event,
+    *,
+    patience_seconds: float = PATIENCE_SECONDS,
+    settle_seconds: float = SETTLE_SECONDS,
+) -> Run | None:
+    """Return once no other process trains a run.
+
+    A process of this machine is there or not. One of another machine (a container is one) is gone
+    when it has given no sign of life for `mario.store.process.SILENCE_SECONDS`, nor while this
+    process looked on.
+
+    Args:
+        runtime: where the store is.
+        run_id: the run.
+        stop: set to wait no more.
+        patience_seconds: how long another process that lives is waited for.
+        settle_seconds: how long one of another machine has to be seen silent.
+
+    Returns:
+        The run as it is then; None where the store does not know it.
+
+    Raises:
+        RunIsBusy: another process trains it still.
+        TrainingInterrupted: `stop` was set meanwhile.
+        StoreError: the database does not answer.
+    """
+    begun = silent_since = time.monotonic()
+    heard: object = None
+    while True:
+        with ExperimentStore.open(runtime.database_url) as store:
+            run = store.runs.find(run_id)
+        if run is None or not run.attempts:
+            return run
+        last, now = run.attempts[-1], time.monotonic()
+        if last.heartbeat_at != heard:
+            heard, silent_since = last.heartbeat_at, now
+        try:
+            refuse_busy(run_id, last)
+        except RunIsBusy:
+            if now - begun >= patience_seconds:
+                raise
+        else:
+            elsewhere = last.status == "running" and last.host != host_name()
+            if not elsewhere or now - silent_since >= settle_seconds:
+                return run
+        if stop.wait(_LOOK_SECONDS):
+            raise TrainingInterrupted(
+                f"run {run_id} is still being trained by process {last.pid} on {last.host}, and "
+                "waiting for it was ended on request; go on with: mario train --resume " + run_id
+            )
+
+
 def train_attempt(
     config: ExperimentConfig,
     runtime: Runtime,
@@ -82,6 +148,8 @@ def train_attempt(
 ) -> Trained:
     """Train the run of this id: start it, go on with it, or say how it ended.
 
+    Where another process still trains it, that is waited for (see `wait_for_turn`).
+
     Args:
         config: the experiment; the same in every attempt.
         runtime: where store, tracking and folders are.
@@ -91,11 +159,11 @@ def train_attempt(
         on_selection: called after each judgement on selection seeds.
 
     Raises:
-        RunIsBusy: another process trains it now.
+        RunIsBusy: another process trains it still.
+        TrainingInterrupted: `stop` was set while another process was waited for.
         TrainingError, CheckpointError, StoreError: see `mario.jobs.train.train_run`.
     """
-    with ExperimentStore.open(runtime.database_url) as store:
-        known = store.runs.find(run_id)
+    known = wait_for_turn(runtime, run_id, stop or threading.Event())
     folder = runtime.run_dir(run_id)
     step = next_step(
         None if known is None else known.status,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import ClassVar
 from mario.errors import ConfigError
 from mario.game.sb3_vec_env import EpisodeRecord
 from mario.game.state import STATE_FIELDS
+from mario.store.process import HEARTBEAT_SECONDS
 from mario.store.records import (
     AttemptStartRow,
     CheckpointRow,
@@ -61,21 +63,42 @@ class StoreSink(BaseSink):
         self._attempt = attempt
         self._runs_dir = runs_dir
         self._state: HealthState = "warming"
+        self._steps = 0
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+
+    def _put(self, rows: Sequence[TrainingRow]) -> None:
+        with self._lock:  # signs of life come from a thread of their own
+            self._writer.put(rows)
+
+    def _beat(self) -> None:
+        """Give signs of life, however long an update or a selection takes."""
+        while not self._ended.wait(HEARTBEAT_SECONDS):
+            self.beat()
+
+    def beat(self) -> None:
+        """Give a sign of life."""
+        row = HeartbeatRow(run_id=self._run_id, attempt=self._attempt, total_steps=self._steps)
+        with self._lock:
+            if not self._ended.is_set():
+                self._writer.put([row])
 
     def on_start(self, start: RunStart) -> None:
         """Store which checkpoint the attempt goes on from."""
         self._state = start.state
-        self._writer.put(
+        self._put(
             [
                 AttemptStartRow(
                     run_id=self._run_id, attempt=self._attempt, start_steps=start.start_steps
                 )
             ]
         )
+        self._steps = start.start_steps
+        threading.Thread(target=self._beat, name="signs of life", daemon=True).start()
 
     def on_episodes(self, episodes: Sequence[EpisodeRecord]) -> None:
         """Store the episodes."""
-        self._writer.put([self._episode(record) for record in episodes])
+        self._put([self._episode(record) for record in episodes])
 
     def on_health(self, sample: HealthSample, health: Health) -> None:
         """Store the sample, and the change of state where there is one."""
@@ -99,11 +122,11 @@ class StoreSink(BaseSink):
                 )
             )
         self._state = state
-        self._writer.put(rows)
+        self._put(rows)
 
     def on_selection(self, selection: SelectionDone) -> None:
         """Store the score on selection seeds."""
-        self._writer.put(
+        self._put(
             [
                 SelectionRow(
                     run_id=self._run_id,
@@ -123,7 +146,7 @@ class StoreSink(BaseSink):
         path = checkpoint.path.resolve()
         runs_dir = self._runs_dir.resolve()
         shown = path.relative_to(runs_dir) if path.is_relative_to(runs_dir) else path
-        self._writer.put(
+        self._put(
             [
                 CheckpointRow(
                     run_id=self._run_id,
@@ -139,13 +162,8 @@ class StoreSink(BaseSink):
 
     def on_progress(self, progress: Progress) -> None:
         """Give a sign of life."""
-        self._writer.put(
-            [
-                HeartbeatRow(
-                    run_id=self._run_id, attempt=self._attempt, total_steps=progress.total_steps
-                )
-            ]
-        )
+        self._steps = progress.total_steps
+        self.beat()
 
     def flush(self) -> bool:
         """Make what was written durable on this disk."""
@@ -153,8 +171,9 @@ class StoreSink(BaseSink):
 
     def on_end(self, end: RunEnd) -> None:
         """Store the end and close the writer."""
+        self._ended.set()
         status = "collapsed" if end.status == "diverged" else end.status
-        self._writer.put(
+        self._put(
             [
                 RunEndRow(
                     run_id=self._run_id,

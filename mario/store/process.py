@@ -7,8 +7,10 @@ import socket
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+#: How often a process that trains gives a sign of life, however long an update takes.
+HEARTBEAT_SECONDS = 30.0
 #: A process on another machine cannot be asked; without a sign of life for so long it is dead.
-SILENCE_SECONDS = 900.0
+SILENCE_SECONDS = 300.0
 # What a process's start, counted from the machine's, may be off the clock that wrote the row.
 _CLOCK_SECONDS = 5.0
 

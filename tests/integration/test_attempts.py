@@ -1,0 +1,136 @@
+"""An attempt at a run waits for the process that still trains it, and takes no living one for dead.
+
+Processes of other machines are played by rows: their host is another's, their signs of life are
+written by the sink that training uses.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+import mario.jobs.sinks
+from mario.config import load_config
+from mario.errors import RunIsBusy, TrainingInterrupted
+from mario.jobs.attempts import wait_for_turn
+from mario.jobs.runtime import Runtime
+from mario.jobs.sinks import StoreSink
+from mario.store import models
+from mario.store.engine import writing
+from mario.store.process import SILENCE_SECONDS
+from mario.store.records import Run, utc_now
+from mario.store.store import ExperimentStore
+from mario.store.writer import StoreWriter
+from mario.training.sinks import RunEnd, RunStart
+from tests.support.store_rows import new_run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def runtime(database_url: str, tmp_path: Path) -> Runtime:
+    return Runtime(tmp_path / "runs", database_url, f"sqlite:///{tmp_path / 'mlflow.db'}")
+
+
+def elsewhere(store: ExperimentStore, silent_seconds: float) -> Run:
+    """A run of a container that was heard of so long ago."""
+    run = store.runs.start(new_run())
+    heard = utc_now() - timedelta(seconds=silent_seconds)
+    with writing(store.engine) as connection:
+        connection.execute(
+            sa.update(models.RunAttempt)
+            .where(models.RunAttempt.run_id == run.id)
+            .values(host="other-pod", pid=7, started_at=heard, heartbeat_at=heard)
+        )
+    return run
+
+
+@contextmanager
+def training(runtime: Runtime, run: Run, folder: Path) -> Iterator[StoreSink]:
+    """Have the sink of the process that trains a run, while that is in a long update."""
+    config = load_config(ROOT / "configs/smoke.yaml")
+    sink = StoreSink(StoreWriter(runtime.database_url, folder), run.id, 1, folder)
+    sink.on_start(RunStart(config=config, run_dir=folder, start_steps=0, attempt=1))
+    try:
+        yield sink
+    finally:
+        sink.on_end(RunEnd(status="interrupted", reason="", total_steps=0))
+
+
+def test_a_run_that_nobody_trains_is_not_waited_for(
+    store: ExperimentStore, runtime: Runtime
+) -> None:
+    assert wait_for_turn(runtime, "run-unknown", threading.Event()) is None
+    run = store.runs.start(new_run())  # by this very process
+    found = wait_for_turn(runtime, run.id, threading.Event())
+    assert found is not None
+    assert found.id == run.id
+
+
+def test_a_process_elsewhere_that_gives_signs_of_life_is_waited_for(
+    store: ExperimentStore, runtime: Runtime, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It was long silent (its database was away): it is heard again, and then it ends."""
+    monkeypatch.setattr(mario.jobs.sinks, "HEARTBEAT_SECONDS", 0.3)
+    run = elsewhere(store, SILENCE_SECONDS + 60)
+    found: list[Run | None] = []
+    stop = threading.Event()
+    waiting = threading.Thread(
+        target=lambda: found.append(wait_for_turn(runtime, run.id, stop, settle_seconds=6.0))
+    )
+    waiting.start()
+    time.sleep(1.0)
+    with training(runtime, run, tmp_path / "training"):
+        time.sleep(8.0)
+        assert waiting.is_alive(), "it would have been taken for dead by now"
+    waiting.join(30)
+    assert found[0] is not None
+    assert [attempt.status for attempt in found[0].attempts] == ["interrupted"]
+
+
+def test_a_process_elsewhere_that_stays_silent_is_gone(
+    store: ExperimentStore, runtime: Runtime
+) -> None:
+    run = elsewhere(store, SILENCE_SECONDS + 1)
+    begun = time.monotonic()
+    assert wait_for_turn(runtime, run.id, threading.Event(), settle_seconds=3.0) is not None
+    assert time.monotonic() - begun >= 3.0, "it is given the time to be heard of"
+    assert store.runs.resume(run.id, start_steps=0).attempts[-1].attempt == 2
+
+
+def test_patience_ends_and_so_does_waiting_on_request(
+    store: ExperimentStore, runtime: Runtime
+) -> None:
+    run = elsewhere(store, 0)
+    with pytest.raises(RunIsBusy, match="on other-pod, heard of"):
+        wait_for_turn(runtime, run.id, threading.Event(), patience_seconds=0)
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(TrainingInterrupted, match="waiting for it was ended on request"):
+        wait_for_turn(runtime, run.id, stop)
+
+
+def test_training_gives_signs_of_life_while_an_update_takes_long_and_none_after_its_end(
+    store: ExperimentStore, runtime: Runtime, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(mario.jobs.sinks, "HEARTBEAT_SECONDS", 0.1)
+    run = store.runs.start(new_run())
+    heard = set()
+    with training(runtime, run, tmp_path / "training") as sink:
+        deadline = time.monotonic() + 60
+        while len(heard) < 4:
+            assert time.monotonic() < deadline, heard
+            heard.add(store.runs.get(run.id).attempts[-1].heartbeat_at)
+            time.sleep(0.05)
+    ended = store.runs.get(run.id).attempts[-1]
+    assert ended.status == "interrupted"
+    sink.beat()
+    time.sleep(1.0)
+    assert store.runs.get(run.id).attempts[-1] == ended
