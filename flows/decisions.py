@@ -13,7 +13,7 @@ from typing import Any, Literal
 from uuid import UUID
 
 from mario.config import DQNConfig, ExperimentConfig
-from mario.errors import MarioError, RegistryUnavailableError
+from mario.errors import MarioError, RegistryUnavailableError, RunIsBusy
 from mario.store.engine import StoreUnavailableError
 
 #: How often a flow run may begin, the first time included; each crash costs one.
@@ -52,7 +52,7 @@ def worth_retrying(error: BaseException) -> bool:
     What a person has to mend (a bad configuration, a broken artefact, another promoter's success)
     stays as it is however often it is tried.
     """
-    if isinstance(error, StoreUnavailableError | RegistryUnavailableError):
+    if isinstance(error, StoreUnavailableError | RegistryUnavailableError | RunIsBusy):
         return True
     if isinstance(error, MarioError):
         return False
@@ -83,7 +83,9 @@ def ending_of_training(status: str, reason: str, run_id: str, steps: int) -> End
         "CANCELLED",
         "Interrupted",
         f"run {run_id} was interrupted at {steps:,} steps; go on with: "
-        f"mario train --resume {run_id}",
+        f"mario train --resume {run_id}"
+        if steps
+        else reason,
     )
 
 
@@ -137,18 +139,6 @@ def gave_up(run_count: int) -> Ending | None:
         f"got attempt {run_count} of this flow run; expected at most {MAX_ATTEMPTS}; look at why "
         "the others crashed, and start it again by hand",
     )
-
-
-def superseded(attempt: int, newest: int) -> bool:
-    """Whether a flow run was given to another attempt while this one still works on it.
-
-    A server that was away counts the silence against its runs, and has runs that live begin again.
-
-    Args:
-        attempt: this process's, 1 for the first.
-        newest: the last that began, as the server counts them.
-    """
-    return newest > attempt
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from prefect_dask.task_runners import DaskTaskRunner
 from prefect_dask.utils import get_dask_client
 from pydantic import Field
 
-from flows import stages, tenure
+from flows import stages
 from flows.decisions import Ending
 from flows.parameters import EvaluateParameters
 from flows.reporting import show_page
@@ -88,8 +88,10 @@ def evaluate_on_dask(
     if (too_often := stages.exhausted()) is not None:
         return too_often
     runner: Any = task_runner(parameters)  # its generic parameter is another one than with_options'
-    line = _played.with_options(task_runner=runner)(parameters)
-    tenure.give_way()
+    played = _played.with_options(task_runner=runner)
+    line = stages.run_stage(
+        "evaluate", f"{parameters.policy} on {parameters.task}", lambda: played(parameters)
+    )
     show_page(f"evaluation-{parameters.task}", f"Evaluation on {parameters.task}", [line])
     return stages.to_state(Ending("COMPLETED", "Completed", line), line)
 

@@ -99,7 +99,6 @@ def to_state(ending: Ending, data: Any = None) -> State[Any]:
 
 def exhausted() -> State[Any] | None:
     """The final state of a flow run that crashed too often; None while it may go on."""
-    tenure.begin()
     ending = gave_up(flow_run.run_count or 1)
     return None if ending is None else to_state(ending)
 

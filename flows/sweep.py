@@ -19,12 +19,12 @@ from pydantic import Field
 
 from flows import stages, tenure
 from flows.attended import GRACE_SECONDS
-from flows.decisions import RETRY_DELAYS_SECONDS, Ending
+from flows.decisions import RETRY_DELAYS_SECONDS, Ending, ending_of_stop
 from flows.parameters import FlowParameters
 from flows.reporting import show_page
 from mario.errors import FlowError
 from mario.jobs.runtime import Runtime
-from mario.jobs.sweep import describe_best, describe_sweep
+from mario.jobs.sweep import describe_best, describe_sweep, open_sweep
 from mario.jobs.sweep_config import load_sweep
 from mario.jobs.train import stopping_on_signals
 
@@ -115,8 +115,12 @@ def sweep(parameters: SweepParameters) -> State[Any]:
     """
     if (too_often := stages.exhausted()) is not None:
         return too_often
-    load_sweep(parameters.file, parameters.overrides)  # refused before anything is started
+    settings = load_sweep(parameters.file, parameters.overrides)
     runtime = Runtime.from_environment()
+    # A sweep that is none, or another than its name stands for, is refused before a worker starts.
+    stages.run_stage(
+        "prepare", parameters.name, lambda: open_sweep(parameters.name, settings, runtime)
+    )
     stop = threading.Event()
 
     @task(
@@ -137,7 +141,10 @@ def sweep(parameters: SweepParameters) -> State[Any]:
     lines = [describe_sweep(parameters.name, runtime)]
     if stop.is_set():
         show_page(f"sweep-{parameters.name}", f"Sweep {parameters.name}", lines)
-        return stages.to_state(Ending("CANCELLED", "Interrupted", lines[0].splitlines()[-1]))
+        ending = Ending("CANCELLED", "Interrupted", lines[0].splitlines()[-1])
+        return stages.to_state(
+            ending_of_stop(ending, deployed=tenure.deployed(), cancelling=stages.cancelling())
+        )
     if not any(state.is_completed() for state in states):
         raise FlowError(
             f"every worker of sweep {parameters.name} failed; expected one that works; see their "

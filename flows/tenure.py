@@ -2,28 +2,30 @@
 
 A flow run that the server took for dead is scheduled again, and its new attempt begins beside a
 process that may live: the server was away for longer than the silence limit, or the network was, or
-the machine slept. The older one gives way. It ends with a checkpoint and without a word to the
-server, which would take it for the end of the newer attempt; that waits for it, and goes on.
+the machine slept. The older one gives way. Training ends with a checkpoint, everything else with
+its stage; the process says nothing of the flow run's state, which is the newer attempt's. That
+waits for it (`mario.jobs.attempts.wait_for_turn`), and goes on.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from uuid import UUID
 
-import httpx
 from prefect.client.orchestration import get_client
-from prefect.exceptions import Abort, PrefectException
-from prefect.logging import get_logger
+from prefect.exceptions import Abort
 from prefect.runtime import deployment, flow_run
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-from flows.decisions import superseded
+log = logging.getLogger(__name__)
 
-#: How often the server is asked.
+#: How often the server is asked while a policy trains, and how long it has to answer.
 _LOOK_SECONDS = 5.0
+_ANSWER_SECONDS = 5.0
 
 
 @cache
@@ -31,17 +33,6 @@ def _deployment_of(_flow_run_id: str) -> str | None:
     """Which deployment a flow run comes from: Prefect asks the server each time."""
     id_: str | None = deployment.id
     return id_
-
-
-@cache
-def _attempt_of(flow_run_id: str) -> int:
-    """Which attempt this process is: asked once, when it begins."""
-    return _newest_attempt(flow_run_id)
-
-
-def _newest_attempt(flow_run_id: str) -> int:
-    with get_client(sync_client=True) as client:
-        return client.read_flow_run(UUID(flow_run_id)).run_count
 
 
 def deployed() -> bool:
@@ -52,10 +43,22 @@ def deployed() -> bool:
     return _deployment_of(str(flow_run.id)) is not None
 
 
-def begin() -> None:
-    """Remember which attempt at the flow run this process is; call it first."""
-    if deployed():
-        _attempt_of(str(flow_run.id))
+def newest_attempt(flow_run_id: str) -> int:
+    """The last attempt that began, as the server counts them; asked once, for a few seconds."""
+    with (
+        temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
+        get_client({"timeout": _ANSWER_SECONDS}, sync_client=True) as client,
+    ):
+        return client.read_flow_run(UUID(flow_run_id)).run_count
+
+
+def is_lost(flow_run_id: str, attempt: int) -> bool:
+    """Whether a newer attempt has begun; False where the server says nothing."""
+    try:
+        return newest_attempt(flow_run_id) > attempt
+    except Exception as error:  # who cannot be asked gives the flow run to nobody
+        log.debug("the Prefect server was not asked: %s: %s", type(error).__name__, error)
+        return False
 
 
 def give_way() -> None:
@@ -65,17 +68,9 @@ def give_way() -> None:
         Abort: it has; Prefect ends the process with status 0 and leaves the flow run as it is.
     """
     id_ = str(flow_run.id)
-    if deployed() and _is_lost(id_):
-        get_logger().warning("flow run %s goes on in a newer attempt; this one ends", id_)
+    if deployed() and is_lost(id_, flow_run.run_count):
+        log.warning("flow run %s goes on in a newer attempt; this one ends", id_)
         raise Abort(f"flow run {id_} goes on in a newer attempt")
-
-
-def _is_lost(flow_run_id: str) -> bool:
-    try:
-        newest = _newest_attempt(flow_run_id)
-    except (httpx.HTTPError, PrefectException, OSError):
-        return False  # a server that is away gives nothing to anybody
-    return superseded(_attempt_of(flow_run_id), newest)
 
 
 @contextmanager
@@ -84,11 +79,11 @@ def watching(stop: threading.Event) -> Iterator[None]:
     if not deployed():
         yield
         return
-    id_, over = str(flow_run.id), threading.Event()
+    id_, attempt, over = str(flow_run.id), flow_run.run_count, threading.Event()
 
     def watch() -> None:
         while not over.wait(_LOOK_SECONDS):
-            if _is_lost(id_):
+            if is_lost(id_, attempt):
                 stop.set()
                 return
 

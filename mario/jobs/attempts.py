@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Literal
 
 from mario.config import ExperimentConfig
@@ -12,22 +14,25 @@ from mario.errors import RunIsBusy, TrainingInterrupted
 from mario.jobs.register import ARTEFACT_FOLDER
 from mario.jobs.runtime import Runtime
 from mario.jobs.train import OnProgress, OnSelection, config_of_run, train_run
-from mario.store.process import HEARTBEAT_SECONDS, SILENCE_SECONDS, host_name
-from mario.store.records import Run, RunStatus
+from mario.store.process import HEARTBEAT_SECONDS, host_name, is_alive, process_id
+from mario.store.records import Attempt, Run, RunStatus, utc_now
 from mario.store.runs import refuse_busy
 from mario.store.store import ExperimentStore
 from mario.training.run import CONFIG_FILE
+
+log = logging.getLogger(__name__)
 
 #: Start a new run; begin a known one again that never got anywhere; go on from its checkpoint; or
 #: take it as it is.
 Step = Literal["start", "resume", "done"]
 
-#: How long a run is waited for that another process still trains.
-PATIENCE_SECONDS = SILENCE_SECONDS + 4 * HEARTBEAT_SECONDS
 #: Who is silent on another machine may only have had no database to give signs of life to: so long
 #: it has to be silent while this process looks on.
 SETTLE_SECONDS = 2 * HEARTBEAT_SECONDS
+#: What a process may still do after its run's end was stored: close its sinks, export the policy.
+ENDING_SECONDS = 45.0
 _LOOK_SECONDS = 2.0
+_SAY_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -87,32 +92,29 @@ def wait_for_turn(
     run_id: str,
     stop: threading.Event,
     *,
-    patience_seconds: float = PATIENCE_SECONDS,
     settle_seconds: float = SETTLE_SECONDS,
 ) -> Run | None:
-    """Return once no other process trains a run.
+    """Return once no other process trains a run, however long that takes.
 
     A process of this machine is there or not. One of another machine (a container is one) is gone
     when it has given no sign of life for `mario.store.process.SILENCE_SECONDS`, nor while this
-    process looked on.
+    process looked on. Who waits says so in the log, once a minute.
 
     Args:
         runtime: where the store is.
         run_id: the run.
         stop: set to wait no more.
-        patience_seconds: how long another process that lives is waited for.
         settle_seconds: how long one of another machine has to be seen silent.
 
     Returns:
         The run as it is then; None where the store does not know it.
 
     Raises:
-        RunIsBusy: another process trains it still.
         TrainingInterrupted: `stop` was set meanwhile.
         StoreError: the database does not answer.
     """
-    begun = silent_since = time.monotonic()
-    heard: object = None
+    silent_since = time.monotonic()
+    said, heard = -_SAY_SECONDS, None
     while True:
         with ExperimentStore.open(runtime.database_url) as store:
             run = store.runs.find(run_id)
@@ -121,20 +123,40 @@ def wait_for_turn(
         last, now = run.attempts[-1], time.monotonic()
         if last.heartbeat_at != heard:
             heard, silent_since = last.heartbeat_at, now
-        try:
-            refuse_busy(run_id, last)
-        except RunIsBusy:
-            if now - begun >= patience_seconds:
-                raise
-        else:
-            elsewhere = last.status == "running" and last.host != host_name()
-            if not elsewhere or now - silent_since >= settle_seconds:
-                return run
-        if stop.wait(_LOOK_SECONDS):
+        reason = _not_yet(run_id, last, now - silent_since < settle_seconds)
+        if reason is None:
+            return run
+        if now - said >= _SAY_SECONDS:
+            said = now
+            log.warning("waiting: %s", reason)
+        stop.wait(_LOOK_SECONDS)
+        if stop.is_set():
             raise TrainingInterrupted(
-                f"run {run_id} is still being trained by process {last.pid} on {last.host}, and "
-                "waiting for it was ended on request; go on with: mario train --resume " + run_id
+                f"run {run_id} was not gone on with, as process {last.pid} on {last.host} is still "
+                f"at it and waiting was ended on request; later: mario train --resume {run_id}"
             )
+
+
+def _not_yet(run_id: str, last: Attempt, settling: bool) -> str | None:
+    """Why nobody else may train a run yet; None where somebody may."""
+    try:
+        refuse_busy(run_id, last)
+    except RunIsBusy as busy:
+        return str(busy)
+    if last.host != host_name():
+        # `mario store check` may have taken a silent one for killed.
+        if last.status in ("running", "killed") and settling:
+            return f"run {run_id}: whether process {last.pid} on {last.host} stays silent"
+        return None
+    ended = last.ended_at
+    if (
+        ended is not None
+        and last.pid != process_id()
+        and is_alive(last.host, last.pid)
+        and utc_now() - ended < timedelta(seconds=ENDING_SECONDS)
+    ):
+        return f"run {run_id}: process {last.pid} has ended it ({last.status}) and still writes"
+    return None
 
 
 def train_attempt(
@@ -159,7 +181,7 @@ def train_attempt(
         on_selection: called after each judgement on selection seeds.
 
     Raises:
-        RunIsBusy: another process trains it still.
+        RunIsBusy: another process was quicker to take it.
         TrainingInterrupted: `stop` was set while another process was waited for.
         TrainingError, CheckpointError, StoreError: see `mario.jobs.train.train_run`.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,9 +40,13 @@ from mario.training.sinks import (
     RunStart,
     SelectionDone,
     patience_seconds,
+    wait_patiently,
 )
 
 log = logging.getLogger(__name__)
+
+#: Training that says nothing for so long hangs: its process is no sign of life any more.
+HANG_SECONDS = 3600.0
 
 
 class StoreSink(BaseSink):
@@ -63,7 +68,7 @@ class StoreSink(BaseSink):
         self._attempt = attempt
         self._runs_dir = runs_dir
         self._state: HealthState = "warming"
-        self._steps = 0
+        self._steps, self._heard_at = 0, time.monotonic()
         self._lock = threading.Lock()
         self._ended = threading.Event()
 
@@ -74,7 +79,8 @@ class StoreSink(BaseSink):
     def _beat(self) -> None:
         """Give signs of life, however long an update or a selection takes."""
         while not self._ended.wait(HEARTBEAT_SECONDS):
-            self.beat()
+            if time.monotonic() - self._heard_at < HANG_SECONDS:
+                self.beat()
 
     def beat(self) -> None:
         """Give a sign of life."""
@@ -93,7 +99,7 @@ class StoreSink(BaseSink):
                 )
             ]
         )
-        self._steps = start.start_steps
+        self._steps, self._heard_at = start.start_steps, time.monotonic()
         threading.Thread(target=self._beat, name="signs of life", daemon=True).start()
 
     def on_episodes(self, episodes: Sequence[EpisodeRecord]) -> None:
@@ -162,7 +168,7 @@ class StoreSink(BaseSink):
 
     def on_progress(self, progress: Progress) -> None:
         """Give a sign of life."""
-        self._steps = progress.total_steps
+        self._steps, self._heard_at = progress.total_steps, time.monotonic()
         self.beat()
 
     def flush(self) -> bool:
@@ -184,7 +190,8 @@ class StoreSink(BaseSink):
                 )
             ]
         )
-        report = self._writer.close(patience_seconds(end))
+        wait_patiently(self._writer.flush, patience_seconds(end), end.stop)
+        report = self._writer.close(0.0)
         if report.pending:
             log.warning(
                 "the database did not take everything in time (%s); the rest is in the run's "

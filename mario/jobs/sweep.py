@@ -21,7 +21,14 @@ import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from mario.config import ExperimentConfig
-from mario.errors import ConfigError, RegistryError, RunIsBusy, StoreError
+from mario.errors import (
+    ConfigError,
+    RegistryError,
+    RunIsBusy,
+    StoreError,
+    TrainingInterrupted,
+)
+from mario.jobs.attempts import wait_for_turn
 from mario.jobs.provenance import git_commit, git_diff, library_versions
 from mario.jobs.runtime import Runtime
 from mario.jobs.sweep_config import Sweep
@@ -146,11 +153,6 @@ class SweepWorker:
         while not self._stop.is_set() and (max_trials is None or worked < max_trials):
             try:
                 claim = self._study.next(self._begin, self._train)
-            except RunIsBusy as busy:
-                # Silent for longer than the grace, but alive: its worker may yet wake up.
-                log.warning("%s", busy)
-                self._stop.wait(_LOOK_EVERY_SECONDS)
-                continue
             except (StoreError, RegistryError):
                 raise
             except _GivenBackError as given:
@@ -234,6 +236,11 @@ class SweepWorker:
             trial.set_user_attr(FINAL_ATTRIBUTE, True)  # the space allows what the game does not
             raise
         watch = _Watch(trial, config.total_steps, self._stop)
+        try:  # its worker was silent for longer than the grace; it may be there all the same
+            wait_for_turn(self._runtime, run_id, watch)
+        except TrainingInterrupted as interrupted:
+            trial.set_user_attr(GIVEN_BACK_ATTRIBUTE, trial.number)
+            raise _GivenBackError(f"trial {first} given back: {interrupted}") from interrupted
         begun = (self._runtime.run_dir(run_id) / CONFIG_FILE).is_file()
         outcome = train_run(
             config,
@@ -311,6 +318,11 @@ def best_of(trials: list[FrozenTrial]) -> FrozenTrial | None:
     """The trial with the highest score among those that came to their end; the first of equals."""
     ended = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     return max(ended, key=lambda trial: (trial.value or 0.0, -trial.number), default=None)
+
+
+def open_sweep(name: str, sweep: Sweep, runtime: Runtime) -> None:
+    """Begin a sweep, or see that it can be gone on with; see :class:`SweepWorker` for errors."""
+    SweepWorker(name, sweep, runtime)
 
 
 def run_sweep(

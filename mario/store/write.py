@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -13,6 +13,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from mario.store import models
 from mario.store.bulk import copy_upsert
 from mario.store.engine import encode_json, writing
+from mario.store.process import SILENCE_SECONDS
 from mario.store.records import (
     AttemptStartRow,
     CheckpointRow,
@@ -23,6 +24,7 @@ from mario.store.records import (
     RunEndRow,
     SelectionRow,
     TrainingRow,
+    utc_now,
 )
 
 _TABLES: dict[type, type[models.Base]] = {
@@ -178,6 +180,35 @@ def _beat(connection: sa.Connection, row: HeartbeatRow) -> None:
         )
         .values(heartbeat_at=row.at)
     )
+    if utc_now() - row.at < timedelta(seconds=SILENCE_SECONDS):
+        _revive(connection, row)
+
+
+def _revive(connection: sa.Connection, row: HeartbeatRow) -> None:
+    """Take back that an attempt was killed: it was silent, on a machine that nobody could ask."""
+    attempt, run = models.RunAttempt, models.Run
+    newest = (
+        sa.select(sa.func.max(attempt.attempt))
+        .where(attempt.run_id == row.run_id)
+        .scalar_subquery()
+    )
+    revived = connection.execute(
+        sa.update(attempt)
+        .where(
+            attempt.run_id == row.run_id,
+            attempt.attempt == row.attempt,
+            attempt.attempt == newest,
+            attempt.status == "killed",
+            attempt.ended_at < row.at,
+        )
+        .values(status="running", ended_at=None)
+    )
+    if revived.rowcount:
+        connection.execute(
+            sa.update(run)
+            .where(run.id == row.run_id, run.status == "killed")
+            .values(status="running", status_reason=None, ended_at=None)
+        )
 
 
 def _end(connection: sa.Connection, row: RunEndRow) -> None:

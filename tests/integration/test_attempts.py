@@ -6,6 +6,7 @@ written by the sink that training uses.
 
 from __future__ import annotations
 
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -23,9 +24,10 @@ from mario.jobs.attempts import wait_for_turn
 from mario.jobs.runtime import Runtime
 from mario.jobs.sinks import StoreSink
 from mario.store import models
+from mario.store.check import check_store
 from mario.store.engine import writing
 from mario.store.process import SILENCE_SECONDS
-from mario.store.records import Run, utc_now
+from mario.store.records import HeartbeatRow, Run, utc_now
 from mario.store.store import ExperimentStore
 from mario.store.writer import StoreWriter
 from mario.training.sinks import RunEnd, RunStart
@@ -105,16 +107,64 @@ def test_a_process_elsewhere_that_stays_silent_is_gone(
     assert store.runs.resume(run.id, start_steps=0).attempts[-1].attempt == 2
 
 
-def test_patience_ends_and_so_does_waiting_on_request(
-    store: ExperimentStore, runtime: Runtime
+def test_waiting_ends_on_request_and_says_whom_it_waits_for(
+    store: ExperimentStore, runtime: Runtime, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = elsewhere(store, 0)
-    with pytest.raises(RunIsBusy, match="on other-pod, heard of"):
-        wait_for_turn(runtime, run.id, threading.Event(), patience_seconds=0)
     stop = threading.Event()
-    stop.set()
-    with pytest.raises(TrainingInterrupted, match="waiting for it was ended on request"):
+    threading.Timer(1.0, stop.set).start()
+    with pytest.raises(TrainingInterrupted, match="waiting was ended on request"):
         wait_for_turn(runtime, run.id, stop)
+    (said,) = [record.message for record in caplog.records if "waiting:" in record.message]
+    assert "by process 7 on other-pod, heard of" in said
+
+
+def test_a_process_that_has_ended_its_run_may_still_write(
+    store: ExperimentStore, runtime: Runtime
+) -> None:
+    """It closes its sinks and exports the policy; who is quicker would train without MLflow."""
+    run = store.runs.start(new_run())
+    with subprocess.Popen(["sleep", "60"]) as ending:
+        now = utc_now()
+        with writing(store.engine) as connection:
+            connection.execute(
+                sa.update(models.RunAttempt)
+                .where(models.RunAttempt.run_id == run.id)
+                .values(pid=ending.pid, status="interrupted", ended_at=now)
+            )
+        threading.Timer(3.0, ending.kill).start()
+        begun = time.monotonic()
+        assert wait_for_turn(runtime, run.id, threading.Event()) is not None
+        assert time.monotonic() - begun >= 2.5
+
+
+def test_a_silent_process_that_was_taken_for_killed_is_heard_of_again(
+    store: ExperimentStore, runtime: Runtime, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """`mario store check` marks it; its database was away, not the process."""
+    monkeypatch.setattr(mario.jobs.sinks, "HEARTBEAT_SECONDS", 0.3)
+    run = elsewhere(store, SILENCE_SECONDS + 60)
+    assert not check_store(store, mark_killed=True).findings
+    assert store.runs.get(run.id).status == "killed"
+    with training(runtime, run, tmp_path / "training"):
+        deadline = time.monotonic() + 60
+        while store.runs.get(run.id).status != "running":
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        last = store.runs.get(run.id).attempts[-1]
+        assert (last.status, last.ended_at) == ("running", None)
+        with pytest.raises(RunIsBusy):
+            store.runs.resume(run.id, start_steps=0)
+    assert store.runs.get(run.id).status == "interrupted"
+
+
+def test_an_old_sign_of_life_that_comes_late_revives_nobody(store: ExperimentStore) -> None:
+    """From the journal of a process that was killed."""
+    run = elsewhere(store, SILENCE_SECONDS + 60)
+    assert store.runs.mark_killed(run.id, "its process is gone")
+    old = utc_now() - timedelta(seconds=SILENCE_SECONDS + 30)
+    store.runs.write([HeartbeatRow(run_id=run.id, attempt=1, total_steps=64, at=old)])
+    assert store.runs.get(run.id).status == "killed"
 
 
 def test_training_gives_signs_of_life_while_an_update_takes_long_and_none_after_its_end(
@@ -134,3 +184,16 @@ def test_training_gives_signs_of_life_while_an_update_takes_long_and_none_after_
     sink.beat()
     time.sleep(1.0)
     assert store.runs.get(run.id).attempts[-1] == ended
+
+
+def test_training_that_hangs_gives_no_signs_of_life(
+    store: ExperimentStore, runtime: Runtime, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(mario.jobs.sinks, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(mario.jobs.sinks, "HANG_SECONDS", 0.2)
+    run = store.runs.start(new_run())
+    with training(runtime, run, tmp_path / "training"):
+        time.sleep(2.0)  # signs of life, then none; the writer has delivered what there was
+        heard = store.runs.get(run.id).attempts[-1].heartbeat_at
+        time.sleep(1.5)
+        assert store.runs.get(run.id).attempts[-1].heartbeat_at == heard

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+import mario.jobs.sweep
+import mario.store.process
 from mario.errors import ConfigError, StoreError
+from mario.jobs.attempts import wait_for_turn
 from mario.jobs.runtime import Runtime
 from mario.jobs.sweep import SweepWorker, best_config, describe_best, describe_sweep, run_sweep
 from mario.jobs.sweep_config import load_sweep
@@ -167,6 +171,29 @@ def test_a_trial_whose_worker_died_before_any_sign_of_life_is_taken_up(tmp_path:
     _, trials = load_trials("killed", url)
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 2
     assert [trial.system_attrs.get("retry_history") for trial in trials] == [[0], None]
+
+
+def test_the_trial_of_a_worker_that_was_killed_on_another_machine_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Optuna takes it for dead long before the store does: its run is waited for, not failed."""
+    runs, small = tmp_path / "runs", {"sinks.mlflow": False, "total_steps": 1024}
+    path = write_sweep(tmp_path / "sweep.yaml", trials=2, small=small)
+    command = [sys.executable, "-m", "tests.support.sweeps", str(runs), str(path), "elsewhere"]
+    died = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    # Scaled down as the sweep's own 3 s of grace are: silent, and seen silent, for longer.
+    monkeypatch.setattr(mario.store.process, "SILENCE_SECONDS", 10.0)
+    monkeypatch.setattr(mario.jobs.sweep, "wait_for_turn", partial(wait_for_turn, settle_seconds=4))
+    runtime = Runtime.embedded(runs)
+    assert run_sweep("killed", load_sweep(path), runtime).finished
+    _, trials = load_trials("killed", runtime.database_url)
+    assert [trial.state for trial in trials].count(TrialState.COMPLETE) == 2
+    _, trained = runs_below(ExperimentStore.open(runtime.database_url), "killed")
+    assert sorted([attempt.status for attempt in run.attempts] for run in trained) == [
+        ["finished"],
+        ["killed", "finished"],
+    ]
 
 
 def runs_below(store: ExperimentStore, name: str) -> tuple[Any, list[Any]]:

@@ -1,19 +1,25 @@
 """Small sweeps for tests, and a worker that dies in the middle of a trial.
 
 python -m tests.support.sweeps DATABASE_URL SWEEP_YAML [unclaimed]
+python -m tests.support.sweeps RUNS_FOLDER SWEEP_YAML elsewhere
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import yaml
 from optuna.trial import Trial
 
+from mario.jobs.runtime import Runtime
+from mario.jobs.sweep import SweepWorker
 from mario.jobs.sweep_config import Sweep, load_sweep
 from mario.jobs.sweep_study import SweepStudy
 
@@ -61,8 +67,25 @@ def small_sweep(folder: Path, **changes: Any) -> Sweep:
     return load_sweep(write_sweep(folder / "sweep.yaml", **changes))
 
 
+def die_elsewhere(runs: Path, sweep: Sweep) -> None:
+    """Train a trial as a container does, under a host name of its own, and die in its middle."""
+    socket.gethostname = lambda: "pod-a"
+    worker = SweepWorker("killed", sweep, Runtime.embedded(runs))
+
+    def kill() -> None:
+        study = worker._study.study
+        while not any(trial.intermediate_values for trial in study.get_trials(deepcopy=False)):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=kill, daemon=True).start()
+    worker.run()
+
+
 def main() -> None:
     """Claim a trial, say its number, and die by SIGKILL; `unclaimed`: before that."""
+    if sys.argv[3:] == ["elsewhere"]:
+        die_elsewhere(Path(sys.argv[1]), load_sweep(sys.argv[2]))
 
     def die(trial: Trial) -> float:
         print(trial.number, trial.user_attrs["values"], flush=True)

@@ -20,7 +20,6 @@ from flows.decisions import (
     promoted_before,
     resources_for,
     run_id_for,
-    superseded,
     worth_retrying,
 )
 from mario.config import load_config
@@ -30,6 +29,7 @@ from mario.errors import (
     PromotionConflict,
     RegistryError,
     RegistryUnavailableError,
+    RunIsBusy,
     StoreError,
 )
 from mario.jobs.attempts import next_step
@@ -50,6 +50,7 @@ def test_each_flow_run_has_one_training_run() -> None:
     [
         (StoreUnavailableError("away"), True),
         (RegistryUnavailableError("away"), True),
+        (RunIsBusy("another was quicker"), True),
         (ConnectionRefusedError(), True),
         (TimeoutError(), True),
         (OSError("no route"), True),
@@ -123,12 +124,6 @@ def test_a_run_that_crashes_for_ever_is_given_up() -> None:
     ending = gave_up(MAX_ATTEMPTS + 1)
     assert ending is not None
     assert ending.type == "FAILED"
-
-
-def test_an_attempt_gives_way_to_a_newer_one_only() -> None:
-    assert not superseded(1, 1)
-    assert superseded(1, 2)
-    assert not superseded(3, 2)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,81 @@
+"""An attempt gives way to a newer one, and to nothing else."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+from prefect.exceptions import Abort
+
+from flows import tenure
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, object]]:
+    """What the server says of the newest attempt; this process is the second of a deployment."""
+    said: dict[str, object] = {"newest": 2}
+
+    def newest(_: str) -> int:
+        found = said["newest"]
+        if isinstance(found, Exception):
+            raise found
+        assert isinstance(found, int)
+        return found
+
+    monkeypatch.setattr(tenure, "newest_attempt", newest)
+    monkeypatch.setattr(tenure, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(tenure, "flow_run", SimpleNamespace(id="one", run_count=2))
+    monkeypatch.setattr(tenure, "deployment", SimpleNamespace(id="deployed"))
+    tenure._deployment_of.cache_clear()
+    yield said
+    tenure._deployment_of.cache_clear()
+
+
+def test_a_newer_attempt_ends_this_process(server: dict[str, object]) -> None:
+    tenure.give_way()
+    server["newest"] = 3
+    with pytest.raises(Abort, match="goes on in a newer attempt"):
+        tenure.give_way()
+
+
+@pytest.mark.parametrize("error", [ConnectionRefusedError(), TimeoutError(), ValueError("no JSON")])
+def test_a_server_that_says_nothing_gives_the_run_to_nobody(
+    server: dict[str, object], error: Exception
+) -> None:
+    server["newest"] = error
+    tenure.give_way()
+
+
+def test_long_work_is_stopped_as_soon_as_a_newer_attempt_has_begun(
+    server: dict[str, object],
+) -> None:
+    stop = threading.Event()
+    with tenure.watching(stop):
+        server["newest"] = OSError("away for a moment")
+        time.sleep(0.3)
+        assert not stop.is_set()
+        server["newest"] = 3
+        assert stop.wait(10)
+
+
+def test_nobody_watches_after_the_work(server: dict[str, object]) -> None:
+    stop = threading.Event()
+    with tenure.watching(stop):
+        pass
+    time.sleep(0.1)
+    server["newest"] = 3
+    assert not stop.wait(0.5)
+
+
+def test_a_flow_that_a_command_calls_has_no_other_attempts(
+    server: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tenure, "deployment", SimpleNamespace(id=None))
+    server["newest"] = 3
+    tenure.give_way()
+    stop = threading.Event()
+    with tenure.watching(stop):
+        assert not stop.wait(0.3)
