@@ -11,17 +11,26 @@ import fcntl
 import json
 import os
 import threading
+import time
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 from mario.errors import StoreError
+from mario.files import sync_folder
 
 Record = dict[str, Any]
 
 SEGMENT_BYTES = 4 << 20
 READ_BYTES = 1 << 20
+#: How long a run waits for its own journals: the process before it may just be ending, and somebody
+#: who delivers what dead runs left may have them.
+LOCK_SECONDS = 30.0
+#: How long a journal that a dead run left is held to deliver it: less than a run waits for it.
+REPLAY_SECONDS = 25.0
+_LOOK_SECONDS = 0.05
 
 
 def encode_line(record: Record) -> bytes:
@@ -56,18 +65,28 @@ class Journal:
     Args:
         folder: created if need be; segments of an earlier process are read first.
         segment_bytes: size at which a new segment begins.
+        lock_seconds: how long another process may take to let go of it; 0 refuses at once.
 
     Raises:
-        StoreError: if another living process writes this journal, or the folder cannot be made.
+        StoreError: if another living process has this journal, or the folder cannot be made.
     """
 
-    def __init__(self, folder: Path | str, *, segment_bytes: int = SEGMENT_BYTES) -> None:
+    def __init__(
+        self,
+        folder: Path | str,
+        *,
+        segment_bytes: int = SEGMENT_BYTES,
+        lock_seconds: float = 0.0,
+    ) -> None:
         self.folder = Path(folder)
         self._segment_bytes = segment_bytes
         self._mutex = threading.Lock()
         self._file: IO[bytes] | None = None
         self._written = 0
         self._torn_end = False
+        # What `sync` has yet to do: segments that are full, and names in the folder.
+        self._unsynced: list[int] = []
+        self._new_names = False
         self.torn_lines = 0
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -78,7 +97,7 @@ class Journal:
                 "that can be written; name another runs folder with MARIO_RUNS_DIR"
             ) from error
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._take_lock(lock_seconds)
         except OSError as error:
             self._lock.close()
             raise StoreError(
@@ -90,6 +109,18 @@ class Journal:
         self._read_offset = 0
         self._write_segment = existing[-1] + 1 if existing else 1
         self.first_own_segment = self._write_segment
+
+    def _take_lock(self, patience_seconds: float) -> None:
+        deadline = time.monotonic() + patience_seconds
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(_LOOK_SECONDS)
+            else:
+                return
 
     def _segments(self) -> list[int]:
         return sorted(int(path.stem) for path in self.folder.glob("[0-9]*.jsonl"))
@@ -105,11 +136,13 @@ class Journal:
         """
         with self._mutex:
             if self._file is not None and self._written >= self._segment_bytes:
+                self._unsynced.append(self._write_segment)
                 self._start_next_segment()
             if self._file is None:
                 # Unbuffered: what was written is the kernel's, whatever happens to this process.
                 self._file = self._path(self._write_segment).open("ab", buffering=0)
                 self._written = 0
+                self._new_names = True
             data = b"\n" + lines if self._torn_end else lines
             self._torn_end = True
             while data:
@@ -126,10 +159,22 @@ class Journal:
         self._torn_end = False
 
     def sync(self) -> None:
-        """Bring everything appended to the disk itself, so that it survives the machine."""
+        """Bring everything appended to the disk itself, so that it survives the machine.
+
+        Raises:
+            OSError: if the disk did not take it; what is not there yet is tried again next time.
+        """
         with self._mutex:
+            while self._unsynced:
+                with suppress(FileNotFoundError), self._path(self._unsynced[0]).open("rb") as file:
+                    os.fsync(file.fileno())
+                del self._unsynced[0]  # on the disk, or delivered and forgotten
             if self._file is not None:
                 os.fsync(self._file.fileno())
+            if self._new_names:
+                sync_folder(self.folder)
+                sync_folder(self.folder.parent)
+                self._new_names = False
 
     def read(self, max_bytes: int = READ_BYTES) -> tuple[list[Record], tuple[int, int]]:
         """Read the next records, without forgetting them.

@@ -100,6 +100,7 @@ class JournaledWriter:
         name: for the thread and for messages.
         batch_bytes: journal bytes in one batch.
         flush_seconds: how long records may wait to become a batch.
+        lock_seconds: how long another process may take to let go of the journal.
         observer: hears how it fares.
 
     Raises:
@@ -114,11 +115,12 @@ class JournaledWriter:
         name: str,
         batch_bytes: int = READ_BYTES,
         flush_seconds: float = 0.5,
+        lock_seconds: float = 0.0,
         observer: WriterObserver | None = None,
     ) -> None:
         self._observer = observer
         self._clean_at = time.monotonic()
-        self._journal = Journal(folder)
+        self._journal = Journal(folder, lock_seconds=lock_seconds)
         self._deliver = deliver
         self._name = name
         self._batch_bytes = batch_bytes
@@ -164,18 +166,32 @@ class JournaledWriter:
         with self._overflow_lock:
             room = OVERFLOW_LINES - len(self._overflow)
             self._overflow.extend(lines[:room])
-        self._counters.lost += max(0, len(lines) - room)
+        self._lose(len(lines) - room, error)
         message = f"journal {self._journal.folder}: {error}"
         if message != self._counters.last_error:
             self._counters.last_error = message
             _log.warning("%s; keeping up to %d records in memory", message, OVERFLOW_LINES)
+
+    def _lose(self, count: int, error: Exception) -> None:
+        if count <= 0:
+            return
+        if not self._counters.lost:
+            _log.error(
+                "writer %s: records are lost: neither the disk of %s (%s) nor memory has room; "
+                "make room on the disk; until the run's end no checkpoint builds on what is lost",
+                self._name,
+                self._journal.folder,
+                error,
+            )
+        self._counters.lost += count
 
     def sync(self) -> bool:
         """Make what was put durable on the disk; call it before a checkpoint that builds on it.
 
         Returns:
             Whether it is: False while a full disk keeps rows in memory that the receiver, away or
-            slow, has not taken either.
+            slow, has not taken either, and for good once rows were lost that memory had no room
+            for: a run that goes on from a checkpoint from before them tells them again.
         """
         try:
             with self._overflow_lock:
@@ -187,7 +203,7 @@ class JournaledWriter:
         except (OSError, ValueError) as error:
             _log.warning("journal %s cannot be synced: %s", self._journal.folder, error)
             return False
-        return True
+        return self._counters.lost == 0
 
     # -- waiting, for ends of runs and for tests --------------------------------------------
 
@@ -212,8 +228,8 @@ class JournaledWriter:
                     self._journal.append(b"".join(self._overflow))
                     self._overflow.clear()
                     pending = True
-                except (OSError, ValueError):
-                    self._counters.lost += len(self._overflow)
+                except (OSError, ValueError) as error:
+                    self._lose(len(self._overflow), error)
         # A thread that hangs in the receiver may still deliver; its files must stay for replay.
         self._journal.close(empty=clean and not self._thread.is_alive() and not pending)
         return self.report(pending=pending)

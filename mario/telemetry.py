@@ -76,7 +76,7 @@ TRAINING_METRICS: tuple[Metric, ...] = (
     Metric("mario_training_entropy_ratio", "gauge",
            "Entropy of the policy's actions over its maximum, 0 to 1.", ("run",)),
     Metric("mario_training_dominant_action_ratio", "gauge",
-           "Share of the action taken most, 0 to 1.", ("run",)),
+           "Share of the action chosen most, 0 to 1 (DQN: random actions taken out).", ("run",)),
     Metric("mario_training_approximate_kl", "gauge",
            "Approximate KL divergence of the update, in nats (PPO).", ("run",)),
     Metric("mario_training_clip_ratio", "gauge",

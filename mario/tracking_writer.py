@@ -71,6 +71,7 @@ class TrackingWriter:
         replaying: only deliver what an earlier process left; the run is not going on.
         on_failure: called, from the writer's thread, for each batch that MLflow did not take.
         flush_seconds: how long numbers may wait to become a batch.
+        lock_seconds: how long another process may take to let go of the journal.
 
     Raises:
         StoreError: if the journal cannot be opened.
@@ -89,6 +90,7 @@ class TrackingWriter:
         replaying: bool = False,
         on_failure: Callable[[], None] | None = None,
         flush_seconds: float = 2.0,
+        lock_seconds: float = 0.0,
     ) -> None:
         self._tracking_uri = tracking_uri
         self._run_id = run_id
@@ -103,6 +105,7 @@ class TrackingWriter:
             self._deliver,
             name="mlflow",
             flush_seconds=flush_seconds,
+            lock_seconds=lock_seconds,
         )
         if not replaying:
             self._writer.put([{"tag": {TAG_STATUS: "running"}, "status": "running"}])
@@ -176,7 +179,8 @@ class TrackingWriter:
         """Make what was put so far durable; call it before a checkpoint that builds on it.
 
         Returns:
-            Whether it is; False where neither disk nor MLflow takes it now.
+            Whether it is; False where neither disk nor MLflow takes it now, and for good once
+            something was lost.
         """
         return self._writer.sync()
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 
 from mario.errors import StoreError
 from mario.jobs.runtime import Runtime
-from mario.journal import pending_journals
+from mario.journal import LOCK_SECONDS, REPLAY_SECONDS, pending_journals
 from mario.policy.artefact import Artefact
 from mario.registry import model_name
 from mario.store.records import Run
 from mario.store.store import ExperimentStore
 from mario.tracking_writer import JOURNAL_FOLDER, TrackingWriter
+from mario.training.sinks import wait_patiently
 
 log = logging.getLogger(__name__)
 
-#: How long the end of `mario train` waits for MLflow to take the policy.
-_POLICY_SECONDS = 15.0
+#: How long the end of `mario train` waits for MLflow to take the policy, and how long once it is
+#: told to end: then the sinks have waited, too.
+_POLICY_SECONDS, _POLICY_SECONDS_STOPPED = 15.0, 1.0
 
 
 def open_tracking(
@@ -32,11 +35,12 @@ def open_tracking(
     Args:
         runtime: where store, tracking and folders are.
         run: the run, as the store has it.
-        replaying: the run is not going on, only its journal is delivered.
+        replaying: the run is not going on, only its journal is delivered: another process that has
+            the journal is not waited for (else for ``LOCK_SECONDS``).
         on_failure: called for each batch that MLflow did not take.
 
     Raises:
-        StoreError: another process writes the journal.
+        StoreError: another process has the journal.
     """
 
     def remember(mlflow_run_id: str) -> None:
@@ -53,13 +57,20 @@ def open_tracking(
         on_run=remember,
         replaying=replaying,
         on_failure=on_failure,
+        lock_seconds=0.0 if replaying else LOCK_SECONDS,
     )
 
 
-def track_policy(runtime: Runtime, run: Run, artefact: Artefact) -> None:
+def track_policy(runtime: Runtime, run: Run, artefact: Artefact, stop: threading.Event) -> None:
     """Give MLflow the policy that a run ended with, so that it is traced without being registered.
 
     With MLflow away it stays in the run's journal, as everything else does.
+
+    Args:
+        runtime: where tracking and folders are.
+        run: the run, as the store has it.
+        artefact: the policy.
+        stop: set when the process is told to end, before or meanwhile.
     """
     try:
         writer = open_tracking(runtime, run, replaying=True)
@@ -67,7 +78,8 @@ def track_policy(runtime: Runtime, run: Run, artefact: Artefact) -> None:
         log.warning("MLflow is not told of the policy: %s", error)
         return
     writer.policy(artefact)
-    report = writer.close(_POLICY_SECONDS)
+    wait_patiently(writer.flush, _POLICY_SECONDS, stop, stopped_seconds=_POLICY_SECONDS_STOPPED)
+    report = writer.close(0.0)
     if report.pending:
         log.warning(
             "MLflow did not take the policy in time (%s); it is in the run's journal, for "
@@ -77,7 +89,7 @@ def track_policy(runtime: Runtime, run: Run, artefact: Artefact) -> None:
 
 
 def replay_tracking(
-    store: ExperimentStore, runtime: Runtime, *, timeout_seconds: float = 60.0
+    store: ExperimentStore, runtime: Runtime, *, timeout_seconds: float = REPLAY_SECONDS
 ) -> None:
     """Deliver what killed processes left in MLflow's journals; what cannot be stays there."""
     for folder in pending_journals(runtime.runs_dir):

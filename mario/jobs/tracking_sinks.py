@@ -24,6 +24,7 @@ from mario.training.sinks import (
     RunStart,
     SelectionDone,
     patience_seconds,
+    wait_patiently,
 )
 
 log = logging.getLogger(__name__)
@@ -137,7 +138,8 @@ class MlflowSink(BaseSink):
         if end.reason:
             self._writer.tags({"mario.status_reason": end.reason})
         self._writer.end(end.status)
-        report = self._writer.close(patience_seconds(end))
+        wait_patiently(self._writer.flush, patience_seconds(end), end.stop)
+        report = self._writer.close(0.0)
         if report.pending:
             log.warning(
                 "MLflow did not take everything in time (%s); the rest is in the run's journal",

@@ -32,9 +32,10 @@ from mario.jobs.sinks import PrometheusSink, StoreSink
 from mario.jobs.tracking import open_tracking, track_policy
 from mario.jobs.tracking_sinks import MlflowSink, TensorBoardSink
 from mario.jobs.wandb_sink import WandbSink
+from mario.journal import LOCK_SECONDS
 from mario.policy.artefact import Artefact
 from mario.policy.sb3 import export_artefact
-from mario.store.records import NewRun, Run, new_id
+from mario.store.records import NewRun, Run, RunEndRow, new_id
 from mario.store.runs import refuse_busy
 from mario.store.store import ExperimentStore
 from mario.store.writer import StoreWriter, replay_journals
@@ -107,11 +108,16 @@ def train_run(
     with ExperimentStore.open(runtime.database_url) as store:
         replay_journals(runtime.database_url, runtime.runs_dir, timeout_seconds=10.0)
         run = _begin(config, runtime, store, resume, run_id, parent_run_id)
-    run_dir = runtime.run_dir(run.id)
+        run_dir = runtime.run_dir(run.id)
+        try:
+            sinks = open_sinks(config, runtime, run, run_dir, on_selection)
+        except Exception as error:
+            _give_up(store, run, error)
+            raise
     result = train(
         config,
         run_dir,
-        sinks=open_sinks(config, runtime, run, run_dir, on_selection),
+        sinks=sinks,
         resume=resume is not None,
         stop=stop,
         progress=on_progress,
@@ -127,7 +133,7 @@ def train_run(
             # Ruined weights may not even export; the collapse is what there is to say, not that.
             log.warning("no policy exported: %s", error)
     if artefact is not None and config.sinks.mlflow:
-        track_policy(runtime, run, artefact)
+        track_policy(runtime, run, artefact, stop)
     return TrainOutcome(run.id, run_dir, result, None if artefact is None else artefact.folder)
 
 
@@ -180,6 +186,21 @@ def _begin(
         raise
 
 
+def _give_up(store: ExperimentStore, run: Run, error: Exception) -> None:
+    """End an attempt that nobody will train: there is no sink to tell of its end."""
+    end = RunEndRow(
+        run_id=run.id,
+        attempt=run.attempts[-1].attempt,
+        status="failed",
+        end_steps=None,
+        reason=f"{type(error).__name__}: {error}".splitlines()[0][:500],
+    )
+    try:
+        store.runs.end(end)
+    except StoreError as failure:  # what kept it from beginning is what there is to say
+        log.warning("the store still shows run %s as running: %s", run.id, failure)
+
+
 def _make_folder(folder: Path, runtime: Runtime) -> bool:
     """Make a run's folder, and see that it can be written; True where it was not there before.
 
@@ -218,11 +239,22 @@ def open_sinks(
     run_dir: Path,
     on_selection: OnSelection | None = None,
 ) -> list[TrainingSink]:
-    """The sinks that the configuration asks for; one that cannot be made is left out, loudly."""
+    """The sinks that the configuration asks for; one that cannot be made is left out, loudly.
+
+    A process that still has the run's journals is waited for, up to ``LOCK_SECONDS`` for each.
+
+    Raises:
+        StoreError: the store's journal cannot be opened: nothing would know of the run.
+    """
     attempt = run.attempts[-1].attempt
     instruments = Instruments()
     metrics = TrainingMetrics(instruments, run.id)
-    writer = StoreWriter(runtime.database_url, run_dir, observer=StoreMetrics(instruments, run.id))
+    writer = StoreWriter(
+        runtime.database_url,
+        run_dir,
+        lock_seconds=LOCK_SECONDS,
+        observer=StoreMetrics(instruments, run.id),
+    )
     sinks: list[TrainingSink] = [StoreSink(writer, run.id, attempt, runtime.runs_dir)]
     wanted: list[tuple[str, Callable[[], TrainingSink]]] = []
     if config.sinks.mlflow:

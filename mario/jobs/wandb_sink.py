@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from mario.jobs.tracking_sinks import NumbersSink
-from mario.training.sinks import RunEnd, RunStart, patience_seconds
+from mario.training.sinks import RunEnd, RunStart, patience_seconds, wait_patiently
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,7 @@ class WandbSink(NumbersSink):
         self._waiting: queue.Queue[dict[str, float] | None] = queue.Queue(_WAITING)
         self._thread: threading.Thread | None = None
         self._exit_code = 1
+        self._told_end = False
         self._failure = ""
 
     def on_start(self, start: RunStart) -> None:
@@ -64,13 +65,21 @@ class WandbSink(NumbersSink):
         if self._thread is None or self._failure:
             return
         self._exit_code = 0 if end.status == "finished" else 1
-        deadline = time.monotonic() + patience_seconds(end)
-        with suppress(queue.Full):  # said below
-            self._waiting.put(None, timeout=patience_seconds(end))
-        self._thread.join(max(deadline - time.monotonic(), 0.0))
-        if self._thread.is_alive():
+        if not wait_patiently(self._close, patience_seconds(end), end.stop):
             log.warning("Weights & Biases did not take everything in time; `wandb sync` sends it")
             _bound_exit()
+
+    def _close(self, seconds: float) -> bool:
+        """Wait so long for the thread to take all there is and end; whether it has."""
+        assert self._thread is not None
+        if not self._told_end:
+            try:
+                self._waiting.put(None, timeout=seconds)
+            except queue.Full:
+                return False
+            self._told_end = True
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
 
     def _write(self, numbers: dict[str, float], steps: int) -> None:
         """Hand numbers to the thread.

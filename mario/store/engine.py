@@ -130,9 +130,9 @@ def _prepare_sqlite_connection(connection: Any, _record: object) -> None:
     cursor = connection.cursor()
     cursor.execute(f"PRAGMA busy_timeout={int(SQLITE_BUSY_TIMEOUT_SECONDS * 1000)}")
     cursor.execute("PRAGMA journal_mode=WAL")
-    # With write-ahead logging NORMAL survives the death of any process; only a power cut may
-    # lose the last commits, and never the file.
-    cursor.execute("PRAGMA synchronous=NORMAL")
+    # What is committed survives a power cut: a journal forgets its rows then. With write-ahead
+    # logging NORMAL would keep the file whole, and lose the last commits.
+    cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute("PRAGMA foreign_keys=ON")
     # Without this, INSERT OR REPLACE would slip past the delete triggers of append-only tables.
     cursor.execute("PRAGMA recursive_triggers=ON")

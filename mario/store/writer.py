@@ -13,7 +13,7 @@ from typing import Any, Protocol, Self
 import sqlalchemy as sa
 
 from mario.errors import StoreError
-from mario.journal import Record, pending_journals
+from mario.journal import REPLAY_SECONDS, Record, pending_journals
 from mario.journal_writer import (
     DeliveryRefusedError,
     DeliveryUnavailableError,
@@ -119,6 +119,7 @@ class StoreWriter:
         folder: the run's folder; the journal is ``folder/journal``.
         batch_bytes: journal bytes in one transaction (an episode takes about 450).
         flush_seconds: how long rows may wait to become a batch.
+        lock_seconds: how long another process may take to let go of the journal.
         observer: hears how it fares, for metrics.
 
     Raises:
@@ -137,6 +138,7 @@ class StoreWriter:
         *,
         batch_bytes: int = 4 << 20,
         flush_seconds: float = 0.5,
+        lock_seconds: float = 0.0,
         observer: StoreObserver | None = None,
     ) -> None:
         self._engine = make_engine(url)
@@ -146,6 +148,7 @@ class StoreWriter:
             name="store",
             batch_bytes=batch_bytes,
             flush_seconds=flush_seconds,
+            lock_seconds=lock_seconds,
             observer=observer,
         )
 
@@ -157,7 +160,8 @@ class StoreWriter:
         """Make the rows put so far durable; call it before a checkpoint that builds on them.
 
         Returns:
-            Whether they are; False where neither disk nor database takes them now.
+            Whether they are; False where neither disk nor database takes them now, and for good
+            once rows were lost.
         """
         return self._writer.sync()
 
@@ -228,7 +232,7 @@ class Replay:
 
 
 def replay_journals(
-    url: str, runs_dir: Path | str, *, timeout_seconds: float = 60.0
+    url: str, runs_dir: Path | str, *, timeout_seconds: float = REPLAY_SECONDS
 ) -> list[Replay]:
     """Deliver what killed processes left in the store's journals under a runs folder.
 

@@ -41,7 +41,8 @@ class HealthSample:
         episodes_finished: episodes that the environments finished in the run.
         episodes_seen: episodes that were recorded; fewer means that some environment is unseen.
         entropy_ratio: entropy of the action distribution over its maximum, 0 … 1.
-        dominant_action_share: share of the most frequent action in the rollout, 0 … 1.
+        dominant_action_share: share of the most frequent action in the rollout, 0 … 1; of DQN among
+            those that its network chose, None while over half of its actions are random.
         approx_kl: Kullback-Leibler divergence of the update (Schulman's k3 estimator), ≥ 0.
             None for updates of a single minibatch, which is measured before it changes anything.
         clip_fraction: share of samples whose probability ratio was clipped, 0 … 1; None likewise.
@@ -320,7 +321,7 @@ class CollapseDetector:
                 f"entropy {entropy:.1%} of its maximum")  # fmt: skip
         if (dominant := sample.dominant_action_share) is not None:
             add("dominant_action", dominant > rules.dominant_share, False,
-                f"one action in {dominant:.0%} of the steps")  # fmt: skip
+                f"one action in {dominant:.0%} of the choices")  # fmt: skip
         if (kl := sample.approx_kl) is not None:
             usual = median(self._memory.kl_divergences or [kl])
             jump = len(self._memory.kl_divergences) >= _MEDIAN_NEEDS and (

@@ -206,13 +206,13 @@ class TrainingRun:
             self.meter.close()
         # What a stop interrupted will be done again: the run stands where its checkpoint is.
         steps = self.resume_steps if status == "interrupted" else self.model.num_timesteps
-        self.sinks.on_end(RunEnd(status, reason, steps))
+        self.sinks.on_end(RunEnd(status, reason, steps, self.stop))
         return self._result(status, reason, steps)
 
     def failed(self, error: Exception) -> None:
         """Tell the sinks of an error, which is no result: it goes on to the caller."""
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:500]
-        self.sinks.on_end(RunEnd("failed", reason, self.resume_steps))
+        self.sinks.on_end(RunEnd("failed", reason, self.resume_steps, self.stop))
 
     def step(self, records: list[EpisodeRecord]) -> None:
         """Take the episodes that ended; see `TrainerHooks.step`."""
@@ -362,6 +362,9 @@ class TrainingRun:
         learning_rate(self.model).factor *= collapse.rollback_learning_rate_factor
         self.detector.restart()
         self.window.roll_back()
+        # What a refused update left: the next boundary has no update to judge.
+        self.meter.take()
+        self.model.logger.name_to_value.clear()
         said = (f"rolled back to the policy of {best.total_steps} steps "
                 f"({self.rollbacks} of {collapse.max_rollbacks})")  # fmt: skip
         log.warning("%s", said)

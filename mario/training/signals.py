@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.dqn import DQN
@@ -26,6 +27,8 @@ _PROBE_OBSERVATIONS = 64
 #: A unit is dormant when its mean activation is below this share of its layer's mean
 #: (Sokar et al. 2023, "The Dormant Neuron Phenomenon in Deep Reinforcement Learning").
 _DORMANT_TAU = 0.025
+#: Above this share of random actions those that the network chose cannot be told from them.
+_EXPLORATION_LIMIT = 0.5
 #: The game's clock at the start of a level; to score training episodes as the protocol does.
 _START_CLOCK = 400
 
@@ -138,7 +141,10 @@ class GradientMeter:
         self._handles.append(policy.optimizer.register_step_pre_hook(self._before_step))
 
     def take(self) -> float | None:
-        """Give the mean norm since the last call; None where there was no update."""
+        """Give the mean norm since the last call; None where there was no update.
+
+        Of an update that the guard refused there is none: its weights did not change.
+        """
         norms, self._norms = self._norms, []
         return float(np.mean(norms)) if norms else None
 
@@ -154,8 +160,8 @@ class GradientMeter:
     def _before_step(self, *_: object) -> None:
         norm = float(torch.stack(self._squares).sum().sqrt()) if self._squares else 0.0
         self._squares = []
-        self._norms.append(norm)
         self._guard(norm)
+        self._norms.append(norm)
 
 
 def dormant_share(model: BaseAlgorithm, observations: UInt8Array) -> float | None:
@@ -243,6 +249,9 @@ def make_sample(
 def rollout_signals(model: BaseAlgorithm) -> dict[str, Any]:
     """Measure what the policy did lately: PPO's rollout before its update, DQN's last transitions.
 
+    DQN's dominant action is that of the actions its network chose: the random ones that exploration
+    adds are taken out, and with more than half of them random there is no such signal.
+
     Returns:
         Fields of :class:`HealthSample`; none before there is anything to look at.
     """
@@ -254,7 +263,7 @@ def rollout_signals(model: BaseAlgorithm) -> dict[str, Any]:
     probe = observations[chosen]
     frozen = np.all(probe[:, 1:] == probe[:, :1], axis=(1, 2, 3))
     found: dict[str, Any] = {
-        "dominant_action_share": float(counts.max() / counts.sum()),
+        "dominant_action_share": _dominant_share(model, counts),
         "frozen_observation_share": float(frozen.mean()),
         "dormant_share": dormant_share(model, probe),
     }
@@ -272,6 +281,38 @@ def rollout_signals(model: BaseAlgorithm) -> dict[str, Any]:
         if (largest := float(np.abs(rewards).max())) > 0:
             found["q_bound"] = largest / max(1 - model.gamma, 1e-6)
     return found
+
+
+def _dominant_share(model: BaseAlgorithm, counts: npt.NDArray[np.int64]) -> float | None:
+    """Share of the most frequent action among those that the policy chose, 0 … 1.
+
+    Args:
+        model: the algorithm.
+        counts: how often each action was taken lately; A numbers.
+
+    Returns:
+        None where exploration leaves too few that DQN's network chose.
+    """
+    share = float(counts.max() / counts.sum())
+    if not isinstance(model, DQN):
+        return share
+    random = _exploration(model, int(counts.sum()))
+    if random > _EXPLORATION_LIMIT:
+        return None
+    # share = (1 - random) * greedy + random / A: exploration draws from all A actions alike.
+    return min(max((share - random / len(counts)) / (1 - random), 0.0), 1.0)
+
+
+def _exploration(model: DQN, actions: int) -> float:
+    """Mean chance of a random action while the last `actions` (of all environments) were taken."""
+    ages = np.arange(model.n_envs, actions + 1, model.n_envs)
+    taken_at = np.maximum(model.num_timesteps - ages, 0)
+    rates = [
+        1.0 if steps < model.learning_starts
+        else model.exploration_schedule(1 - steps / model._total_timesteps)
+        for steps in taken_at
+    ]  # fmt: skip
+    return float(np.mean(rates))
 
 
 def _recent(model: BaseAlgorithm) -> tuple[Any, Any, Any]:

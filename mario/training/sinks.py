@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 #: How long a sink may wait for its server when a run ends; what it did not take by then stays in
 #: the run's journal. A run that was told to end does so within 10 s, its checkpoint included.
 _PATIENCE_SECONDS, _PATIENCE_SECONDS_INTERRUPTED = 20.0, 2.0
+#: How often whoever waits looks whether the run was told to end meanwhile.
+_LOOK_SECONDS = 0.1
 #: What a sink may take beyond that to let go of threads, sockets and files.
 _LETTING_GO_SECONDS = 2.0
 
@@ -147,16 +149,47 @@ class RunEnd:
         status: how it ended; `failed` where an error ended it.
         reason: for people; empty when finished.
         total_steps: agent steps done.
+        stop: set as soon as the run is told to end, also while its sinks wait.
     """
 
     status: EndStatus
     reason: str
     total_steps: int
+    stop: threading.Event = field(default_factory=threading.Event, compare=False, repr=False)
 
 
 def patience_seconds(end: RunEnd) -> float:
     """How long a sink may wait for its server at a run's end; all sinks wait at the same time."""
     return _PATIENCE_SECONDS_INTERRUPTED if end.status == "interrupted" else _PATIENCE_SECONDS
+
+
+def wait_patiently(
+    done: Callable[[float], bool],
+    seconds: float,
+    stop: threading.Event,
+    *,
+    stopped_seconds: float = _PATIENCE_SECONDS_INTERRUPTED,
+) -> bool:
+    """Wait for a server at a run's end, and not for long once the run is told to end.
+
+    Args:
+        done: waits so many seconds at most, and says whether all is done.
+        seconds: the longest wait.
+        stop: set when the run is told to end.
+        stopped_seconds: the longest wait from then on.
+
+    Returns:
+        Whether all is done.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        now = time.monotonic()
+        if stop.is_set():
+            deadline = min(deadline, now + stopped_seconds)
+        if done(max(min(deadline - now, _LOOK_SECONDS), 0.0)):
+            return True
+        if time.monotonic() >= deadline:
+            return False
 
 
 class TrainingSink(Protocol):
@@ -209,7 +242,10 @@ class TrainingSink(Protocol):
         ...
 
     def on_end(self, end: RunEnd) -> None:
-        """The run is over; finish within :func:`patience_seconds`, or be left behind."""
+        """The run is over; finish within :func:`patience_seconds`, or be left behind.
+
+        Where `end.stop` is set meanwhile, sooner: :func:`wait_patiently` knows when.
+        """
         ...
 
 
@@ -302,9 +338,18 @@ class SinkSet:
         ]
         for call in calls:
             call.start()
-        deadline = time.monotonic() + patience_seconds(end) + _LETTING_GO_SECONDS
+
+        def ended(seconds: float) -> bool:
+            deadline = time.monotonic() + seconds
+            for call in calls:
+                call.join(max(deadline - time.monotonic(), 0.0))
+            return not any(call.is_alive() for call in calls)
+
+        wait_patiently(
+            ended, patience_seconds(end) + _LETTING_GO_SECONDS, end.stop,
+            stopped_seconds=_PATIENCE_SECONDS_INTERRUPTED + _LETTING_GO_SECONDS,
+        )  # fmt: skip
         for index, call in enumerate(calls):
-            call.join(max(deadline - time.monotonic(), 0.0))
             if call.is_alive():
                 self.failures[index] += 1
                 log.warning("the sink %s did not end in time; the run ends without it",

@@ -7,6 +7,8 @@ which is what makes a program wait. Real servers, made to hang by SIGSTOP to all
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -16,12 +18,13 @@ from typing import Any
 
 import pytest
 
+from mario.config import ExperimentConfig
 from mario.jobs.runtime import Runtime
 from mario.store.store import ExperimentStore
 from mario.tracking import tracking_client
 from mario.training.checkpoint import list_checkpoints, read_checkpoint
 from mario.training.keeping import CHECKPOINTS_FOLDER
-from tests.support.chaos import Trainer
+from tests.support.chaos import ROOT, Trainer
 from tests.support.mlflow_server import MlflowServer
 from tests.support.postgres import PostgresServer
 from tests.support.training_runs import DQN, PPO, small_config
@@ -29,7 +32,39 @@ from tests.support.training_runs import DQN, PPO, small_config
 #: What a run that is told to end may take, whatever its servers do.
 END_SECONDS = 10
 
+SINKS = {"mlflow": True, "prometheus": True, "tensorboard": True, "wandb": "online"}
+
+#: `mario`, but that training waits in its first update until a file is there.
+HELD = """
+import os, time
+from pathlib import Path
+from mario.cli import main
+from mario.jobs.terminal import TrainingDisplay
+
+show = TrainingDisplay.progress
+
+def progress(self, progress):
+    show(self, progress)
+    while not Path(os.environ["HELD_UNTIL"]).exists():
+        time.sleep(0.05)
+
+TrainingDisplay.progress = progress
+main()
+"""
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+
+class HeldTrainer(Trainer):
+    """A trainer that goes on with its second update when it is let."""
+
+    def ensure_running(self) -> None:
+        command = [sys.executable, "-c", HELD, "train", "--config", str(self._config)]
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                command, cwd=ROOT, env=self.environment, stdout=log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
 
 
 class Servers:
@@ -87,14 +122,14 @@ def told_by_the_checkpoint(trainer: Trainer) -> tuple[list[int], int, int]:
     return episodes, values["trainer"]["update"], values["counters"]["num_timesteps"]
 
 
-@pytest.mark.parametrize("algorithm", [PPO, DQN], ids=["ppo", "dqn"])
-def test_told_to_end_while_both_servers_hang(
-    algorithm: dict[str, Any],
+def prepare(
+    config: ExperimentConfig,
     postgres_server: PostgresServer,
     stack: ExitStack,
     tmp_path: Path,
-    record_property: Any,
-) -> None:
+    kind: type[Trainer] = Trainer,
+) -> tuple[Trainer, Servers, MlflowServer]:
+    """Both servers with a database, and the trainer, which is not started yet."""
     # Weights & Biases is not to be had here: a socket that never answers is what hangs for it.
     never = stack.enter_context(socket.socket())
     never.bind(("127.0.0.1", 0))
@@ -104,22 +139,14 @@ def test_told_to_end_while_both_servers_hang(
     stack.callback(mlflow.kill)
     name = postgres_server.create_database()
     runtime = Runtime(tmp_path / "runs", postgres_server.url(name), mlflow.uri)
-    config = tmp_path / "hung.yaml"
-    config.write_text(
-        small_config(
-            algorithm,
-            name="hung",
-            total_steps=10_000_000,
-            checkpoint={"every_steps": 1_024, "keep": 3},
-            selection={"units": 0},
-            sinks={"mlflow": True, "prometheus": True, "tensorboard": True, "wandb": "online"},
-        ).to_yaml()
-    )
-    trainer = Trainer(
-        config, runtime, tmp_path / "trainer.log",
+    file = tmp_path / "hung.yaml"
+    file.write_text(config.to_yaml())
+    trainer = kind(
+        file, runtime, tmp_path / "trainer.log",
         environment={
             "WANDB_BASE_URL": f"http://127.0.0.1:{never.getsockname()[1]}",
             "WANDB_API_KEY": "a" * 40,
+            "HELD_UNTIL": str(tmp_path / "go"),
         },
     )  # fmt: skip
     servers = Servers(postgres_server, mlflow)
@@ -128,7 +155,23 @@ def test_told_to_end_while_both_servers_hang(
     upgraded = trainer.mario("store", "upgrade")
     assert upgraded.returncode == 0, upgraded.stderr
     mlflow.wait()
+    return trainer, servers, mlflow
 
+
+@pytest.mark.parametrize("algorithm", [PPO, DQN], ids=["ppo", "dqn"])
+def test_told_to_end_while_both_servers_hang(
+    algorithm: dict[str, Any],
+    postgres_server: PostgresServer,
+    stack: ExitStack,
+    tmp_path: Path,
+    record_property: Any,
+) -> None:
+    config = small_config(
+        algorithm, name="hung", total_steps=10_000_000,
+        checkpoint={"every_steps": 1_024, "keep": 3}, selection={"units": 0}, sinks=SINKS,
+    )  # fmt: skip
+    trainer, servers, mlflow = prepare(config, postgres_server, stack, tmp_path)
+    runtime = trainer.runtime
     trainer.ensure_running()
     trainer.wait_for_run()
     mlflow_run = tracked_run(runtime, trainer.run_id)
@@ -167,3 +210,48 @@ def test_told_to_end_while_both_servers_hang(
     assert (found.info.status, found.data.tags["mario.status"]) == ("KILLED", "interrupted")
     history = client.get_metric_history(mlflow_run, "health/update")
     assert {int(metric.value) for metric in history} == set(range(1, updates + 1))
+
+
+@pytest.mark.parametrize("later_seconds", [0, 25], ids=["sinks", "policy"])
+def test_told_to_end_in_its_last_phase_while_both_servers_hang(
+    later_seconds: int,
+    postgres_server: PostgresServer,
+    stack: ExitStack,
+    tmp_path: Path,
+    record_property: Any,
+) -> None:
+    """Trained to the end: its sinks wait for 20 s, and then MLflow is to take the policy, 15 s."""
+    config = small_config(
+        name="hung", total_steps=1_280, checkpoint={"every_steps": 10_000}, selection={"units": 0},
+        sinks=SINKS,
+    )  # fmt: skip
+    trainer, servers, mlflow = prepare(config, postgres_server, stack, tmp_path, HeldTrainer)
+    trainer.ensure_running()
+    trainer.wait_for_run()
+    mlflow_run = tracked_run(trainer.runtime, trainer.run_id)
+    servers.hang()
+    (tmp_path / "go").touch()
+    trainer.wait_for_checkpoints(1)  # the last: all is trained
+    time.sleep(later_seconds)
+    assert trainer.alive, trainer.tail()
+    trainer.ask_to_end()
+    asked = time.monotonic()
+    code = trainer.finish()
+    seconds = time.monotonic() - asked
+    servers.go_on()
+    record_property("seconds", round(seconds, 1))
+    assert code == 0, trainer.tail()
+    assert seconds < END_SECONDS
+
+    checked = trainer.mario("store", "check", "--replay")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert "not delivered yet" not in checked.stdout
+    with ExperimentStore.open(trainer.runtime.database_url) as store:
+        run = store.runs.get(trainer.run_id)
+        samples = [row.update_index for row in store.runs.health_samples(trainer.run_id)]
+    assert (run.status, run.attempts[0].end_steps) == ("finished", 1_280)
+    assert samples == list(range(1, 21))
+    found = tracking_client(mlflow.uri).get_run(mlflow_run)
+    assert (found.info.status, found.data.tags["mario.status"]) == ("FINISHED", "finished")
+    # Nor is the policy lost: it was in the journal, too.
+    assert found.data.tags["mario.policy"].startswith(str(trainer.folder))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from mario.errors import StoreError
 from mario.journal import Journal, decode_line, encode_line
 from mario.journal_writer import DeliveryUnavailableError, JournaledWriter
 from mario.store import models
-from mario.store.engine import writing
+from mario.store.engine import make_engine, writing
 from mario.store.records import (
     AttemptStartRow,
     CheckpointRow,
@@ -331,6 +332,77 @@ def test_a_record_longer_than_the_buffer(tmp_path: Path) -> None:
     journal.close(empty=False)
 
 
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files and folders that were brought to the disk, in order."""
+    names: list[str] = []
+    original = os.fsync
+
+    def spy(descriptor: int) -> None:
+        names.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        original(descriptor)
+
+    monkeypatch.setattr(os, "fsync", spy)
+    return names
+
+
+def test_sync_brings_full_segments_and_their_names_to_the_disk(
+    tmp_path: Path, synced: list[str]
+) -> None:
+    journal = Journal(tmp_path / "run" / "journal", segment_bytes=1_000)
+    for number in range(5):
+        journal.append(encode_line({"n": number, "x": "y" * 500}))
+    assert synced == [], "taking rows waits for no disk"
+    journal.sync()
+    segments = sorted(path.name for path in journal.folder.glob("*.jsonl"))
+    assert len(segments) == 3
+    assert synced == [*segments, "journal", "run"]
+    synced.clear()
+    journal.sync()
+    assert synced == segments[-1:], "what is there is not brought again"
+    journal.close(empty=True)
+
+
+def test_what_was_delivered_need_not_reach_the_disk(tmp_path: Path, synced: list[str]) -> None:
+    journal = Journal(tmp_path, segment_bytes=1_000)
+    for number in range(5):
+        journal.append(encode_line({"n": number, "x": "y" * 500}))
+    for _ in range(3):
+        journal.forget(journal.read()[1])
+    assert len(list(tmp_path.glob("*.jsonl"))) == 1
+    journal.sync()
+    assert synced[0] == "00000003.jsonl"
+    journal.close(empty=True)
+
+
+def test_sync_tries_again_what_the_disk_did_not_take(
+    tmp_path: Path, synced: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(tmp_path, segment_bytes=1_000)
+    for number in range(5):
+        journal.append(encode_line({"n": number, "x": "y" * 500}))
+
+    def fails(descriptor: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", fails)
+        with pytest.raises(OSError, match="Input/output"):
+            journal.sync()
+    journal.sync()
+    assert synced[:3] == ["00000001.jsonl", "00000002.jsonl", "00000003.jsonl"]
+    journal.close(empty=True)
+
+
+def test_what_sqlite_has_committed_survives_a_power_cut(tmp_path: Path) -> None:
+    """A journal forgets its rows then."""
+    engine = make_engine(f"sqlite:///{tmp_path}/mario.db")
+    with engine.connect() as connection:
+        (level,) = connection.exec_driver_sql("PRAGMA synchronous").one()
+    assert level == 2, "FULL"
+    engine.dispose()
+
+
 def test_a_full_disk_keeps_records_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -397,6 +469,38 @@ def test_sync_says_whether_rows_are_safe(tmp_path: Path, monkeypatch: pytest.Mon
     assert writer.flush(20)
     assert sorted(set(got)) == [0, 1, 2]
     assert writer.close().lost == 0
+
+
+def test_sync_says_no_for_good_once_rows_were_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run resumed from a checkpoint after them would never tell them again."""
+    monkeypatch.setattr("mario.journal_writer.OVERFLOW_LINES", 3)
+
+    def away(records: object) -> None:
+        raise DeliveryUnavailableError("away")
+
+    def full(self: Journal, lines: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    writer = JournaledWriter(tmp_path, away, name="test", flush_seconds=0.01)
+    with monkeypatch.context() as disk:
+        disk.setattr(Journal, "append", full)
+        for number in range(3):
+            writer.put([{"n": number}])
+        assert not errors(caplog), "nothing is lost yet"
+        for number in range(3, 8):
+            writer.put([{"n": number}])
+        assert not writer.sync()
+    assert not writer.sync(), "there is room again, the rows are gone all the same"
+    assert writer.close(0.1).lost == 5
+    (said,) = errors(caplog)
+    assert "records are lost" in said
+    assert "No space left" in said
+
+
+def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
 
 
 def test_a_receiver_that_raises_anything_stops_nothing(tmp_path: Path) -> None:

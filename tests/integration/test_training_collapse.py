@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from mario.training.callbacks import TrainerCallback
 from mario.training.checkpoint import TENSORS_FILE, list_checkpoints
 from mario.training.health import HealthRules
 from mario.training.trainer import SelectionScore, load_trained, train
-from tests.support.training_runs import PPO, Listener, small_config
+from tests.support.training_runs import DQN, PPO, Listener, small_config
 
 
 def test_collapse_stops_the_run_and_keeps_the_best(tmp_path: Path) -> None:
@@ -172,3 +173,52 @@ def test_infinite_gradient_is_a_result_and_never_reaches_the_weights(tmp_path: P
     assert listener.health[-1][1].state == "diverged"
     for parameter in kept[0].policy.parameters():
         assert torch.isfinite(parameter).all()
+
+
+def test_a_single_infinite_gradient_costs_one_rollback(tmp_path: Path) -> None:
+    """Four minibatches an update: the tenth gradient is the second of the third."""
+    seen = 0
+
+    def once(grad: torch.Tensor) -> torch.Tensor:
+        nonlocal seen
+        seen += 1
+        return grad * float("nan") if seen == 10 else grad
+
+    def poison(model: Any) -> None:
+        model.policy.value_net.bias.register_hook(once)
+
+    listener = Listener()
+    result = train(
+        small_config(
+            total_steps=20 * 64, collapse={"action": "rollback", "max_rollbacks": 1},
+            selection={"every_steps": 64, "units": 1},
+        ),
+        tmp_path / "run", initial=poison, sinks=[listener], select=lambda _: SelectionScore(0.5),
+    )  # fmt: skip
+    assert (result.status, result.rollbacks) == ("finished", 1)
+    assert [s.update for s, health in listener.health if health.state == "diverged"] == [3]
+    # Each sample is of an update that was made whole, but for the one that was refused.
+    norms = [sample.gradient_norm for sample, _ in listener.health]
+    assert norms.pop(2) is None
+    assert all(norm is not None and math.isfinite(norm) for norm in norms)
+    assert len(norms) == 19  # of 20 rollouts, all but the third's
+
+
+def test_a_dqn_that_always_wants_one_action_is_collapsed(tmp_path: Path) -> None:
+    """At the default exploration, 0.1, it takes that action in 91% of the steps only."""
+
+    def set_on_one(model: Any) -> None:
+        for network in (model.q_net, model.q_net_target):
+            network.q_net[-1].bias.data[4] += 1.0
+
+    listener = Listener()
+    result = train(
+        small_config(
+            DQN | {"exploration_initial": 0.1, "exploration_final": 0.1, "buffer_size": 8_000,
+                   "learning_rate": 1e-9},
+            total_steps=8_000, collapse={"action": "stop"},
+        ),
+        tmp_path / "run", initial=set_on_one, sinks=[listener],
+    )  # fmt: skip
+    assert (result.status, result.health.rules) == ("collapsed", ("dominant_action",))
+    assert result.total_steps < 8_000

@@ -169,6 +169,67 @@ def test_q_values_and_their_bound() -> None:
     env.close()
 
 
+@pytest.fixture
+def acted() -> Iterator[Any]:
+    """A DQN that is told what it did last: 4 games, 7 actions, room for 600 steps of each."""
+    config = small_config(DQN | {"buffer_size": 2_400})
+    env = make_vec_env(config, threads=1)
+    model: Any = build_algorithm(config, env)
+    model._total_timesteps = 10_000
+
+    def act(actions: Any, steps: int) -> float | None:
+        replay = model.replay_buffer
+        replay.pos = len(actions) // 4
+        replay.actions[: replay.pos] = np.asarray(actions).reshape(-1, 4, 1)
+        model.num_timesteps = steps
+        share: float | None = rollout_signals(model)["dominant_action_share"]
+        return share
+
+    act.model = model  # type: ignore[attr-defined]
+    yield act
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [([630], 1.0), ([315, 315], 0.5), ([126, 504], 0.8), ([90] * 7, 1 / 7), ([700], 1.0)],
+)
+def test_dominant_action_without_exploration(
+    acted: Any, chosen: list[int], expected: float
+) -> None:
+    """At 10% of 7 actions: of 700 taken 70 are random, 10 of each action."""
+    actions = [action for action, count in enumerate(chosen) for _ in range(count)]
+    if len(actions) < 700:  # else by chance none was random
+        actions += list(range(7)) * 10
+    assert acted(actions, 9_000) == pytest.approx(expected)
+
+
+def test_dominant_action_while_exploration_falls(acted: Any) -> None:
+    """From 1 to 0.1 in the first fifth, 2,000 steps; each action at the rate of its own time."""
+    generator = np.random.default_rng(7)
+    taken, rates = [], []
+    for steps in range(400, 2_448, 4):  # 512 steps of each of the 4 games
+        rates.append(max(1 - 0.9 * steps / 2_000, 0.1))
+        greedy = 2 if generator.random() < 0.8 else 5
+        for _ in range(4):
+            random = generator.random() < rates[-1]
+            taken.append(int(generator.integers(7)) if random else greedy)
+    assert 0.3 < np.mean(rates) < 0.4
+    share = acted(taken, 2_448)
+    # 512 choices, of which a third is lost: a standard deviation of about 0.02.
+    assert share == pytest.approx(0.8, abs=0.05)
+    by_hand = (taken.count(2) / len(taken) - np.mean(rates) / 7) / (1 - np.mean(rates))
+    assert share == pytest.approx(by_hand)
+
+
+def test_no_dominant_action_while_most_actions_are_random(acted: Any) -> None:
+    one = [3] * 2_048
+    assert acted(one, 2_448) == 1.0
+    assert acted(one, 2_100) is None  # of the last 2,048 a little over half, with 0.1 at the end
+    acted.model.learning_starts = 9_000  # before which all are random, whatever the rate
+    assert acted(one, 9_000) is None
+
+
 def test_no_bound_of_q_values_before_a_reward() -> None:
     config = small_config(DQN)
     env = make_vec_env(config, threads=1)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 import time
 
-from mario.training.sinks import BaseSink, RunEnd, SinkSet
+import pytest
+
+from mario.training.sinks import BaseSink, RunEnd, SinkSet, patience_seconds, wait_patiently
 
 END = RunEnd("interrupted", "SIGTERM", 0)
 
@@ -28,6 +30,17 @@ class Hangs(BaseSink):
 
     def on_end(self, end: RunEnd) -> None:
         self._released.wait()
+
+
+class Waits(BaseSink):
+    """Waits for a server that never answers, as long as it may."""
+
+    def __init__(self) -> None:
+        self.gave_up = False
+
+    def on_end(self, end: RunEnd) -> None:
+        never = threading.Event()
+        self.gave_up = not wait_patiently(never.wait, patience_seconds(end), end.stop)
 
 
 class Fails(BaseSink):
@@ -64,3 +77,30 @@ def test_a_sink_that_hangs_is_left_behind() -> None:
     # Both share one wait; without it the run would never end.
     assert time.monotonic() - began < 8
     assert sinks.failures == [1, 1, 0]
+
+
+@pytest.mark.parametrize("after_seconds", [0.0, 0.5])
+def test_a_finished_run_that_is_told_to_end_waits_no_longer(after_seconds: float) -> None:
+    stop, released, waits = threading.Event(), threading.Event(), Waits()
+    sinks = SinkSet([Hangs(released), waits])
+    end = RunEnd("finished", "", 0, stop)
+    told = threading.Timer(after_seconds, stop.set)
+    began = time.monotonic()
+    told.start()
+    try:
+        sinks.on_end(end)
+    finally:
+        released.set()
+    # Nobody told it: 20 s for the servers, and 2 more for the one that hangs.
+    assert time.monotonic() - began < 8
+    assert waits.gave_up  # in time to close its journal, so it is not left behind
+    assert sinks.failures == [1, 0]
+
+
+def test_waiting_ends_with_what_is_waited_for() -> None:
+    done, stop = threading.Event(), threading.Event()
+    assert not wait_patiently(done.wait, 0.3, stop)
+    threading.Timer(0.3, done.set).start()
+    assert wait_patiently(done.wait, 60, stop)
+    stop.set()
+    assert wait_patiently(done.wait, 0, stop)  # what is done is seen, however short the wait
