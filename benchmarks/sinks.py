@@ -4,8 +4,9 @@
 
 One real training run (the recipe of `make demo`) with the store on a real PostgreSQL, a real MLflow
 server, Prometheus, TensorBoard and Weights & Biases (offline). Segments of a few updates with the
-sinks on and off take turns; at the end of an "on" segment everything that is still on its way to a
-server is waited for, so that no "off" segment pays for it. Two measures, each a median of paired
+sinks on and off take turns; at the end of an "on" segment the journals are synced, as before a
+checkpoint, and everything that is still on its way to a server is waited for, so that no "off"
+segment pays for it. Two measures, each a median of paired
 ratios: steps a second, and the processor time of this process, PostgreSQL, MLflow and the
 recorders' own processes together, those that ended meanwhile included. Pairs differ by far more
 than what is measured, so each median has its 95% bootstrap interval (`median_95`) beside it.
@@ -100,6 +101,7 @@ class Turns(BaseSink):
         if self._left > 0:
             return
         if self.on:
+            assert self.sinks.flush(), "the journals cannot be synced"  # as before a checkpoint
             self._drain()
         now = (time.perf_counter(), self._processor_seconds(), progress.total_steps)
         if self._begun is not None:
@@ -230,7 +232,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="end within a minute")
     quick = parser.parse_args().quick
-    rows, targets = measure(1, 2) if quick else measure(3, 14)
+    rows, targets = measure(1, 2) if quick else measure(3, 20)
     print_table(
         "Training with all sinks, and without any", rows,
         ("sinks", "turns", "updates", "steps_per_second", "processor_microseconds_per_step",
