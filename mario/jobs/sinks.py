@@ -198,6 +198,13 @@ class StoreSink(BaseSink):
                 "journal and is written by `mario store check --replay` or the next start",
                 report.last_error or "no answer",
             )
+        if report.lost:
+            log.error(
+                "%d rows of this attempt are lost: neither the disk of the run's journal nor memory "
+                "had room; make room on the disk; `mario store check` says which episodes are "
+                "missing",
+                report.lost,
+            )
 
     def _episode(self, record: EpisodeRecord) -> EpisodeRow:
         state = {name: record.state[name] for name in STATE_FIELDS}

@@ -145,6 +145,12 @@ class MlflowSink(BaseSink):
                 "MLflow did not take everything in time (%s); the rest is in the run's journal",
                 report.last_error or "no answer",
             )
+        if report.lost:
+            log.error(
+                "%d reports to MLflow are lost: neither the disk of the run's journal nor memory "
+                "had room",
+                report.lost,
+            )
 
 
 def _plain(values: dict[str, Any]) -> dict[str, str]:

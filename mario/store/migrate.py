@@ -79,6 +79,11 @@ def _migrate(url: str, revision: str, *, down: bool) -> str:
                 connection.execute(
                     sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _POSTGRES_LOCK}
                 )
+            current = MigrationContext.configure(connection).get_current_revision()
+            if not down and revision == "head" and current == head_revision():
+                # Alembic's commands work through globals of the process, in which MLflow may be at
+                # its own database in another thread.
+                return current or ""
             config = _config(connection)
             (command.downgrade if down else command.upgrade)(config, revision)
             return MigrationContext.configure(connection).get_current_revision() or ""
