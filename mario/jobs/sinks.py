@@ -200,9 +200,9 @@ class StoreSink(BaseSink):
             )
         if report.lost:
             log.error(
-                "%d rows of this attempt are lost: neither the disk of the run's journal nor memory "
-                "had room; make room on the disk; `mario store check` says which episodes are "
-                "missing",
+                "%d rows of this attempt are lost: neither the disk of the run's journal nor "
+                "memory had room; make room on the disk; `mario store check` says which episodes "
+                "are missing",
                 report.lost,
             )
 
