@@ -65,7 +65,9 @@ def worth_retrying(error: BaseException) -> bool:
     return bool(names & {"OperationalError", "TransportError", "ConnectionError"})
 
 
-def ending_of_training(status: str, reason: str, run_id: str, steps: int) -> Ending | None:
+def ending_of_training(
+    status: str, reason: str, run_id: str, steps: int, *, waited: bool = False
+) -> Ending | None:
     """How a flow run ends after training; None where it goes on.
 
     A collapse is a result, with a name of its own: nothing failed, and trying again would give
@@ -79,13 +81,13 @@ def ending_of_training(status: str, reason: str, run_id: str, steps: int) -> End
             "Collapsed",
             f"run {run_id} {status} after {steps:,} steps: {reason}; its best checkpoint is kept",
         )
+    if waited:
+        return Ending("CANCELLED", "Interrupted", reason)
     return Ending(
         "CANCELLED",
         "Interrupted",
         f"run {run_id} was interrupted at {steps:,} steps; go on with: "
-        f"mario train --resume {run_id}"
-        if steps
-        else reason,
+        f"mario train --resume {run_id}",
     )
 
 

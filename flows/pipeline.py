@@ -71,7 +71,13 @@ def pipeline(parameters: PipelineParameters = DEFAULT_PARAMETERS) -> State[Any]:
     runtime = Runtime.from_environment()
     config, run_id = stages.begin(parameters, runtime)
     trained = stages.train(config, run_id, runtime)
-    ending = ending_of_training(trained.status, trained.reason, trained.run_id, trained.total_steps)
+    ending = ending_of_training(
+        trained.status,
+        trained.reason,
+        trained.run_id,
+        trained.total_steps,
+        waited=trained.waited,
+    )
     if ending is not None:
         if trained.status == "interrupted":
             ending = ending_of_stop(

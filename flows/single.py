@@ -78,7 +78,13 @@ def train(parameters: TrainParameters = TrainParameters()) -> State[Any]:  # noq
     runtime = Runtime.from_environment()
     config, run_id = stages.begin(parameters, runtime)
     trained = stages.train(config, run_id, runtime)
-    ending = ending_of_training(trained.status, trained.reason, trained.run_id, trained.total_steps)
+    ending = ending_of_training(
+        trained.status,
+        trained.reason,
+        trained.run_id,
+        trained.total_steps,
+        waited=trained.waited,
+    )
     if ending is not None:
         if trained.status == "interrupted":
             ending = ending_of_stop(

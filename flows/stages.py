@@ -155,8 +155,8 @@ def train(config: ExperimentConfig, run_id: str, runtime: Runtime) -> Trained:
                     on_progress=_both(display.progress, page.progress),
                     on_selection=_both(display.selection, page.selection),
                 )
-            except TrainingInterrupted as interrupted:  # while it waited for another process
-                return Trained(run_id, "interrupted", str(interrupted), 0, 0.0)
+            except TrainingInterrupted as interrupted:
+                return Trained(run_id, "interrupted", str(interrupted), 0, 0.0, waited=True)
         show_training(config, trained, runtime)
         return trained
 

@@ -28,6 +28,10 @@ _LOOK_SECONDS = 5.0
 _ANSWER_SECONDS = 5.0
 
 
+#: Flow runs that were given to another attempt: once said, it holds.
+_lost: set[str] = set()
+
+
 @cache
 def _deployment_of(_flow_run_id: str) -> str | None:
     """Which deployment a flow run comes from: Prefect asks the server each time."""
@@ -53,9 +57,13 @@ def newest_attempt(flow_run_id: str) -> int:
 
 
 def is_lost(flow_run_id: str, attempt: int) -> bool:
-    """Whether a newer attempt has begun; False where the server says nothing."""
+    """Whether a newer attempt has begun; False where the server never said so."""
+    if flow_run_id in _lost:
+        return True
     try:
-        return newest_attempt(flow_run_id) > attempt
+        if newest_attempt(flow_run_id) > attempt:
+            _lost.add(flow_run_id)
+        return flow_run_id in _lost
     except Exception as error:  # who cannot be asked gives the flow run to nobody
         log.debug("the Prefect server was not asked: %s: %s", type(error).__name__, error)
         return False

@@ -178,7 +178,7 @@ class JournaledWriter:
         if not self._counters.lost:
             _log.error(
                 "writer %s: records are lost: neither the disk of %s (%s) nor memory has room; "
-                "make room on the disk; until the run's end no checkpoint builds on what is lost",
+                "make room on the disk",
                 self._name,
                 self._journal.folder,
                 error,
@@ -190,8 +190,7 @@ class JournaledWriter:
 
         Returns:
             Whether it is: False while a full disk keeps rows in memory that the receiver, away or
-            slow, has not taken either, and for good once rows were lost that memory had no room
-            for: a run that goes on from a checkpoint from before them tells them again.
+            slow, has not taken either. What was lost is not counted: see `report`.
         """
         try:
             with self._overflow_lock:
@@ -203,7 +202,7 @@ class JournaledWriter:
         except (OSError, ValueError) as error:
             _log.warning("journal %s cannot be synced: %s", self._journal.folder, error)
             return False
-        return self._counters.lost == 0
+        return True
 
     # -- waiting, for ends of runs and for tests --------------------------------------------
 

@@ -179,8 +179,8 @@ class TrackingWriter:
         """Make what was put so far durable; call it before a checkpoint that builds on it.
 
         Returns:
-            Whether it is; False where neither disk nor MLflow takes it now, and for good once
-            something was lost.
+            Whether it is; False where neither disk nor MLflow takes it now. Numbers that were lost
+            are no reason to write no checkpoint.
         """
         return self._writer.sync()
 

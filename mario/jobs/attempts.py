@@ -13,11 +13,19 @@ from mario.config import ExperimentConfig
 from mario.errors import RunIsBusy, TrainingInterrupted
 from mario.jobs.register import ARTEFACT_FOLDER
 from mario.jobs.runtime import Runtime
+from mario.jobs.sinks import HANG_SECONDS
 from mario.jobs.train import OnProgress, OnSelection, config_of_run, train_run
-from mario.store.process import HEARTBEAT_SECONDS, host_name, is_alive, process_id
+from mario.store.process import (
+    HEARTBEAT_SECONDS,
+    SILENCE_SECONDS,
+    host_name,
+    is_alive,
+    process_id,
+)
 from mario.store.records import Attempt, Run, RunStatus, utc_now
 from mario.store.runs import refuse_busy
 from mario.store.store import ExperimentStore
+from mario.store.writer import replay_journals
 from mario.training.run import CONFIG_FILE
 
 log = logging.getLogger(__name__)
@@ -46,6 +54,7 @@ class Trained:
         total_steps: agent steps trained.
         steps_per_second: their rate in the last attempt; 0 where nothing was left to train.
         attempt: 1 for the first; more where the run was gone on with.
+        waited: it was ended while it waited for another process, and did not train.
     """
 
     run_id: str
@@ -54,6 +63,7 @@ class Trained:
     total_steps: int
     steps_per_second: float
     attempt: int = 1
+    waited: bool = False
 
 
 def next_step(status: RunStatus | None, *, has_folder: bool, has_policy: bool) -> Step:
@@ -98,7 +108,8 @@ def wait_for_turn(
 
     A process of this machine is there or not. One of another machine (a container is one) is gone
     when it has given no sign of life for `mario.store.process.SILENCE_SECONDS`, nor while this
-    process looked on. Who waits says so in the log, once a minute.
+    process looked on. What a process that is gone left in its journal is delivered first: it may
+    have ended well. Who waits says so in the log, once a minute.
 
     Args:
         runtime: where the store is.
@@ -110,6 +121,7 @@ def wait_for_turn(
         The run as it is then; None where the store does not know it.
 
     Raises:
+        RunIsBusy: its process is there, on this machine, and has hung for over an hour.
         TrainingInterrupted: `stop` was set meanwhile.
         StoreError: the database does not answer.
     """
@@ -126,6 +138,8 @@ def wait_for_turn(
         reason = _not_yet(run_id, last, now - silent_since < settle_seconds)
         if reason is None:
             return run
+        if said < 0:
+            replay_journals(runtime.database_url, runtime.runs_dir, timeout_seconds=10.0)
         if now - said >= _SAY_SECONDS:
             said = now
             log.warning("waiting: %s", reason)
@@ -138,10 +152,17 @@ def wait_for_turn(
 
 
 def _not_yet(run_id: str, last: Attempt, settling: bool) -> str | None:
-    """Why nobody else may train a run yet; None where somebody may."""
+    """Why nobody else may train a run yet; None where somebody may.
+
+    Raises:
+        RunIsBusy: there is nothing to wait for.
+    """
     try:
         refuse_busy(run_id, last)
     except RunIsBusy as busy:
+        silent = utc_now() - last.heartbeat_at
+        if last.host == host_name() and silent.total_seconds() > HANG_SECONDS + SILENCE_SECONDS:
+            raise
         return str(busy)
     if last.host != host_name():
         # `mario store check` may have taken a silent one for killed.
@@ -155,7 +176,9 @@ def _not_yet(run_id: str, last: Attempt, settling: bool) -> str | None:
         and is_alive(last.host, last.pid)
         and utc_now() - ended < timedelta(seconds=ENDING_SECONDS)
     ):
-        return f"run {run_id}: process {last.pid} has ended it ({last.status}) and still writes"
+        return (
+            f"run {run_id}: process {last.pid} ended it lately ({last.status}) and may still write"
+        )
     return None
 
 

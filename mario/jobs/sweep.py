@@ -236,21 +236,26 @@ class SweepWorker:
             trial.set_user_attr(FINAL_ATTRIBUTE, True)  # the space allows what the game does not
             raise
         watch = _Watch(trial, config.total_steps, self._stop)
-        try:  # its worker was silent for longer than the grace; it may be there all the same
-            wait_for_turn(self._runtime, run_id, watch)
-        except TrainingInterrupted as interrupted:
-            trial.set_user_attr(GIVEN_BACK_ATTRIBUTE, trial.number)
-            raise _GivenBackError(f"trial {first} given back: {interrupted}") from interrupted
-        begun = (self._runtime.run_dir(run_id) / CONFIG_FILE).is_file()
-        outcome = train_run(
-            config,
-            self._runtime,
-            resume=run_id if begun else None,
-            run_id=run_id,
-            parent_run_id=self._study.parent_run_id,
-            stop=watch,
-            on_selection=watch.selection,
-        )
+        outcome = None
+        while outcome is None:
+            try:  # its worker was silent for longer than the grace; it may be there all the same
+                wait_for_turn(self._runtime, run_id, watch)
+            except TrainingInterrupted as interrupted:
+                trial.set_user_attr(GIVEN_BACK_ATTRIBUTE, trial.number)
+                raise _GivenBackError(f"trial {first} given back: {interrupted}") from interrupted
+            begun = (self._runtime.run_dir(run_id) / CONFIG_FILE).is_file()
+            try:
+                outcome = train_run(
+                    config,
+                    self._runtime,
+                    resume=run_id if begun else None,
+                    run_id=run_id,
+                    parent_run_id=self._study.parent_run_id,
+                    stop=watch,
+                    on_selection=watch.selection,
+                )
+            except RunIsBusy as busy:  # another was quicker, or it was heard of in this moment
+                log.warning("%s", busy)
         if watch.error is not None:
             raise watch.error
         result = outcome.result

@@ -13,7 +13,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from mario.store import models
 from mario.store.bulk import copy_upsert
 from mario.store.engine import encode_json, writing
-from mario.store.process import SILENCE_SECONDS
+from mario.store.process import SILENCE_SECONDS, host_name, is_alive
 from mario.store.records import (
     AttemptStartRow,
     CheckpointRow,
@@ -185,30 +185,38 @@ def _beat(connection: sa.Connection, row: HeartbeatRow) -> None:
 
 
 def _revive(connection: sa.Connection, row: HeartbeatRow) -> None:
-    """Take back that an attempt was killed: it was silent, on a machine that nobody could ask."""
+    """Take back that an attempt was killed: it was silent, on a machine that nobody could ask.
+
+    The journal of one that was killed may hold a late sign of life; on this machine its process is
+    asked for.
+    """
     attempt, run = models.RunAttempt, models.Run
     newest = (
         sa.select(sa.func.max(attempt.attempt))
         .where(attempt.run_id == row.run_id)
         .scalar_subquery()
     )
-    revived = connection.execute(
-        sa.update(attempt)
-        .where(
+    killed = connection.execute(
+        sa.select(attempt.host, attempt.pid).where(
             attempt.run_id == row.run_id,
             attempt.attempt == row.attempt,
             attempt.attempt == newest,
             attempt.status == "killed",
             attempt.ended_at < row.at,
         )
+    ).one_or_none()
+    if killed is None or (killed.host == host_name() and not is_alive(killed.host, killed.pid)):
+        return
+    connection.execute(
+        sa.update(attempt)
+        .where(attempt.run_id == row.run_id, attempt.attempt == row.attempt)
         .values(status="running", ended_at=None)
     )
-    if revived.rowcount:
-        connection.execute(
-            sa.update(run)
-            .where(run.id == row.run_id, run.status == "killed")
-            .values(status="running", status_reason=None, ended_at=None)
-        )
+    connection.execute(
+        sa.update(run)
+        .where(run.id == row.run_id, run.status == "killed")
+        .values(status="running", status_reason=None, ended_at=None)
+    )
 
 
 def _end(connection: sa.Connection, row: RunEndRow) -> None:

@@ -161,9 +161,10 @@ class StoreWriter:
 
         Returns:
             Whether they are; False where neither disk nor database takes them now, and for good
-            once rows were lost.
+            once rows were lost: a run that goes on from a checkpoint from before them tells them
+            again.
         """
-        return self._writer.sync()
+        return self._writer.sync() and not self._writer.report().lost
 
     def flush(self, timeout_seconds: float = 10.0) -> bool:
         """Wait until the rows put so far are in the database; False if that takes too long."""

@@ -23,13 +23,14 @@ from mario.errors import RunIsBusy, TrainingInterrupted
 from mario.jobs.attempts import wait_for_turn
 from mario.jobs.runtime import Runtime
 from mario.jobs.sinks import StoreSink
+from mario.journal import Journal, encode_line
 from mario.store import models
 from mario.store.check import check_store
 from mario.store.engine import writing
 from mario.store.process import SILENCE_SECONDS
-from mario.store.records import HeartbeatRow, Run, utc_now
+from mario.store.records import HeartbeatRow, Run, RunEndRow, utc_now
 from mario.store.store import ExperimentStore
-from mario.store.writer import StoreWriter
+from mario.store.writer import StoreWriter, to_record
 from mario.training.sinks import RunEnd, RunStart
 from tests.support.store_rows import new_run
 
@@ -165,6 +166,57 @@ def test_an_old_sign_of_life_that_comes_late_revives_nobody(store: ExperimentSto
     old = utc_now() - timedelta(seconds=SILENCE_SECONDS + 30)
     store.runs.write([HeartbeatRow(run_id=run.id, attempt=1, total_steps=64, at=old)])
     assert store.runs.get(run.id).status == "killed"
+
+
+def test_a_late_sign_of_life_of_a_process_of_this_machine_that_is_gone_revives_nobody(
+    store: ExperimentStore,
+) -> None:
+    with subprocess.Popen(["true"]) as gone:
+        gone.wait()
+    run = store.runs.start(new_run())
+    with writing(store.engine) as connection:
+        connection.execute(
+            sa.update(models.RunAttempt)
+            .where(models.RunAttempt.run_id == run.id)
+            .values(pid=gone.pid)
+        )
+    assert store.runs.mark_killed(run.id, "its process is gone")
+    store.runs.write([HeartbeatRow(run_id=run.id, attempt=1, total_steps=64)])
+    assert store.runs.get(run.id).status == "killed"
+
+
+def test_what_a_process_that_is_gone_left_in_its_journal_is_delivered_before_it_is_waited_for(
+    store: ExperimentStore, runtime: Runtime
+) -> None:
+    """A pod that was told to end while the database was away: its end is on the volume only."""
+    run = elsewhere(store, 10)
+    journal = Journal(runtime.run_dir(run.id) / "journal")
+    end = RunEndRow(run_id=run.id, attempt=1, status="interrupted", end_steps=64, reason="stopped")
+    journal.append(encode_line(to_record(end)))
+    journal.close(empty=False)
+    begun = time.monotonic()
+    found = wait_for_turn(runtime, run.id, threading.Event())
+    assert time.monotonic() - begun < 30, "not for as long as it could be silent"
+    assert found is not None
+    assert found.attempts[-1].status == "interrupted"
+
+
+def test_a_process_of_this_machine_that_hangs_is_not_waited_for(
+    store: ExperimentStore, runtime: Runtime
+) -> None:
+    run = store.runs.start(new_run())
+    with subprocess.Popen(["sleep", "60"]) as hung:
+        try:
+            with writing(store.engine) as connection:
+                connection.execute(
+                    sa.update(models.RunAttempt)
+                    .where(models.RunAttempt.run_id == run.id)
+                    .values(pid=hung.pid, heartbeat_at=utc_now() - timedelta(hours=2))
+                )
+            with pytest.raises(RunIsBusy, match=f"process {hung.pid} on this machine"):
+                wait_for_turn(runtime, run.id, threading.Event())
+        finally:
+            hung.kill()
 
 
 def test_training_gives_signs_of_life_while_an_update_takes_long_and_none_after_its_end(

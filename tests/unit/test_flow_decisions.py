@@ -38,6 +38,16 @@ from mario.store.engine import StoreUnavailableError
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def test_whoever_was_stopped_is_told_how_to_go_on() -> None:
+    ended = ending_of_training("interrupted", "stopped on request", "run-1", 0)
+    assert ended is not None
+    assert (ended.type, ended.name) == ("CANCELLED", "Interrupted")
+    assert ended.message.endswith("at 0 steps; go on with: mario train --resume run-1")
+    waiting = ending_of_training("interrupted", "process 7 is at it", "run-1", 0, waited=True)
+    assert waiting is not None
+    assert waiting.message == "process 7 is at it"
+
+
 def test_each_flow_run_has_one_training_run() -> None:
     one, other = uuid4(), uuid4()
     assert run_id_for(one) == run_id_for(str(one))

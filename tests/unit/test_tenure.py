@@ -29,6 +29,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, object]]:
     monkeypatch.setattr(tenure, "_LOOK_SECONDS", 0.05)
     monkeypatch.setattr(tenure, "flow_run", SimpleNamespace(id="one", run_count=2))
     monkeypatch.setattr(tenure, "deployment", SimpleNamespace(id="deployed"))
+    monkeypatch.setattr(tenure, "_lost", set())
     tenure._deployment_of.cache_clear()
     yield said
     tenure._deployment_of.cache_clear()
@@ -59,6 +60,17 @@ def test_long_work_is_stopped_as_soon_as_a_newer_attempt_has_begun(
         assert not stop.is_set()
         server["newest"] = 3
         assert stop.wait(10)
+
+
+def test_what_the_server_said_once_holds(server: dict[str, object]) -> None:
+    """Else the older process would tell the server that the newer attempt's flow run crashed."""
+    server["newest"] = 3
+    stop = threading.Event()
+    with tenure.watching(stop):
+        assert stop.wait(10)
+    server["newest"] = TimeoutError()
+    with pytest.raises(Abort):
+        tenure.give_way()
 
 
 def test_nobody_watches_after_the_work(server: dict[str, object]) -> None:
