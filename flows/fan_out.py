@@ -89,9 +89,8 @@ def evaluate_on_dask(
         return too_often
     runner: Any = task_runner(parameters)  # its generic parameter is another one than with_options'
     played = _played.with_options(task_runner=runner)
-    line = stages.run_stage(
-        "evaluate", f"{parameters.policy} on {parameters.task}", lambda: played(parameters)
-    )
+    # A flow of its own, which has a cluster; in a task it would not find it.
+    line = stages.try_again(lambda: played(parameters))
     show_page(f"evaluation-{parameters.task}", f"Evaluation on {parameters.task}", [line])
     return stages.to_state(Ending("COMPLETED", "Completed", line), line)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -85,6 +86,21 @@ def run_stage(name: str, subject: str, work: Callable[[], Result]) -> Result:
         return stage()
     finally:
         tenure.give_way()
+
+
+def try_again(work: Callable[[], Result]) -> Result:
+    """Do what can be no task as `run_stage` does: again after a while where something was away."""
+    for delay in (*RETRY_DELAYS_SECONDS, None) if tenure.deployed() else (None,):
+        try:
+            return work()
+        except Exception as error:
+            if delay is None or not worth_retrying(error):
+                raise
+            say(f"trying again in {delay} s: {error}")
+            time.sleep(delay)
+        finally:
+            tenure.give_way()
+    raise AssertionError("the loop returns or raises")
 
 
 def _retry_condition(_task: Any, _task_run: Any, state: State[Any]) -> bool:

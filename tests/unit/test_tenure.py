@@ -10,7 +10,9 @@ from types import SimpleNamespace
 import pytest
 from prefect.exceptions import Abort
 
-from flows import tenure
+from flows import stages, tenure
+from mario.errors import ConfigError
+from mario.store.engine import StoreUnavailableError
 
 
 @pytest.fixture
@@ -80,6 +82,26 @@ def test_nobody_watches_after_the_work(server: dict[str, object]) -> None:
     time.sleep(0.1)
     server["newest"] = 3
     assert not stop.wait(0.5)
+
+
+@pytest.mark.parametrize(
+    ("error", "calls"), [(StoreUnavailableError("away"), 3), (ConfigError("unknown key"), 1)]
+)
+def test_what_can_be_no_task_is_tried_again_where_something_was_away(
+    server: dict[str, object], monkeypatch: pytest.MonkeyPatch, error: Exception, calls: int
+) -> None:
+    monkeypatch.setattr(stages, "RETRY_DELAYS_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(stages, "say", lambda text: None)
+    called: list[int] = []
+
+    def work() -> str:
+        called.append(1)
+        raise error
+
+    with pytest.raises(type(error)):
+        stages.try_again(work)
+    assert len(called) == calls
+    assert stages.try_again(lambda: "done") == "done"
 
 
 def test_a_flow_that_a_command_calls_has_no_other_attempts(
