@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 STATE_FILE, TENSORS_FILE, ARRAYS_FILE = "state.json", "tensors.pt", "arrays.npz"
 _FORMAT = 1
 _NAME = re.compile(r"^steps-(\d{12})$")
+#: Written at once; small enough to stay in the processor's cache.
+_PIECE_BYTES = 1 << 20
 _Read = TypeVar("_Read")
 
 
@@ -258,9 +261,22 @@ def _tensor_bytes(tensors: Mapping[str, Any]) -> bytes:
 
 
 def _write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> str:
-    """Write arrays without a copy in memory: a replay buffer has most of a gigabyte."""
+    """Write arrays as `numpy.savez` does, without the copies that it makes of each piece.
+
+    A replay buffer has most of a gigabyte, and a run that is told to end has little time.
+    """
     with path.open("wb") as file:
-        np.savez(file, allow_pickle=False, **dict(arrays))
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, array in arrays.items():
+                if array.dtype.hasobject:
+                    raise ValueError(f"got an array {name} of objects; expected one of numbers")
+                whole = np.asarray(array, order="C")
+                content = whole.reshape(-1).view(np.uint8).data
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    header = np.lib.format.header_data_from_array_1_0(whole)
+                    np.lib.format.write_array_header_1_0(member, header)
+                    for start in range(0, len(content), _PIECE_BYTES):
+                        member.write(content[start : start + _PIECE_BYTES])
         file.flush()
         os.fsync(file.fileno())
     return _digest(path)

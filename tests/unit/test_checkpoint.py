@@ -46,6 +46,31 @@ def test_round_trip(tmp_path: Path) -> None:
     assert got.arrays["state"].tolist() == [0, 1, 2, 3]
 
 
+def test_arrays_are_written_as_numpy_writes_them(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    arrays = {
+        "numbers": np.arange(12).reshape(3, 4),
+        "one": np.array(3.5),
+        "none": np.zeros((0, 5), np.float32),
+        "by columns": np.asfortranarray(generator.random((7, 9))),
+        "words": np.array(["ab", "c"]),
+        "every third": generator.integers(0, 256, (60, 3, 84, 84), dtype=np.uint8)[:, -1],
+        "flags": np.array([True, False]),
+        "big end first": np.arange(3, dtype=">i4"),
+    }
+    write_checkpoint(tmp_path / "steps-000000000001", 1, CheckpointContent({}, {}, arrays))
+    np.savez(tmp_path / "numpy.npz", **{k: np.asarray(v, order="C") for k, v in arrays.items()})
+    written = tmp_path / "steps-000000000001" / "arrays.npz"
+    assert written.read_bytes() == (tmp_path / "numpy.npz").read_bytes()
+    with pytest.raises(ValueError, match="array objects of objects"):
+        write_checkpoint(
+            tmp_path / "steps-000000000002",
+            2,
+            CheckpointContent({}, {}, {"objects": np.array([object()])}),
+        )
+    assert not (tmp_path / "steps-000000000002").exists()
+
+
 def test_latest_and_prune(tmp_path: Path) -> None:
     assert load_latest(tmp_path) is None
     for number in (5, 1000, 20):
