@@ -24,6 +24,7 @@ export DO_NOT_TRACK := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export BENTOML_DO_NOT_TRACK := True
+export WANDB_ERROR_REPORTING := false
 export PYTHONUNBUFFERED := 1
 
 .PHONY: help setup demo smoke test test-slow lint types bench sanitize dashboards docs docker-build clean
