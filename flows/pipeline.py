@@ -11,8 +11,8 @@ from prefect.runtime import flow_run
 from prefect.states import raise_state_exception
 from pydantic import BaseModel, ConfigDict
 
-from flows import stages, tenure
-from flows.decisions import ending_of_stop, ending_of_training, ending_of_verdict
+from flows import stages
+from flows.decisions import ending_of_verdict
 from flows.parameters import PipelineParameters
 from mario.errors import PolicyCollapsed, TrainingInterrupted
 from mario.jobs.runtime import Runtime
@@ -71,19 +71,8 @@ def pipeline(parameters: PipelineParameters = DEFAULT_PARAMETERS) -> State[Any]:
     runtime = Runtime.from_environment()
     config, run_id = stages.begin(parameters, runtime)
     trained = stages.train(config, run_id, runtime)
-    ending = ending_of_training(
-        trained.status,
-        trained.reason,
-        trained.run_id,
-        trained.total_steps,
-        waited=trained.waited,
-    )
-    if ending is not None:
-        if trained.status == "interrupted":
-            ending = ending_of_stop(
-                ending, deployed=tenure.deployed(), cancelling=stages.cancelling()
-            )
-        return stages.to_state(ending)
+    if (ended := stages.end_of_training(trained)) is not None:
+        return ended
     version = stages.register(trained.run_id, runtime)
     stages.say(f"registered {model_name(config.task)} version {version}")
     stages.say(f"screening: {stages.screen(config, version, runtime)}")

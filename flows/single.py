@@ -11,12 +11,10 @@ from prefect.client.schemas.objects import State
 from prefect.events import emit_event
 from prefect.runtime import flow_run
 
-from flows import stages, tenure
+from flows import stages
 from flows.decisions import (
     Ending,
     ending_of_drift,
-    ending_of_stop,
-    ending_of_training,
     ending_of_verdict,
 )
 from flows.parameters import (
@@ -78,19 +76,8 @@ def train(parameters: TrainParameters = TrainParameters()) -> State[Any]:  # noq
     runtime = Runtime.from_environment()
     config, run_id = stages.begin(parameters, runtime)
     trained = stages.train(config, run_id, runtime)
-    ending = ending_of_training(
-        trained.status,
-        trained.reason,
-        trained.run_id,
-        trained.total_steps,
-        waited=trained.waited,
-    )
-    if ending is not None:
-        if trained.status == "interrupted":
-            ending = ending_of_stop(
-                ending, deployed=tenure.deployed(), cancelling=stages.cancelling()
-            )
-        return stages.to_state(ending)
+    if (ended := stages.end_of_training(trained)) is not None:
+        return ended
     version = stages.register(trained.run_id, runtime)
     message = f"run {trained.run_id} is {model_name(config.task)} version {version}"
     return stages.to_state(Ending("COMPLETED", "Registered", message), version)

@@ -19,6 +19,8 @@ from flows.decisions import (
     MAX_JUDGEMENTS,
     RETRY_DELAYS_SECONDS,
     Ending,
+    ending_of_stop,
+    ending_of_training,
     gave_up,
     promoted_before,
     run_id_for,
@@ -124,6 +126,25 @@ def cancelling() -> bool:
     with get_client(sync_client=True) as client:
         state = client.read_flow_run(flow_run.id).state
     return state is not None and (state.is_cancelling() or state.is_cancelled())
+
+
+def stopped(ending: Ending) -> State[Any]:
+    """The final state of a flow run that was told to end."""
+    return to_state(ending_of_stop(ending, deployed=tenure.deployed(), cancelling=cancelling()))
+
+
+def end_of_training(trained: Trained) -> State[Any] | None:
+    """The final state of a flow run whose training did not finish; None where it goes on."""
+    ending = ending_of_training(
+        trained.status,
+        trained.reason,
+        trained.run_id,
+        trained.total_steps,
+        waited=trained.waited,
+    )
+    if ending is None:
+        return None
+    return stopped(ending) if trained.status == "interrupted" else to_state(ending)
 
 
 def begin(parameters: TrainParameters, runtime: Runtime) -> tuple[ExperimentConfig, str]:

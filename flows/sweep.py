@@ -19,7 +19,7 @@ from pydantic import Field
 
 from flows import stages, tenure
 from flows.attended import GRACE_SECONDS
-from flows.decisions import RETRY_DELAYS_SECONDS, Ending, ending_of_stop
+from flows.decisions import RETRY_DELAYS_SECONDS, Ending
 from flows.parameters import FlowParameters
 from flows.reporting import show_page
 from mario.errors import FlowError
@@ -141,10 +141,7 @@ def sweep(parameters: SweepParameters) -> State[Any]:
     lines = [describe_sweep(parameters.name, runtime)]
     if stop.is_set():
         show_page(f"sweep-{parameters.name}", f"Sweep {parameters.name}", lines)
-        ending = Ending("CANCELLED", "Interrupted", lines[0].splitlines()[-1])
-        return stages.to_state(
-            ending_of_stop(ending, deployed=tenure.deployed(), cancelling=stages.cancelling())
-        )
+        return stages.stopped(Ending("CANCELLED", "Interrupted", lines[0].splitlines()[-1]))
     if not any(state.is_completed() for state in states):
         raise FlowError(
             f"every worker of sweep {parameters.name} failed; expected one that works; see their "

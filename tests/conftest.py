@@ -57,3 +57,13 @@ def store(database_url: str) -> Iterator[ExperimentStore]:
     """An opened store on a fresh database, once on each engine."""
     with ExperimentStore.open(database_url) as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow file just set up; setting one up takes seconds, copying it none."""
+    from mario.tracking import prepare_tracking
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    prepare_tracking(f"sqlite:///{path}")
+    return path

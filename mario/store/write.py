@@ -169,6 +169,11 @@ def _start(connection: sa.Connection, row: AttemptStartRow) -> None:
     )
 
 
+def _newest_attempt(run_id: str) -> sa.ScalarSelect[int]:
+    attempt = models.RunAttempt
+    return sa.select(sa.func.max(attempt.attempt)).where(attempt.run_id == run_id).scalar_subquery()
+
+
 def _beat(connection: sa.Connection, row: HeartbeatRow) -> None:
     attempt = models.RunAttempt
     connection.execute(
@@ -191,11 +196,7 @@ def _revive(connection: sa.Connection, row: HeartbeatRow) -> None:
     asked for.
     """
     attempt, run = models.RunAttempt, models.Run
-    newest = (
-        sa.select(sa.func.max(attempt.attempt))
-        .where(attempt.run_id == row.run_id)
-        .scalar_subquery()
-    )
+    newest = _newest_attempt(row.run_id)
     killed = connection.execute(
         sa.select(attempt.host, attempt.pid).where(
             attempt.run_id == row.run_id,
@@ -231,11 +232,7 @@ def _end(connection: sa.Connection, row: RunEndRow) -> None:
         )
         .values(status=row.status, end_steps=row.end_steps, ended_at=row.at, heartbeat_at=row.at)
     )
-    newest = (
-        sa.select(sa.func.max(attempt.attempt))
-        .where(attempt.run_id == row.run_id)
-        .scalar_subquery()
-    )
+    newest = _newest_attempt(row.run_id)
     connection.execute(
         sa.update(run)
         .where(run.id == row.run_id, newest == row.attempt, run.status.in_(("running", "killed")))

@@ -28,7 +28,6 @@ from mario.jobs.promote import promote_verdict
 from mario.jobs.runtime import Runtime
 from mario.jobs.versions import open_registry
 from mario.store.store import ExperimentStore
-from tests.support.full_postgres import full_postgres
 from tests.support.mlflow_server import MlflowServer
 from tests.support.policies import GOOD, write_odds_policy
 from tests.support.prefect_server import (
@@ -36,6 +35,7 @@ from tests.support.prefect_server import (
     PrefectServer,
     Receiver,
     descendants,
+    prefect_server,
     wait_for_checkpoints,
 )
 
@@ -56,19 +56,14 @@ def receiver() -> Iterator[Receiver]:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iterator[PrefectServer]:
-    with full_postgres() as database_url:
-        made = PrefectServer(tmp_path_factory.mktemp("prefect"), database_url)
-        made.environment |= {
-            "MARIO_SILENCE_SECONDS": str(SILENCE_SECONDS),
-            "MARIO_WEBHOOK_URL": receiver.url,
-        }
-        made.start()
-        try:
-            made.mario("flows", "setup")
-            made.mario("flows", "deploy")
-            yield made
-        finally:
-            made.stop()
+    with prefect_server(
+        tmp_path_factory.mktemp("prefect"),
+        MARIO_SILENCE_SECONDS=str(SILENCE_SECONDS),
+        MARIO_WEBHOOK_URL=receiver.url,
+    ) as made:
+        made.mario("flows", "setup")
+        made.mario("flows", "deploy")
+        yield made
 
 
 def test_deployments_carry_version_and_branch_of_the_checkout(server: PrefectServer) -> None:

@@ -22,13 +22,13 @@ from mario.jobs.runtime import Runtime
 from mario.jobs.versions import open_registry
 from mario.store.store import ExperimentStore
 from mario.telemetry_export import Instruments, LoopMetrics
-from tests.support.full_postgres import full_postgres
 from tests.support.policies import GOOD, STUCK, write_odds_policy
 from tests.support.prefect_server import (
     PrefectServer,
     Receiver,
     descendants,
     kill_all,
+    prefect_server,
     screenshot,
     versions,
     wait_for_checkpoints,
@@ -59,20 +59,15 @@ def receiver() -> Iterator[Receiver]:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iterator[PrefectServer]:
     folder = tmp_path_factory.mktemp("prefect")
-    with full_postgres() as database_url:
-        made = PrefectServer(folder, database_url)
-        made.environment |= {
-            "MARIO_SILENCE_SECONDS": str(SILENCE_SECONDS),
-            "MARIO_WEBHOOK_URL": receiver.url,
-            "MARIO_GPUS": "2",  # so that two pipelines can run at once
-        }
-        made.start()
-        try:
-            first = made.mario("flows", "setup") + made.mario("flows", "deploy")
-            (folder / "first.txt").write_text(first)
-            yield made
-        finally:
-            made.stop()
+    with prefect_server(
+        folder,
+        MARIO_SILENCE_SECONDS=str(SILENCE_SECONDS),
+        MARIO_WEBHOOK_URL=receiver.url,
+        MARIO_GPUS="2",  # so that two pipelines can run at once
+    ) as made:
+        first = made.mario("flows", "setup") + made.mario("flows", "deploy")
+        (folder / "first.txt").write_text(first)
+        yield made
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ from mario.jobs.runtime import Runtime
 from mario.registry import ModelRegistry
 from mario.store.store import ExperimentStore
 from mario.telemetry_export import Instruments
-from mario.tracking import prepare_tracking
 from tests.support.processes import free_port, wait_for_http
 from tests.support.store_rows import (
     MODEL,
@@ -26,14 +25,6 @@ from tests.support.store_rows import (
 )
 
 DIGESTS = {number: f"{number:064x}" for number in range(1, 4)}
-
-
-@pytest.fixture(scope="module")
-def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow file just set up; setting one up takes seconds, copying it none."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    prepare_tracking(f"sqlite:///{path}")
-    return path
 
 
 @pytest.fixture

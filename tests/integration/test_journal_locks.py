@@ -20,7 +20,7 @@ from mario.journal import LOCK_SECONDS, REPLAY_SECONDS, Journal, encode_line
 from mario.store.records import Run
 from mario.store.store import ExperimentStore
 from mario.store.writer import StoreWriter, replay_journals
-from mario.tracking import prepare_tracking, tracking_client
+from mario.tracking import tracking_client
 from tests.support.training_runs import small_config
 
 
@@ -65,13 +65,6 @@ CONFIG = small_config(
     selection={"units": 0},
     sinks={"mlflow": True, "prometheus": False, "tensorboard": False},
 )
-
-
-@pytest.fixture(scope="module")
-def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    prepare_tracking(f"sqlite:///{path}")
-    return path
 
 
 @pytest.fixture

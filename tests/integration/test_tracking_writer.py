@@ -22,20 +22,13 @@ from mario.jobs.tracking_sinks import MlflowSink
 from mario.registry import ModelRegistry
 from mario.store.records import RunEndRow
 from mario.store.store import ExperimentStore
-from mario.tracking import prepare_tracking, tracking_client
+from mario.tracking import tracking_client
 from mario.tracking_writer import TrackingWriter, mark_ended
 from tests.support.mlflow_server import MlflowServer
 from tests.support.onnx_networks import write_test_artefact
 from tests.support.processes import free_port
 from tests.support.small_disk import can_mount, small_disk
 from tests.support.store_rows import MODEL, new_run, verdict
-
-
-@pytest.fixture(scope="module")
-def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    prepare_tracking(f"sqlite:///{path}")
-    return path
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from typing import Any, Self
 from flows.decisions import run_id_for
 from mario.jobs.runtime import Runtime
 from mario.jobs.versions import open_registry
+from tests.support.full_postgres import full_postgres
 from tests.support.processes import free_port, stop, wait_for_http
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -167,6 +168,19 @@ class PrefectServer:
             "POST", "/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [flow_run]}}}
         )
         return {artifact["key"]: artifact for artifact in found}
+
+
+@contextmanager
+def prefect_server(folder: Path, **environment: str) -> Iterator[PrefectServer]:
+    """Have a server on a PostgreSQL of its own, started; `environment` is what its callers get."""
+    with full_postgres() as database_url:
+        made = PrefectServer(folder, database_url)
+        made.environment |= environment
+        made.start()
+        try:
+            yield made
+        finally:
+            made.stop()
 
 
 def descendants(pid: int) -> list[int]:
