@@ -15,6 +15,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -59,13 +60,29 @@ def decode_line(line: bytes) -> Record | None:
     return record if isinstance(record, dict) else None
 
 
+@dataclass(frozen=True)
+class Patience:
+    """How long another process may take to let go of a journal.
+
+    Attributes:
+        seconds: 0 refuses at once.
+        stop: set to wait no more.
+    """
+
+    seconds: float = 0.0
+    stop: threading.Event | None = None
+
+
+NO_PATIENCE = Patience()
+
+
 class Journal:
     """Numbered segment files in a folder, appended by one process and read back in order.
 
     Args:
         folder: created if need be; segments of an earlier process are read first.
         segment_bytes: size at which a new segment begins.
-        lock_seconds: how long another process may take to let go of it; 0 refuses at once.
+        patience: how long another process may take to let go of it.
 
     Raises:
         StoreError: if another living process has this journal, or the folder cannot be made.
@@ -76,7 +93,7 @@ class Journal:
         folder: Path | str,
         *,
         segment_bytes: int = SEGMENT_BYTES,
-        lock_seconds: float = 0.0,
+        patience: Patience = NO_PATIENCE,
     ) -> None:
         self.folder = Path(folder)
         self._segment_bytes = segment_bytes
@@ -97,7 +114,7 @@ class Journal:
                 "that can be written; name another runs folder with MARIO_RUNS_DIR"
             ) from error
         try:
-            self._take_lock(lock_seconds)
+            self._take_lock(patience)
         except OSError as error:
             self._lock.close()
             raise StoreError(
@@ -110,15 +127,16 @@ class Journal:
         self._write_segment = existing[-1] + 1 if existing else 1
         self.first_own_segment = self._write_segment
 
-    def _take_lock(self, patience_seconds: float) -> None:
-        deadline = time.monotonic() + patience_seconds
+    def _take_lock(self, patience: Patience) -> None:
+        deadline = time.monotonic() + patience.seconds
+        stop = patience.stop or threading.Event()
         while True:
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if time.monotonic() >= deadline:
+                if stop.is_set() or time.monotonic() >= deadline:
                     raise
-                time.sleep(_LOOK_SECONDS)
+                stop.wait(_LOOK_SECONDS)
             else:
                 return
 

@@ -17,7 +17,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, Self
 
-from mario.journal import READ_BYTES, Journal, Record, decode_line, encode_line
+from mario.journal import (
+    NO_PATIENCE,
+    READ_BYTES,
+    Journal,
+    Patience,
+    Record,
+    decode_line,
+    encode_line,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -100,7 +108,7 @@ class JournaledWriter:
         name: for the thread and for messages.
         batch_bytes: journal bytes in one batch.
         flush_seconds: how long records may wait to become a batch.
-        lock_seconds: how long another process may take to let go of the journal.
+        patience: how long another process may take to let go of the journal.
         observer: hears how it fares.
 
     Raises:
@@ -115,12 +123,12 @@ class JournaledWriter:
         name: str,
         batch_bytes: int = READ_BYTES,
         flush_seconds: float = 0.5,
-        lock_seconds: float = 0.0,
+        patience: Patience = NO_PATIENCE,
         observer: WriterObserver | None = None,
     ) -> None:
         self._observer = observer
         self._clean_at = time.monotonic()
-        self._journal = Journal(folder, lock_seconds=lock_seconds)
+        self._journal = Journal(folder, patience=patience)
         self._deliver = deliver
         self._name = name
         self._batch_bytes = batch_bytes

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from mario.errors import ArtefactError, MarioError, RegistryError
-from mario.journal import Record
+from mario.journal import NO_PATIENCE, Patience, Record
 from mario.journal_writer import (
     DeliveryRefusedError,
     DeliveryUnavailableError,
@@ -71,7 +71,7 @@ class TrackingWriter:
         replaying: only deliver what an earlier process left; the run is not going on.
         on_failure: called, from the writer's thread, for each batch that MLflow did not take.
         flush_seconds: how long numbers may wait to become a batch.
-        lock_seconds: how long another process may take to let go of the journal.
+        patience: how long another process may take to let go of the journal.
 
     Raises:
         StoreError: if the journal cannot be opened.
@@ -90,7 +90,7 @@ class TrackingWriter:
         replaying: bool = False,
         on_failure: Callable[[], None] | None = None,
         flush_seconds: float = 2.0,
-        lock_seconds: float = 0.0,
+        patience: Patience = NO_PATIENCE,
     ) -> None:
         self._tracking_uri = tracking_uri
         self._run_id = run_id
@@ -105,7 +105,7 @@ class TrackingWriter:
             self._deliver,
             name="mlflow",
             flush_seconds=flush_seconds,
-            lock_seconds=lock_seconds,
+            patience=patience,
         )
         if not replaying:
             self._writer.put([{"tag": {TAG_STATUS: "running"}, "status": "running"}])

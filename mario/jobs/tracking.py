@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from mario.errors import StoreError
 from mario.jobs.runtime import Runtime
-from mario.journal import LOCK_SECONDS, REPLAY_SECONDS, pending_journals
+from mario.journal import NO_PATIENCE, REPLAY_SECONDS, Patience, pending_journals
 from mario.policy.artefact import Artefact
 from mario.registry import model_name
 from mario.store.records import Run
@@ -28,6 +28,7 @@ def open_tracking(
     run: Run,
     *,
     replaying: bool = False,
+    patience: Patience = NO_PATIENCE,
     on_failure: Callable[[], None] | None = None,
 ) -> TrackingWriter:
     """Open the writer; it tells the store which MLflow run it writes into.
@@ -35,8 +36,8 @@ def open_tracking(
     Args:
         runtime: where store, tracking and folders are.
         run: the run, as the store has it.
-        replaying: the run is not going on, only its journal is delivered: another process that has
-            the journal is not waited for (else for ``LOCK_SECONDS``).
+        replaying: the run is not going on, only its journal is delivered.
+        patience: how long another process may take to let go of the journal.
         on_failure: called for each batch that MLflow did not take.
 
     Raises:
@@ -57,7 +58,7 @@ def open_tracking(
         on_run=remember,
         replaying=replaying,
         on_failure=on_failure,
-        lock_seconds=0.0 if replaying else LOCK_SECONDS,
+        patience=patience,
     )
 
 

@@ -19,7 +19,13 @@ from typing import Any
 import numpy as np
 
 from mario.config import ExperimentConfig, load_config
-from mario.errors import ArtefactError, CheckpointError, StoreError, TrainingError
+from mario.errors import (
+    ArtefactError,
+    CheckpointError,
+    StoreError,
+    TrainingError,
+    TrainingInterrupted,
+)
 from mario.evaluation.protocol import play_units
 from mario.evaluation.seeds import schedule
 from mario.game.batch import BatchStep
@@ -32,10 +38,10 @@ from mario.jobs.sinks import PrometheusSink, StoreSink
 from mario.jobs.tracking import open_tracking, track_policy
 from mario.jobs.tracking_sinks import MlflowSink, TensorBoardSink
 from mario.jobs.wandb_sink import WandbSink
-from mario.journal import LOCK_SECONDS
+from mario.journal import LOCK_SECONDS, Patience
 from mario.policy.artefact import Artefact
 from mario.policy.sb3 import export_artefact
-from mario.store.records import NewRun, Run, RunEndRow, new_id
+from mario.store.records import EndStatus, NewRun, Run, RunEndRow, new_id
 from mario.store.runs import refuse_busy
 from mario.store.store import ExperimentStore
 from mario.store.writer import StoreWriter, replay_journals
@@ -102,6 +108,7 @@ def train_run(
 
     Raises:
         TrainingError, CheckpointError: it cannot start or go on.
+        TrainingInterrupted: `stop` was set before it could.
         StoreError, RegistryError: store or tracking cannot be reached at the start.
     """
     stop = stop or threading.Event()
@@ -110,10 +117,15 @@ def train_run(
         run = _begin(config, runtime, store, resume, run_id, parent_run_id)
         run_dir = runtime.run_dir(run.id)
         try:
-            sinks = open_sinks(config, runtime, run, run_dir, on_selection)
+            sinks = open_sinks(config, runtime, run, run_dir, on_selection, stop)
         except Exception as error:
-            _give_up(store, run, error)
-            raise
+            if not stop.is_set():
+                _give_up(store, run, "failed", f"{type(error).__name__}: {error}")
+                raise
+            _give_up(store, run, "interrupted", "ended on request before it began")
+            raise TrainingInterrupted(
+                f"run {run.id} was ended on request before it began ({error}); start it again"
+            ) from error
     result = train(
         config,
         run_dir,
@@ -186,14 +198,14 @@ def _begin(
         raise
 
 
-def _give_up(store: ExperimentStore, run: Run, error: Exception) -> None:
+def _give_up(store: ExperimentStore, run: Run, status: EndStatus, reason: str) -> None:
     """End an attempt that nobody will train: there is no sink to tell of its end."""
     end = RunEndRow(
         run_id=run.id,
         attempt=run.attempts[-1].attempt,
-        status="failed",
+        status=status,
         end_steps=None,
-        reason=f"{type(error).__name__}: {error}".splitlines()[0][:500],
+        reason=reason.splitlines()[0][:500],
     )
     try:
         store.runs.end(end)
@@ -238,10 +250,12 @@ def open_sinks(
     run: Run,
     run_dir: Path,
     on_selection: OnSelection | None = None,
+    stop: threading.Event | None = None,
 ) -> list[TrainingSink]:
     """The sinks that the configuration asks for; one that cannot be made is left out, loudly.
 
-    A process that still has the run's journals is waited for, up to ``LOCK_SECONDS`` for each.
+    A process that still has the run's journals is waited for, up to ``LOCK_SECONDS`` for each or
+    until `stop` is set.
 
     Raises:
         StoreError: the store's journal cannot be opened: nothing would know of the run.
@@ -249,16 +263,17 @@ def open_sinks(
     attempt = run.attempts[-1].attempt
     instruments = Instruments()
     metrics = TrainingMetrics(instruments, run.id)
+    patience = Patience(LOCK_SECONDS, stop)
     writer = StoreWriter(
         runtime.database_url,
         run_dir,
-        lock_seconds=LOCK_SECONDS,
+        patience=patience,
         observer=StoreMetrics(instruments, run.id),
     )
     sinks: list[TrainingSink] = [StoreSink(writer, run.id, attempt, runtime.runs_dir)]
     wanted: list[tuple[str, Callable[[], TrainingSink]]] = []
     if config.sinks.mlflow:
-        wanted.append(("mlflow", lambda: _mlflow_sink(runtime, run, metrics)))
+        wanted.append(("mlflow", lambda: _mlflow_sink(runtime, run, metrics, patience)))
     if config.sinks.prometheus:
         wanted.append(("prometheus", lambda: _prometheus_sink(run.id, instruments)))
     if config.sinks.tensorboard:
@@ -277,9 +292,16 @@ def open_sinks(
     return sinks
 
 
-def _mlflow_sink(runtime: Runtime, run: Run, metrics: TrainingMetrics) -> MlflowSink:
+def _mlflow_sink(
+    runtime: Runtime, run: Run, metrics: TrainingMetrics, patience: Patience
+) -> MlflowSink:
     """Report to MLflow, as a child of the run that this one belongs to."""
-    writer = open_tracking(runtime, run, on_failure=lambda: metrics.sink_error(MlflowSink.name))
+    writer = open_tracking(
+        runtime,
+        run,
+        patience=patience,
+        on_failure=lambda: metrics.sink_error(MlflowSink.name),
+    )
     if run.parent_run_id is not None:
         with ExperimentStore.open(runtime.database_url) as store:
             parent = store.runs.get(run.parent_run_id).mlflow_run_id

@@ -13,7 +13,7 @@ from typing import Any, Protocol, Self
 import sqlalchemy as sa
 
 from mario.errors import StoreError
-from mario.journal import REPLAY_SECONDS, Record, pending_journals
+from mario.journal import NO_PATIENCE, REPLAY_SECONDS, Patience, Record, pending_journals
 from mario.journal_writer import (
     DeliveryRefusedError,
     DeliveryUnavailableError,
@@ -119,7 +119,7 @@ class StoreWriter:
         folder: the run's folder; the journal is ``folder/journal``.
         batch_bytes: journal bytes in one transaction (an episode takes about 450).
         flush_seconds: how long rows may wait to become a batch.
-        lock_seconds: how long another process may take to let go of the journal.
+        patience: how long another process may take to let go of the journal.
         observer: hears how it fares, for metrics.
 
     Raises:
@@ -138,7 +138,7 @@ class StoreWriter:
         *,
         batch_bytes: int = 4 << 20,
         flush_seconds: float = 0.5,
-        lock_seconds: float = 0.0,
+        patience: Patience = NO_PATIENCE,
         observer: StoreObserver | None = None,
     ) -> None:
         self._engine = make_engine(url)
@@ -148,7 +148,7 @@ class StoreWriter:
             name="store",
             batch_bytes=batch_bytes,
             flush_seconds=flush_seconds,
-            lock_seconds=lock_seconds,
+            patience=patience,
             observer=observer,
         )
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 import mario.jobs.train
-from mario.errors import StoreError
+from mario.errors import StoreError, TrainingInterrupted
 from mario.jobs.runtime import Runtime
 from mario.jobs.train import TrainOutcome, train_run
-from mario.journal import LOCK_SECONDS, REPLAY_SECONDS, Journal, encode_line
+from mario.journal import LOCK_SECONDS, REPLAY_SECONDS, Journal, Patience, encode_line
 from mario.store.records import Run
 from mario.store.store import ExperimentStore
 from mario.store.writer import StoreWriter, replay_journals
@@ -44,10 +44,10 @@ def test_a_journal_is_waited_for_as_long_as_is_said(tmp_path: Path) -> None:
             Journal(tmp_path)
         assert time.monotonic() - begun < 0.5, "refused at once, where nothing else is said"
         with pytest.raises(StoreError, match="another process"):
-            Journal(tmp_path, lock_seconds=0.6)
+            Journal(tmp_path, patience=Patience(0.6))
         assert time.monotonic() - begun >= 0.6
     with held(tmp_path, 0.5):
-        Journal(tmp_path, lock_seconds=30).close(empty=True)
+        Journal(tmp_path, patience=Patience(30)).close(empty=True)
 
 
 def test_a_replay_waits_for_nobody_and_is_shorter_than_a_run_waits(tmp_path: Path) -> None:
@@ -121,6 +121,29 @@ def test_an_attempt_that_cannot_be_recorded_is_none_that_runs(
     assert train_run(CONFIG, runtime, resume=begun.run_id).result.status == "finished"
 
 
+@pytest.mark.parametrize("journal", ["journal", "journal-mlflow"])
+def test_a_run_that_waits_for_a_journal_ends_when_it_is_told_to(
+    runtime: Runtime, begun: TrainOutcome, journal: str
+) -> None:
+    """It is as it was, and is gone on with afterwards."""
+    stop = threading.Event()
+    told = threading.Timer(0.5, stop.set)
+    told.start()
+    waited = time.monotonic()
+    with held(begun.run_dir / journal, 60):
+        if journal == "journal":
+            with pytest.raises(TrainingInterrupted, match="ended on request before it began"):
+                train_run(CONFIG, runtime, resume=begun.run_id, stop=stop)
+        else:  # it can be recorded without MLflow
+            outcome = train_run(CONFIG, runtime, resume=begun.run_id, stop=stop)
+            assert outcome.result.status == "interrupted"
+            assert outcome.result.total_steps == begun.result.total_steps
+    assert time.monotonic() - waited < LOCK_SECONDS / 2
+    run = stored(runtime, begun.run_id)
+    assert [attempt.status for attempt in run.attempts] == ["interrupted", "interrupted"]
+    assert train_run(CONFIG, runtime, resume=begun.run_id).result.status == "finished"
+
+
 def test_what_keeps_the_end_from_being_stored_hides_nothing(
     runtime: Runtime, begun: TrainOutcome, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -138,4 +161,4 @@ def test_what_keeps_the_end_from_being_stored_hides_nothing(
 def test_a_writer_of_the_store_waits_too(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/mario.db"
     with held(tmp_path / "run" / "journal", 0.5):
-        StoreWriter(url, tmp_path / "run", lock_seconds=30).close(0.0)
+        StoreWriter(url, tmp_path / "run", patience=Patience(30)).close(0.0)

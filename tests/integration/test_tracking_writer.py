@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -269,8 +270,12 @@ def test_mlflow_models_serve_answers(tracking_uri: str, tmp_path: Path) -> None:
         "--env-manager", "local", "--host", "127.0.0.1", "--port", str(port),
     ]  # fmt: skip
     environment = {
-        **os.environ, "MLFLOW_TRACKING_URI": tracking_uri, "MLFLOW_DISABLE_TELEMETRY": "true"
-    }  # fmt: skip
+        **os.environ,
+        "MLFLOW_TRACKING_URI": tracking_uri,
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        # It starts uvicorn by its name.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
     with (tmp_path / "serve.log").open("wb") as log:
         process = subprocess.Popen(
             command, env=environment, stdout=log, stderr=log, start_new_session=True, cwd=tmp_path
@@ -294,5 +299,6 @@ def test_mlflow_models_serve_answers(tracking_uri: str, tmp_path: Path) -> None:
         logits, _ = OnnxPolicy(artefact).infer(observations)
         np.testing.assert_allclose(answer.json()["predictions"]["logits"], logits, atol=1e-4)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
