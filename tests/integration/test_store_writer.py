@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 import signal
 import subprocess
@@ -15,10 +13,9 @@ import pytest
 import sqlalchemy as sa
 
 from mario.errors import StoreError
-from mario.journal import Journal, decode_line, encode_line
-from mario.journal_writer import DeliveryUnavailableError, JournaledWriter
+from mario.journal import decode_line, encode_line
 from mario.store import models
-from mario.store.engine import make_engine, writing
+from mario.store.engine import writing
 from mario.store.records import (
     AttemptStartRow,
     CheckpointRow,
@@ -31,7 +28,6 @@ from mario.store.records import (
 from mario.store.store import ExperimentStore
 from mario.store.writer import StoreWriter, from_record, replay_journals, to_record
 from tests.support.postgres import PostgresServer
-from tests.support.processes import free_port
 from tests.support.store_rows import episode_row, new_run
 
 
@@ -285,265 +281,6 @@ def test_the_first_writer_owns_the_journal(tmp_path: Path) -> None:
     assert all(replay.busy for replay in writer_is_busy)
 
 
-# -- the journal alone ----------------------------------------------------------------------
-
-
-def test_torn_lines_are_skipped(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
-    journal.append(b"".join(encode_line({"n": n}) for n in range(3)))
-    journal.close(empty=False)
-    path = tmp_path / "00000001.jsonl"
-    data = path.read_bytes()
-    lines = data.splitlines(keepends=True)
-    path.write_bytes(lines[0] + b"garbage in the middle\n" + lines[1] + lines[2][:-9])
-    again = Journal(tmp_path)
-    again.append(encode_line({"n": 9}))
-    seen = []
-    while True:
-        records, position = again.read()
-        again.forget(position)
-        if not records:
-            break
-        seen += [record["n"] for record in records]
-    assert seen == [0, 1, 9]
-    assert again.torn_lines == 2
-    again.close(empty=True)
-
-
-def test_the_journal_stays_small_when_it_is_read(tmp_path: Path) -> None:
-    journal = Journal(tmp_path, segment_bytes=10_000)
-    seen = 0
-    for number in range(200):
-        journal.append(b"".join(encode_line({"n": number, "x": "y" * 90}) for _ in range(20)))
-        records, position = journal.read()
-        journal.forget(position)
-        seen += len(records)
-        assert sum(path.stat().st_size for path in tmp_path.glob("*.jsonl")) < 20_000
-    assert seen == 4000
-    journal.close(empty=True)
-    assert list(tmp_path.glob("*.jsonl")) == []
-
-
-def test_a_record_longer_than_the_buffer(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
-    journal.append(encode_line({"text": "x" * 10_000}) + encode_line({"n": 1}))
-    records, position = journal.read(100)
-    assert len(records[0]["text"]) == 10_000
-    journal.forget(position)
-    journal.close(empty=False)
-
-
-@pytest.fixture
-def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the files and folders that were brought to the disk, in order."""
-    names: list[str] = []
-    original = os.fsync
-
-    def spy(descriptor: int) -> None:
-        names.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
-        original(descriptor)
-
-    monkeypatch.setattr(os, "fsync", spy)
-    return names
-
-
-def test_sync_brings_full_segments_and_their_names_to_the_disk(
-    tmp_path: Path, synced: list[str]
-) -> None:
-    journal = Journal(tmp_path / "run" / "journal", segment_bytes=1_000)
-    for number in range(5):
-        journal.append(encode_line({"n": number, "x": "y" * 500}))
-    assert synced == [], "taking rows waits for no disk"
-    journal.sync()
-    segments = sorted(path.name for path in journal.folder.glob("*.jsonl"))
-    assert len(segments) == 3
-    assert synced == [*segments, "journal", "run"]
-    synced.clear()
-    journal.sync()
-    assert synced == segments[-1:], "what is there is not brought again"
-    journal.close(empty=True)
-
-
-def test_what_was_delivered_need_not_reach_the_disk(tmp_path: Path, synced: list[str]) -> None:
-    journal = Journal(tmp_path, segment_bytes=1_000)
-    for number in range(5):
-        journal.append(encode_line({"n": number, "x": "y" * 500}))
-    for _ in range(3):
-        journal.forget(journal.read()[1])
-    assert len(list(tmp_path.glob("*.jsonl"))) == 1
-    journal.sync()
-    assert synced[0] == "00000003.jsonl"
-    journal.close(empty=True)
-
-
-def test_sync_tries_again_what_the_disk_did_not_take(
-    tmp_path: Path, synced: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    journal = Journal(tmp_path, segment_bytes=1_000)
-    for number in range(5):
-        journal.append(encode_line({"n": number, "x": "y" * 500}))
-
-    def fails(descriptor: int) -> None:
-        raise OSError(5, "Input/output error")
-
-    with monkeypatch.context() as broken:
-        broken.setattr(os, "fsync", fails)
-        with pytest.raises(OSError, match="Input/output"):
-            journal.sync()
-    journal.sync()
-    assert synced[:3] == ["00000001.jsonl", "00000002.jsonl", "00000003.jsonl"]
-    journal.close(empty=True)
-
-
-def test_what_sqlite_has_committed_survives_a_power_cut(tmp_path: Path) -> None:
-    """A journal forgets its rows then."""
-    engine = make_engine(f"sqlite:///{tmp_path}/mario.db")
-    with engine.connect() as connection:
-        (level,) = connection.exec_driver_sql("PRAGMA synchronous").one()
-    assert level == 2, "FULL"
-    engine.dispose()
-
-
-def test_a_full_disk_keeps_records_in_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The disk takes half a line and then nothing; later it has room again."""
-    got: list[int] = []
-    away = True
-
-    def deliver(records: object) -> None:
-        if away:
-            raise DeliveryUnavailableError("away")
-        got.extend(record["n"] for record in records)  # type: ignore[attr-defined]
-
-    writer = JournaledWriter(tmp_path, deliver, name="test", flush_seconds=0.01)
-    writer.put([{"n": 0}])
-    original = Journal.append
-    torn: list[bytes] = []
-
-    def full(self: Journal, lines: bytes) -> None:
-        if not torn:
-            torn.append(lines)
-            original(self, lines[:10])
-            self._torn_end = True
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Journal, "append", full)
-    writer.put([{"n": 1}])
-    writer.put([{"n": 2}])
-    monkeypatch.setattr(Journal, "append", original)
-    writer.put([{"n": 3}])
-    away = False
-    assert writer.flush(20)
-    report = writer.close()
-    assert sorted(got) == [0, 1, 2, 3]
-    assert (report.lost, report.torn, report.pending) == (0, 1, False)
-
-
-def test_sync_says_whether_rows_are_safe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A checkpoint may build on rows only when a kill cannot take them back."""
-    got: list[int] = []
-    away = True
-
-    def deliver(records: object) -> None:
-        if away:
-            raise DeliveryUnavailableError("away")
-        got.extend(record["n"] for record in records)  # type: ignore[attr-defined]
-
-    writer = JournaledWriter(tmp_path, deliver, name="test", flush_seconds=0.01)
-    writer.put([{"n": 0}])
-    assert writer.sync()
-    original = Journal.append
-
-    def full(self: Journal, lines: bytes) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Journal, "append", full)
-    writer.put([{"n": 1}, {"n": 2}])
-    assert not writer.sync()
-    monkeypatch.setattr(Journal, "append", original)
-    assert writer.sync()
-    on_disk = b"".join(path.read_bytes() for path in sorted(tmp_path.glob("*.jsonl")))
-    records = [decode_line(line) for line in on_disk.splitlines() if line]
-    assert [record and record["n"] for record in records] == [0, 1, 2]
-    away = False
-    assert writer.flush(20)
-    assert sorted(set(got)) == [0, 1, 2]
-    assert writer.close().lost == 0
-
-
-def test_sync_says_no_for_good_once_rows_were_lost(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A run resumed from a checkpoint after them would never tell them again."""
-    monkeypatch.setattr("mario.journal_writer.OVERFLOW_LINES", 3)
-
-    def full(self: Journal, lines: bytes) -> None:
-        raise OSError(28, "No space left on device")
-
-    url = f"postgresql+psycopg2://mario@127.0.0.1:{free_port()}/mario"  # nobody is there
-    writer = StoreWriter(url, tmp_path, flush_seconds=0.01)
-    with monkeypatch.context() as disk:
-        disk.setattr(Journal, "append", full)
-        for number in range(3):
-            writer.put([episode_row("run-1", number)])
-        assert not errors(caplog), "nothing is lost yet"
-        for number in range(3, 8):
-            writer.put([episode_row("run-1", number)])
-        assert not writer.sync()
-    assert not writer.sync(), "there is room again, the rows are gone all the same"
-    assert writer.close(0.1).lost == 5
-    (said,) = errors(caplog)
-    assert "records are lost" in said
-    assert "No space left" in said
-
-
-def test_reports_that_are_lost_are_no_reason_to_write_no_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """MLflow is an optional recorder: once the disk has room again, training is as safe as ever."""
-    monkeypatch.setattr("mario.journal_writer.OVERFLOW_LINES", 1)
-
-    def away(records: object) -> None:
-        raise DeliveryUnavailableError("away")
-
-    def full(self: Journal, lines: bytes) -> None:
-        raise OSError(28, "No space left on device")
-
-    writer = JournaledWriter(tmp_path, away, name="test", flush_seconds=0.01)
-    with monkeypatch.context() as disk:
-        disk.setattr(Journal, "append", full)
-        writer.put([{"n": 0}, {"n": 1}])
-        assert not writer.sync()
-    assert writer.sync()
-    assert writer.close(0.1).lost == 1
-
-
-def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
-
-
-def test_a_receiver_that_raises_anything_stops_nothing(tmp_path: Path) -> None:
-    calls: list[int] = []
-
-    def deliver(records: object) -> None:
-        calls.append(1)
-        if len(calls) == 1:
-            raise ZeroDivisionError
-
-    from mario import journal_writer as module
-
-    before = module.LAST_RETRY_SECONDS
-    module.LAST_RETRY_SECONDS = 0.05
-    try:
-        with JournaledWriter(tmp_path, deliver, name="test", flush_seconds=0.01) as writer:
-            writer.put([{"n": 0}])
-            assert writer.flush(20)
-    finally:
-        module.LAST_RETRY_SECONDS = before
-    assert len(calls) == 2
-
-
 def test_heartbeats_never_go_backwards(store: ExperimentStore, tmp_path: Path) -> None:
     from datetime import timedelta
 
@@ -557,8 +294,3 @@ def test_heartbeats_never_go_backwards(store: ExperimentStore, tmp_path: Path) -
     assert store.runs.get(run.id).attempts[0].heartbeat_at == now + timedelta(minutes=5)
     with writing(store.engine) as connection:
         assert connection.execute(sa.select(models.RunAttempt.status)).scalar_one() == "running"
-
-
-def test_refused_lines_are_json(tmp_path: Path) -> None:
-    line = encode_line({"text": "ü", "number": np.int64(3)})
-    assert json.loads(line.split(b" ", 1)[1]) == {"text": "ü", "number": 3}
