@@ -189,9 +189,9 @@ def job_variables(pool_type: str, needs: Resources) -> dict[str, Any]:
             "shm_size": f"{needs.shared_memory_gib}g",
         }
     if pool_type == "kubernetes":
-        anywhere: dict[str, Any] = {} if needs.gpus else {"node_selector": {}, "tolerations": []}
+        anywhere: dict[str, Any] = {"node_selector": {}, "tolerations": [], "runtime_class": None}
         return {
-            **anywhere,
+            **({} if needs.gpus else anywhere),
             "gpus": needs.gpus,
             "cpu_request": str(needs.cpus),
             "cpu_limit": str(2 * needs.cpus),
