@@ -104,7 +104,10 @@ class Journal:
         # What `sync` has yet to do: segments that are full, and names in the folder.
         self._unsynced: list[int] = []
         self._new_names = False
+        # What the last `read` skipped on its way to a position; it counts once that is forgotten.
+        self._skipped: tuple[tuple[int, int], int] = ((0, 0), 0)
         self.torn_lines = 0
+        self.closed = False
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = (self.folder / ".lock").open("w")
@@ -201,7 +204,13 @@ class Journal:
             The records (empty when there are none now) and the position after them, for
             ``forget``.
         """
+        records, position, torn = self._read(max_bytes)
+        self._skipped = (position, torn)
+        return records, position
+
+    def _read(self, max_bytes: int) -> tuple[list[Record], tuple[int, int], int]:
         segment, offset = self._read_segment, self._read_offset
+        torn = 0
         while True:
             path = self._path(segment)
             try:
@@ -220,19 +229,30 @@ class Journal:
                 end = len(data)
             if end:
                 records = [decode_line(line) for line in data[:end].split(b"\n") if line]
-                self.torn_lines += sum(record is None for record in records)
+                torn += sum(record is None for record in records)
                 whole = [record for record in records if record is not None]
                 if whole:
-                    return whole, (segment, offset + end)
+                    return whole, (segment, offset + end), torn
                 offset += end
                 continue
             if not last_of_segment:
-                return [], (segment, offset)
+                return [], (segment, offset), torn
             segment, offset = segment + 1, 0
 
-    def forget(self, position: tuple[int, int]) -> None:
-        """Drop everything before a position that ``read`` returned: it was delivered."""
+    def forget(self, position: tuple[int, int]) -> int:
+        """Drop everything before a position that ``read`` returned: it was delivered.
+
+        A journal that was closed is another's to read: then nothing is dropped.
+
+        Returns:
+            How many lines before it could not be read; ``torn_lines`` has their sum.
+        """
         with self._mutex:
+            if self.closed:
+                return 0
+            torn = self._skipped[1] if self._skipped[0] == position else 0
+            self._skipped = (position, 0)
+            self.torn_lines += torn
             self._read_segment, self._read_offset = position
             done_with_current = (
                 self._file is not None
@@ -245,10 +265,12 @@ class Journal:
             for segment in self._segments():
                 if segment < self._read_segment:
                     self._path(segment).unlink(missing_ok=True)
+            return torn
 
     def close(self, *, empty: bool) -> None:
         """Release the journal; ``empty`` says that everything was delivered, so files may go."""
         with self._mutex:
+            self.closed = True
             if self._file is not None:
                 self._file.close()
                 self._file = None
@@ -262,3 +284,14 @@ def pending_journals(root: Path | str) -> Iterator[Path]:
     """Journal folders under ``root`` that hold undelivered segments, in order of their names."""
     folders = {path.parent for path in Path(root).glob("**/journal*/**/[0-9]*.jsonl")}
     yield from sorted(folders)
+
+
+def first_record(folder: Path | str) -> Record | None:
+    """The oldest record of a journal that can be read, whoever has it; None where there is none."""
+    for path in sorted(Path(folder).glob("[0-9]*.jsonl")):
+        with suppress(OSError), path.open("rb") as file:  # delivered and forgotten meanwhile
+            for line in file:
+                record = decode_line(line.rstrip(b"\n"))
+                if record is not None:
+                    return record
+    return None

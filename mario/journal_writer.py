@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -32,6 +33,8 @@ _log = logging.getLogger(__name__)
 OVERFLOW_LINES, OVERFLOW_BATCH_LINES = 200_000, 2_000
 FIRST_RETRY_SECONDS = 0.2
 LAST_RETRY_SECONDS = 5.0
+# How much of the journal shows whether anything is left of it.
+_PEEK_BYTES = 4096
 # A writer that has not caught up for so long is behind, whatever its thread is doing.
 BEHIND_SECONDS = 30.0
 
@@ -41,7 +44,15 @@ class DeliveryUnavailableError(Exception):
 
 
 class DeliveryRefusedError(Exception):
-    """The receiver answers, and refuses at least one of the records for good."""
+    """The receiver answers, and refuses at least one of the records for good.
+
+    Attributes:
+        records: those of the batch that it refuses; empty where it does not say which.
+    """
+
+    def __init__(self, reason: str, records: Sequence[Record] = ()) -> None:
+        super().__init__(reason)
+        self.records = tuple(records)
 
 
 Deliver = Callable[[Sequence[Record]], None]
@@ -70,7 +81,7 @@ class WriterReport:
         accepted: records put in by this process.
         delivered: records delivered, those of earlier processes included.
         refused: records that the receiver refused for good; they are in ``refused.jsonl``.
-        torn: lines that could not be read back.
+        torn: lines that a kill, a power cut or a full disk cut, and that could not be read back.
         lost: records for which neither disk nor memory had room.
         pending: whether records wait in the journal for the next start.
         last_error: the receiver's last complaint, if any.
@@ -104,7 +115,8 @@ class JournaledWriter:
     Args:
         folder: the journal's folder; what an earlier process left there is delivered first.
         deliver: delivers a batch or raises ``DeliveryUnavailableError`` (tried again) or
-            ``DeliveryRefusedError`` (the batch is halved until the refused record stands alone).
+            ``DeliveryRefusedError`` (without the records that it names, the rest is tried again;
+            where it names none, the batch is halved until the refused record stands alone).
         name: for the thread and for messages.
         batch_bytes: journal bytes in one batch.
         flush_seconds: how long records may wait to become a batch.
@@ -154,6 +166,7 @@ class JournaledWriter:
             return
         lines = [encode_line(record) for record in records]
         try:
+            self._journal_overflow()  # or what came later would be delivered before it
             self._journal.append(b"".join(lines))
         except (OSError, ValueError) as error:
             self._keep_in_memory(lines, error)
@@ -180,6 +193,23 @@ class JournaledWriter:
             self._counters.last_error = message
             _log.warning("%s; keeping up to %d records in memory", message, OVERFLOW_LINES)
 
+    def _journal_overflow(self) -> None:
+        """Move what a full disk kept in memory to the journal, oldest first.
+
+        Raises:
+            OSError: the disk has not taken all of it; the rest stays in memory.
+        """
+        if not self._overflow:  # nearly always, and this is hot
+            return
+        with self._overflow_lock:
+            while self._overflow:
+                # In parts: what a disk with little room takes of one is written twice.
+                part = list(islice(self._overflow, OVERFLOW_BATCH_LINES))
+                self._journal.append(b"".join(part))
+                for _ in part:
+                    self._overflow.popleft()
+        self._wake.set()
+
     def _lose(self, count: int, error: Exception) -> None:
         if count <= 0:
             return
@@ -201,11 +231,7 @@ class JournaledWriter:
             slow, has not taken either. What was lost is not counted: see `report`.
         """
         try:
-            with self._overflow_lock:
-                if self._overflow:
-                    self._journal.append(b"".join(self._overflow))
-                    self._overflow.clear()
-                    self._wake.set()
+            self._journal_overflow()
             self._journal.sync()
         except (OSError, ValueError) as error:
             _log.warning("journal %s cannot be synced: %s", self._journal.folder, error)
@@ -228,15 +254,11 @@ class JournaledWriter:
         self._closing.set()
         self._wake.set()
         self._thread.join(timeout=1.0)
-        pending = not clean
-        with self._overflow_lock:
-            if self._overflow:
-                try:
-                    self._journal.append(b"".join(self._overflow))
-                    self._overflow.clear()
-                    pending = True
-                except (OSError, ValueError) as error:
-                    self._lose(len(self._overflow), error)
+        pending = not clean or bool(self._overflow)
+        try:
+            self._journal_overflow()
+        except (OSError, ValueError) as error:
+            self._lose(len(self._overflow), error)
         # A thread that hangs in the receiver may still deliver; its files must stay for replay.
         self._journal.close(empty=clean and not self._thread.is_alive() and not pending)
         return self.report(pending=pending)
@@ -300,40 +322,79 @@ class JournaledWriter:
         while not self._closing.is_set():
             records, position = self._journal.read(self._batch_bytes)
             if not records:
-                self._journal.forget(position)
-                break
-            self._deliver_all(records)
+                self._forget(position)
+                if self._deliver_overflow():
+                    continue
+                return
+            self._deliver_batch(records)
             own = position[0] >= self._journal.first_own_segment
             if not own:
                 # An earlier process's records: not accepted by this one, but delivered by it.
                 self._counters.foreign += len(records)
             if self._observer is not None and (not own or self._counters.away_since is not None):
                 self._observer.replayed(len(records))
-            self._journal.forget(position)
-        while self._overflow and not self._closing.is_set():
-            with self._overflow_lock:
-                count = min(len(self._overflow), OVERFLOW_BATCH_LINES)
-                lines = [self._overflow[index] for index in range(count)]
-            decoded = (decode_line(line.rstrip(b"\n")) for line in lines)
-            self._deliver_all([record for record in decoded if record is not None])
-            with self._overflow_lock:
-                # `sync` may have brought them to the journal meanwhile: then they come twice.
-                for line in lines:
-                    if self._overflow and self._overflow[0] is line:
-                        self._overflow.popleft()
+            self._forget(position)
 
-    def _deliver_all(self, records: Sequence[Record]) -> None:
+    def _deliver_overflow(self) -> bool:
+        """Deliver a part of what a full disk kept in memory; False where there is no more.
+
+        What is in the journal came before it, so that is delivered first.
+        """
+        with self._overflow_lock:
+            if not self._overflow:
+                return False
+            if self._journal.read(_PEEK_BYTES)[0]:
+                return True
+            lines = list(islice(self._overflow, OVERFLOW_BATCH_LINES))
+        decoded = (decode_line(line.rstrip(b"\n")) for line in lines)
+        self._deliver_batch([record for record in decoded if record is not None])
+        with self._overflow_lock:
+            # They may have come to the journal meanwhile: then they are delivered twice.
+            for line in lines:
+                if self._overflow and self._overflow[0] is line:
+                    self._overflow.popleft()
+        return True
+
+    def _forget(self, position: tuple[int, int]) -> None:
+        torn = self._journal.forget(position)
+        if torn:
+            _log.error(
+                "writer %s: %d lines of the journal %s cannot be read: a kill, a power cut or a "
+                "full disk cut them; what was in them is lost, unless the disk had refused it (it "
+                "was kept in memory then) or the run goes on from a checkpoint before it",
+                self._name,
+                torn,
+                self._journal.folder,
+            )
+
+    def _deliver_batch(self, records: Sequence[Record]) -> None:
+        """Deliver records; those that are refused are kept aside once the others are delivered.
+
+        Not before: a batch whose other half the receiver does not take now comes again.
+        """
+        refused: list[tuple[Record, Exception]] = []
+        self._deliver_all(records, refused)
+        if self._journal.closed:
+            return  # who has the journal now delivers them again, and is refused the same
+        self._counters.delivered += len(records) - len(refused)
+        for record, error in refused:
+            self._refuse(record, error)
+
+    def _deliver_all(
+        self, records: Sequence[Record], refused: list[tuple[Record, Exception]]
+    ) -> None:
         try:
             self._deliver(records)
         except DeliveryRefusedError as error:
-            if len(records) == 1:
-                self._refuse(records[0], error)
-                return
-            middle = len(records) // 2
-            self._deliver_all(records[:middle])
-            self._deliver_all(records[middle:])
-            return
-        self._counters.delivered += len(records)
+            named = error.records or (records if len(records) == 1 else ())
+            refused += [(record, error) for record in named]
+            known = {id(record) for record in named}
+            rest = [record for record in records if id(record) not in known]
+            # Where none is named, halves: until the one that is refused stands alone.
+            middle = len(rest) if named else len(rest) // 2
+            for part in (rest[:middle], rest[middle:]):
+                if part:
+                    self._deliver_all(part, refused)
 
     def _refuse(self, record: Record, error: Exception) -> None:
         self._counters.refused += 1

@@ -5,13 +5,21 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mario.journal import Journal, decode_line, encode_line
-from mario.journal_writer import DeliveryUnavailableError, JournaledWriter
+from mario.journal import Journal, Record, decode_line, encode_line
+from mario.journal_writer import (
+    FIRST_RETRY_SECONDS,
+    DeliveryRefusedError,
+    DeliveryUnavailableError,
+    JournaledWriter,
+)
 from mario.store.engine import make_engine
 from mario.store.writer import StoreWriter
 from tests.support.processes import free_port
@@ -40,6 +48,46 @@ def test_torn_lines_are_skipped(tmp_path: Path) -> None:
     again.close(empty=True)
 
 
+def test_a_torn_line_counts_once_however_often_it_is_read(tmp_path: Path) -> None:
+    """Each retry reads the batch again while the receiver is away."""
+    (tmp_path / "00000001.jsonl").write_bytes(
+        encode_line({"n": 0}) + b"torn\n" + encode_line({"n": 1})
+    )
+    (tmp_path / "00000002.jsonl").write_bytes(b"torn, and nothing after it\n")
+    journal = Journal(tmp_path)
+    for _ in range(3):
+        records, position = journal.read()
+        assert [record["n"] for record in records] == [0, 1]
+    assert journal.torn_lines == 0, "they are still there"
+    assert journal.forget(position) == 1
+    assert journal.forget(position) == 0
+    for _ in range(3):
+        records, position = journal.read()
+        assert records == []
+    assert journal.forget(position) == 1
+    assert journal.torn_lines == 2
+    journal.close(empty=True)
+
+
+def test_a_torn_line_is_told_once_and_loudly(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "00000001.jsonl").write_bytes(encode_line({"n": 0}) + b"torn\n")
+    tries: list[int] = []
+
+    def deliver(records: object) -> None:
+        tries.append(1)
+        if len(tries) < 3:
+            raise DeliveryUnavailableError("away")
+
+    with JournaledWriter(tmp_path, deliver, name="test", flush_seconds=0.01) as writer:
+        assert writer.flush(20)
+        assert writer.report().torn == 1
+    (said,) = errors(caplog)
+    assert "1 lines of the journal" in said
+    assert str(tmp_path) in said
+
+
 def test_the_journal_stays_small_when_it_is_read(tmp_path: Path) -> None:
     journal = Journal(tmp_path, segment_bytes=10_000)
     seen = 0
@@ -61,6 +109,11 @@ def test_a_record_longer_than_the_buffer(tmp_path: Path) -> None:
     assert len(records[0]["text"]) == 10_000
     journal.forget(position)
     journal.close(empty=False)
+
+
+def full(self: Journal, lines: bytes) -> None:
+    """Append to a full disk."""
+    raise OSError(28, "No space left on device")
 
 
 @pytest.fixture
@@ -151,23 +204,132 @@ def test_a_full_disk_keeps_records_in_memory(
     original = Journal.append
     torn: list[bytes] = []
 
-    def full(self: Journal, lines: bytes) -> None:
+    def half(self: Journal, lines: bytes) -> None:
         if not torn:
             torn.append(lines)
             original(self, lines[:10])
             self._torn_end = True
-        raise OSError(28, "No space left on device")
+        full(self, lines)
 
-    monkeypatch.setattr(Journal, "append", full)
+    monkeypatch.setattr(Journal, "append", half)
     writer.put([{"n": 1}])
     writer.put([{"n": 2}])
     monkeypatch.setattr(Journal, "append", original)
     writer.put([{"n": 3}])
+    time.sleep(3 * FIRST_RETRY_SECONDS)  # it reads the torn line again and again meanwhile
     away = False
     assert writer.flush(20)
     report = writer.close()
-    assert sorted(got) == [0, 1, 2, 3]
+    assert got == [0, 1, 2, 3]
     assert (report.lost, report.torn, report.pending) == (0, 1, False)
+
+
+def test_what_a_full_disk_kept_in_memory_is_not_overtaken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a tag that is set twice the newer value has to come last."""
+    got: list[int] = []
+    away = True
+
+    def deliver(records: object) -> None:
+        if away:
+            raise DeliveryUnavailableError("away")
+        got.extend(record["n"] for record in records)  # type: ignore[attr-defined]
+
+    writer = JournaledWriter(tmp_path, deliver, name="test", flush_seconds=0.01)
+    with monkeypatch.context() as disk:
+        disk.setattr(Journal, "append", full)
+        writer.put([{"n": 1}])
+        writer.put([{"n": 2}])
+    writer.put([{"n": 3}])
+    away = False
+    assert writer.flush(20)
+    writer.close()
+    assert got == [1, 2, 3]
+
+
+def test_what_went_to_the_journal_meanwhile_goes_before_what_is_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk has room and is full again just after the writer saw the end of its journal."""
+    got: list[int] = []
+    disk_is_full = threading.Event()
+    append, forget = Journal.append, Journal.forget
+    moments = [1]
+
+    def append_if_it_has_room(self: Journal, lines: bytes) -> None:
+        (full if disk_is_full.is_set() else append)(self, lines)
+
+    def forget_and_put(self: Journal, position: tuple[int, int]) -> int:
+        torn = forget(self, position)
+        if disk_is_full.is_set() and moments:
+            moments.clear()
+            disk_is_full.clear()
+            writer.put([{"n": 2}])
+            disk_is_full.set()
+            writer.put([{"n": 3}])
+        return torn
+
+    monkeypatch.setattr(Journal, "append", append_if_it_has_room)
+    monkeypatch.setattr(Journal, "forget", forget_and_put)
+    writer = JournaledWriter(
+        tmp_path,
+        lambda records: got.extend(record["n"] for record in records),
+        name="test",
+        flush_seconds=0.01,
+    )
+    assert writer.flush(20)
+    disk_is_full.set()
+    writer.put([{"n": 1}])
+    assert writer.flush(20)
+    assert not moments
+    writer.close()
+    # Of those that were in memory some may come twice, none late.
+    assert list(dict.fromkeys(got)) == [1, 2, 3]
+
+
+def test_a_writer_that_was_closed_leaves_the_journal_to_the_next(tmp_path: Path) -> None:
+    """Its thread hangs in the receiver, and comes back while another process reads the journal."""
+    (tmp_path / "00000001.jsonl").write_bytes(encode_line({"n": 0}))
+    reached, answer = threading.Event(), threading.Event()
+
+    def hangs(records: Sequence[Record]) -> None:
+        if records[0]["n"] == 1:
+            reached.set()
+            answer.wait(60)
+            raise DeliveryRefusedError("no", records[:1])
+
+    writer = JournaledWriter(tmp_path, hangs, name="test", flush_seconds=0.01)
+    writer.put([{"n": 1}])
+    assert reached.wait(20)
+    assert writer.close(0.0).pending
+    other = Journal(tmp_path)
+    answer.set()
+    writer._thread.join(20)
+    assert not writer._thread.is_alive()
+    assert (tmp_path / "00000001.jsonl").exists(), "the other reads it"
+    assert other.read()[0] == [{"n": 0}]
+    assert not (tmp_path / "refused.jsonl").exists(), "it is refused to who delivers it"
+    assert writer.report().refused == 0
+    other.close(empty=False)
+
+
+def test_a_record_that_is_refused_while_the_rest_has_to_wait_is_kept_once(tmp_path: Path) -> None:
+    tries: list[int] = []
+
+    def deliver(records: Sequence[Record]) -> None:
+        if any(record["n"] == 0 for record in records):
+            raise DeliveryRefusedError("no")
+        tries.append(1)
+        if len(tries) < 3:
+            raise DeliveryUnavailableError("away")
+
+    with JournaledWriter(tmp_path, deliver, name="test", flush_seconds=0.01) as writer:
+        writer.put([{"n": n} for n in range(4)])
+        assert writer.flush(20)
+        report = writer.report()
+    assert (report.delivered, report.refused) == (3, 1)
+    assert len((tmp_path / "refused.jsonl").read_bytes().splitlines()) == 1
 
 
 def test_sync_says_whether_rows_are_safe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,15 +345,10 @@ def test_sync_says_whether_rows_are_safe(tmp_path: Path, monkeypatch: pytest.Mon
     writer = JournaledWriter(tmp_path, deliver, name="test", flush_seconds=0.01)
     writer.put([{"n": 0}])
     assert writer.sync()
-    original = Journal.append
-
-    def full(self: Journal, lines: bytes) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Journal, "append", full)
-    writer.put([{"n": 1}, {"n": 2}])
-    assert not writer.sync()
-    monkeypatch.setattr(Journal, "append", original)
+    with monkeypatch.context() as disk:
+        disk.setattr(Journal, "append", full)
+        writer.put([{"n": 1}, {"n": 2}])
+        assert not writer.sync()
     assert writer.sync()
     on_disk = b"".join(path.read_bytes() for path in sorted(tmp_path.glob("*.jsonl")))
     records = [decode_line(line) for line in on_disk.splitlines() if line]
@@ -207,10 +364,6 @@ def test_sync_says_no_for_good_once_rows_were_lost(
 ) -> None:
     """A run resumed from a checkpoint after them would never tell them again."""
     monkeypatch.setattr("mario.journal_writer.OVERFLOW_LINES", 3)
-
-    def full(self: Journal, lines: bytes) -> None:
-        raise OSError(28, "No space left on device")
-
     url = f"postgresql+psycopg2://mario@127.0.0.1:{free_port()}/mario"  # nobody is there
     writer = StoreWriter(url, tmp_path, flush_seconds=0.01)
     with monkeypatch.context() as disk:
@@ -236,9 +389,6 @@ def test_reports_that_are_lost_are_no_reason_to_write_no_checkpoint(
 
     def away(records: object) -> None:
         raise DeliveryUnavailableError("away")
-
-    def full(self: Journal, lines: bytes) -> None:
-        raise OSError(28, "No space left on device")
 
     writer = JournaledWriter(tmp_path, away, name="test", flush_seconds=0.01)
     with monkeypatch.context() as disk:
