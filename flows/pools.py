@@ -12,6 +12,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from flows.entry import ENTRY_COMMAND, GRACE_SECONDS, WHILE_IT_STARTS
+
 Document = dict[str, Any]
 
 #: Sign of life of a flow run; Prefect takes nothing below 30 s.
@@ -20,6 +22,8 @@ HEARTBEAT_SECONDS = 30
 DATABASE_BLOCK = "mario-database-url"
 #: Where a container finds its working tree (docker/trainer.Dockerfile).
 IMAGE_HOME = "/app"
+#: Where a pod shows its training's metrics, as that of `k8s/base/training-job.yaml` does.
+METRICS_PORT = 9107
 
 _DESCRIPTIONS = {
     "process": "Flow runs as processes of the worker's machine.",
@@ -40,6 +44,15 @@ def run_environment(environment: Mapping[str, str]) -> dict[str, str]:
     }
     passed = ("MLFLOW_TRACKING_URI", "MARIO_MLFLOW_URL", "MARIO_RUNS_URL")
     return {**fixed, **{name: environment[name] for name in passed if environment.get(name)}}
+
+
+def _container_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """What a flow run in a container gets beside that; its home is no folder of the worker's."""
+    return {
+        **run_environment(environment),
+        **WHILE_IT_STARTS,
+        "PREFECT_HOME": "/tmp/prefect",  # noqa: S108
+    }
 
 
 def pool(kind: str, environment: Mapping[str, str] | None = None) -> Document:
@@ -106,22 +119,26 @@ def _docker(environment: Mapping[str, str]) -> Document:
     from prefect_docker.worker import DockerWorker
 
     template: Document = copy.deepcopy(DockerWorker.get_default_base_job_template())
-    # The worker hands its own settings on; its home is no folder of the container.
-    variables = {**run_environment(environment), "PREFECT_HOME": "/tmp/prefect"}  # noqa: S108
+    variables = _container_environment(environment)
+    volumes = [environment.get("MARIO_RUNS_VOLUME") or "mario-runs:/runs"]
     if environment.get("MARIO_DATABASE_URL"):
         variables["MARIO_DATABASE_URL"] = f"{{{{ prefect.blocks.secret.{DATABASE_BLOCK} }}}}"
     network = environment.get("MARIO_DOCKER_NETWORK")
+    if network:
+        # Neighbours see the pages of containers on a network of their own, Prometheus among them.
+        # Without one a container may have the host's network, and its page stays on 127.0.0.1.
+        variables |= {"MARIO_METRICS_HOST": "0.0.0.0", "MARIO_METRICS_TARGETS": "/targets"}  # noqa: S104
+        volumes.append(environment.get("MARIO_TARGETS_VOLUME") or "mario-targets:/targets")
+    if address := environment.get("MARIO_DOCKER_API_URL"):
+        # The worker's own is one of its machine; a container may know the server by another name.
+        variables["PREFECT_API_URL"] = address
     _variable(template, "env", default=variables)
     _variable(
         template, "image", default=environment.get("MARIO_TRAINER_IMAGE") or "mario-trainer:dev"
     )
     _variable(template, "image_pull_policy", default="IfNotPresent")
     _variable(template, "networks", default=[network] if network else [])
-    _variable(
-        template,
-        "volumes",
-        default=[environment.get("MARIO_RUNS_VOLUME") or "mario-runs:/runs"],
-    )
+    _variable(template, "volumes", default=volumes)
     _variable(template, "mem_limit", default="8g")
     _variable(
         template,
@@ -142,7 +159,7 @@ def _docker(environment: Mapping[str, str]) -> Document:
     )
     template["job_configuration"]["container_create_kwargs"] = {
         # The image's own entry point is `mario`; Prefect says what to run.
-        "entrypoint": ["/usr/bin/env"],
+        "entrypoint": [*ENTRY_COMMAND],
         "device_requests": "{{ device_requests }}",
         "shm_size": "{{ shm_size }}",
         "init": True,
@@ -159,7 +176,7 @@ def _kubernetes(environment: Mapping[str, str]) -> Document:
     from prefect_kubernetes.worker import KubernetesWorker
 
     template: Document = copy.deepcopy(KubernetesWorker.get_default_base_job_template())
-    _variable(template, "env", default=run_environment(environment))
+    _variable(template, "env", default=_container_environment(environment))
     _variable(template, "namespace", default="mario")
     _variable(template, "service_account_name", default="mario-training")
     _variable(
@@ -169,7 +186,6 @@ def _kubernetes(environment: Mapping[str, str]) -> Document:
     )
     _variable(template, "image_pull_policy", default="IfNotPresent")
     _variable(template, "finished_job_ttl", default=86_400)
-    _variable(template, "pod_watch_timeout_seconds", default=600)
     for name, value in (
         ("cpu_request", "4"),
         ("cpu_limit", "16"),
@@ -206,6 +222,14 @@ def _kubernetes(environment: Mapping[str, str]) -> Document:
     )
     _variable(
         template,
+        "runtime_class",
+        title="Runtime class",
+        description="RuntimeClass of the pod, such as nvidia; none: the cluster's own.",
+        anyOf=[{"type": "string"}, {"type": "null"}],
+        default=environment.get("MARIO_RUNTIME_CLASS") or None,
+    )
+    _variable(
+        template,
         "shared_memory",
         title="Shared memory",
         description="Size of /dev/shm, where processes of PyTorch meet.",
@@ -233,7 +257,7 @@ def _job_manifest() -> Document:
         "image": "{{ image }}",
         "imagePullPolicy": "{{ image_pull_policy }}",
         # The image's own entry point is `mario`; Prefect says what to run.
-        "command": ["/usr/bin/env"],
+        "command": [*ENTRY_COMMAND],
         "args": "{{ command }}",
         "envFrom": [{"configMapRef": {"name": "mario"}}],
         "env": [
@@ -241,8 +265,17 @@ def _job_manifest() -> Document:
                 "name": "MARIO_DATABASE_URL",
                 "valueFrom": {"secretKeyRef": {"name": "mario-secrets", "key": "database-url"}},
             },
-            {"name": "PREFECT_HOME", "value": "/tmp/prefect"},  # noqa: S108
+            {"name": "MARIO_METRICS_HOST", "value": "0.0.0.0"},  # noqa: S104
+            {"name": "MARIO_METRICS_PORT", "value": str(METRICS_PORT)},
         ],
+        "ports": [{"name": "metrics", "containerPort": METRICS_PORT}],
+        # Ready while it trains: then its page answers and is asked for its numbers
+        # (monitoring/prometheus/kubernetes.yml). No probe of its life: once it has trained, a
+        # pipeline goes on without the page. Whether it lives, its signs of life say.
+        "readinessProbe": {
+            "httpGet": {"path": "/metrics", "port": "metrics"},
+            "periodSeconds": 30,
+        },
         "resources": resources,
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -263,7 +296,7 @@ def _job_manifest() -> Document:
         "serviceAccountName": "{{ service_account_name }}",
         "automountServiceAccountToken": False,
         "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": 30,
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": 10001,
@@ -271,6 +304,7 @@ def _job_manifest() -> Document:
             "fsGroup": 10001,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
+        "runtimeClassName": "{{ runtime_class }}",
         "nodeSelector": "{{ node_selector }}",
         "tolerations": "{{ tolerations }}",
         "containers": [container],
@@ -295,7 +329,17 @@ def _job_manifest() -> Document:
             "backoffLimit": 0,
             "activeDeadlineSeconds": 172_800,
             "ttlSecondsAfterFinished": "{{ finished_job_ttl }}",
-            "template": {"metadata": {"labels": {"app.kubernetes.io/name": "mario-training"}},
-                         "spec": pod},
+            "template": {
+                "metadata": {
+                    # The worker names a pod after its deployment: network policies go by this one.
+                    "labels": {"app.kubernetes.io/component": "training"},
+                    "annotations": {
+                        "prometheus.io/scrape": "true",
+                        "prometheus.io/port": str(METRICS_PORT),
+                        "prometheus.io/path": "/metrics",
+                    },
+                },
+                "spec": pod,
+            },
         },
-    }  # fmt: skip
+    }

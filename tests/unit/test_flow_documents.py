@@ -12,7 +12,6 @@ from uuid import uuid4
 from zoneinfo import ZoneInfo
 
 import pytest
-import yaml
 
 from flows.automations import SILENCE_SECONDS, automations
 from flows.decisions import MAX_ATTEMPTS
@@ -129,82 +128,6 @@ def test_a_broken_file_is_one_sentence(text: str, said: str, tmp_path: Path) -> 
     file.write_text(text)
     with pytest.raises(FlowError, match=said):
         load_deployments(file)
-
-
-def configured(kind: str, worker: Any, **variables: Any) -> Any:
-    """What a worker makes of the pool's template."""
-    from prefect.workers.base import apply_values
-
-    template = pool(kind, {"MARIO_TRAINER_IMAGE": "mario-trainer:test"})["base_job_template"]
-    properties = template["variables"]["properties"]
-    values = {name: each["default"] for name, each in properties.items() if "default" in each}
-    values = {name: value for name, value in values.items() if value is not None} | variables
-    return worker.job_configuration(**apply_values(template["job_configuration"], values))
-
-
-def test_a_container_asks_for_gpu_memory_and_nothing_it_should_not_have() -> None:
-    from prefect_docker.worker import DockerWorker
-
-    made = configured("docker", DockerWorker, shm_size="3g", mem_limit="7g")
-    assert made.image == "mario-trainer:test"
-    assert made.image_pull_policy == "IfNotPresent"
-    assert made.volumes == ["mario-runs:/runs"]
-    assert made.mem_limit == "7g"
-    extra = made.container_create_kwargs
-    assert extra["device_requests"] == [{"Driver": "nvidia", "Count": 1, "Capabilities": [["gpu"]]}]
-    assert extra["shm_size"] == "3g"
-    assert extra["cap_drop"] == ["ALL"]
-    assert extra["read_only"]
-    assert not made.privileged
-    assert made.env["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == str(HEARTBEAT_SECONDS)
-    without = configured("docker", DockerWorker, device_requests=[])
-    assert without.container_create_kwargs["device_requests"] == []
-
-
-def test_a_password_is_in_a_secret_block_and_in_no_template() -> None:
-    environment = {"MARIO_DATABASE_URL": "postgresql+psycopg2://mario:hush@db/mario"}
-    for kind in POOL_TYPES:
-        assert "hush" not in json.dumps(pool(kind, environment))
-    assert "prefect.blocks.secret.mario-database-url" in json.dumps(pool("docker", environment))
-
-
-def test_a_job_is_the_one_of_the_manifests() -> None:
-    from prefect_kubernetes.worker import KubernetesWorker
-
-    made = configured("kubernetes", KubernetesWorker, command="prefect flow-run execute")
-    job = made.job_manifest
-    (by_hand,) = yaml.safe_load_all((ROOT / "k8s/base/training-job.yaml").read_text())
-    assert job["spec"]["backoffLimit"] == by_hand["spec"]["backoffLimit"] == 0
-    pod, model = (each["spec"]["template"]["spec"] for each in (job, by_hand))
-    for name in ("securityContext", "nodeSelector", "tolerations", "volumes", "restartPolicy",
-                 "serviceAccountName", "automountServiceAccountToken",
-                 "terminationGracePeriodSeconds"):  # fmt: skip
-        assert pod[name] == model[name], name
-    (container,), (trainer,) = pod["containers"], model["containers"]
-    assert container["securityContext"] == trainer["securityContext"]
-    assert container["volumeMounts"] == trainer["volumeMounts"]
-    assert container["envFrom"] == trainer["envFrom"]
-    assert trainer["env"][0] in container["env"], "the store's address, from the secret"
-    for part in ("requests", "limits"):
-        mine = {name: str(value) for name, value in container["resources"][part].items()}
-        assert mine == trainer["resources"][part]
-
-
-def test_a_job_passes_the_cluster_s_schema() -> None:
-    import kubernetes_validate
-    from prefect_kubernetes.worker import KubernetesWorker
-
-    made = configured("kubernetes", KubernetesWorker, gpus=2, command="prefect flow-run execute")
-    manifest = made.job_manifest
-    container = manifest["spec"]["template"]["spec"]["containers"][0]
-    # What the worker itself fills in just before it asks the cluster.
-    for name in ("completions", "parallelism"):  # the worker insists, the cluster drops them
-        del manifest["spec"]["template"]["spec"][name]
-    container["args"] = str(container.get("args") or made.command).split()
-    manifest["metadata"] = {"generateName": "pipeline-", "namespace": "mario"}
-    for part in container["resources"].values():
-        part["nvidia.com/gpu"] = str(part["nvidia.com/gpu"])
-    kubernetes_validate.validate(manifest, "1.32.0", strict=True)
 
 
 def test_automations_are_what_prefect_takes() -> None:

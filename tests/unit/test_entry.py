@@ -1,0 +1,95 @@
+"""The first process of a flow run's container: who gets SIGTERM, and how it ends."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from flows.entry import ENTRY_COMMAND
+
+ROOT = Path(__file__).resolve().parents[2]
+
+#: As `prefect flow-run execute`: the flow run's process is its child, in a session of its own.
+PREFECT = """
+    import pathlib, signal, subprocess, sys
+    folder = pathlib.Path(sys.argv[1])
+    if "listens" in sys.argv:
+        signal.signal(signal.SIGTERM, lambda *_: (folder / "prefect-heard").touch() or sys.exit(9))
+    (folder / "prefect").touch()
+    if "alone" in sys.argv:
+        signal.pause()
+    sys.exit(subprocess.call([sys.executable, "-c", sys.argv[2], str(folder)],
+                             start_new_session=True))
+"""
+#: As the flow run's process: it imports for a while, then it takes SIGTERM.
+ENGINE = """
+    import pathlib, signal, sys, time
+    folder = pathlib.Path(sys.argv[1])
+    (folder / "engine").touch()
+    time.sleep(1)
+    signal.signal(signal.SIGTERM, lambda *_: (folder / "engine-heard").touch() or sys.exit(0))
+    (folder / "training").touch()
+    signal.pause()
+"""
+
+
+def container(*command: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, *ENTRY_COMMAND[1:], *command], cwd=ROOT)
+
+
+def flow_run(folder: Path, *words: str) -> subprocess.Popen[bytes]:
+    prefect, engine = textwrap.dedent(PREFECT), textwrap.dedent(ENGINE)
+    return container(sys.executable, "-c", prefect, str(folder), engine, *words)
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 30
+    while not path.exists():
+        assert time.monotonic() < deadline, path
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("words", [(), ("listens",)])
+def test_training_hears_it_and_prefect_does_not(tmp_path: Path, words: tuple[str, ...]) -> None:
+    process = flow_run(tmp_path, *words)
+    wait_for(tmp_path / "training")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0, "Prefect ended by itself, after what it ran"
+    assert (tmp_path / "engine-heard").exists()
+    assert not (tmp_path / "prefect-heard").exists()
+
+
+def test_it_waits_for_somebody_who_listens(tmp_path: Path) -> None:
+    """A signal that nobody handles would end a process that can say nothing of it."""
+    process = flow_run(tmp_path)
+    wait_for(tmp_path / "engine")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+    assert (tmp_path / "engine-heard").exists()
+
+
+def test_before_there_is_training_prefect_hears_it(tmp_path: Path) -> None:
+    process = flow_run(tmp_path, "listens", "alone")
+    wait_for(tmp_path / "prefect")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 9
+    assert (tmp_path / "prefect-heard").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [("raise SystemExit(3)", 3), ("import os; os.kill(os.getpid(), 9)", 137), ("pass", 0)],
+)
+def test_its_status_is_the_command_s(code: str, status: int) -> None:
+    assert container(sys.executable, "-c", code).wait(30) == status
+
+
+def test_a_command_gets_signals_as_if_it_had_been_started_alone() -> None:
+    code = "import signal, sys; sys.exit(len(signal.pthread_sigmask(signal.SIG_BLOCK, ())))"
+    assert container(sys.executable, "-c", code).wait(30) == 0
