@@ -14,6 +14,8 @@ PYTEST_PARALLEL ?= --numprocesses auto --maxprocesses 4 --dist loadfile
 TRAINER_IMAGE ?= mario-trainer:dev
 SERVING_IMAGE ?= mario-serving:dev
 TORCH_FLAVOUR ?= cpu
+# The commit that images name as theirs, and deployments made from them as their version.
+REVISION ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 
 # What ends with a results file; the others beside them make their data.
 BENCHMARKS = $(shell grep -l "_report import.*finish" benchmarks/[!_]*.py)
@@ -75,8 +77,8 @@ docs: setup ## Build the documentation site into site/
 	$(BIN)/mkdocs build --strict
 
 docker-build: ## Build both images (TORCH_FLAVOUR=cpu or cuda)
-	DOCKER_BUILDKIT=1 docker build --file docker/trainer.Dockerfile --build-arg TORCH_FLAVOUR=$(TORCH_FLAVOUR) --tag $(TRAINER_IMAGE) .
-	DOCKER_BUILDKIT=1 docker build --file docker/serving.Dockerfile --tag $(SERVING_IMAGE) .
+	DOCKER_BUILDKIT=1 docker build --file docker/trainer.Dockerfile --build-arg TORCH_FLAVOUR=$(TORCH_FLAVOUR) --build-arg REVISION=$(REVISION) --tag $(TRAINER_IMAGE) .
+	DOCKER_BUILDKIT=1 docker build --file docker/serving.Dockerfile --build-arg REVISION=$(REVISION) --tag $(SERVING_IMAGE) .
 
 clean: ## Delete everything that was built here; runs/ stays
 	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

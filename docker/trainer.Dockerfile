@@ -1,7 +1,9 @@
 # The trainer's image: trains, evaluates, judges, and is Prefect worker and MLflow server as well.
 #
-#   docker build -f docker/trainer.Dockerfile -t mario-trainer .                      CPU
-#   docker build -f docker/trainer.Dockerfile --build-arg TORCH_FLAVOUR=cuda …        CUDA
+#   make docker-build                                                                 CPU
+#   make docker-build TORCH_FLAVOUR=cuda                                              CUDA
+#
+# By hand: docker build -f docker/trainer.Dockerfile --build-arg REVISION=$(git rev-parse HEAD) …
 #
 # The package index has PyTorch with CUDA. For the CPU, put the wheel of the CPU build into wheels/
 # (any wheel there goes before the index); without it the CPU image is larger than it has to be and

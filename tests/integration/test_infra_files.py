@@ -7,13 +7,19 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import urllib.error
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from flows.reporting import file_link
+from mario.jobs.runtime import Runtime
 from scripts.requirements import requirements
+from tests.support.pools import configured
+from tests.support.processes import free_port, server
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -159,6 +165,64 @@ def test_compose_is_valid_and_closed() -> None:
         assert "privileged" not in service
 
 
+def test_what_is_built_says_which_commit_it_is_of() -> None:
+    head = run("git", "rev-parse", "HEAD", cwd=ROOT)
+    commit = head.stdout.strip() if head.returncode == 0 else "unknown"
+    made = run("make", "--dry-run", "docker-build", cwd=ROOT).stdout
+    builds = [line for line in made.splitlines() if "docker build" in line]
+    assert len(builds) == 2
+    for line in builds:
+        assert f" --build-arg REVISION={commit} " in line
+    for service in compose()["services"].values():
+        if "build" in service:
+            assert service["build"]["args"]["REVISION"] == "${REVISION:-unknown}"
+    for path in sorted((ROOT / "docker").glob("*.Dockerfile")):
+        assert "ARG REVISION=unknown" in path.read_text(), path
+    guide = (ROOT / "docs" / "guides" / "deployment.md").read_text()
+    assert "REVISION=$(git rev-parse HEAD) docker compose -f docker/compose.yaml up" in guide
+
+
+def as_without_env_file(text: str) -> str:
+    """What compose makes of a value where no variable is set."""
+    return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
+
+
+def test_links_lead_to_what_the_stack_publishes() -> None:
+    services = compose()["services"]
+    worker = services["worker"]["environment"]
+    for name, service in (("MARIO_MLFLOW_URL", "mlflow"), ("MARIO_RUNS_URL", "runs")):
+        address = as_without_env_file(worker[name]).removeprefix("http://")
+        published = [as_without_env_file(port) for port in services[service]["ports"]]
+        assert any(port.startswith(f"{address}:") for port in published), (name, published)
+        assert "front" in services[service]["networks"], "an internal network publishes nothing"
+    assert services["runs"]["volumes"] == ["runs:/runs:ro"]
+    assert "data" not in services["runs"]["networks"], "it has nothing to ask"
+
+
+def test_a_browser_opens_a_report_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, port = compose()["services"]["runs"], free_port()
+    command = [str(port) if word == "8099" else str(tmp_path) if word == "/runs" else word
+               for word in (*service["entrypoint"], *service["command"])]  # fmt: skip
+    assert command[0] == "python"
+    assert {str(port), str(tmp_path)} <= set(command)
+    runtime = Runtime.embedded(tmp_path)
+    report = runtime.run_dir("run-1") / "verdict v-1.html"
+    report.parent.mkdir(parents=True)
+    report.write_text("<h1>KEEP</h1>")
+    monkeypatch.setenv("MARIO_RUNS_URL", f"http://127.0.0.1:{port}")
+    (link,) = re.findall(r"\((http.*)\)$", file_link(report, runtime))
+    with server([sys.executable, *command[1:]], log=tmp_path / "page.log",
+                ready=f"http://127.0.0.1:{port}/"):  # fmt: skip
+        with urllib.request.urlopen(link, timeout=10) as answer:
+            assert answer.headers["Content-Type"] == "text/html"
+            assert answer.read() == b"<h1>KEEP</h1>"
+        with pytest.raises(urllib.error.HTTPError, match="501"):
+            urllib.request.urlopen(urllib.request.Request(link, b"other", method="PUT"), timeout=10)
+    assert report.read_text() == "<h1>KEEP</h1>"
+
+
 def test_prometheus_asks_services_that_exist() -> None:
     services = compose()["services"]
     config = load(ROOT / "monitoring" / "prometheus" / "prometheus.yml")
@@ -231,7 +295,7 @@ def test_kustomize_builds_and_every_object_is_valid(folder: Path, tmp_path: Path
     done = run(BIN / "kubernetes-validate", "--strict", "-k", "1.32.0", path)
     assert done.returncode == 0, done.stdout + done.stderr
     pods = [m["spec"]["template"]["spec"] for m in found if m["kind"] in {"Deployment", "Job"}]
-    assert len(pods) == 3
+    assert len(pods) == 4
     for pod in pods:
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -260,6 +324,53 @@ def test_training_asks_for_a_gpu_and_is_never_started_twice() -> None:
         assert job["template"]["spec"]["restartPolicy"] == "Never"
     local = one(manifests(ROOT / "k8s" / "overlays" / "local"), "Job", "mario-training")
     assert "nvidia.com/gpu" not in str(local)
+
+
+def test_pods_of_the_pool_have_the_runtime_class_of_the_gpu_overlay() -> None:
+    job = one(manifests(ROOT / "k8s" / "overlays" / "gpu"), "Job", "mario-training")
+    by_hand = job["spec"]["template"]["spec"]
+    made = configured("kubernetes", {"MARIO_RUNTIME_CLASS": "nvidia"}).job_manifest
+    pod = made["spec"]["template"]["spec"]
+    assert pod["runtimeClassName"] == by_hand["runtimeClassName"]
+    assert pod["containers"][0]["image"] == by_hand["containers"][0]["image"]
+
+
+@pytest.mark.parametrize("folder", OVERLAYS, ids=lambda path: path.name)
+def test_links_lead_to_a_page_that_shows_the_runs_and_writes_nothing(folder: Path) -> None:
+    found = manifests(folder)
+    addresses = one(found, "ConfigMap", "mario")["data"]
+    assert addresses["MARIO_RUNS_URL"].startswith("http")
+    assert addresses["MARIO_MLFLOW_URL"].startswith("http")
+    assert "mlflow:" not in addresses["MARIO_MLFLOW_URL"], "no browser knows that name"
+    template = one(found, "Deployment", "mario-runs")["spec"]["template"]
+    (container,) = template["spec"]["containers"]
+    (mount,) = container["volumeMounts"]
+    assert mount["readOnly"] is True
+    assert container["command"][-1] == mount["mountPath"] == "/runs"
+    service = one(found, "Service", "mario-runs")["spec"]
+    assert service["selector"].items() <= template["metadata"]["labels"].items()
+    assert service["ports"][0]["targetPort"] in {port["name"] for port in container["ports"]}
+    policy = one(found, "NetworkPolicy", "mario-runs")["spec"]
+    assert policy["podSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+    assert policy["ingress"][0]["ports"][0]["port"] == container["ports"][0]["containerPort"]
+    assert policy["egress"] == []
+
+
+def test_the_worker_watches_the_namespace_that_its_role_holds_in() -> None:
+    found = manifests(ROOT / "k8s" / "base")
+    role = one(found, "Role", "mario-worker")
+    deployment = one(found, "Deployment", "mario-worker")
+    assert role["metadata"]["namespace"] == deployment["metadata"]["namespace"] == "mario"
+    assert not [each for each in found if each["kind"].startswith("ClusterRole")]
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    environment = {each["name"]: each for each in container["env"]}
+    watched = environment["PREFECT_INTEGRATIONS_KUBERNETES_OBSERVER_NAMESPACES"]
+    assert watched["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.namespace"
+    for group, resource in (("", "pods"), ("batch", "jobs"), ("", "events")):
+        assert any(
+            group in rule["apiGroups"] and resource in rule["resources"]
+            and {"get", "list", "watch"} <= set(rule["verbs"]) for rule in role["rules"]
+        ), resource  # fmt: skip
 
 
 def test_selectors_ports_and_probes_fit_together() -> None:
