@@ -9,8 +9,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
@@ -24,9 +24,15 @@ from serving.openapi import document
 from serving.settings import ServingSettings
 from tests.support.onnx_networks import random_observations, write_test_artefact
 from tests.support.serving_load import wait_until
+from tests.support.slow_machine import proves_within, until_proved
 
 OLD, NEW, THIRD = "old-token-0123456789", "new-token-0123456789", "third-token-0123456789"
 BYTES = {"content-type": "application/octet-stream"}
+MAX_HEADER_BYTES = 8192
+HASTY_SECONDS = 1.0
+KEPT_SECONDS = 5.0  # by uvicorn, between two requests
+#: Wrong tokens, and log-ins, of one address: so many at once, then one a second.
+GUESSES = 10
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +46,20 @@ def secured(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     tokens, log = place / "tokens", place / "service.log"
     tokens.write_text(f"{OLD}\n{NEW}\n")
     settings = ServingSettings(
-        policy=folder, port=0, tokens_file=tokens, max_header_bytes=8192, body_timeout_seconds=1
+        policy=folder, port=0, tokens_file=tokens, max_header_bytes=MAX_HEADER_BYTES
     )
     with running(settings, log=log) as url:
         yield url, place
+
+
+@pytest.fixture(scope="module")
+def hasty(folder: Path) -> Iterator[str]:
+    """A service that gives a head, and a body, HASTY_SECONDS to come."""
+    settings = ServingSettings(
+        policy=folder, port=0, tokens=OLD, body_timeout_seconds=HASTY_SECONDS
+    )
+    with running(settings) as url:
+        yield url
 
 
 def _ask(url: str, token: str | None, path: str = "/predict/raw") -> httpx.Response:
@@ -166,7 +182,7 @@ def test_the_game_is_for_those_with_a_token_and_speaks_its_own_language_only(
     with ExitStack() as watching:
         for _ in range(4):
             pages = watching.enter_context(connect(address, additional_headers=own))
-            assert pages.recv(timeout=20)
+            assert pages.recv(timeout=60)
         with pytest.raises(InvalidStatus), connect(address, additional_headers=own):
             pass  # the fifth of four
     assert _ask(url, OLD).status_code == 200
@@ -178,15 +194,30 @@ def test_the_game_is_for_those_with_a_token_and_speaks_its_own_language_only(
 def _read_on(connection: ClientConnection) -> None:
     """Read what comes until the service closes, or the 500th frame of the game."""
     for _ in range(500):
-        connection.recv(timeout=10)
+        connection.recv(timeout=60)
+
+
+def _guess(ask: Callable[[int], httpx.Response], refusals: int) -> httpx.Response:
+    """Guess until so many guesses met the limit; return the first answer that said so.
+
+    However long the machine takes, no more is let through than the limit allows in that time.
+    """
+    started = time.monotonic()
+    answers: dict[int, list[httpx.Response]] = {401: [], 429: []}
+    for number in range(2000):
+        answer = ask(number)
+        answers[answer.status_code].append(answer)
+        if len(answers[429]) == refusals:
+            break
+    assert len(answers[401]) <= GUESSES + 1 + time.monotonic() - started
+    assert len(answers[429]) == refusals
+    return answers[429][0]
 
 
 def test_guessing_tokens_is_slow(secured: tuple[str, Path]) -> None:
     url, _ = secured
-    statuses = [
-        httpx.post(f"{url}/login", data={"token": f"guess{n}"}).status_code for n in range(20)
-    ]
-    assert 429 in statuses
+    with httpx.Client(base_url=url) as client:  # one connection: quicker than guesses come back
+        _guess(lambda number: client.post("/login", data={"token": f"guess{number}"}), 5)
 
 
 def test_wrong_tokens_are_limited_and_good_ones_are_not(secured: tuple[str, Path]) -> None:
@@ -195,29 +226,34 @@ def test_wrong_tokens_are_limited_and_good_ones_are_not(secured: tuple[str, Path
         {"authorization": "Bearer wrong-token-0123456789"},
         {"cookie": f"mario_page={int(time.time()) + 99}.{'0' * 64}"},
     )
-    for headers in wrong:
-        started = time.monotonic()
-        answers = [httpx.get(f"{url}/card", headers=headers) for _ in range(40)]
-        seconds = time.monotonic() - started
-        statuses = [answer.status_code for answer in answers]
-        assert set(statuses) <= {401, 429}
-        assert statuses.count(401) <= 11 + seconds  # ten at once, then one a second
-        assert statuses.count(429) >= 20
-        last = answers[statuses.index(429)]
-        assert last.headers["retry-after"] == "1"
-        assert "wrong token" in last.json()["error"]
-        assert _ask(url, OLD).status_code == 200
-        assert _ask(url, None).status_code == 401  # who shows nothing guesses nothing
-    address = f"ws{url.removeprefix('http')}/watch"
-    for _ in range(20):  # one token a second comes back: the first of these may find one
-        with (
-            pytest.raises(InvalidStatus),
-            connect(address, additional_headers={"Authorization": "Bearer wrong-token-0123456789"}),
-        ):
-            pass
-    page = httpx.get(f"{url}/metrics", headers={"authorization": f"Bearer {OLD}"}).text
+    with httpx.Client(base_url=url) as client:
+        for headers in wrong:
+
+            def guess(_: int, headers: dict[str, str] = headers) -> httpx.Response:
+                return client.get("/card", headers=headers)
+
+            refused = _guess(guess, 20)
+            assert refused.headers["retry-after"] == "1"
+            assert "wrong token" in refused.json()["error"]
+            assert _ask(url, OLD).status_code == 200
+            assert _ask(url, None).status_code == 401  # who shows nothing guesses nothing
+        address = f"ws{url.removeprefix('http')}/watch"
+        for _ in range(50):  # one guess a second comes back, which this may find
+            _guess(guess, 1)
+            with pytest.raises(InvalidStatus), connect(address, additional_headers=wrong[0]):
+                pass
+            if _count(url, "/watch", "rate_limit"):
+                break
     for endpoint in ("/card", "/watch"):
-        assert f'endpoint="{endpoint}",reason="rate_limit"' in page
+        assert _count(url, endpoint, "rate_limit"), endpoint
+
+
+def _count(url: str, endpoint: str, reason: str) -> int:
+    """How often an endpoint refused for a reason."""
+    page = httpx.get(f"{url}/metrics", headers={"authorization": f"Bearer {OLD}"}).text
+    line = rf'\nmario_serving_errors_total{{endpoint="{endpoint}",reason="{reason}"}} (\d+)'
+    found = re.search(line, page)
+    return 0 if found is None else int(found[1])
 
 
 def test_no_secret_in_the_log(secured: tuple[str, Path]) -> None:
@@ -232,38 +268,62 @@ def test_no_secret_in_the_log(secured: tuple[str, Path]) -> None:
         assert secret not in log
 
 
-def test_large_headers_and_slow_bodies(secured: tuple[str, Path]) -> None:
+def _connect(url: str) -> socket.socket:
+    host, port = url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=60)
+
+
+def test_large_headers_and_slow_bodies(secured: tuple[str, Path], hasty: str) -> None:
     url, _ = secured
     authorised = {"authorization": f"Bearer {OLD}"}
     answer = httpx.get(f"{url}/card", headers=authorised | {"x-large": "x" * 9000})
     assert answer.status_code == 431
-    host, port = url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=15) as connection:
+    with _connect(hasty) as connection:
         connection.sendall(
             b"POST /predict/raw HTTP/1.1\r\nHost: x\r\nContent-Length: 28224\r\n"
             b"Content-Type: application/octet-stream\r\n"
             b"Authorization: Bearer " + OLD.encode() + b"\r\n\r\n" + b"\0" * 100
         )
         assert connection.recv(4096).startswith(b"HTTP/1.1 408")
-    assert _ask(url, OLD).status_code == 200
+    _still_answers(hasty)
 
 
-def _until_closed(url: str, pieces: Iterable[bytes], pause_seconds: float) -> tuple[bytes, int]:
-    """Send until the service closes the connection; return its answer and the bytes sent."""
-    host, port = url.removeprefix("http://").split(":")
-    sent = 0
-    with socket.create_connection((host, int(port)), timeout=15) as connection:
-        try:
-            for piece in pieces:
+def _still_answers(hasty: str) -> None:
+    def answers() -> None:
+        with proves_within(HASTY_SECONDS):
+            assert _ask(hasty, OLD).status_code == 200
+
+    until_proved(answers)
+
+
+def _until_closed(url: str, start: bytes, piece: bytes) -> tuple[bytes, float]:
+    """Send a piece every .1 s until the service closes; return its answer and when it did, s."""
+    answer, begun = b"", time.monotonic()
+    with _connect(url) as connection, suppress(ConnectionResetError, BrokenPipeError):
+        connection.sendall(start)
+        connection.settimeout(0.1)
+        while time.monotonic() - begun < 60:
+            try:
+                got = connection.recv(4096)
+            except TimeoutError:
                 connection.sendall(piece)
-                sent += len(piece)
-                time.sleep(pause_seconds)
-        except OSError:
-            pass  # closed while sending, which is what is asked for
-        try:
-            return connection.recv(4096), sent
-        except ConnectionResetError:
-            return b"", sent
+            else:
+                if not got:
+                    break
+                answer += got
+        else:
+            raise AssertionError(f"it is still open, after {answer!r}")
+    return answer, time.monotonic() - begun
+
+
+def _assert_cut_off(url: str, start: bytes, piece: bytes, status: bytes) -> None:
+    """Trickle until the service closes, which it does soon after HASTY_SECONDS."""
+    for _ in range(3):  # the machine may stall, but not always
+        answer, seconds = _until_closed(url, start, piece)
+        assert seconds > HASTY_SECONDS / 2
+        if answer.startswith(b"HTTP/1.1 " + status) and seconds < HASTY_SECONDS + 5:
+            return
+    raise AssertionError(f"closed after {seconds:.1f} s with {answer!r}")
 
 
 def _whole_answer(connection: socket.socket) -> bytes:
@@ -279,57 +339,82 @@ def _whole_answer(connection: socket.socket) -> bytes:
     return answer
 
 
+def _to_the_end(connection: socket.socket) -> bytes:
+    answer = b""
+    with suppress(ConnectionResetError):
+        while piece := connection.recv(4096):
+            answer += piece
+    return answer
+
+
 def test_headers_without_an_end_and_silent_connections_are_cut_off(
-    secured: tuple[str, Path],
+    secured: tuple[str, Path], hasty: str
 ) -> None:
     url, _ = secured
-    # Silence, and a head that trickles in: gone after body_timeout_seconds, which is 1 here.
-    for pieces in ([], [b"GET /livez HTTP/1.1\r\n", *[b"X-Slow: 1\r\n"] * 50]):
-        started = time.monotonic()
-        answer, _ = _until_closed(url, pieces, 0.1)
-        assert answer.startswith(b"HTTP/1.1 408") or (pieces and not answer)
-        assert time.monotonic() - started < 7
-    # Without an end: refused when it is larger than max_header_bytes, 8 KiB here, not gathered.
+    # Silence, and a head that trickles in.
+    _assert_cut_off(hasty, b"", b"", b"408")
+    _assert_cut_off(hasty, b"GET /livez HTTP/1.1\r\n", b"X-Slow: 1\r\n", b"408")
+
+    def counted() -> None:
+        with proves_within(HASTY_SECONDS):
+            assert _count(hasty, "unknown", "head_timeout") >= 2
+
+    until_proved(counted)
+    # Without an end: refused with the first byte more than max_header_bytes, not gathered.
     for start in (b"GET /livez HTTP/1.1\r\nX: ", b"GET /", b"GET /livez HTTP/1.1\r\nX: y\r\n"):
-        answer, sent = _until_closed(url, [start, *[b"x" * 1000] * 1000], 0.002)
-        assert answer.startswith(b"HTTP/1.1 431") or not answer, start
-        assert sent < 500_000, start
-    page = httpx.get(f"{url}/metrics", headers={"authorization": f"Bearer {OLD}"}).text
-    for reason in ("head_timeout", "headers"):
-        assert f'endpoint="unknown",reason="{reason}"' in page
-    # A head in two pieces, and a second one on the same connection, are all right.
-    host, port = url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=15) as connection:
-        for _ in range(2):
+        with _connect(url) as connection:
+            connection.sendall(start + b"x" * (MAX_HEADER_BYTES - len(start)))
+            connection.settimeout(0.1)
+            with pytest.raises(TimeoutError):
+                connection.recv(4096)
+            connection.settimeout(60)
+            connection.sendall(b"x")
+            assert _to_the_end(connection).startswith(b"HTTP/1.1 431"), start
+    assert _count(url, "unknown", "headers") >= 3
+
+
+def test_a_head_in_two_pieces_and_a_second_one_are_all_right(hasty: str) -> None:
+    def one_head(connection: socket.socket) -> None:
+        with proves_within(HASTY_SECONDS):
             connection.sendall(b"GET /livez HTT")
-            time.sleep(0.5)
+            time.sleep(0.2)
             connection.sendall(b"P/1.1\r\nHost: x\r\n\r\n")
             assert _whole_answer(connection).startswith(b"HTTP/1.1 200")
-            time.sleep(0.7)
+
+    def two_heads() -> None:
+        with _connect(hasty) as connection:
+            one_head(connection)
+            with proves_within(KEPT_SECONDS):
+                time.sleep(HASTY_SECONDS + 0.2)  # longer than a head may take: none is on its way
+                one_head(connection)
+
+    until_proved(two_heads)
 
 
-def test_what_follows_a_refusal_is_read_for_a_while_only(secured: tuple[str, Path]) -> None:
+def test_what_follows_a_refusal_is_read_for_a_while_only(
+    secured: tuple[str, Path], hasty: str
+) -> None:
     """401 is said before the body is read: nobody without a token may then hold the connection."""
     url, _ = secured
-    host, port = url.removeprefix("http://").split(":")
     head = b"POST /predict/raw HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\n"
-    # A body that trickles in, and trailers: gone after body_timeout_seconds, which is 1 here.
+    # A body that trickles in, and trailers.
     for start, piece in (
         (head + b"Content-Length: 28224\r\n\r\n", b"\0"),
         (head + b"Transfer-Encoding: chunked\r\n\r\n0\r\n", b"X-T: y\r\n"),
     ):
-        started = time.monotonic()
-        answer, sent = _until_closed(url, [start, *[piece] * 80], 0.1)
-        assert answer.startswith(b"HTTP/1.1 401") or not answer
-        assert time.monotonic() - started < 7
-        assert sent < len(start) + 60 * len(piece)
+        _assert_cut_off(hasty, start, piece, b"401")
     # Trailers, and one trailer, without an end: refused when larger than max_header_bytes.
     start = head + b"Transfer-Encoding: chunked\r\n\r\n0\r\n"
-    for piece in (b"X-T: " + b"y" * 992 + b"\r\n", b"y" * 999):
-        _, sent = _until_closed(url, [start, b"X-T: y", *[piece] * 1000], 0.002)
-        assert sent < 500_000
+    for trailers in (b"X-T: " + b"y" * 992 + b"\r\n", b"y" * 999):
+        refused = _count(url, "unknown", "headers")
+        with _connect(url) as connection:
+            connection.sendall(start)
+            assert _whole_answer(connection).startswith(b"HTTP/1.1 401")
+            connection.sendall(b"X-T: y" + trailers * (1 + MAX_HEADER_BYTES // len(trailers)))
+            assert _to_the_end(connection) == b""
+        assert _count(url, "unknown", "headers") == refused + 1
     # A body that comes after all leaves the connection as it was.
-    with socket.create_connection((host, int(port)), timeout=15) as connection:
+    with _connect(url) as connection:
         connection.sendall(head + b"Content-Length: 28224\r\n\r\n" + bytes(1000))
         assert _whole_answer(connection).startswith(b"HTTP/1.1 401")
         for _ in range(2):
@@ -338,7 +423,7 @@ def test_what_follows_a_refusal_is_read_for_a_while_only(secured: tuple[str, Pat
         connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
         assert _whole_answer(connection).startswith(b"HTTP/1.1 200")
     # Chunks of one byte are a body, if a strange one.
-    with socket.create_connection((host, int(port)), timeout=15) as connection:
+    with _connect(url) as connection:
         connection.sendall(
             head
             + b"Authorization: Bearer "
@@ -356,14 +441,15 @@ def test_the_rate_limit_is_per_token(folder: Path) -> None:
         policy=folder,
         port=0,
         tokens=f"{OLD},{NEW}",
-        rate_limit_per_second=0.5,
+        rate_limit_per_second=0.01,
         rate_limit_burst=5,
     )
     with running(settings) as url:
+        started = time.monotonic()
         answers = [_ask(url, OLD) for _ in range(8)]
-        assert [a.status_code for a in answers[:5]] == [200] * 5
-        assert answers[-1].status_code == 429
-        assert 1 <= int(answers[-1].headers["retry-after"]) <= 2
+        assert [a.status_code for a in answers] == [200] * 5 + [429] * 3
+        waited = time.monotonic() - started
+        assert 100 - waited <= int(answers[-1].headers["retry-after"]) <= 100
         assert _ask(url, NEW).status_code == 200
         assert httpx.get(f"{url}/livez").status_code == 200
         page = httpx.get(f"{url}/metrics", headers={"authorization": f"Bearer {NEW}"}).text
@@ -372,7 +458,7 @@ def test_the_rate_limit_is_per_token(folder: Path) -> None:
 
 def test_an_address_that_a_client_makes_up_is_not_its_own(folder: Path) -> None:
     """The limits are by connection; only a proxy that is named may say who is behind it."""
-    limits = {"rate_limit_per_second": 0.2, "rate_limit_burst": 5}
+    limits = {"rate_limit_per_second": 0.001, "rate_limit_burst": 5}
     body = random_observations(1).tobytes()
 
     def ask(url: str, number: int) -> int:
@@ -389,14 +475,13 @@ def test_an_address_that_a_client_makes_up_is_not_its_own(folder: Path) -> None:
 
 def test_guesses_under_made_up_addresses_are_one_clients(secured: tuple[str, Path]) -> None:
     url, _ = secured
-    statuses = [
-        httpx.post(
-            f"{url}/login", data={"token": f"guess-{number}"},
-            headers={"x-forwarded-for": f"10.1.2.{number}"},
-        ).status_code
-        for number in range(30)
-    ]  # fmt: skip
-    assert statuses.count(429) >= 10
+    with httpx.Client(base_url=url) as client:
+
+        def guess(number: int) -> httpx.Response:
+            address = {"x-forwarded-for": f"10.1.2.{number}"}
+            return client.post("/login", data={"token": f"guess-{number}"}, headers=address)
+
+        _guess(guess, 10)
 
 
 def test_unsafe_or_wrong_settings_are_refused_with_the_name_and_no_secret() -> None:
@@ -453,7 +538,7 @@ def test_mario_serve_runs_a_client_plays_and_it_stops(tmp_path: Path) -> None:
             except httpx.HTTPError:
                 return False
 
-        assert wait_until(ready, 60)
+        assert wait_until(ready, 150)
         played = play(OLD, url)
         assert played.returncode == 0, played.stderr
         words = r"1-1 seed 1: DEATH at \d{3} px after \d+ steps, version v1\n"
