@@ -51,6 +51,20 @@ class StoreConstraintError(StoreError):
     """The database refused a row because it contradicts what is already stored."""
 
 
+class UnknownRunsError(StoreConstraintError):
+    """Rows of runs that are not in this database: it may be the wrong one.
+
+    Attributes:
+        run_ids: those runs.
+        alone: whether no row was of a run that is there.
+    """
+
+    def __init__(self, message: str, run_ids: frozenset[str], *, alone: bool) -> None:
+        super().__init__(message)
+        self.run_ids = run_ids
+        self.alone = alone
+
+
 def redact(url: str | sa.URL) -> str:
     """Return a database URL without its password, fit for messages and logs."""
     try:

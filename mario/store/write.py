@@ -12,7 +12,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from mario.store import models
 from mario.store.bulk import copy_upsert
-from mario.store.engine import encode_json, writing
+from mario.store.engine import UnknownRunsError, encode_json, redact, writing
 from mario.store.process import SILENCE_SECONDS, host_name, is_alive
 from mario.store.records import (
     AttemptStartRow,
@@ -71,6 +71,7 @@ def write_training_rows(
 
     Raises:
         StoreUnavailableError: if the database does not answer; nothing was written.
+        UnknownRunsError: if a row is of a run that is not there; nothing was written.
         StoreConstraintError: if a row contradicts the database; nothing was written.
     """
     groups: dict[type, list[Any]] = {}
@@ -78,7 +79,10 @@ def write_training_rows(
         groups.setdefault(type(row), []).append(row)
     if not groups and not episodes:
         return
+    run_ids = {row.run_id for group in groups.values() for row in group}
+    run_ids.update(episode["run_id"] for episode in episodes)
     with writing(engine) as connection:
+        _require_runs(connection, run_ids)
         for kind, table in _TABLES.items():
             values = [_values(row) for row in groups.get(kind, ())]
             if kind is EpisodeRow:
@@ -91,6 +95,26 @@ def write_training_rows(
             _beat(connection, heartbeat)
         for end in groups.get(RunEndRow, ()):
             _end(connection, end)
+
+
+def known_runs(connection: sa.Connection, run_ids: Iterable[str]) -> set[str]:
+    """Which of these runs the database has."""
+    table = models.Run
+    return set(connection.execute(sa.select(table.id).where(table.id.in_(run_ids))).scalars())
+
+
+def _require_runs(connection: sa.Connection, run_ids: set[str]) -> None:
+    """Refuse rows of runs that are not there: an UPDATE would pass over them in silence."""
+    known = known_runs(connection, run_ids)
+    unknown = frozenset(run_ids - known)
+    if unknown:
+        raise UnknownRunsError(
+            f"the database {redact(connection.engine.url)} does not have the run "
+            f"{', '.join(sorted(unknown)[:3])}; expected the one that it was begun in; name that "
+            "with MARIO_DATABASE_URL",
+            unknown,
+            alone=not known,
+        )
 
 
 def _values(row: Any) -> dict[str, Any]:

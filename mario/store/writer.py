@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +14,14 @@ from typing import Any, Protocol, Self
 import sqlalchemy as sa
 
 from mario.errors import StoreError
-from mario.journal import NO_PATIENCE, REPLAY_SECONDS, Patience, Record, pending_journals
+from mario.journal import (
+    NO_PATIENCE,
+    REPLAY_SECONDS,
+    Patience,
+    Record,
+    first_record,
+    pending_journals,
+)
 from mario.journal_writer import (
     DeliveryRefusedError,
     DeliveryUnavailableError,
@@ -21,7 +29,14 @@ from mario.journal_writer import (
     WriterObserver,
     WriterReport,
 )
-from mario.store.engine import StoreConstraintError, encode_json, make_engine
+from mario.store.engine import (
+    StoreConstraintError,
+    UnknownRunsError,
+    encode_json,
+    make_engine,
+    reading,
+    redact,
+)
 from mario.store.records import (
     AttemptStartRow,
     CheckpointRow,
@@ -33,7 +48,9 @@ from mario.store.records import (
     SelectionRow,
     TrainingRow,
 )
-from mario.store.write import write_training_rows
+from mario.store.write import known_runs, write_training_rows
+
+_log = logging.getLogger(__name__)
 
 JOURNAL_FOLDER = "journal"
 _KINDS: dict[str, type] = {
@@ -209,6 +226,16 @@ def _deliver_to(
             )
         except (TypeError, ValueError) as error:
             raise DeliveryRefusedError(f"got an episode that cannot be read: {error}") from error
+        except UnknownRunsError as error:
+            if error.alone:
+                # The wrong database: a run's row is written before its first one here. The right
+                # one takes them, and in a run that is trained they hold up no row of its own:
+                # with the first of those they are read again, and are refused beside it.
+                if observer is not None:
+                    observer.failed()
+                raise DeliveryUnavailableError(str(error)) from error
+            strange = [record for record in records if record.get("run_id") in error.run_ids]
+            raise DeliveryRefusedError(str(error), strange) from error
         except StoreConstraintError as error:
             raise DeliveryRefusedError(str(error)) from error
         except StoreError as error:
@@ -225,11 +252,19 @@ def _deliver_to(
 
 @dataclass(frozen=True)
 class Replay:
-    """What became of one journal that an earlier process left."""
+    """What became of one journal that an earlier process left.
+
+    Attributes:
+        folder: the journal.
+        report: what became of its records; None where it was left alone.
+        busy: it belongs to a living process.
+        unknown_run: the run of its records, where the database does not have that.
+    """
 
     folder: Path
-    report: WriterReport | None
-    busy: bool
+    report: WriterReport | None = None
+    busy: bool = False
+    unknown_run: str | None = None
 
 
 def replay_journals(
@@ -237,24 +272,60 @@ def replay_journals(
 ) -> list[Replay]:
     """Deliver what killed processes left in the store's journals under a runs folder.
 
+    A journal whose run the database does not have is left alone: its rows are another's.
+
     Args:
         url: database URL.
         runs_dir: folder of the runs' folders.
         timeout_seconds: patience for each journal.
 
     Returns:
-        One entry for each journal that held something; ``busy`` ones belong to a living process.
+        One entry for each journal that held something.
     """
-    return list(_replay(url, Path(runs_dir), timeout_seconds))
+    folders = [f for f in pending_journals(runs_dir) if f.name == JOURNAL_FOLDER]
+    unknown = _of_unknown_runs(url, folders)
+    if unknown:
+        _log.warning(
+            "%d journals under %s are left alone: their runs (%s%s) are not in the database %s; "
+            "`mario store check --replay` delivers them with MARIO_DATABASE_URL set to the one "
+            "that they were begun in",
+            len(unknown),
+            runs_dir,
+            ", ".join(list(unknown.values())[:3]),
+            ", …" if len(unknown) > 3 else "",
+            redact(url),
+        )
+    return [
+        Replay(folder, unknown_run=unknown[folder])
+        if folder in unknown
+        else _replay(url, folder, timeout_seconds)
+        for folder in folders
+    ]
 
 
-def _replay(url: str, runs_dir: Path, timeout_seconds: float) -> Iterator[Replay]:
-    for folder in pending_journals(runs_dir):
-        if folder.name != JOURNAL_FOLDER:
-            continue
-        try:
-            writer = StoreWriter(url, folder.parent, flush_seconds=0.0)
-        except StoreError:
-            yield Replay(folder=folder, report=None, busy=True)
-            continue
-        yield Replay(folder=folder, report=writer.close(timeout_seconds), busy=False)
+def _replay(url: str, folder: Path, timeout_seconds: float) -> Replay:
+    try:
+        writer = StoreWriter(url, folder.parent, flush_seconds=0.0)
+    except StoreError:
+        return Replay(folder, busy=True)
+    return Replay(folder, report=writer.close(timeout_seconds))
+
+
+def _of_unknown_runs(url: str, folders: Sequence[Path]) -> dict[Path, str]:
+    """Journals of runs that the database does not have, with those runs.
+
+    Empty where it cannot be asked: delivering asks it again.
+    """
+    first = {folder: first_record(folder) for folder in folders}
+    run_ids = {
+        f: str(record["run_id"]) for f, record in first.items() if record and "run_id" in record
+    }
+    engine = make_engine(url)
+    try:
+        with reading(engine) as connection:
+            known = known_runs(connection, set(run_ids.values()))
+    except StoreError:
+        return {}
+    finally:
+        engine.dispose()
+    return {folder: run_id for folder, run_id in run_ids.items() if run_id not in known}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,7 @@ from mario.store.records import (
     SelectionRow,
 )
 from mario.store.store import ExperimentStore
-from mario.store.writer import StoreWriter, from_record, replay_journals, to_record
+from mario.store.writer import Replay, StoreWriter, from_record, replay_journals, to_record
 from tests.support.postgres import PostgresServer
 from tests.support.store_rows import episode_row, new_run
 
@@ -272,13 +274,96 @@ def test_a_run_that_ends_while_the_database_is_away_loses_nothing(
         assert store.runs.count_episodes(run.id) == 10
 
 
-def test_the_first_writer_owns_the_journal(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/mario.db"
-    with StoreWriter(url, tmp_path / "run"):
-        with pytest.raises(StoreError, match="another process"):
-            StoreWriter(url, tmp_path / "run")
-        writer_is_busy = replay_journals(url, tmp_path)
-    assert all(replay.busy for replay in writer_is_busy)
+AWAY = "postgresql+psycopg2://mario@127.0.0.1:1/mario"  # nobody is there
+
+
+def test_the_first_writer_owns_the_journal(store: ExperimentStore, tmp_path: Path) -> None:
+    run = store.runs.start(new_run())
+    writer = StoreWriter(AWAY, tmp_path / run.id)
+    writer.put([episode_row(run.id, 0)])
+    with pytest.raises(StoreError, match="another process"):
+        StoreWriter(store.url, tmp_path / run.id)
+    folder = tmp_path / run.id / "journal"
+    assert replay_journals(store.url, tmp_path) == [Replay(folder, busy=True)]
+    assert writer.close(0.0).pending
+    assert store.runs.count_episodes(run.id) == 0
+    assert [replay.busy for replay in replay_journals(store.url, tmp_path)] == [False]
+    assert store.runs.count_episodes(run.id) == 1
+
+
+def test_another_database_takes_nothing_of_a_run_that_it_does_not_have(
+    store: ExperimentStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The run's own was away; somebody trains without its address, into the embedded one."""
+    run = store.runs.start(new_run())
+    with StoreWriter(AWAY, tmp_path / run.id) as writer:
+        writer.put([episode_row(run.id, i) for i in range(30)])
+        writer.put([RunEndRow(run_id=run.id, attempt=1, status="finished", end_steps=9)])
+        assert writer.close(0.0).pending
+    folder = tmp_path / run.id / "journal"
+    before = {path.name: path.read_bytes() for path in folder.glob("*.jsonl")}
+    another = f"sqlite:///{tmp_path}/another.db"
+    with ExperimentStore.open(another) as other:
+        mine = other.runs.start(new_run())
+        with StoreWriter(AWAY, tmp_path / mine.id) as writer:
+            writer.put([episode_row(mine.id, 0)])
+            assert writer.close(0.0).pending
+        caplog.clear()
+        begun = time.monotonic()
+        replays = {replay.folder: replay for replay in replay_journals(another, tmp_path)}
+        assert time.monotonic() - begun < 10, "nobody waits for it"
+        assert replays[folder] == Replay(folder, unknown_run=run.id)
+        assert other.runs.count_episodes(mine.id) == 1
+    (said,) = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert "left alone" in said
+    assert run.id in said
+    assert {path.name: path.read_bytes() for path in folder.glob("*.jsonl")} == before
+    (replay,) = replay_journals(store.url, tmp_path)
+    assert replay.report is not None
+    assert (replay.report.delivered, replay.report.refused) == (31, 0)
+    assert store.runs.count_episodes(run.id) == 30
+    assert store.runs.get(run.id).status == "finished"
+
+
+@pytest.mark.parametrize("kind", ["episode", "end", "sign of life", "start"])
+def test_a_row_whose_run_is_not_there_waits(
+    store: ExperimentStore, tmp_path: Path, kind: str
+) -> None:
+    """None is refused, and none passes for delivered, until the run is there."""
+    new = new_run(id="run-elsewhere")
+    row = {
+        "episode": episode_row(new.id, 0),
+        "end": RunEndRow(run_id=new.id, attempt=1, status="finished", end_steps=9),
+        "sign of life": HeartbeatRow(run_id=new.id, attempt=1, total_steps=1),
+        "start": AttemptStartRow(run_id=new.id, attempt=1, start_steps=7),
+    }[kind]
+    with StoreWriter(store.url, tmp_path / new.id) as writer:
+        writer.put([row])
+        assert not writer.flush(0.5)
+        report = writer.report()
+        assert (report.delivered, report.refused) == (0, 0)
+        assert report.last_error is not None
+        assert "does not have the run run-elsewhere" in report.last_error
+        store.runs.start(new)
+        assert writer.flush(20)
+        assert (writer.report().delivered, writer.report().refused) == (1, 0)
+    if kind == "end":
+        assert store.runs.get(new.id).status == "finished"
+
+
+def test_a_strange_row_does_not_hold_up_a_run_that_is_trained(
+    store: ExperimentStore, tmp_path: Path
+) -> None:
+    """It waits while it is alone, as in the wrong database, and not once the run's own follow."""
+    run = store.runs.start(new_run())
+    with StoreWriter(store.url, tmp_path / run.id) as writer:
+        writer.put([episode_row("no such run", 0)])
+        assert not writer.flush(0.5)
+        assert writer.report().refused == 0
+        writer.put([episode_row(run.id, 0)])
+        assert writer.flush(20)
+        assert (writer.report().delivered, writer.report().refused) == (1, 1)
+    assert store.runs.count_episodes(run.id) == 1
 
 
 def test_heartbeats_never_go_backwards(store: ExperimentStore, tmp_path: Path) -> None:
