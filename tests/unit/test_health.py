@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from mario.game.sb3_vec_env import EpisodeRecord
 from mario.training.health import CollapseDetector, Health, HealthRules, HealthSample, spearman
 from mario.training.signals import EpisodeWindow
 
+ROOT = Path(__file__).resolve().parents[2]
 RULES = HealthRules()
 
 
@@ -94,6 +97,22 @@ def test_each_signal_alone_ends_the_run_after_its_patience(signal: str) -> None:
     assert found[patience - 1].changed
     # It is final: what comes after is not another run.
     assert detector.update(healthy(40)).state == outcome
+
+
+def test_the_runbook_names_every_rule_that_ends_a_run_as_diverged() -> None:
+    text = (ROOT / "docs/runbooks/training.md").read_text(encoding="utf-8")
+    section = text.partition("## MarioTrainingDiverged")[2].partition("\n## ")[0]
+    named = set(re.findall(r"^ +- `(\w+)`", section, re.MULTILINE))
+    assert named == {rule for _, rule, _, outcome in BAD.values() if outcome == "diverged"}
+
+
+def test_the_guide_shows_a_reason_as_the_detector_gives_it() -> None:
+    text = (ROOT / "docs/guides/store.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"collapsed \((.*?)\)", text)
+    detector = CollapseDetector()
+    feed(detector, 20)
+    health = feed(detector, 3, 21, entropy_ratio=0.02)[-1]
+    assert (health.state, shown) == ("collapsed", "; ".join(health.reasons))
 
 
 @pytest.mark.parametrize("signal", [signal for signal in BAD if BAD[signal][2] > 1])
