@@ -7,11 +7,11 @@ test "the mean is at most m", imagine capital 1 and bet at every unit: capital i
 
 The factor is never negative and, when the mean is at most m, at most 1 in expectation: capital is
 a non-negative supermartingale, and by Ville's inequality it ever reaches 1/alpha with probability
-at most alpha (Waudby-Smith & Ramdas 2024, "Estimating means of bounded random variables by
-betting", JRSS-B 86(1), Theorem 1 and section 4; Ville 1939). We split the capital once over a
-fixed grid of theta (the method of mixtures, Robbins 1970; the "hedged" and grid capitals of the
-same paper, section 4.4). A fixed mixture needs no tuning while the test runs, is within a constant
-of the best theta in hindsight, and does not depend on the order of the units.
+at most alpha (the capital process of Waudby-Smith & Ramdas 2024, "Estimating means of bounded
+random variables by betting", JRSS-B 86(1); Ville 1939). We split the capital once over a fixed grid
+of theta (the method of mixtures, Robbins 1970; the hedged capital of the same paper mixes in the
+same way). A fixed mixture needs no tuning while the test runs, is within a constant of the best
+theta in hindsight, and does not depend on the order of the units.
 
 **Blocks.** With several levels a block holds one unit of each, in random order, and the level
 means mu_l differ. Units of a block are independent given the past, so for one theta the block's
@@ -21,11 +21,11 @@ at the ends of blocks is valid for the *average over levels* without assuming th
 Inside a block it is not a supermartingale: decide at the ends of blocks only.
 
 The confidence sequence inverts the test: at any time it holds every m whose capital is below the
-threshold (same paper, Theorem 2). For fixed theta, capital decreases in m, so each end is found by
-bisection. We do not intersect the intervals over time, which would be valid, too: the interval of
-one moment says what the test says at that moment, and always holds the average so far, for by
-Jensen's inequality the capital against a mean of that much is at most 1. An intersection can be
-empty, when evidence for one side was there and went away.
+threshold (the same paper's confidence sequences by betting). For fixed theta, capital decreases in
+m, so each end is found by bisection. We do not intersect the intervals over time, which would be
+valid, too: the interval of one moment says what the test says at that moment, and always holds the
+average so far, for by Jensen's inequality the capital against a mean of that much is at most 1. An
+intersection can be empty, when evidence for one side was there and went away.
 
 All functions are pure; arrays are float64.
 """
@@ -191,6 +191,37 @@ def lower_bound(
         else:
             high = middle
     return low
+
+
+def share_bounds(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Both ends of the confidence sequence of a share of successes, at this time alone.
+
+    A success counts as 1 and a failure as -1, so that the bets use the whole range; each end errs
+    at any time with probability at most (1 - confidence) / 2. Looked at whenever a test stopped,
+    the pair covers the share with probability at least `confidence`, where Clopper and Pearson's
+    interval, made for a number of trials fixed beforehand, does not. With unlike levels it is the
+    average over levels, at the ends of blocks. No order of trials is needed, only their number.
+
+    Args:
+        successes: 0 … trials.
+        trials: ≥ 1.
+        confidence: in (0, 1).
+
+    Returns:
+        Lower and upper end in [0, 1].
+
+    Raises:
+        EvaluationError: impossible counts or confidence.
+    """
+    if not 0 <= successes <= trials or trials < 1 or not 0.0 < confidence < 1.0:
+        raise EvaluationError(
+            f"got {successes} successes in {trials} trials at confidence {confidence}; expected "
+            "0 ≤ successes ≤ trials, trials ≥ 1, 0 < confidence < 1; correct the call"
+        )
+    outcomes = np.repeat([1.0, -1.0], [successes, trials - successes])
+    end_error = (1.0 - confidence) / 2.0
+    lower, upper = lower_bound(outcomes, end_error), -lower_bound(-outcomes, end_error)
+    return 0.5 * (1.0 + lower), 0.5 * (1.0 + upper)
 
 
 def confidence_sequence(

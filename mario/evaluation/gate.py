@@ -49,8 +49,10 @@ from mario.evaluation.betting import (
     confidence_sequence,
     lower_bound,
     prior_for,
+    share_bounds,
 )
 from mario.evaluation.guards import (
+    NETWORK_GUARD,
     action_distribution,
     clear_rate_bound,
     distinct_trajectories,
@@ -277,7 +279,8 @@ def decide(
         pairs: whole blocks in order of play; those after the stop are ignored.
         rule: what must be shown.
         levels: the task's levels; None takes those of the pairs, sorted.
-        guards: results of guards that the caller ran (`onnx_agreement`, `inference_latency`).
+        guards: results of guards that the caller ran (`onnx_agreement`, `inference_latency`);
+            where the first is missing, a reason says so.
         generator: source of the secondary permutation test; None derives one from the units'
             seeds, so that the same records give the same verdict, digit for digit.
 
@@ -322,7 +325,14 @@ def decide(
     effect = Effect(float(primary.mean()), float(lower[-1]), float(upper[-1]), rule.alpha)
     return Verdict(
         decision=decision,
-        reasons=_reasons(rule, reason, failed, effect, refused=decision != test_decision),
+        reasons=_reasons(
+            rule,
+            reason,
+            failed,
+            effect,
+            refused=decision != test_decision,
+            network_seen=any(g.name == NETWORK_GUARD for g in ran),
+        ),
         rule=rule,
         protocol=counted[0].challenger.protocol,
         levels=task,
@@ -355,15 +365,22 @@ def decide(
 
 
 def summarise(records: Sequence[EpisodeRecord]) -> PolicySummary:
-    """One policy over its counted episodes, with the exact 95% interval of the clear rate."""
+    """One policy over its counted episodes.
+
+    The clear rate has two intervals: Clopper and Pearson's, as if the number of episodes had been
+    fixed beforehand, and the confidence sequence's, which holds whenever the test stopped.
+    """
     clears = sum(r.cleared for r in records)
     low, high = clopper_pearson(clears, len(records))
+    low_anytime, high_anytime = share_bounds(clears, len(records))
     return PolicySummary(
         digest=records[0].policy_digest,
         clears=clears,
         clear_rate=clears / len(records),
         clear_low=low,
         clear_high=high,
+        clear_low_anytime=low_anytime,
+        clear_high_anytime=high_anytime,
         mean_score=float(np.mean([r.episode_score for r in records])),
         mean_progress=float(np.mean([r.progress for r in records])),
         mean_furthest_px=float(np.mean([r.furthest_px for r in records])),
@@ -404,7 +421,13 @@ def _effect(differences: FloatArray, alpha: float, metric: str) -> Effect:
 
 
 def _reasons(
-    rule: GateRule, reason: str, failed: Sequence[GuardResult], effect: Effect, *, refused: bool
+    rule: GateRule,
+    reason: str,
+    failed: Sequence[GuardResult],
+    effect: Effect,
+    *,
+    refused: bool,
+    network_seen: bool,
 ) -> tuple[str, ...]:
     """Sentences, the one that decided first."""
     size = (
@@ -412,9 +435,17 @@ def _reasons(
         f"{effect.upper:+.4f} (each end at {1 - rule.alpha:.4g}, at any time)"
     )
     guards = [f"guard {g.name} refuses: {g.detail} (limit {g.limit:g})" for g in failed]
+    unseen = (
+        ()
+        if network_seen
+        else (
+            f"no guard {NETWORK_GUARD} was run: whether the challenger answers as it was trained "
+            "is not known",
+        )
+    )
     if refused:
-        return (*guards, reason, size)
-    return (reason, size, *(guards or ["every guard passed"]))
+        return (*guards, reason, size, *unseen)
+    return (reason, size, *(guards or ["every guard passed"]), *unseen)
 
 
 def _e(log_e: float) -> str:

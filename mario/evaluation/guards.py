@@ -9,22 +9,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mario.errors import EvaluationError
-from mario.evaluation.betting import PRIOR_BOLD, log_wealth, lower_bound, prior_for
+from mario.evaluation.betting import (
+    PRIOR_BOLD,
+    FloatArray,
+    log_wealth,
+    lower_bound,
+    prior_for,
+)
 from mario.evaluation.records import EpisodeRecord, PairedUnit
 from mario.evaluation.rule import GateRule
 from mario.evaluation.statistics import exact_lower_bound, holm
 from mario.evaluation.verdict import GuardResult, LevelResult
+
+#: The guard that a verdict on a network needs: who was trained is who would be served.
+NETWORK_GUARD: Final = "onnx_agreement"
 
 
 def level_non_inferiority(
     pairs: Sequence[PairedUnit], rule: GateRule, levels: Sequence[str]
 ) -> tuple[GuardResult, tuple[LevelResult, ...]]:
     """No level significantly worse than `level_margin`, with Holm's correction over levels.
+
+    The name is older than the wording: it is a test of inferiority. It refuses a challenger whose
+    loss on a level is proven and passes one whose loss is not; it proves no level non-inferior,
+    for which the evidence would have to run the other way and few units could not pass. Whoever
+    passes with 12 units a level may be somewhat worse there.
 
     A level is not worse when neither the primary metric nor the clear rate has fallen by more than
     the margin. Each level bets against that, half its stake on each of the two (the average of
@@ -82,13 +97,28 @@ def _p_worse(pairs: Sequence[PairedUnit], rule: GateRule) -> float:
     """Anytime-valid p-value of one level against "not worse by more than the margin"."""
     if not pairs:
         return 1.0
-    # Not worse is a mean of -d of at most the margin.
-    log_e = [
-        log_wealth([-p.difference(metric) for p in pairs], rule.level_margin, prior=PRIOR_BOLD)
+    losses = [
+        np.array([p.difference(metric) for p in pairs])
         for metric in dict.fromkeys((rule.primary, "clear"))
     ]
+    return math.exp(-max(0.0, float(log_evidence_worse(losses, rule.level_margin).max())))
+
+
+def log_evidence_worse(differences: Sequence[FloatArray], margin: float = 0.0) -> FloatArray:
+    """Log evidence over time against "worse by at most the margin in each of the metrics".
+
+    Args:
+        differences: for each metric float `(…, n)` in [-1, 1], challenger minus champion on one
+            level, in order of play.
+        margin: tolerated loss, in [0, 1).
+
+    Returns:
+        float64 `(…, n)`: log of the average of the metrics' capitals after each unit.
+    """
+    # Not worse is a mean of -d of at most the margin.
+    log_e = [log_wealth(-d, margin, prior=PRIOR_BOLD) for d in differences]
     average = np.logaddexp.reduce(log_e, axis=0) - math.log(len(log_e))
-    return math.exp(-max(0.0, float(average.max())))
+    return np.asarray(average, dtype=np.float64)
 
 
 def distinct_trajectories(
@@ -212,7 +242,7 @@ def onnx_agreement(
     worst = float(np.abs(left - right).max()) if finite else np.finfo(np.float64).max
     same = float((left.argmax(axis=1) == right.argmax(axis=1)).mean())
     return GuardResult(
-        "onnx_agreement",
+        NETWORK_GUARD,
         worst <= rule.max_logit_difference,
         worst,
         rule.max_logit_difference,

@@ -126,10 +126,15 @@ def render_verdict(
             _ends(counted, verdict.levels),
             "Each bar counts episodes whose furthest point lies there; the last column is cleared.",
         ),
-        section("Clear rate", clear_chart(verdict), ""),
+        section("Clear rate", clear_chart(verdict), _clear_note(verdict)),
         _videos(list(videos)),
-        section("Guards", guards_table(verdict), "One guard that refuses keeps the champion."),
-        section("The rule", _rule_table(verdict), ""),
+        section(
+            "Guards",
+            guards_table(verdict),
+            "One guard that refuses keeps the champion. “levels” refuses a loss that is proven; "
+            "that it passes does not prove that there is none.",
+        ),
+        section("The rule", _rule_table(verdict), f"{escape(verdict.rule.in_words)}."),
         section(
             "Repeat it",
             f"<pre>{escape(command)}</pre>",
@@ -210,7 +215,21 @@ def _levels_note(verdict: Verdict) -> str:
     return (
         "Intervals of single levels hold at any time, each for itself; the last column corrects "
         f"for {len(verdict.levels)} level(s). A level is significantly worse at p ≤ "
-        f"{verdict.rule.level_alpha:g}."
+        f"{verdict.rule.level_alpha:g}. It is a test of inferiority: a level that is not "
+        "significantly worse has not been shown to be as good."
+    )
+
+
+def _clear_note(verdict: Verdict) -> str:
+    sides = "; ".join(
+        f"{who} {side.clear_low:.1%} to {side.clear_high:.1%}, at any time "
+        f"{side.clear_low_anytime:.1%} to {side.clear_high_anytime:.1%}"
+        for who, side in (("challenger", verdict.challenger), ("champion", verdict.champion))
+    )
+    return (
+        "Thick: Clopper and Pearson’s 95% interval, as if the number of units had been fixed "
+        "beforehand; the test stopped because of what it saw, so it covers the truth less often, "
+        f"least of all after a lucky promotion. Thin: 95% confidence sequence at any time. {sides}."
     )
 
 

@@ -260,7 +260,7 @@ def _ends(records: Sequence[EpisodeRecord]) -> np.ndarray[tuple[int], np.dtype[n
 
 
 def clear_chart(verdict: Verdict) -> str:
-    """Both clear rates with exact 95% intervals."""
+    """Both clear rates: thick an interval as if the units had been fixed, thin one of any time."""
     height = 120.0
     x = _scale(0, 1, _LEFT + 60, WIDTH - 150)
     parts = [
@@ -273,12 +273,19 @@ def clear_chart(verdict: Verdict) -> str:
         y = 30.0 + 30 * i
         parts += [
             _text(_LEFT + 50, y + 4, who, "end", "tick"),
+            _line(x(side.clear_low_anytime), y, x(side.clear_high_anytime), y, f"thin {style}"),
             _line(x(side.clear_low), y, x(side.clear_high), y, f"curve {style}"),
             f'<circle cx="{x(side.clear_rate):.1f}" cy="{y}" r="5" class="fill-{style}"/>',
             _text(WIDTH - 140, y + 4, f"{side.clears} of {verdict.units} ({side.clear_rate:.1%})",
                   "start", "tick"),
         ]  # fmt: skip
     parts.append(
-        _text((_LEFT + WIDTH) / 2, height - 6, "clear rate, exact 95% interval", "middle", "axis")
+        _text(
+            (_LEFT + WIDTH) / 2,
+            height - 6,
+            "clear rate; thick: 95% as if the units had been fixed beforehand, thin: at any time",
+            "middle",
+            "axis",
+        )
     )
     return _svg(height, "Clear rates", *parts)

@@ -39,7 +39,8 @@ overflow:auto;white-space:pre-wrap}figure{margin:0 0 8px}svg{width:100%;height:a
 svg text{font:13px system-ui,sans-serif;fill:var(--fg);stroke:none}svg .tick{fill:var(--soft)}
 svg .axis{fill:var(--soft);font-style:italic}svg .strong{font-weight:700;fill:var(--fg)}
 svg .grid{stroke:var(--line)}svg .zero{stroke:var(--soft);stroke-width:1.4}
-svg .curve{fill:none;stroke-width:2.4}svg .a{stroke:var(--a)}svg .b{stroke:var(--b)}
+svg .curve{fill:none;stroke-width:2.4}svg .thin{stroke-width:1.2}
+svg .a{stroke:var(--a)}svg .b{stroke:var(--b)}
 svg .bad{stroke:var(--bad)}svg .dash{stroke-dasharray:7 4}
 svg .bound{stroke-width:1.5;stroke-dasharray:3 4}
 svg .fill-a{fill:var(--a)}svg .fill-b{fill:var(--b)}svg .fill-bad{fill:var(--bad)}

@@ -115,6 +115,20 @@ class GateRule:
         """The smallest effect of interest in the primary metric."""
         return DEFAULT_DELTA[self.primary] if self.delta is None else self.delta
 
+    @property
+    def in_words(self) -> str:
+        """One line: what is tested, against what, and for how long."""
+        least = f"{self.min_units} to {self.max_units}" if self.min_units > 1 else self.max_units
+        proven = (
+            ""
+            if self.clear_rate_at_least is None
+            else f", clear rate proven to be at least {self.clear_rate_at_least:g}"
+        )
+        return (
+            f"{self.primary}, smallest effect {self.smallest_effect:g}, alpha {self.alpha:.3g}, "
+            f"beta {self.beta:g}, {'at most ' if self.min_units == 1 else ''}{least} units{proven}"
+        )
+
     def with_alpha(self, alpha: float) -> GateRule:
         """The same rule at another level, as the ledger of a stream of challengers gives it."""
         return replace(self, alpha=alpha)

@@ -1,18 +1,19 @@
 """What the gate answers: the verdict with every reason and number, as types, JSON and schema.
 
 A verdict stands alone: it names the policies, the rule, what was played, the evidence after every
-block, effects with confidence sequences, exact clear rates, every level and every guard. `to_dict`
+block, effects with confidence sequences, clear rates, every level and every guard. `to_dict`
 and `from_dict` are inverse to each other; `VERDICT_SCHEMA` (JSON Schema 2020-12) describes the
 JSON; `docs/guides/gate.md` explains how to read it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, get_args
 
 from mario.errors import EvaluationError
+from mario.evaluation.betting import share_bounds
 from mario.evaluation.rule import METRICS, GateRule
 
 VERDICT = "mario-verdict-v1"
@@ -65,8 +66,12 @@ class PolicySummary:
         digest: which policy.
         clears: units cleared.
         clear_rate: share of units cleared, in [0, 1].
-        clear_low: lower end of the exact 95% interval (Clopper-Pearson).
+        clear_low: lower end of Clopper and Pearson's 95% interval, as if the number of units had
+            been fixed beforehand: where the test stopped because of what it saw, it covers less.
         clear_high: upper end.
+        clear_low_anytime: lower end of the 95% confidence sequence, which holds whenever the test
+            stopped (`betting.share_bounds`).
+        clear_high_anytime: upper end.
         mean_score: average episode score, in [0, 1].
         mean_progress: average share of the level covered, in [0, 1].
         mean_furthest_px: average furthest x, in pixels.
@@ -78,6 +83,8 @@ class PolicySummary:
     clear_rate: float
     clear_low: float
     clear_high: float
+    clear_low_anytime: float
+    clear_high_anytime: float
     mean_score: float
     mean_progress: float
     mean_furthest_px: float
@@ -213,8 +220,8 @@ class Verdict:
         try:
             values["rule"] = GateRule.from_mapping(values["rule"], "verdict: rule")
             values["effects"] = {k: Effect(**v) for k, v in values["effects"].items()}
-            values["challenger"] = PolicySummary(**values["challenger"])
-            values["champion"] = PolicySummary(**values["champion"])
+            for side in ("challenger", "champion"):
+                values[side] = _summary(values[side], values["units"])
             values["level_results"] = tuple(LevelResult(**v) for v in values["level_results"])
             values["guards"] = tuple(GuardResult(**v) for v in values["guards"])
             values["path"] = tuple(EvidencePoint(**v) for v in values["path"])
@@ -228,6 +235,13 @@ class Verdict:
             ) from error
 
 
+def _summary(values: Mapping[str, Any], units: int) -> PolicySummary:
+    """One side; a verdict of before the confidence sequence has what it takes to add it."""
+    lower, upper = share_bounds(values["clears"], units)
+    added = {"clear_low_anytime": lower, "clear_high_anytime": upper}
+    return PolicySummary(**{**added, **values})
+
+
 _NUMBER: Final = {"type": "number"}
 _UNIT: Final = {"type": "number", "minimum": 0, "maximum": 1}
 _SIGNED: Final = {"type": "number", "minimum": -1, "maximum": 1}
@@ -236,11 +250,11 @@ _TEXT: Final = {"type": "string"}
 _LEVEL: Final = {"type": "string", "pattern": "^[1-8]-[1-4]$"}
 
 
-def _object(**properties: Any) -> dict[str, Any]:
+def _object(optional: Collection[str] = (), **properties: Any) -> dict[str, Any]:
     return {
         "type": "object",
         "properties": properties,
-        "required": sorted(properties),
+        "required": sorted(set(properties) - set(optional)),
         "additionalProperties": False,
     }
 
@@ -250,12 +264,25 @@ def _list(items: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _EFFECT: Final = _object(mean=_SIGNED, lower=_SIGNED, upper=_SIGNED, end_error=_UNIT)
+_AS_IF_FIXED: Final = {
+    **_UNIT,
+    "description": "End of Clopper and Pearson's 95% interval of the clear rate, as if the number "
+    "of units had been fixed beforehand.",
+}
+_ANYTIME: Final = {
+    **_UNIT,
+    "description": "End of the 95% confidence sequence of the clear rate, which holds whenever the "
+    "test stopped; a verdict of before it was reported has none.",
+}
 _SUMMARY: Final = _object(
+    optional=("clear_low_anytime", "clear_high_anytime"),
     digest=_TEXT,
     clears=_COUNT,
     clear_rate=_UNIT,
-    clear_low=_UNIT,
-    clear_high=_UNIT,
+    clear_low=_AS_IF_FIXED,
+    clear_high=_AS_IF_FIXED,
+    clear_low_anytime=_ANYTIME,
+    clear_high_anytime=_ANYTIME,
     mean_score=_UNIT,
     mean_progress=_UNIT,
     mean_furthest_px={"type": "number", "minimum": 0},
@@ -299,7 +326,11 @@ VERDICT_SCHEMA: Final[dict[str, Any]] = {
         e_better={"type": "number", "minimum": 0},
         e_futility={"type": "number", "minimum": 0},
         p_value=_UNIT,
-        p_permutation=_UNIT,
+        p_permutation={
+            **_UNIT,
+            "description": "Fixed-sample paired permutation test, as if the number of units had "
+            "been fixed beforehand.",
+        },
         effects=_object(**dict.fromkeys(METRICS, _EFFECT)),
         challenger=_SUMMARY,
         champion=_SUMMARY,

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from mario.errors import EvaluationError
 from mario.evaluation import betting
 from mario.evaluation.betting import EProcess, confidence_sequence, log_wealth, lower_bound
+from mario.evaluation.statistics import clopper_pearson
 
 
 def paired_clears(generator, trials, units, champion, challenger):
@@ -79,6 +80,39 @@ def test_confidence_sequence_covers_at_all_times_together():
         truth = 2 / 7 - 2 / 6
         misses += bool((lower > truth).any() or (upper < truth).any())
     assert misses / 300 <= 0.05
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.85])
+def test_bounds_of_a_share_cover_it_whenever_one_stops(share):
+    """Stopped where it errs, if it ever does; the interval for a fixed number of trials errs."""
+    outcomes = np.random.default_rng(13).random((400, 300)) < share
+    clears = outcomes.cumsum(axis=1)
+    # Of a stream only its number of trials and of clears count: each pair is looked up once.
+    bounds, fixed = {}, {}
+    missed = np.zeros((2, len(outcomes)), dtype=bool)
+    for trials in range(1, 301, 10):
+        for i, successes in enumerate(clears[:, trials - 1].tolist()):
+            if (successes, trials) not in bounds:
+                bounds[successes, trials] = betting.share_bounds(successes, trials)
+                fixed[successes, trials] = clopper_pearson(successes, trials)
+            for which, found in enumerate((bounds, fixed)):
+                low, high = found[successes, trials]
+                missed[which, i] |= not low <= share <= high
+    # 5% of 400 are 20; four standard errors more are 37.
+    assert missed[0].sum() <= 37
+    assert missed[1].sum() > 60
+
+
+def test_bounds_of_a_share_hold_its_estimate_and_narrow():
+    wide, narrow = betting.share_bounds(10, 20), betting.share_bounds(500, 1_000)
+    assert 0.15 < wide[0] < narrow[0] < 0.5 < narrow[1] < wide[1] < 0.85
+    assert betting.share_bounds(0, 20)[0] == 0.0
+    assert betting.share_bounds(20, 20)[1] == 1.0
+    low, high = betting.share_bounds(3, 20)
+    assert betting.share_bounds(17, 20) == pytest.approx((1 - high, 1 - low), abs=1e-12)
+    for successes, trials in ((-1, 5), (6, 5), (0, 0)):
+        with pytest.raises(EvaluationError):
+            betting.share_bounds(successes, trials)
 
 
 bounded = st.lists(st.floats(-1, 1), min_size=1, max_size=60)

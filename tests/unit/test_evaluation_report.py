@@ -64,7 +64,10 @@ def test_page_says_what_was_decided_and_is_self_contained():
     assert base64.b64encode(film.mp4).decode() in html
     assert "http" not in html.replace("https://json-schema.org", "")
     for text in ("version 7 &amp; co", "unit &lt;7&gt;", "mario gate 7", "challenger is promoted",
-                 "promote at 20", "distinct trajectories champion", "exact 95% interval",
+                 "promote at 20", "distinct trajectories champion",
+                 "as if the units had been fixed beforehand", "at any time",
+                 "test of inferiority", "does not prove that there is none",
+                 verdict.rule.in_words, f"at any time {verdict.challenger.clear_low_anytime:.1%}",
                  verdict.challenger.digest):  # fmt: skip
         assert text in html, text
     assert len(html) < 250_000

@@ -147,6 +147,31 @@ def test_verdict_round_trips_through_json_and_its_schema():
         Verdict.from_dict({**json.loads(text), "version": "other"})
 
 
+def test_a_verdict_of_before_the_clear_rates_confidence_sequence_is_read():
+    """Stored verdicts stay readable, valid under the schema, and equal to the same test's now."""
+    verdict = decide(clear_pairs([(1, 0), (0, 1), (1, 1)] * 10), CLEAR)
+    old = verdict.to_dict()
+    for side in ("challenger", "champion"):
+        for end in ("clear_low_anytime", "clear_high_anytime"):
+            del old[side][end]
+    jsonschema.Draft202012Validator(VERDICT_SCHEMA).validate(old)
+    assert Verdict.from_dict(old) == verdict
+    ends = VERDICT_SCHEMA["properties"]["champion"]["properties"]
+    assert "as if the number of units had been fixed" in ends["clear_low"]["description"]
+    assert "whenever the test stopped" in ends["clear_low_anytime"]["description"]
+
+
+def test_a_verdict_says_that_no_network_was_compared():
+    """A challenger that is no network has no such guard; nobody should take that for a pass."""
+    logits = np.zeros((4, 3))
+    for outcomes in ([(1, 0)] * 30, [(0, 1)] * 30):
+        pairs = clear_pairs(outcomes)
+        silent = decide(pairs, CLEAR)
+        assert "no guard onnx_agreement was run" in silent.reasons[-1]
+        seen = decide(pairs, CLEAR, guards=[onnx_agreement(logits, logits, CLEAR)])
+        assert seen.reasons == silent.reasons[:-1]
+
+
 def test_same_records_same_verdict():
     pairs = clear_pairs([(1, 0), (0, 1), (1, 1)] * 10)
     assert decide(pairs, CLEAR) == decide(pairs, CLEAR)
@@ -165,6 +190,17 @@ def test_same_records_same_verdict():
 def test_impossible_rules_are_refused(change):
     with pytest.raises(EvaluationError, match=r"demo\.yaml"):
         GateRule.from_mapping(change, "demo.yaml: gate")
+
+
+def test_a_rule_says_itself_in_a_line():
+    assert GateRule().in_words == (
+        "score, smallest effect 0.03, alpha 0.05, beta 0.1, at most 2000 units"
+    )
+    demo = GateRule(primary="progress", min_units=60, max_units=120, clear_rate_at_least=0.9)
+    assert demo.in_words == (
+        "progress, smallest effect 0.05, alpha 0.05, beta 0.1, 60 to 120 units, clear rate proven "
+        "to be at least 0.9"
+    )
 
 
 def test_rule_round_trips():
@@ -390,6 +426,15 @@ def test_level_guard_sees_a_lost_level_among_32_in_12_blocks():
         guard = next(g for g in verdict.guards if g.name == "levels")
         assert not guard.passed
         assert "on 5-3" in guard.detail
+
+
+def test_level_guard_does_not_prove_that_a_level_is_as_good():
+    """It is a test of inferiority: a weakened level on few units passes it."""
+    pairs = clear_pairs([(1, 1)] * 8 + [(0, 1)] * 4)
+    guard, (level,) = level_non_inferiority(pairs, GateRule(primary="clear"), ("1-1",))
+    assert guard.passed
+    assert level.mean < -0.3 < level.upper
+    assert "test of inferiority" in (level_non_inferiority.__doc__ or "")
 
 
 def test_level_guard_seldom_alarms_on_equal_policies():
