@@ -13,7 +13,8 @@ import contextlib
 import json
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,8 +45,9 @@ from mario.jobs.sweep_study import (
 )
 from mario.jobs.sweep_tracking import begin_sweep_run, describe_trial, end_sweep_run
 from mario.jobs.train import train_run
-from mario.store.check import run_is_alive
-from mario.store.records import NewRun, RunEndRow, new_id
+from mario.store.check import SWEEP_ALGORITHM, run_is_alive
+from mario.store.process import HEARTBEAT_SECONDS
+from mario.store.records import HeartbeatRow, NewRun, Run, RunEndRow, new_id
 from mario.store.store import ExperimentStore
 from mario.training.run import CONFIG_FILE
 from mario.training.sinks import SelectionDone
@@ -149,6 +151,10 @@ class SweepWorker:
         Raises:
             StoreError, RegistryError: database or tracking cannot be reached; the trial goes back.
         """
+        with self._signs_of_life():
+            return self._run(max_trials)
+
+    def _run(self, max_trials: int | None) -> SweepWork:
         worked = 0
         while not self._stop.is_set() and (max_trials is None or worked < max_trials):
             try:
@@ -196,7 +202,7 @@ class SweepWorker:
                         id=run_id,
                         name=self._name,
                         task=base.task,
-                        algorithm="sweep",
+                        algorithm=SWEEP_ALGORITHM,
                         config=self._sweep.definition(),
                         config_hash=self._sweep.content_hash(),
                         git_commit=git_commit(),
@@ -204,14 +210,40 @@ class SweepWorker:
                         library_versions=library_versions(),
                     )
                 )
-            elif not run_is_alive(run):
-                with contextlib.suppress(RunIsBusy):  # adopted in this moment by another
-                    run = store.runs.resume(run_id, start_steps=0)
+            else:
+                run = _keep(store, run)
             if self._sweep.base.sinks.mlflow and run.mlflow_run_id is None:
                 store.runs.set_mlflow_run(
                     run_id, begin_sweep_run(self._runtime, run, self._sweep.definition())
                 )
         return run_id
+
+    @contextmanager
+    def _signs_of_life(self) -> Iterator[None]:
+        """Say all the time that the sweep's own run lives: it is nobody's, as workers come and go.
+
+        Without it, a run that another machine's worker began would be dead to everybody else.
+        """
+        over = threading.Event()
+
+        def beat() -> None:
+            while not over.wait(HEARTBEAT_SECONDS):
+                try:
+                    run_id = self._study.parent_run_id
+                    with ExperimentStore.open(self._runtime.database_url) as store:
+                        run = None if run_id is None else store.runs.find(run_id)
+                        if run is not None and run.status != "finished":
+                            _keep(store, run)
+                except Exception as error:  # whoever waits for a database says so
+                    log.debug("no sign of life of the sweep: %s", error)
+
+        thread = threading.Thread(target=beat, name="signs of life", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join(_LOOK_EVERY_SECONDS)
 
     # -- a trial ----------------------------------------------------------------------------
 
@@ -313,6 +345,18 @@ class SweepWorker:
                 )
             except RegistryError as error:
                 log.warning("MLflow still shows the sweep as running: %s", error)
+
+
+def _keep(store: ExperimentStore, run: Run) -> Run:
+    """Give a sign of life for a sweep's own run; take it over where none was given for long."""
+    if run.status == "running" and run_is_alive(run):
+        last = run.attempts[-1].attempt
+        store.runs.write([HeartbeatRow(run_id=run.id, attempt=last, total_steps=0)])
+        return run
+    try:
+        return store.runs.resume(run.id, start_steps=0)
+    except RunIsBusy:  # another was quicker
+        return run
 
 
 def _trial_name(name: str, number: int) -> str:

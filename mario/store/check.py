@@ -13,9 +13,12 @@ from mario.errors import MarioError
 from mario.journal import pending_journals
 from mario.store import migrate, models
 from mario.store.engine import reading
-from mario.store.process import attempt_is_alive
+from mario.store.process import attempt_is_alive, is_silent
 from mario.store.records import Run, RunStatus
 from mario.store.store import ExperimentStore
+
+#: What a sweep's own run has for an algorithm.
+SWEEP_ALGORITHM = "sweep"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,10 +107,15 @@ def check_store(
 
 
 def run_is_alive(run: Run) -> bool:
-    """Whether the process of a run's last attempt is there, or was heard of lately elsewhere."""
+    """Whether the process of a run's last attempt is there, or was heard of lately elsewhere.
+
+    A sweep's own run is of many processes: each gives signs of life for it, whoever began it.
+    """
     if not run.attempts or run.attempts[-1].status != "running":
         return False
     last = run.attempts[-1]
+    if run.algorithm == SWEEP_ALGORITHM and not is_silent(last.heartbeat_at):
+        return True
     return attempt_is_alive(last.host, last.pid, last.started_at, last.heartbeat_at)
 
 

@@ -45,6 +45,14 @@ def is_alive(host: str, pid: int) -> bool:
     return stat.rpartition(")")[2].split()[:1] not in (["Z"], ["X"])
 
 
+def is_silent(heartbeat_at: datetime) -> bool:
+    """Whether the last sign of life, UTC, is so long ago that who gave it is dead.
+
+    Elsewhere, that is: a process of this machine can be asked for.
+    """
+    return datetime.now(UTC) - heartbeat_at >= timedelta(seconds=SILENCE_SECONDS)
+
+
 def attempt_is_alive(host: str, pid: int, started_at: datetime, heartbeat_at: datetime) -> bool:
     """Whether the process that began an attempt is still there.
 
@@ -59,7 +67,7 @@ def attempt_is_alive(host: str, pid: int, started_at: datetime, heartbeat_at: da
         started_at: when the attempt began, UTC.
         heartbeat_at: when it last gave a sign of life, UTC.
     """
-    silent = datetime.now(UTC) - heartbeat_at >= timedelta(seconds=SILENCE_SECONDS)
+    silent = is_silent(heartbeat_at)
     if host != host_name():
         return not silent
     if not is_alive(host, pid):

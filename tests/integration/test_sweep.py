@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+import sqlalchemy as sa
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 import mario.jobs.sweep
@@ -25,10 +28,14 @@ from mario.jobs.runtime import Runtime
 from mario.jobs.sweep import SweepWorker, best_config, describe_best, describe_sweep, run_sweep
 from mario.jobs.sweep_config import load_sweep
 from mario.jobs.sweep_study import GIVEN_BACK_ATTRIBUTE, SweepStudy, load_trials
-from mario.store import migrate
+from mario.store import migrate, models
 from mario.store.check import check_store
+from mario.store.engine import writing
+from mario.store.process import SILENCE_SECONDS
+from mario.store.records import utc_now
 from mario.store.store import ExperimentStore
 from mario.tracking import tracking_client
+from tests.support.store_rows import new_run
 from tests.support.sweeps import small_sweep, write_sweep
 
 ROOT = Path(__file__).parents[2]
@@ -194,6 +201,73 @@ def test_the_trial_of_a_worker_that_was_killed_on_another_machine_is_not_lost(
         ["finished"],
         ["killed", "finished"],
     ]
+
+
+def test_a_sweeps_run_lives_as_long_as_any_worker_gives_signs_of_life(
+    store: ExperimentStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever began it: on its own machine its process is gone, elsewhere nobody can ask."""
+    run = store.runs.start(new_run(algorithm="sweep"))
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    attempt = models.RunAttempt
+
+    def heard(seconds_ago: float) -> str:
+        at = utc_now() - timedelta(seconds=seconds_ago)
+        with writing(store.engine) as connection:
+            connection.execute(sa.update(attempt).values(pid=gone.pid, heartbeat_at=at))
+        (reading,) = check_store(store).runs
+        return reading.status
+
+    assert heard(10) == "running"
+    assert heard(SILENCE_SECONDS + 1) == "killed"
+    monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")
+    assert heard(10) == "running"
+    assert heard(SILENCE_SECONDS + 1) == "killed"
+    assert store.runs.get(run.id).status == "running", "that was only looking"
+
+
+@pytest.mark.slow
+def test_a_sweep_that_another_machine_works_on_is_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here nobody can ask for its worker; it trains one trial for longer than the silence limit."""
+    silence = 10.0
+    monkeypatch.setattr(mario.store.process, "SILENCE_SECONDS", silence)
+    runs = tmp_path / "runs"
+    path = write_sweep(
+        tmp_path / "sweep.yaml", small={"sinks.mlflow": False, "total_steps": 10_000_000}
+    )
+    command = [sys.executable, "-m", "tests.support.sweeps", str(runs), str(path)]
+    runtime = Runtime.embedded(runs)
+    with (tmp_path / "log").open("w+") as log:
+        other = subprocess.Popen([*command, "alive-elsewhere"], cwd=ROOT, stdout=log, stderr=log)
+    try:
+        with ExperimentStore.open(runtime.database_url) as store:
+            _wait_for_a_checkpoint(store, runtime, other)
+            time.sleep(1.2 * silence)
+            # A worker of this machine joins, as before each of its trials.
+            worker = SweepWorker("alive", load_sweep(path), runtime)
+            with worker._study.alone():
+                worker._keep_parent()
+            parent, _ = runs_below(store, "alive")
+            assert [attempt.host for attempt in parent.attempts] == ["pod-a"], "nobody took it over"
+            report = check_store(store, mark_killed=True)
+            assert {reading.status for reading in report.runs} == {"running"}, report.text()
+            assert other.poll() is None
+            other.terminate()
+            assert other.wait(120) == 0, (tmp_path / "log").read_text()
+            time.sleep(1.2 * silence)
+            report = check_store(store, mark_killed=True)
+            found = {reading.run_id: reading.status for reading in report.runs}
+            assert found.pop(parent.id) == "killed", "none of its workers is there"
+            assert set(found.values()) == {"interrupted"}
+            with worker._study.alone():
+                worker._keep_parent()
+            assert store.runs.get(parent.id).status == "running", "and here it goes on"
+    finally:
+        other.kill()
+        other.wait()
 
 
 def runs_below(store: ExperimentStore, name: str) -> tuple[Any, list[Any]]:

@@ -1,7 +1,8 @@
-"""Small sweeps for tests, and a worker that dies in the middle of a trial.
+"""Small sweeps for tests, a worker that dies in the middle of a trial, and one that goes on.
 
 python -m tests.support.sweeps DATABASE_URL SWEEP_YAML [unclaimed]
 python -m tests.support.sweeps RUNS_FOLDER SWEEP_YAML elsewhere
+python -m tests.support.sweeps RUNS_FOLDER SWEEP_YAML alive-elsewhere
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ from typing import Any
 import yaml
 from optuna.trial import Trial
 
+import mario.jobs.sinks
+import mario.jobs.sweep
 from mario.jobs.runtime import Runtime
-from mario.jobs.sweep import SweepWorker
+from mario.jobs.sweep import SweepWorker, run_sweep
 from mario.jobs.sweep_config import Sweep, load_sweep
 from mario.jobs.sweep_study import SweepStudy
+from mario.jobs.train import stopping_on_signals
 
 #: Trials of a second or two: a tiny network, short episodes, no metrics page.
 SMALL: dict[str, Any] = {
@@ -82,10 +86,22 @@ def die_elsewhere(runs: Path, sweep: Sweep) -> None:
     worker.run()
 
 
+def live_elsewhere(runs: Path, sweep: Sweep) -> None:
+    """Work as a container does, under a host name of its own, until it is told to end."""
+    socket.gethostname = lambda: "pod-a"
+    mario.jobs.sweep.HEARTBEAT_SECONDS = mario.jobs.sinks.HEARTBEAT_SECONDS = 0.5
+    stop = threading.Event()
+    with stopping_on_signals(stop):
+        run_sweep("alive", sweep, Runtime.embedded(runs), stop=stop)
+
+
 def main() -> None:
     """Claim a trial, say its number, and die by SIGKILL; `unclaimed`: before that."""
     if sys.argv[3:] == ["elsewhere"]:
         die_elsewhere(Path(sys.argv[1]), load_sweep(sys.argv[2]))
+    if sys.argv[3:] == ["alive-elsewhere"]:
+        live_elsewhere(Path(sys.argv[1]), load_sweep(sys.argv[2]))
+        return
 
     def die(trial: Trial) -> float:
         print(trial.number, trial.user_attrs["values"], flush=True)
