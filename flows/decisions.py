@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import sqlite3
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 from uuid import UUID
 
@@ -22,6 +22,8 @@ MAX_ATTEMPTS = 4
 RETRY_DELAYS_SECONDS = (10, 30, 90, 180)
 #: How often a version is judged anew as another one was promoted meanwhile.
 MAX_JUDGEMENTS = 3
+#: What libraries and networks are given of memory, and what they need at the very least.
+_LIBRARIES_GIB, _LEAST_LIBRARIES_GIB = 4, 0.5
 
 StateType = Literal["COMPLETED", "FAILED", "CANCELLED", "CRASHED"]
 
@@ -163,19 +165,93 @@ class Resources:
 def resources_for(config: ExperimentConfig | None) -> Resources:
     """What training an experiment needs; without one, what evaluation and judging need.
 
-    Memory is 4 GiB for libraries and networks, 16 MiB an environment, and for DQN the replay
-    buffer: one new 84 × 84 frame a step and as much again for what belongs to it.
+    Memory is 4 GiB for libraries and networks, 16 MiB an environment, and the buffer of steps that
+    the algorithm learns from.
     """
     if config is None:
         return Resources(gpus=0, memory_gib=4, shared_memory_gib=1, cpus=2)
-    mebibytes = 4096.0 + 16 * config.environments
-    if isinstance(config.algorithm, DQNConfig):
-        mebibytes += 2 * config.algorithm.buffer_size * 84 * 84 / 2**20
+    memory_gib = _LIBRARIES_GIB + 16 * config.environments / 1024 + _buffer_gib(config)
     return Resources(
         gpus=0 if config.network.device == "cpu" else 1,
-        memory_gib=math.ceil(mebibytes / 1024),
+        memory_gib=math.ceil(memory_gib),
         shared_memory_gib=1 if config.network.device == "cpu" else 2,
         cpus=max(2, min(16, config.environments // 4)),
+    )
+
+
+def _buffer_gib(config: ExperimentConfig) -> float:
+    """What an algorithm's own buffer takes at most, full; a step is four 84 × 84 frames.
+
+    DQN's replay buffer, and a fourth of it again for the packed copy that a checkpoint is written
+    from (`mario/training/replay.py`); PPO's rollout, which is turned round into a copy.
+    """
+    algorithm = config.algorithm
+    if isinstance(algorithm, DQNConfig):
+        steps, copies = min(algorithm.buffer_size, config.total_steps), 1.25
+    else:
+        steps, copies = algorithm.n_steps * config.environments, 2.0
+    return copies * steps * 4 * 84 * 84 / 2**30
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a process may use of the machine it is on; see `flows/container.py`.
+
+    Attributes:
+        memory_gib: main memory; None where nothing limits it.
+        cpus: cores; None where nothing limits them.
+        cuda: whether there is a GPU that training can use.
+    """
+
+    memory_gib: float | None = None
+    cpus: float | None = None
+    cuda: bool = False
+
+
+def unfit(config: ExperimentConfig, machine: Machine, *, workers: int = 1) -> str | None:
+    """Why an experiment cannot be trained here, and what to do; None where it may be tried.
+
+    A deployment sizes its containers by the experiment that it names, and a run may be started
+    with another. One that surely needs more memory would be killed in its middle, again and again.
+
+    Args:
+        config: the experiment.
+        machine: where it is to be trained.
+        workers: how many train it, or one like it, at a time.
+    """
+    if config.network.device == "cuda" and not machine.cuda:
+        return (
+            f"got network.device cuda for {config.name} and no GPU here; expected one; start the "
+            "run with the job variable device_requests (pool docker) or gpus (pool kubernetes), on "
+            "a machine with a GPU and its driver, or with the override network.device=auto"
+        )
+    buffers_gib = workers * _buffer_gib(config)
+    if machine.memory_gib is None or (
+        machine.memory_gib >= workers * _LEAST_LIBRARIES_GIB + buffers_gib
+    ):
+        return None
+    needs = resources_for(config)
+    needs = replace(needs, memory_gib=workers * needs.memory_gib)
+    docker = job_variables("docker", needs)["mem_limit"]
+    kubernetes = job_variables("kubernetes", needs)["memory_limit"]
+    return (
+        f"got {machine.memory_gib:.1f} GiB of memory here for {config.name}"
+        + (f" in {workers} workers" if workers > 1 else "")
+        + f"; expected {needs.memory_gib} GiB, as what it learns from grows to {buffers_gib:.1f}; "
+        f"start the run with the job variable mem_limit={docker} (pool docker) or "
+        f"memory_limit={kubernetes} (pool kubernetes), from a deployment of this experiment, or "
+        "with another algorithm.buffer_size, n_steps, environments or number of workers"
+    )
+
+
+def slow(config: ExperimentConfig, machine: Machine, *, workers: int = 1) -> str | None:
+    """What to say of an experiment that gets less than half of the cores it could use: it runs."""
+    cpus = workers * resources_for(config).cpus
+    if machine.cpus is None or 2 * machine.cpus >= cpus:
+        return None
+    return (
+        f"{config.name} will train slowly on the {machine.cpus:g} cores of this container; it can "
+        f"use {cpus}: pool kubernetes gives them by the job variable cpu_limit"
     )
 
 

@@ -115,7 +115,11 @@ def promote(parameters: PromoteParameters = PromoteParameters()) -> State[Any]: 
     runtime = Runtime.from_environment()
     config = load_config(parameters.config, parameters.overrides)
     stages.prepare(config, runtime)
-    version = fetch_version(parameters.policy, config.task, runtime).version
+    version = stages.run_stage(
+        "fetch",
+        f"{model_name(config.task)} {parameters.policy}",
+        lambda: fetch_version(parameters.policy, config.task, runtime).version,
+    )
     judged, _ = stages.judge_and_promote(config, version, runtime)
     links = {}
     if (verdict_id := judged.verdict_id) is not None:

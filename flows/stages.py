@@ -15,6 +15,7 @@ from prefect.events import emit_event
 from prefect.runtime import flow_run
 
 from flows import tenure
+from flows.container import this_machine
 from flows.decisions import (
     MAX_JUDGEMENTS,
     RETRY_DELAYS_SECONDS,
@@ -24,6 +25,8 @@ from flows.decisions import (
     gave_up,
     promoted_before,
     run_id_for,
+    slow,
+    unfit,
     worth_retrying,
 )
 from flows.parameters import TrainParameters
@@ -37,7 +40,7 @@ from flows.reporting import (
     show_verdict,
 )
 from mario.config import ExperimentConfig, load_config
-from mario.errors import PromotionConflict, TrainingInterrupted
+from mario.errors import ConfigError, PromotionConflict, TrainingInterrupted
 from mario.jobs import pipeline as jobs
 from mario.jobs.attempts import Trained, experiment_of_attempt, train_attempt
 from mario.jobs.promote import promote_verdict
@@ -151,16 +154,36 @@ def begin(parameters: TrainParameters, runtime: Runtime) -> tuple[ExperimentConf
     """The experiment of this flow run and the id of its training run, the same in each attempt.
 
     Raises:
-        ConfigError: the experiment is not one.
+        ConfigError: the experiment is not one, or cannot be trained here.
     """
     run_id = run_id_for(flow_run.id)
     config = load_config(parameters.config, parameters.overrides)
+    fit(config)
     prepare(config, runtime)
     begun = experiment_of_attempt(config, run_id, runtime)
     if begun is not None:
         say(f"going on with {run_id}, attempt {flow_run.run_count} of this flow run")
         return begun, run_id
-    return (jobs.next_seed(config, run_id, runtime) if parameters.next_seed else config), run_id
+    if parameters.next_seed:
+        config = run_stage("seed", config.name, lambda: jobs.next_seed(config, run_id, runtime))
+    return config, run_id
+
+
+def fit(config: ExperimentConfig, *, workers: int = 1) -> None:
+    """Refuse at once an experiment that this container is too small for; see `unfit`.
+
+    Args:
+        config: the experiment.
+        workers: how many train it, or one like it, at a time.
+
+    Raises:
+        ConfigError: it cannot be trained here.
+    """
+    machine = this_machine()
+    if (reason := unfit(config, machine, workers=workers)) is not None:
+        raise ConfigError(reason)
+    if (warning := slow(config, machine, workers=workers)) is not None:
+        say(warning)
 
 
 def prepare(config: ExperimentConfig, runtime: Runtime) -> None:

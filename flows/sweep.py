@@ -6,9 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from typing import Any
+from collections import deque
+from contextlib import suppress
+from typing import IO, Any
 
 from prefect import flow, task
 from prefect.client.schemas.objects import State
@@ -21,7 +24,7 @@ from flows import stages, tenure
 from flows.attended import GRACE_SECONDS
 from flows.decisions import RETRY_DELAYS_SECONDS, Ending
 from flows.parameters import FlowParameters
-from flows.reporting import show_page
+from flows.reporting import safely, show_page
 from mario.errors import FlowError
 from mario.jobs.runtime import Runtime
 from mario.jobs.sweep import describe_best, describe_sweep, open_sweep
@@ -29,6 +32,8 @@ from mario.jobs.sweep_config import load_sweep
 from mario.jobs.train import stopping_on_signals
 
 _LOOK_EVERY_SECONDS = 0.5
+#: How much of what a worker said last goes into the error of one that failed.
+_LAST_LINES, _LINE_CHARACTERS = 5, 300
 
 
 class SweepParameters(FlowParameters):
@@ -63,6 +68,49 @@ def worker_command(parameters: SweepParameters) -> list[str]:
     return [sys.executable, "-m", "flows.attended", str(os.getpid()), "mario.cli", *command]
 
 
+class WorkerOutput:
+    """What a worker says: passed on to the flow run's log, and its last lines kept.
+
+    It goes through a file: a worker may outlive this process, to give its trial back, and a pipe
+    that nobody reads would end it at its next word.
+
+    Attributes:
+        last: the last lines.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        """Read what a process writes into `file`, whose position is left alone: it is the writer's.
+
+        Args:
+            file: open for reading, and handed to the process as its output.
+        """
+        self.last: deque[str] = deque(maxlen=_LAST_LINES)
+        self._file = file
+        self._read = 0
+        self._begun = b""
+
+    def pass_on(self, *, ended: bool = False) -> None:
+        """Pass on what is new.
+
+        Args:
+            ended: the process has; its last line may be unfinished.
+        """
+        while new := os.pread(self._file.fileno(), 65536, self._read):
+            self._read += len(new)
+            *lines, self._begun = (self._begun + new).split(b"\n")
+            for line in lines:
+                self._line(line)
+        if ended:
+            self._line(self._begun)
+            self._begun = b""
+
+    def _line(self, line: bytes) -> None:
+        text = line.decode(errors="replace").rstrip()
+        if text:
+            self.last.append(text[:_LINE_CHARACTERS])
+            stages.say(text)
+
+
 def work(parameters: SweepParameters, stop: threading.Event) -> int:
     """Run one worker as a process of its own until it ends, or `stop` asks it to.
 
@@ -73,27 +121,37 @@ def work(parameters: SweepParameters, stop: threading.Event) -> int:
         Its exit status, 0.
 
     Raises:
-        FlowError: the worker ended badly; its trial is taken up by the next one.
+        FlowError: the worker ended badly, with its last words; its trial is taken up by the next.
     """
-    # A session of its own: Ctrl-C reaches the flow run, which asks the workers to end.
-    process = subprocess.Popen(
-        worker_command(parameters), env=os.environ.copy(), start_new_session=True
-    )
-    try:
-        while process.poll() is None:
-            if stop.is_set():
-                process.send_signal(signal.SIGTERM)
-                process.wait(GRACE_SECONDS)
-                break
-            time.sleep(_LOOK_EVERY_SECONDS)
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+    with tempfile.TemporaryFile() as file:
+        # A session of its own: Ctrl-C reaches the flow run, which asks the workers to end.
+        process = subprocess.Popen(
+            worker_command(parameters),
+            env=os.environ.copy(),
+            start_new_session=True,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+        output = WorkerOutput(file)
+        try:
+            while process.poll() is None:
+                output.pass_on()
+                if stop.is_set():
+                    process.send_signal(signal.SIGTERM)
+                    with suppress(subprocess.TimeoutExpired):
+                        process.wait(GRACE_SECONDS)
+                    break
+                time.sleep(_LOOK_EVERY_SECONDS)
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+            output.pass_on(ended=True)
     if process.returncode != 0 and not stop.is_set():
         raise FlowError(
-            f"a worker of sweep {parameters.name} ended with {process.returncode}; expected 0; its "
-            "own message is in the log above; its trial goes on with the next worker"
+            f"a worker of sweep {parameters.name} ended with {process.returncode}; expected 0; it "
+            f"said last: {' | '.join(output.last) or 'nothing'}; its trial goes on with the next "
+            "worker"
         )
     return int(process.returncode)
 
@@ -117,6 +175,7 @@ def sweep(parameters: SweepParameters) -> State[Any]:
         return too_often
     settings = load_sweep(parameters.file, parameters.overrides)
     runtime = Runtime.from_environment()
+    stages.fit(settings.base, workers=parameters.workers)
     # A sweep that is none, or another than its name stands for, is refused before a worker starts.
     stages.run_stage(
         "prepare", parameters.name, lambda: open_sweep(parameters.name, settings, runtime)
@@ -138,15 +197,21 @@ def sweep(parameters: SweepParameters) -> State[Any]:
         wait(running)
         states = [future.state for future in running]
     tenure.give_way()
-    lines = [describe_sweep(parameters.name, runtime)]
     if stop.is_set():
-        show_page(f"sweep-{parameters.name}", f"Sweep {parameters.name}", lines)
-        return stages.stopped(Ending("CANCELLED", "Interrupted", lines[0].splitlines()[-1]))
+        # Who was told to end waits for no database.
+        said = safely("the sweep", lambda: describe_sweep(parameters.name, runtime))
+        said = said or f"sweep {parameters.name} was interrupted, and its database is away"
+        show_page(f"sweep-{parameters.name}", f"Sweep {parameters.name}", [said])
+        return stages.stopped(Ending("CANCELLED", "Interrupted", said.splitlines()[-1]))
     if not any(state.is_completed() for state in states):
         raise FlowError(
-            f"every worker of sweep {parameters.name} failed; expected one that works; see their "
-            "messages in the log"
+            f"every worker of sweep {parameters.name} failed; expected one that works; the first: "
+            f"{states[0].message}"
         )
-    best = describe_best(parameters.name, runtime)
-    show_page(f"sweep-{parameters.name}", f"Sweep {parameters.name}", [best, *lines])
+
+    def describe() -> tuple[str, str]:
+        return describe_best(parameters.name, runtime), describe_sweep(parameters.name, runtime)
+
+    best, trials = stages.run_stage("describe", parameters.name, describe)
+    show_page(f"sweep-{parameters.name}", f"Sweep {parameters.name}", [best, trials])
     return stages.to_state(Ending("COMPLETED", "Completed", best.splitlines()[0]), best)

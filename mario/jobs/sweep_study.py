@@ -33,7 +33,7 @@ from mario.jobs.sweep_config import (
     Scalar,
     Sweep,
 )
-from mario.store.engine import explain, make_engine, sqlite_path
+from mario.store.engine import StoreUnavailableError, explain, make_engine, sqlite_path
 
 #: Optuna's schema in a PostgreSQL database, and its file beside a SQLite one.
 SCHEMA = "mario_sweeps"
@@ -157,7 +157,24 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _first_line(error: Exception) -> str:
+@contextmanager
+def _answering(name: str) -> Iterator[None]:
+    """Say in one line that a sweep's tables cannot be used now; the same may go well later.
+
+    Raises:
+        StoreUnavailableError: the database did not answer, or took something back.
+    """
+    try:
+        yield
+    except (sa.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        reason = _first_line(error.__cause__ or error)  # Optuna's own words are of invalid data
+        raise StoreUnavailableError(
+            f"the tables of sweep {name} cannot be used ({reason}); expected a database that "
+            "answers; the same command goes on when it does"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
@@ -196,7 +213,7 @@ class SweepStudy:
         self.name = name
         self.sweep = sweep
         self._lock = SweepLock(database_url, name)
-        with self._lock(), _quiet():
+        with self._lock(), _quiet(), _answering(name):
             self._storage = open_storage(database_url, sweep)
             self.study = optuna.create_study(
                 storage=self._storage,
@@ -228,7 +245,7 @@ class SweepStudy:
     @contextmanager
     def alone(self) -> Iterator[SweepStudy]:
         """Hold the sweep's lock for a block."""
-        with self._lock():
+        with self._lock(), _answering(self.name):
             yield self
 
     def set_parent(self, run_id: str) -> None:
@@ -248,9 +265,13 @@ class SweepStudy:
             ``done`` where every one has ended.
 
         Raises:
-            StoreError: the database does not answer.
+            StoreUnavailableError: the database does not answer.
             Exception: whatever the trial raised.
         """
+        with _answering(self.name):
+            return self._next(begin, objective)
+
+    def _next(self, begin: Callable[[Trial], None], objective: Callable[[Trial], float]) -> Claim:
         self._lock.acquire()
         try:
             self.put_back()
@@ -280,11 +301,6 @@ class SweepStudy:
             # `optimize`, not `ask`: it is what keeps the heartbeat while the trial runs.
             self.study.optimize(claimed, n_trials=1)
             return "ran"
-        except (sa.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-            raise StoreError(
-                f"the tables of sweep {self.name} cannot be used ({_first_line(error)}); expected "
-                "a database that answers; the same command goes on when it does"
-            ) from error
         finally:
             self._lock.release()
 
@@ -370,21 +386,22 @@ def load_trials(name: str, database_url: str) -> tuple[dict[str, Any], list[Froz
 
     Raises:
         StoreError: there is no sweep of this name.
+        StoreUnavailableError: the database does not answer.
     """
-    url = storage_url(database_url)
-    path = sqlite_path(url)
+    path = sqlite_path(storage_url(database_url))
     known: list[str] = []
-    if path is None or path.is_file():
-        with SweepLock(database_url, name)():
-            storage = open_storage(database_url)
-        known = sorted(study.study_name for study in storage.get_all_studies())
-    if name not in known:
-        raise StoreError(
-            f"got sweep {name!r}; expected one of: {', '.join(known) or 'none yet'}; begin it with "
-            f"`mario sweep run {name} --config configs/sweeps/…`"
-        )
-    study = optuna.load_study(study_name=name, storage=storage)
-    trials = study.get_trials(deepcopy=False)
+    with _answering(name):
+        if path is None or path.is_file():
+            with SweepLock(database_url, name)():
+                storage = open_storage(database_url)
+            known = sorted(study.study_name for study in storage.get_all_studies())
+        if name not in known:
+            raise StoreError(
+                f"got sweep {name!r}; expected one of: {', '.join(known) or 'none yet'}; begin it "
+                f"with `mario sweep run {name} --config configs/sweeps/…`"
+            )
+        study = optuna.load_study(study_name=name, storage=storage)
+        trials = study.get_trials(deepcopy=False)
+        definition = json.loads(study.user_attrs.get(_DEFINITION, "{}"))
     gone = superseded(trials)
-    definition = json.loads(study.user_attrs.get(_DEFINITION, "{}"))
     return definition, [trial for trial in trials if trial.number not in gone]

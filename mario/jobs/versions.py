@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from mario.errors import ArtefactError
 from mario.jobs.runtime import Runtime
 from mario.registry import ModelRegistry, model_name
 from mario.store.store import ExperimentStore
@@ -54,12 +55,18 @@ def fetch_version(reference: str, task: str, runtime: Runtime) -> FetchedVersion
         runtime: where the registry is.
 
     Raises:
-        RegistryError: no such version. ArtefactError: its artefact is missing or broken.
+        RegistryError: no such version, or the registry does not answer.
+        ArtefactError: its artefact is missing or broken.
     """
     with open_registry(runtime) as registry:
         resolved = registry.resolve(model_name(task), reference)
         folder = runtime.runs_dir / "versions" / resolved.model / f"v{resolved.version}"
-        registry.download(resolved, folder)
+        try:
+            registry.download(resolved, folder)
+        except ArtefactError:
+            # Of a server that went away meanwhile MLflow says no more than of a missing file.
+            registry.resolve(model_name(task), resolved.version)
+            raise
     return FetchedVersion(resolved.model, resolved.version, folder)
 
 

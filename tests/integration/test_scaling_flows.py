@@ -1,10 +1,12 @@
-"""The flows that fan out, run against a Prefect server: workers of a sweep, units on Dask."""
+"""The flows that fan out, on a real Prefect server: workers of a sweep, units on Dask."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +14,11 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from mario.errors import ConfigError
+from mario.errors import ConfigError, FlowError
 from mario.jobs.runtime import Runtime
 from mario.jobs.sweep_study import load_trials
 from mario.store.store import ExperimentStore
+from tests.support.prefect_server import PrefectServer, flows_here, prefect_server
 from tests.support.sweeps import write_sweep
 
 
@@ -37,11 +40,10 @@ def test_parameters_are_checked() -> None:
 
 
 @pytest.fixture(scope="module")
-def prefect_server() -> Iterator[None]:
-    from prefect.testing.utilities import prefect_test_harness
-
-    with prefect_test_harness(server_startup_timeout=240):
-        yield
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
+    """A server on PostgreSQL that hears of the flows that this process calls."""
+    with prefect_server(tmp_path_factory.mktemp("prefect")) as made, flows_here(made):
+        yield made
 
 
 @pytest.fixture
@@ -54,7 +56,7 @@ def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runtime:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.usefixtures("server")
 def test_a_sweep_of_two_workers_as_a_flow(runtime: Runtime, tmp_path: Path) -> None:
     from flows.sweep import SweepParameters, sweep
 
@@ -63,6 +65,55 @@ def test_a_sweep_of_two_workers_as_a_flow(runtime: Runtime, tmp_path: Path) -> N
     assert "best trial" in said
     _, trials = load_trials("flow", runtime.database_url)
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * 3
+
+
+def test_a_worker_that_fails_says_why(
+    runtime: Runtime, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from flows.sweep import SweepParameters, work
+
+    missing = str(tmp_path / "there-is-none.yaml")
+    with pytest.raises(FlowError, match=r"ended with 2; expected 0; it said last: .*there-is-none"):
+        work(SweepParameters(name="broken", file=missing), threading.Event())
+    assert "there-is-none" in capfd.readouterr().out, "and whoever watches sees it, too"
+
+
+def test_the_last_lines_of_a_worker_are_kept_and_all_are_passed_on(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from flows.sweep import WorkerOutput
+
+    with tempfile.TemporaryFile(buffering=0) as file:
+        output = WorkerOutput(file)
+        file.write(b"one\ntw")
+        output.pass_on()
+        assert capsys.readouterr().out == "one\n"
+        file.write(
+            b"o\n\n" + b"".join(b"line %d\n" % number for number in range(9)) + b"unfini\xff"
+        )
+        output.pass_on(ended=True)
+        said = capsys.readouterr().out.splitlines()
+    assert said == ["two", *(f"line {number}" for number in range(9)), "unfini\ufffd"]
+    assert list(output.last) == ["line 5", "line 6", "line 7", "line 8", "unfini\ufffd"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("server")
+def test_a_sweep_whose_workers_all_fail_ends_with_what_they_said(
+    runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows import sweep as module
+
+    said = "import sys; print('the reason'); sys.exit(7)"
+    monkeypatch.setattr(module, "worker_command", lambda _: [sys.executable, "-c", said])
+    monkeypatch.setattr(module, "RETRY_DELAYS_SECONDS", ())
+    path = write_sweep(tmp_path / "sweep.yaml", trials=3)
+    parameters = module.SweepParameters(name="failing", file=str(path), workers=2)
+    state = module.sweep(parameters, return_state=True)
+    assert state.is_failed()
+    assert "every worker of sweep failing failed" in state.message
+    assert "ended with 7; expected 0; it said last: the reason" in state.message
 
 
 @pytest.mark.slow
@@ -106,7 +157,7 @@ def wait_for_a_trial(runtime: Runtime, flow_run: subprocess.Popen[bytes]) -> tup
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.usefixtures("prefect_server")
+@pytest.mark.usefixtures("server")
 def test_an_evaluation_on_the_flows_own_cluster(runtime: Runtime, tmp_path: Path) -> None:
     from flows import fan_out
     from mario.jobs.evaluate import evaluate_stored, evaluation_key, units_of

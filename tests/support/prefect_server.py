@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -181,6 +181,26 @@ def prefect_server(folder: Path, **environment: str) -> Iterator[PrefectServer]:
             yield made
         finally:
             made.stop()
+
+
+@contextmanager
+def flows_here(server: PrefectServer) -> Iterator[None]:
+    """Have the flows that this process calls report to a server."""
+    from prefect import context
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with (
+        temporary_settings({PREFECT_API_URL: server.url}),
+        # Threads begin with these: without, Prefect would start a server of its own for them.
+        context._temporary_global_settings_context(context.get_settings_context()),
+    ):
+        yield
+        # What is not sent by now would be sent to a server that is gone.
+        with suppress(RuntimeError):  # nothing was logged
+            APILogWorker.instance().drain()
+        EventsWorker.drain_all()
 
 
 def descendants(pid: int) -> list[int]:

@@ -9,6 +9,7 @@ import pytest
 
 from flows.decisions import (
     MAX_ATTEMPTS,
+    Machine,
     differences,
     ending_of_drift,
     ending_of_stop,
@@ -20,6 +21,8 @@ from flows.decisions import (
     promoted_before,
     resources_for,
     run_id_for,
+    slow,
+    unfit,
     worth_retrying,
 )
 from mario.config import load_config
@@ -174,6 +177,72 @@ def test_resources_follow_the_experiment() -> None:
     free = job_variables("kubernetes", resources_for(on_cpu))
     assert free["node_selector"] == {}, "work without a GPU need not wait for a GPU node"
     assert job_variables("process", resources_for(ppo)) == {}
+
+
+def test_memory_holds_the_buffer_that_stable_baselines_makes() -> None:
+    import numpy as np
+    from gymnasium.spaces import Box, Discrete
+    from stable_baselines3.common.buffers import ReplayBuffer
+
+    seen = Box(0, 255, (4, 84, 84), np.uint8)
+    made = ReplayBuffer(
+        800, seen, Discrete(7), n_envs=8, optimize_memory_usage=True,
+        handle_timeout_termination=False,
+    )  # fmt: skip
+    each = made.observations.nbytes / 800
+    big = load_config(ROOT / "configs/dqn_baseline.yaml", ("algorithm.buffer_size=1000000",))
+    assert resources_for(big).memory_gib > 4 + 1_000_000 * each / 2**30
+    # What is never filled takes no memory.
+    short = load_config(
+        ROOT / "configs/dqn_baseline.yaml", ("algorithm.buffer_size=1000000", "total_steps=20000")
+    )
+    assert resources_for(short).memory_gib <= 5
+
+
+def test_what_would_be_killed_for_want_of_memory_is_refused_with_what_to_do() -> None:
+    demo = load_config(ROOT / "configs/demo.yaml")
+    dqn = load_config(ROOT / "configs/dqn_baseline.yaml")
+    big = load_config(ROOT / "configs/dqn_baseline.yaml", ("algorithm.buffer_size=500000",))
+    container = Machine(memory_gib=float(resources_for(demo).memory_gib))
+    assert unfit(demo, container) is None
+    assert unfit(dqn, container) is None, "tight, but it may do"
+    reason = unfit(big, container)
+    assert reason is not None
+    needed = resources_for(big).memory_gib
+    assert reason.startswith("got 5.0 GiB of memory here for dqn_baseline; expected ")
+    assert f"mem_limit={needed}g (pool docker)" in reason
+    assert f"memory_limit={2 * needed}Gi (pool kubernetes)" in reason
+    assert unfit(big, Machine(memory_gib=float(needed))) is None
+    # Workers of a sweep share one container.
+    assert unfit(dqn, Machine(memory_gib=8.0)) is None
+    crowded = unfit(dqn, Machine(memory_gib=8.0), workers=3)
+    assert crowded is not None
+    assert "in 3 workers; expected 24 GiB" in crowded
+
+
+def test_a_machine_without_limits_refuses_nothing() -> None:
+    big = load_config(ROOT / "configs/dqn_baseline.yaml", ("algorithm.buffer_size=100000000",))
+    assert unfit(big, Machine()) is None
+    assert slow(big, Machine()) is None
+
+
+def test_a_gpu_that_is_asked_for_by_name_has_to_be_there() -> None:
+    by_name = load_config(ROOT / "configs/ppo_1-1.yaml", ("network.device=cuda",))
+    reason = unfit(by_name, Machine())
+    assert reason is not None
+    assert "device_requests (pool docker) or gpus (pool kubernetes)" in reason
+    assert unfit(by_name, Machine(cuda=True)) is None
+    assert unfit(load_config(ROOT / "configs/ppo_1-1.yaml"), Machine()) is None, "auto takes either"
+
+
+def test_few_cores_are_no_reason_to_refuse_but_to_say_so() -> None:
+    many = load_config(ROOT / "configs/ppo_1-1.yaml", ("environments=32",))
+    assert resources_for(many).cpus == 8
+    assert slow(many, Machine(cpus=4)) is None
+    said = slow(many, Machine(cpus=1.5))
+    assert said is not None
+    assert "1.5 cores" in said
+    assert unfit(many, Machine(cpus=0.5)) is None
 
 
 def test_progress_is_a_percentage() -> None:
