@@ -10,10 +10,11 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from mario.errors import ArtefactError, MarioError, RegistryError
+from mario.errors import ArtefactError, MarioError, RegistryError, RegistryUnavailableError
 from mario.journal import NO_PATIENCE, Patience, Record
 from mario.journal_writer import (
     DeliveryRefusedError,
@@ -28,6 +29,7 @@ from mario.tracking import (
     TAG_RUN,
     TAG_STATUS,
     ensure_experiment,
+    is_away,
     tracking_client,
 )
 from mario.tracking_policy import log_policy
@@ -66,6 +68,7 @@ class TrackingWriter:
         run_id: the run's id in the store; a resumed run goes on in the same MLflow run.
         experiment: MLflow experiment, made if need be.
         run_name: what people call the run.
+        started_at: when the run began, for MLflow's list; None: when MLflow hears of it.
         artifact_dir: where an embedded MLflow keeps artefacts.
         on_run: called once with the MLflow run's id, from the writer's thread.
         replaying: only deliver what an earlier process left; the run is not going on.
@@ -85,6 +88,7 @@ class TrackingWriter:
         run_id: str,
         experiment: str,
         run_name: str,
+        started_at: datetime | None = None,
         artifact_dir: Path | None = None,
         on_run: Callable[[str], None] | None = None,
         replaying: bool = False,
@@ -96,6 +100,7 @@ class TrackingWriter:
         self._run_id = run_id
         self._experiment = experiment
         self._run_name = run_name
+        self._started_at = started_at
         self._artifact_dir = artifact_dir
         self._on_run = on_run
         self._on_failure = on_failure
@@ -172,8 +177,9 @@ class TrackingWriter:
         self._writer.put([{"policy": folder, "digest": artefact.digest}])
 
     def end(self, status: RunStatus) -> None:
-        """Report how the run ended."""
-        self._writer.put([{"tag": {TAG_STATUS: status}, "status": status}])
+        """Report how the run ended, and that it did now, whenever MLflow hears of it."""
+        at = _unix_milliseconds(datetime.now(UTC))
+        self._writer.put([{"tag": {TAG_STATUS: status}, "status": status, "at": at}])
 
     def sync(self) -> bool:
         """Make what was put so far durable; call it before a checkpoint that builds on it.
@@ -241,8 +247,12 @@ class TrackingWriter:
         if found:
             mlflow_run_id = str(found[0].info.run_id)
         else:
+            began = self._started_at
             run = client.create_run(
-                experiment, run_name=self._run_name, tags={TAG_RUN: self._run_id}
+                experiment,
+                start_time=None if began is None else _unix_milliseconds(began),
+                run_name=self._run_name,
+                tags={TAG_RUN: self._run_id},
             )
             mlflow_run_id = str(run.info.run_id)
         if self._on_run is not None:
@@ -307,7 +317,8 @@ class TrackingWriter:
             if status == "RUNNING":
                 client.update_run(run, status="RUNNING")
             else:
-                client.set_terminated(run, status=status)
+                # A journal of an earlier version has no time: then it is now.
+                client.set_terminated(run, status=status, end_time=record.get("at"))
 
 
 def _dataset_input(record: Record) -> Any:
@@ -337,20 +348,39 @@ def _as_delivery_error(error: MlflowException) -> Exception:
     return DeliveryUnavailableError(text)
 
 
-def mark_ended(tracking_uri: str, mlflow_run_id: str, status: str) -> None:
-    """Give an MLflow run the status that the store knows, for a process that died silently.
+def _unix_milliseconds(moment: datetime) -> int:
+    return int(moment.timestamp() * 1000)
+
+
+def mark_ended(
+    tracking_uri: str, mlflow_run_id: str, status: str, ended_at: datetime | None
+) -> None:
+    """Give an MLflow run the end that the store knows, for a process that died silently.
+
+    Nothing is written where it has that already.
 
     Raises:
-        RegistryError: if MLflow does not answer or does not know the run.
+        RegistryUnavailableError: if MLflow does not answer.
+        RegistryError: if it does not know the run.
     """
     from mlflow.exceptions import MlflowException
 
-    client = tracking_client(tracking_uri)
+    shown = MLFLOW_STATUS.get(status, "FAILED")
+    end = None if ended_at is None else _unix_milliseconds(ended_at)
     try:
+        client = tracking_client(tracking_uri)
+    except RegistryError as error:
+        raise RegistryUnavailableError(str(error)) from error
+    try:
+        run = client.get_run(mlflow_run_id)
+        known = (run.data.tags.get(TAG_STATUS), run.info.status)
+        if known == (status, shown) and end in (None, run.info.end_time):
+            return
         client.set_tag(mlflow_run_id, TAG_STATUS, status)
-        client.set_terminated(mlflow_run_id, status=MLFLOW_STATUS.get(status, "FAILED"))
+        client.set_terminated(mlflow_run_id, status=shown, end_time=end)
     except MlflowException as error:
-        raise RegistryError(
+        kind = RegistryUnavailableError if is_away(error) else RegistryError
+        raise kind(
             f"cannot mark run {mlflow_run_id} as {status} at {tracking_uri} "
             f"({str(error).splitlines()[0][:200]}); expected an MLflow that answers"
         ) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from mario.errors import RegistryError
+from mario.errors import RegistryError, RegistryUnavailableError
 from mario.jobs.runtime import Runtime
 from mario.jobs.tracking import replay_tracking
 from mario.store import migrate
@@ -48,12 +48,18 @@ def check(runtime: Runtime, *, replay: bool = False) -> tuple[bool, str]:
 def _tell_mlflow(store: ExperimentStore, report: CheckReport, runtime: Runtime) -> None:
     """Let MLflow's list say of killed runs what the store says; MLflow may be away."""
     for reading in report.runs:
-        tracked = store.runs.get(reading.run_id).mlflow_run_id
-        if reading.status == "killed" and tracked is not None:
-            try:
-                mark_ended(runtime.tracking_uri, tracked, "killed")
-            except RegistryError as error:
-                log.warning("MLflow still shows run %s as running: %s", reading.run_id, error)
+        if reading.status != "killed":
+            continue
+        run = store.runs.get(reading.run_id)  # the report does not say when it ended
+        if run.status != "killed" or run.mlflow_run_id is None:
+            continue
+        try:
+            mark_ended(runtime.tracking_uri, run.mlflow_run_id, "killed", run.ended_at)
+        except RegistryUnavailableError as error:  # nor would it answer for the next one
+            log.warning("MLflow may still show killed runs as running: %s", error)
+            return
+        except RegistryError as error:
+            log.warning("MLflow still shows run %s as running: %s", run.id, error)
 
 
 def import_legacy(source: str, runtime: Runtime, *, label: str | None = None) -> str:

@@ -54,6 +54,7 @@ def open_tracking(
         run_id=run.id,
         experiment=model_name(run.task),
         run_name=f"{run.name} {run.id}",
+        started_at=run.started_at,
         artifact_dir=runtime.artifact_dir,
         on_run=remember,
         replaying=replaying,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import shutil
@@ -11,17 +12,23 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
+import sqlalchemy as sa
 
+import mario.jobs.storekeeping
 from mario.jobs.runtime import Runtime
 from mario.jobs.storekeeping import check
 from mario.jobs.tracking import open_tracking
 from mario.jobs.tracking_sinks import MlflowSink
 from mario.registry import ModelRegistry
-from mario.store.records import RunEndRow
+from mario.store.engine import writing
+from mario.store.models import RunAttempt
+from mario.store.records import Run, RunEndRow, utc_now
 from mario.store.store import ExperimentStore
 from mario.tracking import tracking_client
 from mario.tracking_writer import TrackingWriter, mark_ended
@@ -109,8 +116,10 @@ def test_a_resumed_run_is_the_same_run(tracking_uri: str, tmp_path: Path) -> Non
     assert (run.info.status, run.data.params["lr"]) == ("FINISHED", "1")
     assert run.data.tags["changed.lr"] == "2"
     assert _history(tracking_uri, first, "return") == [(1, 1.0), (2, 2.0)]
-    mark_ended(tracking_uri, first, "killed")
-    assert client.get_run(first).info.status == "KILLED"
+    monday = datetime(2026, 11, 23, 10, 15, tzinfo=UTC)
+    mark_ended(tracking_uri, first, "killed", monday)
+    info = client.get_run(first).info
+    assert (info.status, info.end_time) == ("KILLED", milliseconds(monday))
 
 
 def test_a_policy_is_logged_once_however_often_it_is_delivered(
@@ -173,6 +182,7 @@ def test_what_mlflow_missed_is_replayed(
         writer = open_tracking(away, run)
         writer.metrics(1, {"return": 1.0})
         writer.end("finished")
+        ended = datetime.now(UTC)
         assert writer.close(0.5).pending
         store.runs.end(RunEndRow(run_id=run.id, attempt=1, status="finished", end_steps=1))
         sound, text = check(away)
@@ -182,8 +192,79 @@ def test_what_mlflow_missed_is_replayed(
         assert "not delivered yet" not in check(back, replay=True)[1]
         mlflow_run = store.runs.get(run.id).mlflow_run_id
     assert mlflow_run is not None
-    assert tracking_client(tracking_uri).get_run(mlflow_run).info.status == "FINISHED"
+    info = tracking_client(tracking_uri).get_run(mlflow_run).info
+    assert info.status == "FINISHED"
+    assert info.start_time == milliseconds(run.started_at), "not when MLflow heard of it"
+    assert info.start_time <= info.end_time <= milliseconds(ended)
     assert _history(tracking_uri, mlflow_run, "return") == [(1, 1.0)]
+
+
+def milliseconds(moment: datetime) -> int:
+    return int(moment.timestamp() * 1000)
+
+
+def killed_days_ago(store: ExperimentStore, mlflow_run_id: str, days: int) -> Run:
+    """A run whose process is gone, and was heard of last some days ago."""
+    with subprocess.Popen(["true"]) as gone:
+        gone.wait()
+    run = store.runs.start(new_run(mlflow_run_id=mlflow_run_id))
+    with writing(store.engine) as connection:
+        connection.execute(
+            sa.update(RunAttempt)
+            .where(RunAttempt.run_id == run.id)
+            .values(pid=gone.pid, heartbeat_at=utc_now() - timedelta(days=days))
+        )
+    return store.runs.get(run.id)
+
+
+def test_a_killed_run_ended_when_it_was_last_heard_of(
+    tracking_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not when somebody looked; and who looks again writes nothing."""
+    with _writer(tracking_uri, tmp_path) as writer:
+        assert writer.flush(60)
+        mlflow_run = writer.mlflow_run_id
+    assert mlflow_run is not None
+    runtime = Runtime(tmp_path, f"sqlite:///{tmp_path}/mario.db", tracking_uri)
+    client = tracking_client(tracking_uri)
+    written: list[str] = []
+    original = type(client).set_terminated
+
+    def spy(self: object, run_id: str, **more: object) -> None:
+        written.append(run_id)
+        original(self, run_id, **more)
+
+    monkeypatch.setattr(type(client), "set_terminated", spy)
+    with ExperimentStore.open(runtime.database_url) as store:
+        run = killed_days_ago(store, mlflow_run, 2)
+        for _ in range(2):
+            assert check(runtime)[0]
+        assert store.runs.get(run.id).status == "killed"
+    shown = client.get_run(mlflow_run)
+    assert (shown.info.status, shown.data.tags["mario.status"]) == ("KILLED", "killed")
+    assert shown.info.end_time == milliseconds(run.attempts[0].heartbeat_at)
+    assert written == [mlflow_run]
+
+
+def test_an_mlflow_that_is_away_is_asked_once_for_all_killed_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    asked: list[str] = []
+
+    def spy(uri: str, mlflow_run_id: str, *more: Any) -> None:
+        asked.append(mlflow_run_id)
+        mark_ended(uri, mlflow_run_id, *more)
+
+    monkeypatch.setattr(mario.jobs.storekeeping, "mark_ended", spy)
+    runtime = Runtime(tmp_path, f"sqlite:///{tmp_path}/mario.db", f"http://127.0.0.1:{free_port()}")
+    with ExperimentStore.open(runtime.database_url) as store:
+        for number in range(3):
+            killed_days_ago(store, f"{number:032x}", 1)
+        assert check(runtime)[0]
+    assert len(asked) == 1
+    (said,) = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert "may still show killed runs as running" in said
 
 
 @pytest.mark.skipif(
