@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console as TerminalConsole
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn
@@ -12,8 +15,41 @@ from rich.progress import Progress as Bar
 from mario.config import ExperimentConfig
 from mario.training.sinks import Progress, SelectionDone
 
+log = logging.getLogger(__name__)
+
 #: Where nobody watches live (a log file), one line about every so many shares of the run.
 _LOG_SHARE = 0.1
+
+
+class _Output(TerminalConsole):
+    """Standard output, which may go away or be full: a run goes on without it."""
+
+    def on_broken_pipe(self) -> None:
+        """Go on in silence, where rich would end the process."""
+        _give_up_output("nobody reads it any more")
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print, as long as somebody takes it."""
+        try:
+            super().print(*objects, **options)
+        except OSError as error:
+            _give_up_output(error.strerror or str(error))
+
+
+def say(line: str) -> None:
+    """Print a line; one that nobody takes changes nothing of what was done."""
+    try:
+        print(line, flush=True)
+    except OSError as error:
+        _give_up_output(error.strerror or str(error))
+
+
+def _give_up_output(reason: str) -> None:
+    """Send what is still to be printed nowhere: the interpreter's last flush would fail, too."""
+    log.warning("standard output is given up: %s", reason)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 class TrainingDisplay:
@@ -21,7 +57,7 @@ class TrainingDisplay:
 
     def __init__(self, config: ExperimentConfig, console: TerminalConsole | None = None) -> None:
         """Prepare the bar for an experiment."""
-        self._console = console or TerminalConsole()
+        self._console = console or _Output()
         self._live = self._console.is_terminal
         self._total = config.total_steps
         self._next_log = 0.0

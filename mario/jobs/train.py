@@ -6,7 +6,6 @@ import gc
 import logging
 import os
 import signal
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -46,6 +45,8 @@ from mario.store.runs import refuse_busy
 from mario.store.store import ExperimentStore
 from mario.store.writer import StoreWriter, replay_journals
 from mario.telemetry_export import Instruments, StoreMetrics, TrainingMetrics
+from mario.training.checkpoint import list_checkpoints
+from mario.training.keeping import CHECKPOINTS_FOLDER
 from mario.training.result import TrainingResult
 from mario.training.run import CONFIG_FILE, check_resumable
 from mario.training.sinks import BaseSink, Progress, SelectionDone, Status, TrainingSink
@@ -168,6 +169,7 @@ def _begin(
                 f"run {resume} ({known.status}) has no folder {runtime.run_dir(resume)}; expected "
                 "the one it was trained in; set MARIO_RUNS_DIR to where it is"
             )
+        _refuse_lost(store, resume, runtime.run_dir(resume))
         check_resumable(config, runtime.run_dir(resume))
         _make_folder(runtime.run_dir(resume), runtime)
         return store.runs.resume(resume, start_steps=0)
@@ -196,6 +198,21 @@ def _begin(
             with suppress(OSError):
                 runtime.run_dir(id_).rmdir()
         raise
+
+
+def _refuse_lost(store: ExperimentStore, run_id: str, run_dir: Path) -> None:
+    """Refuse to begin a run anew that had a checkpoint: its episodes would take its place.
+
+    Raises:
+        CheckpointError: the store knows of a checkpoint, and the folder has none.
+    """
+    folder = run_dir / CHECKPOINTS_FOLDER
+    known = store.runs.checkpoints(run_id, "last")
+    if known and not list_checkpoints(folder):
+        raise CheckpointError(
+            f"{folder}: got no checkpoint, expected the one at {known[-1].total_steps:,} steps "
+            "that the store knows of; bring it back, or start a new run"
+        )
 
 
 def _give_up(store: ExperimentStore, run: Run, status: EndStatus, reason: str) -> None:
@@ -327,7 +344,13 @@ def _export(config: ExperimentConfig, run_dir: Path, result: TrainingResult) -> 
     chosen = result.best.path if result.best is not None else result.last
     if chosen is None:
         return None
-    model = load_trained(config, chosen)
+    try:
+        model = load_trained(config, chosen)
+    except CheckpointError as error:
+        if chosen == result.last or result.last is None:
+            raise
+        log.warning("exporting the last policy, as the best one cannot be read: %s", error)
+        model = load_trained(config, result.last)
     return export_artefact(
         model,
         run_dir / ARTEFACT_FOLDER,
@@ -418,7 +441,7 @@ def train_from_terminal(
 
     A run that is gone on with has its own configuration; `config` is not looked at then.
     """
-    from mario.jobs.terminal import TrainingDisplay
+    from mario.jobs.terminal import TrainingDisplay, say
 
     chosen = (
         load_config(config, overrides)
@@ -436,16 +459,15 @@ def train_from_terminal(
             on_selection=display.selection,
         )
     result = outcome.result
-    print(
+    say(
         f"{outcome.run_id}: {result.status}"
         + (f" ({result.reason})" if result.reason else "")
         + f", {result.total_steps:,} steps at {result.steps_per_second:,.0f} steps/s"
     )
     if result.status == "interrupted":
-        print(f"go on with: mario train --resume {outcome.run_id}")
+        say(f"go on with: mario train --resume {outcome.run_id}")
     elif outcome.artefact is not None:
-        print(f"policy in {outcome.artefact}; register with: mario register {outcome.run_id}")
-    sys.stdout.flush()
+        say(f"policy in {outcome.artefact}; register with: mario register {outcome.run_id}")
     # The process ends now. Else the interpreter looks through all objects of torch and MLflow for
     # garbage once more: over 4 s on a busy machine, of the 10 that a stop may take.
     gc.freeze()

@@ -127,7 +127,8 @@ def write_artefact(
         The artefact as a reader would load it.
 
     Raises:
-        ArtefactError: the folder exists, a part is missing, or the parts do not fit together.
+        ArtefactError: the folder exists, a part is missing, the parts do not fit together, or the
+            disk does not take them.
     """
     target = Path(folder)
     if target.exists() and not overwrite:
@@ -154,14 +155,21 @@ def write_artefact(
     except ValidationError as error:
         raise ArtefactError(f"policy manifest: {_one_line(error)}; correct the value") from error
 
-    with whole_folder(target) as aside:
-        write_synced(aside / ONNX_FILE, onnx_bytes)
-        if golden_bytes is not None:
-            write_synced(aside / GOLDEN_FILE, golden_bytes)
-        if model_zip is not None:
-            write_synced(aside / MODEL_FILE, _content(model_zip))
-        write_synced(aside / MANIFEST_FILE, (manifest.model_dump_json(indent=2) + "\n").encode())
-        artefact = load_artefact(aside)
+    try:
+        with whole_folder(target) as aside:
+            write_synced(aside / ONNX_FILE, onnx_bytes)
+            if golden_bytes is not None:
+                write_synced(aside / GOLDEN_FILE, golden_bytes)
+            if model_zip is not None:
+                write_synced(aside / MODEL_FILE, _content(model_zip))
+            text = manifest.model_dump_json(indent=2) + "\n"
+            write_synced(aside / MANIFEST_FILE, text.encode())
+            artefact = load_artefact(aside)
+    except OSError as error:
+        raise ArtefactError(
+            f"{target}: policy not written ({error.strerror or error}); expected room and "
+            "permission to write; free disk space, then go on with the run"
+        ) from error
     return Artefact(target, artefact.manifest, artefact.onnx, artefact.golden, artefact.digest)
 
 

@@ -259,9 +259,15 @@ class CollapseDetector:
             tuple(finding.rule for finding in ordered),
         )
 
-    def restart(self) -> None:
-        """Begin anew after a rollback; what was reached so far stays the measure.
+    @property
+    def told(self) -> State:
+        """What was said last; after a rollback, still what led to it."""
+        return self._memory.told
 
+    def restart(self) -> None:
+        """Begin anew after a rollback; the furthest x that was reached stays the measure.
+
+        The best return does not: what is rolled back to may have had a lower one.
         The samples that follow must speak of episodes since then only.
         The next sample's `changed` is against what was said last, so that the way back from a
         collapse is a change of state like any other.

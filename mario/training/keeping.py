@@ -18,6 +18,7 @@ from mario.training.checkpoint import (
     load_latest,
     prune,
     read_values,
+    verify_checkpoint,
     write_checkpoint,
 )
 from mario.training.result import BestCheckpoint
@@ -71,7 +72,8 @@ class CheckpointKeeper:
             total_steps: agent steps at that checkpoint.
             best: name, steps and score of the best one, as that checkpoint has it.
         """
-        self.last = path
+        # Not to be written again as it is: one that is replaced is gone for a moment.
+        self.last, self._written_steps = path, total_steps
         folder = self._folder / BEST_FOLDER
         for found in list_checkpoints(folder):
             # Found after the checkpoint was taken: it will be found again.
@@ -80,10 +82,13 @@ class CheckpointKeeper:
         if best is None:
             return
         name, steps, score = best
-        if (folder / name).is_dir():
-            self.best = BestCheckpoint(folder / name, steps, score)
+        try:
+            verify_checkpoint(folder / name)
+        except CheckpointError as error:
+            log.warning("the next selection finds the best anew: %s", error)
+            self._sinks.on_incident(Incident("checkpoint_skipped", str(error)))
         else:
-            log.warning("%s is gone; the next selection finds the best anew", folder / name)
+            self.best = BestCheckpoint(folder / name, steps, score)
 
     def save_best(self, steps: int, score: float, content: CheckpointContent) -> bool:
         """Write the best checkpoint; False on a full disk: a policy that is not kept is none."""

@@ -195,7 +195,7 @@ class TrainingRun:
         self.sinks.on_start(
             RunStart(self.config, self.folder, self.start_steps, self.attempt,
                      {"device": str(self.model.device), "threads": threads,
-                      "parameters": parameters}, self.detector.state)
+                      "parameters": parameters}, self.detector.told)
         )  # fmt: skip
         self.meter = GradientMeter(self.model, self._guard)
         try:
@@ -244,11 +244,13 @@ class TrainingRun:
             self.next_checkpoint = (steps // every + 1) * every
         # PPO's boundaries are seconds apart, so each is kept in memory for a stop to fall back
         # on; DQN's copy (with the replay buffer) is made only when it will be written.
-        if is_ppo(self.config) or due or finished or self.stop.is_set():
+        stopping = self.stop.is_set()  # asked once: a stop that comes now finds no point
+        if is_ppo(self.config) or due or finished or stopping:
             self._take_point()
         if due:
             self._save_last(required=False)
-        self._obey_stop(at_boundary=True)
+        if stopping:
+            self._obey_stop(at_boundary=True)
 
     def between_updates(self) -> None:
         """Obey a stop at once where no point is kept in memory (DQN)."""

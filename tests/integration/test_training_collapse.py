@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,37 @@ def test_rollback_is_told_and_one_to_a_damaged_best_ends_the_run(tmp_path: Path)
     assert result.last is not None
     changes = [health.state for _, health in listener.health if health.changed]
     assert changes == ["warning", "collapsed", "warning", "collapsed"]
+
+
+def test_a_run_that_is_gone_on_with_after_a_rollback_comes_from_the_collapse(
+    tmp_path: Path,
+) -> None:
+    """Told to end right after the rollback: the next attempt's first change is the way back."""
+    stop = threading.Event()
+
+    class Stop(Listener):
+        def on_incident(self, incident: Any) -> None:
+            stop.set()
+
+    config = small_config(
+        collapse={"action": "rollback", "max_rollbacks": 1},
+        selection={"every_steps": 64, "units": 1},
+    )
+    rules = HealthRules(dominant_share=0.0, patience=3, warmup_updates=1)
+    how: dict[str, Any] = {"rules": rules, "select": lambda _: SelectionScore(0.5)}
+    begun = train(config, tmp_path / "run", sinks=[Stop()], stop=stop, **how)
+    assert (begun.status, begun.rollbacks) == ("interrupted", 1)
+
+    class Starts(Listener):
+        def on_start(self, start: Any) -> None:
+            super().on_start(start)
+            self.state = start.state
+
+    listener = Starts()
+    train(config, tmp_path / "run", sinks=[listener], resume=True, **how)
+    assert listener.state == "collapsed"
+    first = next(health for _, health in listener.health if health.changed)
+    assert first.state == "warning"
 
 
 def test_an_environment_that_nobody_reads_is_noticed(
