@@ -23,8 +23,10 @@ import yaml
 from flows.decisions import job_variables, resources_for, run_id_for
 from flows.entry import GRACE_SECONDS
 from mario.jobs.runtime import Runtime
+from mario.jobs.versions import open_registry
 from mario.store.store import ExperimentStore
 from tests.support.fake_cluster import FakeCluster
+from tests.support.policies import GOOD, write_odds_policy
 from tests.support.pools import configured, first_command
 from tests.support.prefect_server import PrefectServer, descendants, kill_all, prefect_server
 from tests.support.processes import free_port
@@ -47,7 +49,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
     with prefect_server(tmp_path_factory.mktemp("prefect"), PATH=PATH) as made:
         for pool in ("process", "kubernetes"):
             made.mario("flows", "setup", "--pool", pool)
-        made.mario("flows", "deploy", "train", "pipeline-kubernetes")
+        made.mario("flows", "deploy", "train", "evaluate", "pipeline-kubernetes")
         yield made
 
 
@@ -127,6 +129,35 @@ def test_a_container_that_is_told_to_end_before_it_trains_is_scheduled_again(
     assert (run["state"]["type"], run["state"]["name"]) == ("SCHEDULED", "AwaitingRetry")
     assert run["run_count"] == 0
     server.call("POST", f"/flow_runs/{flow_run}/set_state", {"state": {"type": "CANCELLED"}})
+
+
+def test_whatever_else_runs_in_a_container_crashes_and_goes_on_in_the_next(
+    server: PrefectServer, tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    with open_registry(Runtime.embedded(runs)) as registry:
+        write_odds_policy(runs / "good", GOOD)
+        registry.register("mario-1-1", runs / "good", run_id=None)
+    parameters = {"task": "1-1", "policy": "1", "units": 5000, "family": "screening"}
+    flow_run = server.start_run("evaluate/evaluate", parameters)
+    with container(server, flow_run, runs) as process:
+        wait_for_task(server, flow_run, "evaluate 1 on 1-1")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(GRACE_SECONDS) == 0, server.log()
+    server.wait(flow_run, 120, "AwaitingRetry", "Late")
+    (crashed,) = (state for state in server.states(flow_run) if state["type"] == "CRASHED")
+    assert "terminat" in crashed["message"].lower()
+    server.call("POST", f"/flow_runs/{flow_run}/set_state", {"state": {"type": "CANCELLED"}})
+
+
+def wait_for_task(server: PrefectServer, flow_run: str, name: str) -> None:
+    """Return once a task of a flow run is under way."""
+    deadline = time.monotonic() + 300
+    body = {"flow_runs": {"id": {"any_": [flow_run]}}}
+    while name not in [each["name"] for each in server.call("POST", "/task_runs/filter", body)
+                       if each["state"]["type"] == "RUNNING"]:  # fmt: skip
+        assert time.monotonic() < deadline, server.log()
+        time.sleep(0.2)
 
 
 # --- Kubernetes -----------------------------------------------------------------------------------
