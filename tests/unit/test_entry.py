@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -93,3 +95,19 @@ def test_its_status_is_the_command_s(code: str, status: int) -> None:
 def test_a_command_gets_signals_as_if_it_had_been_started_alone() -> None:
     code = "import signal, sys; sys.exit(len(signal.pthread_sigmask(signal.SIG_BLOCK, ())))"
     assert container(sys.executable, "-c", code).wait(30) == 0
+
+
+def test_as_process_1_it_hears_what_the_kernel_would_drop(tmp_path: Path) -> None:
+    """In a pod it is process 1, which gets no signal that it neither handles nor blocks."""
+    alone = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
+    if shutil.which("unshare") is None or subprocess.run([*alone, "true"], check=False).returncode:
+        pytest.skip("no process namespace can be made here (needs unshare and its right)")
+    code = textwrap.dedent(PREFECT)
+    command = [sys.executable, *ENTRY_COMMAND[1:], sys.executable, "-c", code, str(tmp_path), "",
+               "listens", "alone"]  # fmt: skip
+    process = subprocess.Popen([*alone, *command], cwd=ROOT)
+    wait_for(tmp_path / "prefect")
+    (first,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(first), signal.SIGTERM)
+    assert process.wait(30) == 9
+    assert (tmp_path / "prefect-heard").exists()
