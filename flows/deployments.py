@@ -21,12 +21,14 @@ from prefect.utilities.callables import parameter_schema
 
 from flows.decisions import job_variables, resources_for
 from flows.pools import IMAGE_HOME
+from flows.server import TAG
 from mario.config import load_config
 from mario.errors import ConfigError, FlowError
 
 Document = dict[str, Any]
 
 _VARIABLE = re.compile(r"\{\{\s*\$(\w+)\s*\}\}")
+_SCHEDULE = frozenset({"active", "cron", "day_or", "slug", "timezone"})
 
 
 def load_deployments(
@@ -51,19 +53,35 @@ def load_deployments(
     # Images and builds say which commit they are of; a checkout is asked.
     if not known.get("MARIO_GIT_COMMIT"):
         known["MARIO_GIT_COMMIT"] = described["version"] if described else "unknown"
+    content = _read(file)
+    tags = [f"git:{described['branch']}"] if described and described.get("branch") else []
+    return tuple(
+        _document(_filled(entry, known), _filled(content["pull"], known), home, tags)
+        for entry in content["deployments"]
+    )
+
+
+def deployment_names(file: Path) -> frozenset[str]:
+    """The deployments of `prefect.yaml` as `flow/name`.
+
+    Raises:
+        FlowError: the file is missing or not what was expected.
+    """
+    return frozenset(
+        f"{load_flow(entry['entrypoint']).name}/{entry['name']}"
+        for entry in _read(file)["deployments"]
+    )
+
+
+def _read(file: Path) -> Document:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        entries = content["deployments"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        return {"pull": content.get("pull"), "deployments": content["deployments"]}
+    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
         raise FlowError(
             f"got {type(error).__name__} from {file}: {error}; expected Prefect's deployments; run "
             "it in the folder of prefect.yaml, or name the file (--file)"
         ) from None
-    pull = content.get("pull")
-    tags = [f"git:{described['branch']}"] if described and described.get("branch") else []
-    return tuple(
-        _document(_filled(entry, known), _filled(pull, known), home, tags) for entry in entries
-    )
 
 
 def describe_checkout(folder: Path) -> dict[str, str] | None:
@@ -122,7 +140,8 @@ def _document(entry: Document, pull: Any, home: Path, git_tags: list[str]) -> Do
         "name": entry["name"],
         "description": entry.get("description"),
         "version": entry.get("version"),
-        "tags": sorted({*entry.get("tags", ()), *git_tags}),
+        # Without the tag, no automation would look after its runs.
+        "tags": sorted({TAG, *entry.get("tags", ()), *git_tags}),
         "entrypoint": entry["entrypoint"],
         "parameters": parameters,
         "parameter_openapi_schema": parameter_schema(flow).model_dump_for_openapi(),
@@ -132,7 +151,7 @@ def _document(entry: Document, pull: Any, home: Path, git_tags: list[str]) -> Do
         # What prefect.yaml says wins over what was worked out.
         "job_variables": {**needs, **(work_pool.get("job_variables") or {})},
         "pull_steps": _pull(entry.get("pull", pull), kind),
-        "schedules": [_schedule(schedule) for schedule in entry.get("schedules") or ()],
+        "schedules": _schedules(entry),
     }
 
 
@@ -158,16 +177,41 @@ def _pull(steps: Any, kind: str) -> Any:
     return [{step: {"directory": IMAGE_HOME}} if step in each else each for each in steps]
 
 
-def _schedule(entry: Document) -> Document:
-    return {
-        "slug": entry.get("slug") or re.sub(r"[^a-z0-9]+", "-", entry["cron"].lower()).strip("-"),
-        "active": bool(entry.get("active", True)),
-        "schedule": {
-            "cron": entry["cron"],
-            "timezone": entry.get("timezone", "UTC"),
-            "day_or": bool(entry.get("day_or", True)),
-        },
-    }
+def _schedules(entry: Document) -> list[Document]:
+    """A deployment's schedules, which a slug tells apart.
+
+    It is asked for: worked out (of the cron, or of the place in the list), it would change with
+    what it is worked out of, and the server would take the schedule for another one, that nobody
+    has switched off.
+    """
+    made: list[Document] = []
+    for given in entry.get("schedules") or ():
+        if (
+            not isinstance(given, dict)
+            or not {"slug", "cron"} <= given.keys() <= _SCHEDULE
+            or not isinstance(given.get("active", True), bool)
+        ):
+            raise FlowError(
+                f"deployment {entry['name']}: got schedule {given}; expected slug, cron and, as "
+                "needed, timezone, day_or and active (true or false); correct prefect.yaml"
+            )
+        if given["slug"] in [each["slug"] for each in made]:
+            raise FlowError(
+                f"deployment {entry['name']}: got two schedules with the slug {given['slug']!r}; "
+                "expected one; correct prefect.yaml"
+            )
+        made.append(
+            {
+                "slug": given["slug"],
+                "active": given.get("active", True),
+                "schedule": {
+                    "cron": given["cron"],
+                    "timezone": given.get("timezone", "UTC"),
+                    "day_or": bool(given.get("day_or", True)),
+                },
+            }
+        )
+    return made
 
 
 def _filled(value: Any, known: Mapping[str, str]) -> Any:

@@ -6,29 +6,34 @@ What is as wanted is left alone, so that doing it twice changes nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-import httpx
-from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.events.schemas.automations import AutomationCore
-from prefect.exceptions import PrefectHTTPStatusError
 
-from flows.automations import SILENCE_SECONDS, automations
+from flows.automations import (
+    BEGIN_SECONDS,
+    PREFIX,
+    SECOND_LOOK,
+    SHORTEST_SECONDS,
+    SILENCE_SECONDS,
+    automations,
+    scheduled_trainings,
+)
 from flows.decisions import differences
 from flows.deployments import load_deployments
 from flows.pools import DATABASE_BLOCK, POOL_TYPES, pool, queues
+from flows.server import TAG, Server, is_ours, our_deployments
 from mario.errors import FlowError
 
 Document = dict[str, Any]
-What = Literal["created", "changed", "unchanged", "waits"]
+What = Literal["created", "changed", "removed", "unchanged", "waits"]
 
 WEBHOOK_BLOCK = "mario-notifications"
 #: The deployment that a promotion starts.
-NIGHTLY = ("nightly", "nightly")
+NIGHTLY = "nightly/nightly"
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,8 @@ class Change:
     Attributes:
         kind: pool, queue, block, automation, deployment.
         name: its name.
-        what: created, changed, unchanged; waits, where something else has to be there first.
+        what: created, changed, removed, unchanged; waits, where something else has to be there
+            first.
         detail: which parts differed.
     """
 
@@ -51,52 +57,6 @@ class Change:
         """It in one line."""
         detail = f" ({self.detail})" if self.detail else ""
         return f"{self.what:<9} {self.kind:<10} {self.name}{detail}"
-
-
-class Server:
-    """The few calls of Prefect's API that are needed here, with errors that say what to do."""
-
-    def __init__(self, client: SyncPrefectClient) -> None:
-        self._client = client
-
-    @classmethod
-    @contextmanager
-    def connect(cls) -> Iterator[Server]:
-        """Open a connection to the server of PREFECT_API_URL.
-
-        Raises:
-            FlowError: none is named, or it does not answer.
-        """
-        if not os.environ.get("PREFECT_API_URL"):
-            raise FlowError(
-                "got no PREFECT_API_URL; expected the address of a Prefect server, such as "
-                "http://127.0.0.1:4200/api; start one with `prefect server start`"
-            )
-        with get_client(sync_client=True) as client:
-            yield cls(client)
-
-    def call(self, method: Any, path: str, body: Any = None) -> Any:
-        """Ask, and return the answer's JSON; None where there is no such thing.
-
-        Raises:
-            FlowError: the server refuses, or is away.
-        """
-        route: Any = path
-        try:
-            answer = self._client.request(method, route, json=body)
-        except PrefectHTTPStatusError as error:
-            if error.response.status_code == httpx.codes.NOT_FOUND and method == "GET":
-                return None
-            raise FlowError(
-                f"the Prefect server refused {method} {path} with {error.response.status_code}: "
-                f"{error.response.text[:500]}; expected it to take it; is it of this version?"
-            ) from None
-        except httpx.HTTPError as error:
-            raise FlowError(
-                f"the Prefect server at {os.environ.get('PREFECT_API_URL')} does not answer "
-                f"({error}); expected it to be up; start it, or correct PREFECT_API_URL"
-            ) from None
-        return answer.json() if answer.content else None
 
 
 def set_up(
@@ -146,7 +106,8 @@ def deploy(
         root: the working tree of process workers.
 
     Raises:
-        FlowError, ConfigError: see `Server` and `load_deployments`.
+        FlowError, ConfigError: see `Server` and `load_deployments`; or a deployment's name is
+            taken by somebody else's.
     """
     wanted = load_deployments(file, root=root)
     names = set(only)
@@ -176,57 +137,98 @@ def resume(server: Server, name: str) -> Change:
     schedule on and leaves the deployment paused.
 
     Args:
-        server: which server.
-        name: the deployment's name, as in `prefect.yaml`.
+        server: which server; other people's deployments on it are not looked at.
+        name: the deployment's name, as in `prefect.yaml`, or `flow/name`.
 
     Raises:
-        FlowError: there is no such deployment.
+        FlowError: there is no such deployment, or more than one.
     """
-    found = {each["name"]: each for each in _all(server, "/deployments/filter")}
-    if name not in found:
+    ours = our_deployments(server)
+    found = [full for full, each in ours.items() if name in (full, each["name"])]
+    if not found:
         raise FlowError(
-            f"got deployment {name!r}; expected one of {', '.join(sorted(found)) or 'none yet'}; "
+            f"got deployment {name!r}; expected one of {', '.join(sorted(ours)) or 'none yet'}; "
             "see `mario flows status`"
         )
-    if not found[name]["paused"]:
+    if len(found) > 1:
+        raise FlowError(
+            f"got deployment {name!r}, which more than one flow has; expected one of "
+            f"{', '.join(sorted(found))}; name the flow, too"
+        )
+    deployment = ours[found[0]]
+    if not deployment["paused"]:
         return Change("deployment", name, "unchanged")
-    server.call("POST", f"/deployments/{found[name]['id']}/resume_deployment")
+    server.call("POST", f"/deployments/{deployment['id']}/resume_deployment")
     return Change("deployment", name, "changed", "paused")
 
 
 def apply_automations(server: Server) -> list[Change]:
-    """Create or mend the automations; those whose deployment is not there yet wait.
+    """Create or mend the automations, and remove those that are none any more.
 
-    MARIO_SILENCE_SECONDS is how long a flow run may be silent, where the default is not meant.
+    Those whose deployment is not there yet wait. MARIO_SILENCE_SECONDS and MARIO_BEGIN_SECONDS say
+    how long a flow run may be silent and how long it may take to begin, where the defaults are not
+    meant.
+
+    Raises:
+        FlowError: see `Server`; or one of these is no such time.
     """
     block = _block(server, "webhook", WEBHOOK_BLOCK)
-    nightly = server.call("GET", f"/deployments/name/{NIGHTLY[0]}/{NIGHTLY[1]}")
-    existing = {each["name"]: each for each in _all(server, "/automations/filter")}
+    deployments = our_deployments(server)
     documents = automations(
         webhook_id=None if block is None else block["id"],
-        nightly_id=None if nightly is None else nightly["id"],
-        silence_seconds=float(os.environ.get("MARIO_SILENCE_SECONDS") or SILENCE_SECONDS),
+        nightly=deployments.get(NIGHTLY),
+        scheduled=scheduled_trainings(deployments),
+        silence_seconds=_seconds("MARIO_SILENCE_SECONDS", SILENCE_SECONDS),
+        begin_seconds=_seconds("MARIO_BEGIN_SECONDS", BEGIN_SECONDS),
     )
+    existing: dict[str, list[Document]] = {}
+    for each in server.all("/automations/filter"):
+        existing.setdefault(each["name"], []).append(each)
     changes = []
     for document in documents:
-        found = existing.get(document["name"])
+        same = existing.pop(document["name"], [])
         wanted = _normal(document)
-        if found is None:
+        if not same:
             server.call("POST", "/automations/", wanted)
             changes.append(Change("automation", document["name"], "created"))
             continue
+        # Prefect takes two of one name, as from two set-ups at once, and each would do its work.
+        found, *others = same
+        changes += [_remove_automation(server, other) for other in others]
         # Whoever disabled one by hand finds it disabled after the next set-up too.
         wanted["enabled"] = found["enabled"]
         different = differences(wanted, _normal(found))
         if different:
             server.call("PUT", f"/automations/{found['id']}", wanted)
         changes.append(_changed("automation", document["name"], different))
-    if nightly is None:
+    for name, left in sorted(existing.items()):
+        if name.startswith(PREFIX):
+            changes += [_remove_automation(server, each) for each in left]
+    if NIGHTLY not in deployments:
         changes.append(
-            Change("automation", "mario: a promotion is looked at again", "waits",
+            Change("automation", f"{PREFIX}{SECOND_LOOK}", "waits",
                    "for deployment nightly: mario flows deploy")
         )  # fmt: skip
     return changes
+
+
+def _remove_automation(server: Server, found: Document) -> Change:
+    server.call("DELETE", f"/automations/{found['id']}")
+    return Change("automation", found["name"], "removed")
+
+
+def _seconds(variable: str, default: float) -> float:
+    """A time that may be set from outside."""
+    given = os.environ.get(variable) or str(default)
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0.0
+    if not SHORTEST_SECONDS <= seconds < float("inf"):
+        raise FlowError(
+            f"got {variable}={given}; expected seconds, at least {SHORTEST_SECONDS:.0f}"
+        )
+    return seconds
 
 
 def _normal(document: Document) -> Document:
@@ -316,23 +318,50 @@ def _apply_deployment(server: Server, document: Document) -> Change:
         flow = server.call("POST", "/flows/", {"name": document["flow_name"]})
         server.call("POST", "/deployments/", {**wanted, "flow_id": flow["id"]})
         return Change("deployment", name, "created")
-    schedules = {each.get("slug"): each for each in found["schedules"]}
-    found["schedules"] = [
-        schedules.get(each["slug"], {}) for each in wanted["schedules"]
-    ] + [each for slug, each in schedules.items() if slug not in
-         {wish["slug"] for wish in wanted["schedules"]}]  # fmt: skip
-    # A schedule that a person or a collapse switched off stays off.
-    wishes = [
-        {**each, "active": schedules.get(each["slug"], each).get("active", each["active"])}
-        for each in wanted["schedules"]
-    ]
-    wanted["schedules"] = wishes
-    found["tags"] = sorted(found["tags"])
+    if not is_ours(found):
+        raise FlowError(
+            f"got a deployment {name} from {found.get('entrypoint') or 'elsewhere'} with the tags "
+            f"{', '.join(found['tags']) or 'none'}; expected one with the tag {TAG}, or none: it "
+            "is not this project's; rename one of them"
+        )
+    wanted["schedules"], kept, stale = _schedules(document["schedules"], found["schedules"])
+    found["schedules"], found["tags"] = kept, sorted(found["tags"])
+    # The server changes and adds schedules, and takes none away of itself.
+    for each in stale:
+        server.call("DELETE", f"/deployments/{found['id']}/schedules/{each['id']}")
     different = differences(wanted, found)
     if different:
         changed = {key: value for key, value in wanted.items() if key != "name"}
         server.call("PATCH", f"/deployments/{found['id']}", changed)
+    if stale:
+        different = tuple(sorted({*different, "schedules"}))
     return _changed("deployment", name, different)
+
+
+def _schedules(
+    wanted: list[Document], found: list[Document]
+) -> tuple[list[Document], list[Document], list[Document]]:
+    """How a deployment's schedules become those of the file, which a slug tells apart.
+
+    One that is not in the file goes. One runs where both the file and the server have it on: what
+    a person switched off in Prefect's page stays off, and so does what the file switches off.
+
+    Args:
+        wanted: the file's.
+        found: the server's.
+
+    Returns:
+        What is to be there; what of it is there, in the same order ({} where it is not); and what
+        is to go.
+    """
+    known = {each["slug"]: each for each in found if each.get("slug")}
+    wishes = [
+        {**each, "active": each["active"] and known.get(each["slug"], each)["active"]}
+        for each in wanted
+    ]
+    slugs = {each["slug"] for each in wanted}
+    stale = [each for each in found if each.get("slug") not in slugs]
+    return wishes, [known.get(each["slug"], {}) for each in wanted], stale
 
 
 def _changed(kind: str, name: str, different: tuple[str, ...]) -> Change:
@@ -345,26 +374,16 @@ def _full_name(document: Document) -> str:
     return f"{document['flow_name']}/{document['name']}"
 
 
-def _all(server: Server, path: str) -> list[Document]:
-    found: list[Document] = []
-    while page := server.call("POST", path, {"limit": 100, "offset": len(found)}):
-        found += page
-        if len(page) < 100:
-            break
-    return found
-
-
 def summary(changes: Iterable[Change]) -> str:
     """What was done, one line each, and the sum in the last."""
     listed = list(changes)
-    counts = {what: sum(each.what == what for each in listed) for what in
-              ("created", "changed", "unchanged", "waits")}  # fmt: skip
+    counts = {what: sum(each.what == what for each in listed) for what in get_args(What)}
     lines = [change.line() for change in listed if change.what != "unchanged"]
-    if not counts["created"] and not counts["changed"]:
+    if not counts["created"] + counts["changed"] + counts["removed"]:
         lines.append(f"nothing to change: {counts['unchanged']} are as they should be")
     else:
         lines.append(
             f"{counts['created']} created, {counts['changed']} changed, "
-            f"{counts['unchanged']} unchanged"
+            f"{counts['removed']} removed, {counts['unchanged']} unchanged"
         )
     return "\n".join(lines)

@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
-from flows.automations import TAG
-from flows.setup import Server
+from flows.automations import PREFIX
+from flows.server import TAG, Server, our_deployments
 
 Document = dict[str, Any]
 
 _LAST_RUNS = 10
 
 
-def status(server: Server) -> str:
-    """Describe the server in lines, as `mario flows status` prints them."""
+def status(server: Server, known: Collection[str] | None = None) -> str:
+    """Describe the server in lines, as `mario flows status` prints them.
+
+    Args:
+        server: which server; other people's deployments, automations and runs on it are left out.
+        known: the deployments of `prefect.yaml` as `flow/name`; None: not at hand.
+
+    Raises:
+        FlowError: see `Server`.
+    """
     lines = ["pools"]
-    for pool in server.call("POST", "/work_pools/filter", {}):
+    for pool in server.all("/work_pools/filter"):
         lines.append(_pool(server, pool))
         queues = server.call("POST", f"/work_pools/{pool['name']}/queues/filter", {})
         lines += [_queue(queue) for queue in sorted(queues, key=lambda each: each["priority"] or 0)]
-    lines.append("deployments")
-    deployments = server.call(
-        "POST", "/deployments/filter", {"deployments": {"tags": {"all_": [TAG]}}, "limit": 200}
-    )
-    lines += [_deployment(each) for each in sorted(deployments, key=lambda each: each["name"])]
+    lines.append("deployments" if known is not None else "deployments (no prefect.yaml to compare)")
+    deployments = our_deployments(server)
+    for name, each in sorted(deployments.items()):
+        lines.append(_deployment(name, each))
+        if known is not None and name not in known:
+            lines.append(
+                "    not in prefect.yaml, and runs on as it is; where nobody needs it: "
+                f"prefect deployment delete {name}"
+            )
     lines.append("automations")
-    found = server.call("POST", "/automations/filter", {"limit": 200})
     lines += [
         f"  {'on ' if each['enabled'] else 'OFF'} {each['name']}"
-        for each in sorted(found, key=lambda each: each["name"])
+        for each in sorted(server.all("/automations/filter"), key=lambda each: each["name"])
+        if each["name"].startswith(PREFIX)
     ]
     lines.append("last runs")
     runs = server.call(
@@ -64,7 +77,7 @@ def _queue(queue: Document) -> str:
     )
 
 
-def _deployment(deployment: Document) -> str:
+def _deployment(name: str, deployment: Document) -> str:
     schedules = [
         f"{each['schedule'].get('cron', '?')} {each['schedule'].get('timezone') or 'UTC'}"
         + ("" if each["active"] else " (off)")
@@ -72,7 +85,7 @@ def _deployment(deployment: Document) -> str:
     ]
     where = f"{deployment['work_pool_name']}/{deployment['work_queue_name']}"
     return (
-        f"  {deployment['name']} at {deployment.get('version') or '-'} on {where}"
+        f"  {name} at {deployment.get('version') or '-'} on {where}"
         + (f", {'; '.join(schedules)}" if schedules else "")
         + (", PAUSED" if deployment.get("paused") else "")
     )

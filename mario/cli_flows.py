@@ -31,7 +31,8 @@ def flows_setup(
     """Create or mend pools, queues, limits, blocks and automations; twice changes nothing."""
     _server_logs_quietly()
     from flows.pools import POOL_TYPES
-    from flows.setup import Server, set_up, summary
+    from flows.server import Server
+    from flows.setup import set_up, summary
     from mario.errors import FlowError
 
     unknown = [name for name in pool or () if name not in POOL_TYPES]
@@ -50,9 +51,10 @@ def flows_deploy(
         "prefect.yaml"
     ),
 ) -> None:
-    """Create or mend the deployments of prefect.yaml; twice changes nothing."""
+    """Create or mend the deployments of prefect.yaml and their schedules; twice changes nothing."""
     _server_logs_quietly()
-    from flows.setup import Server, deploy, summary
+    from flows.server import Server
+    from flows.setup import deploy, summary
 
     with Server.connect() as server:
         typer.echo(summary(deploy(server, file, only=names or ())))
@@ -60,22 +62,29 @@ def flows_deploy(
 
 @flows_app.command("resume")
 def flows_resume(
-    name: Annotated[str, typer.Argument(help="The deployment's name, as in prefect.yaml.")],
+    name: Annotated[str, typer.Argument(help="Its name, as in prefect.yaml, or flow/name.")],
 ) -> None:
     """Let a deployment that is paused, as by a collapse, run on schedule again."""
     _server_logs_quietly()
-    from flows.setup import Server, resume, summary
+    from flows.server import Server
+    from flows.setup import resume, summary
 
     with Server.connect() as server:
         typer.echo(summary([resume(server, name)]))
 
 
 @flows_app.command("status")
-def flows_status() -> None:
+def flows_status(
+    file: Annotated[Path, typer.Option(help="Which deployments there should be.")] = Path(
+        "prefect.yaml"
+    ),
+) -> None:
     """Show pools and workers, queues, deployments, schedules and the last flow runs."""
     _server_logs_quietly()
-    from flows.setup import Server
+    from flows.deployments import deployment_names
+    from flows.server import Server
     from flows.status import status
 
+    known = deployment_names(file) if file.exists() else None
     with Server.connect() as server:
-        typer.echo(status(server))
+        typer.echo(status(server, known))

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from datetime import datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-from uuid import uuid4
 from zoneinfo import ZoneInfo
 
 import pytest
 
-from flows.automations import SILENCE_SECONDS, automations
-from flows.decisions import MAX_ATTEMPTS
 from flows.deployments import load_deployments, load_flow
-from flows.pools import HEARTBEAT_SECONDS, POOL_TYPES, pool, queues
+from flows.pools import POOL_TYPES, pool, queues
 from flows.reporting import file_link, verdict_page
-from flows.setup import _normal
 from mario.errors import FlowError
 from mario.jobs.runtime import Runtime
 
@@ -128,43 +122,6 @@ def test_a_broken_file_is_one_sentence(text: str, said: str, tmp_path: Path) -> 
     file.write_text(text)
     with pytest.raises(FlowError, match=said):
         load_deployments(file)
-
-
-def test_automations_are_what_prefect_takes() -> None:
-    webhook, nightly = str(uuid4()), str(uuid4())
-    made = {each["name"]: _normal(each) for each in
-            automations(webhook_id=webhook, nightly_id=nightly)}  # fmt: skip
-    silent = made["mario: a silent run has crashed"]["trigger"]
-    assert silent["posture"] == "Proactive"
-    assert silent["within"] == SILENCE_SECONDS >= 3 * HEARTBEAT_SECONDS
-    again = made["mario: a crashed run goes on"]["trigger"]
-    assert again["match"]["prefect.run-count"] == [str(n) for n in range(1, MAX_ATTEMPTS)]
-    # Attempts that begin are counted by run-count; those that do not, by how often one was due.
-    loop = made["mario: a run that crashes before it begins has failed"]
-    assert loop["trigger"]["expect"] == ["prefect.flow-run.AwaitingRetry"]
-    assert loop["trigger"]["for_each"] == ["prefect.resource.id"]
-    assert loop["trigger"]["threshold"] == MAX_ATTEMPTS > len(again["match"]["prefect.run-count"])
-    assert loop["actions"][0]["state"] == "FAILED"
-    assert webhook in json.dumps(made)
-    without = automations(webhook_id=None, nightly_id=None)
-    assert "call-webhook" not in json.dumps(without)
-    assert "run-deployment" not in json.dumps(without)
-    assert any("pause-deployment" in json.dumps(each) for each in without)
-
-
-def test_notifications_are_json_whatever_the_reason_says() -> None:
-    from prefect.server.utilities.user_templates import render_user_template
-
-    (collapse,) = [
-        each for each in automations(webhook_id=str(uuid4()), nightly_id=None)
-        if "collapse" in each["name"]
-    ]  # fmt: skip
-    payload = collapse["actions"][1]["payload"]
-
-    resource = {"prefect.resource.name": 'a "run"', "prefect.state-message": "why\nnot"}
-    event = SimpleNamespace(resource=resource)
-    rendered = asyncio.run(render_user_template(payload, {"event": event}))
-    assert json.loads(rendered) == {"text": 'Collapsed: a "run": why\nnot'}
 
 
 def test_links_are_links_where_a_page_shows_the_runs_and_paths_elsewhere(
