@@ -33,14 +33,14 @@ def _has_ipv6() -> bool:
 
 
 def _serve(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Run ``mario serve`` for as long as it lives; 60 s mean that it was not refused."""
+    """Run ``mario serve`` for as long as it lives; a time-out means that it was not refused."""
     return subprocess.run(
         [Path(sys.executable).parent / "mario", "serve", "--policy", folder, *options],
         cwd=folder.parent,
         env={k: v for k, v in os.environ.items() if not k.startswith("MARIO_SERVING_")},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
         check=False,
     )
 
