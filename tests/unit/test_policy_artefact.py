@@ -71,7 +71,7 @@ def test_the_folder_is_complete_or_absent(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(ArtefactError, match="No space"):
         _write(tmp_path / "a", network)
     assert list(tmp_path.iterdir()) == []
 
@@ -89,7 +89,7 @@ def test_a_failed_overwrite_keeps_the_old_folder(
         real_replace(source, target)  # type: ignore[arg-type]
 
     monkeypatch.setattr(os, "replace", second_fails)
-    with pytest.raises(OSError, match="Input/output"):
+    with pytest.raises(ArtefactError, match="Input/output"):
         _write(tmp_path / "a", network, frame_skip=2, overwrite=True)
     monkeypatch.undo()
     assert load_artefact(tmp_path / "a").digest == before.digest
