@@ -6,10 +6,10 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-#: What the names of unfinished folders begin with; see :func:`clear_unfinished`.
+#: What the names of unfinished files and folders begin with; see :func:`clear_unfinished`.
 _ASIDE = ".writing-"
 
 
@@ -66,7 +66,11 @@ def remove_folder(target: Path) -> None:
 def clear_unfinished(folder: Path) -> None:
     """Delete what killed writers left aside in a folder that nobody writes to now."""
     for path in folder.glob(f"{_ASIDE}*"):
-        shutil.rmtree(path, ignore_errors=True)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                path.unlink()
 
 
 def write_synced(path: Path, data: bytes) -> None:
@@ -79,6 +83,8 @@ def write_synced(path: Path, data: bytes) -> None:
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file so that it has its old content or the new one; the same content costs nothing.
+
+    A kill leaves at most a file aside, which :func:`clear_unfinished` removes.
 
     Raises:
         OSError: the disk is full, or the place cannot be written; the old content stays.

@@ -72,6 +72,21 @@ def test_what_a_killed_writer_left_is_cleared(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
+def test_the_file_that_a_killed_writer_left_is_cleared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_whole(tmp_path / "config", b"old")
+    pid = os.fork()
+    if pid == 0:  # a process that dies before its file takes the place of the old one
+        monkeypatch.setattr(Path, "replace", lambda *_: os._exit(0))
+        write_whole(tmp_path / "config", b"new")
+    os.waitpid(pid, 0)
+    assert len(names(tmp_path)) == 2
+    clear_unfinished(tmp_path)
+    assert names(tmp_path) == ["config"]
+    assert (tmp_path / "config").read_bytes() == b"old"
+
+
 def test_removing(tmp_path: Path) -> None:
     with whole_folder(tmp_path / "target") as aside:
         write_synced(aside / "a", b"1")
