@@ -120,11 +120,11 @@ def run_is_alive(run: Run) -> bool:
 
 
 def _read_run(store: ExperimentStore, run: Run, mark_killed: bool) -> RunReading:
-    status = run.status
-    if status == "running" and not run_is_alive(run):
-        status = "killed"
-        if mark_killed:
-            store.runs.mark_killed(run.id, "its process is gone")
+    if mark_killed and run.attempts and run.status == "running" and not run_is_alive(run):
+        store.runs.mark_killed(run.id, "its process is gone", seen=run.attempts[-1])
+        run = store.runs.get(run.id)  # it may have gone on meanwhile
+    dead = run.status == "running" and not run_is_alive(run)
+    status: RunStatus = "killed" if dead else run.status
     episodes = store.runs.count_episodes(run.id)
     before = [attempt.status for attempt in run.attempts[:-1]]
     resumed = f", resumed {len(before)}x after {', '.join(before)}" if before else ""

@@ -259,23 +259,49 @@ class Runs:
         """
         write_training_rows(self._engine, rows)
 
-    def mark_killed(self, run_id: str, reason: str) -> bool:
-        """Mark a run that is ``running`` but whose process is gone; True if it was."""
+    def mark_killed(self, run_id: str, reason: str, *, seen: Attempt | None = None) -> bool:
+        """Mark a run that is ``running`` but whose process is gone.
+
+        Args:
+            run_id: the run.
+            reason: for people.
+            seen: its newest attempt as it was when its process was found gone. One that has begun
+                or given a sign of life since then is left alone; None only asks for the process.
+
+        Returns:
+            Whether it was marked.
+        """
         with writing(self._engine) as connection:
             run, attempt = models.Run, models.RunAttempt
+            # Nobody resumes it meanwhile: `resume` takes this lock, too.
+            connection.execute(sa.select(run.id).where(run.id == run_id).with_for_update())
             row = connection.execute(
-                sa.select(attempt.attempt, attempt.heartbeat_at)
-                .where(attempt.run_id == run_id, attempt.status == "running")
+                sa.select(attempt)
+                .where(attempt.run_id == run_id)
                 .order_by(attempt.attempt.desc())
                 .limit(1)
             ).one_or_none()
-            if row is None:
+            if row is None or row.status != "running":
                 return False
-            connection.execute(
+            if seen is not None and (row.attempt, row.heartbeat_at) != (
+                seen.attempt,
+                seen.heartbeat_at,
+            ):
+                return False
+            if attempt_is_alive(row.host, row.pid, row.started_at, row.heartbeat_at):
+                return False
+            marked = connection.execute(
                 sa.update(attempt)
-                .where(attempt.run_id == run_id, attempt.status == "running")
-                .values(status="killed", ended_at=attempt.heartbeat_at)
+                .where(
+                    attempt.run_id == run_id,
+                    attempt.attempt == row.attempt,
+                    attempt.status == "running",
+                    attempt.heartbeat_at == row.heartbeat_at,
+                )
+                .values(status="killed", ended_at=row.heartbeat_at)
             )
+            if not marked.rowcount:
+                return False  # a sign of life, or its end, was quicker
             done = connection.execute(
                 sa.update(run)
                 .where(run.id == run_id, run.status == "running")

@@ -89,12 +89,14 @@ def write_training_rows(
                 values += [_episode_values(episode) for episode in episodes]
             if values:
                 upsert(connection, table, values)
+        # Ends first: they take the run's row before the attempt's, as who resumes it or finds it
+        # dead does; the other way round the two would wait for each other.
+        for end in groups.get(RunEndRow, ()):
+            _end(connection, end)
         for start in groups.get(AttemptStartRow, ()):
             _start(connection, start)
         for heartbeat in _newest_heartbeats(groups.get(HeartbeatRow, ())):
             _beat(connection, heartbeat)
-        for end in groups.get(RunEndRow, ()):
-            _end(connection, end)
 
 
 def known_runs(connection: sa.Connection, run_ids: Iterable[str]) -> set[str]:
@@ -247,6 +249,12 @@ def _revive(connection: sa.Connection, row: HeartbeatRow) -> None:
 def _end(connection: sa.Connection, row: RunEndRow) -> None:
     """End an attempt, and the run if no later attempt has begun; a killed one may still say how."""
     attempt, run = models.RunAttempt, models.Run
+    newest = _newest_attempt(row.run_id)
+    connection.execute(
+        sa.update(run)
+        .where(run.id == row.run_id, newest == row.attempt, run.status.in_(("running", "killed")))
+        .values(status=row.status, status_reason=row.reason, ended_at=row.at)
+    )
     connection.execute(
         sa.update(attempt)
         .where(
@@ -255,10 +263,4 @@ def _end(connection: sa.Connection, row: RunEndRow) -> None:
             attempt.status.in_(("running", "killed")),
         )
         .values(status=row.status, end_steps=row.end_steps, ended_at=row.at, heartbeat_at=row.at)
-    )
-    newest = _newest_attempt(row.run_id)
-    connection.execute(
-        sa.update(run)
-        .where(run.id == row.run_id, newest == row.attempt, run.status.in_(("running", "killed")))
-        .values(status=row.status, status_reason=row.reason, ended_at=row.at)
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,7 +20,9 @@ from mario.store.check import check_store
 from mario.store.engine import writing
 from mario.store.export import export_parquet, table_names
 from mario.store.legacy import import_legacy
-from mario.store.records import HealthSampleRow, RunEndRow
+from mario.store.process import SILENCE_SECONDS
+from mario.store.records import HealthSampleRow, HeartbeatRow, Run, RunEndRow, utc_now
+from mario.store.runs import Runs
 from mario.store.store import ExperimentStore
 from mario.store.writer import StoreWriter
 from tests.support.postgres import PostgresServer
@@ -75,6 +78,47 @@ def test_every_run_reads_as_what_it_is(store: ExperimentStore, tmp_path: Path) -
     assert store.runs.get(ids["killed"]).status == "killed"
     assert store.runs.get(ids["running"]).status == "running"
     assert "every invariant holds" in report.text()
+
+
+def test_a_run_that_goes_on_while_it_is_checked_is_not_killed(
+    store: ExperimentStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process was gone when the check read it; a launcher resumes it before it is marked."""
+    run = store.runs.start(new_run())
+    with writing(store.engine) as connection:
+        connection.execute(sa.update(models.RunAttempt).values(pid=2**22 + 1))
+    read = Runs.list
+
+    def read_and_resume(self: Runs, **more: Any) -> tuple[Run, ...]:
+        runs = read(self, **more)
+        self.resume(run.id, start_steps=64)
+        return runs
+
+    monkeypatch.setattr(Runs, "list", read_and_resume)
+    (reading,) = check_store(store, mark_killed=True).runs
+    after = store.runs.get(run.id)
+    assert [attempt.status for attempt in after.attempts] == ["killed", "running"]
+    assert (after.status, after.status_reason) == ("running", None)
+    assert (reading.status, reading.attempts) == ("running", 2)
+
+
+def test_a_run_that_is_heard_of_while_it_is_checked_is_not_killed(store: ExperimentStore) -> None:
+    """Of another machine: it cannot be asked for, so only its sign of life says that it lives."""
+    run = store.runs.start(new_run())
+    long_ago = utc_now() - timedelta(seconds=2 * SILENCE_SECONDS)
+    with writing(store.engine) as connection:
+        connection.execute(
+            sa.update(models.RunAttempt).values(host="another", heartbeat_at=long_ago)
+        )
+    seen = store.runs.get(run.id).attempts[-1]
+    late = utc_now() - timedelta(seconds=1.5 * SILENCE_SECONDS)  # out of its journal
+    store.runs.write([HeartbeatRow(run_id=run.id, attempt=1, total_steps=1, at=late)])
+    assert not store.runs.mark_killed(run.id, "its process is gone", seen=seen)
+    assert store.runs.get(run.id).status == "running"
+    seen = store.runs.get(run.id).attempts[-1]
+    assert store.runs.mark_killed(run.id, "its process is gone", seen=seen)
+    run = store.runs.get(run.id)
+    assert (run.status, run.ended_at, run.attempts[-1].status) == ("killed", late, "killed")
 
 
 def test_check_finds_what_is_broken(store: ExperimentStore, tmp_path: Path) -> None:
