@@ -10,7 +10,7 @@ from typing import Literal
 import sqlalchemy as sa
 
 from mario.errors import MarioError
-from mario.journal import pending_journals
+from mario.journal import first_record, pending_journals
 from mario.store import migrate, models
 from mario.store.engine import reading
 from mario.store.process import attempt_is_alive, is_silent
@@ -89,7 +89,9 @@ def check_store(
         StoreError: if the database does not answer.
     """
     runs = tuple(_read_run(store, run, mark_killed) for run in store.runs.list(limit=1_000_000))
-    findings = [*_schema(store), *(_journals(Path(runs_dir)) if runs_dir is not None else ())]
+    findings = [*_schema(store)]
+    if runs_dir is not None:
+        findings += _journals(store, Path(runs_dir))
     checks: tuple[Callable[[sa.Connection], Iterator[Finding]], ...] = (
         _engine_checks,
         _episodes_without_gaps,
@@ -150,13 +152,18 @@ def _schema(store: ExperimentStore) -> Iterator[Finding]:
         yield _error(f"the schema is at revision {current}; expected {head}: mario store upgrade")
 
 
-def _journals(runs_dir: Path) -> Iterator[Finding]:
+def _journals(store: ExperimentStore, runs_dir: Path) -> Iterator[Finding]:
     for folder in pending_journals(runs_dir):
-        yield Finding(
-            severity="notice",
-            what=f"{folder} holds records that are not delivered yet: they will be with the run's "
-            "next start, or by mario store check --replay",
-        )
+        run_id = str((first_record(folder) or {}).get("run_id", folder.parent.name))
+        what = f"{folder} holds records that are not delivered yet"
+        if store.runs.find(run_id) is None:
+            what += (
+                f", of run {run_id}, which is not in this database: mario store check --replay "
+                "delivers them with MARIO_DATABASE_URL set to the one that it was begun in"
+            )
+        else:
+            what += ": they will be with the run's next start, or by mario store check --replay"
+        yield Finding(severity="notice", what=what)
     for path in sorted(runs_dir.glob("*/journal*/refused.jsonl")):
         yield _error(f"{path} holds rows that the database refused; each says why")
 

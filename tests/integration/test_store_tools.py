@@ -133,9 +133,10 @@ def test_check_finds_what_is_broken(store: ExperimentStore, tmp_path: Path) -> N
             .where(models.RegisteredVersion.version == 1)
             .values(state="broken")
         )
-    writer = StoreWriter(f"sqlite:///{tmp_path}/nowhere.db", tmp_path / "run-x")
-    writer.put([episode_row("run-x", 0)])
-    assert writer.close(0.2).pending
+    for run_id in (run.id, "run-x"):
+        writer = StoreWriter(f"sqlite:///{tmp_path}/nowhere.db", tmp_path / run_id)
+        writer.put([episode_row(run_id, 0)])
+        assert writer.close(0.2).pending
     report = check_store(store, runs_dir=tmp_path)
     assert not report.sound
     text = report.text()
@@ -144,7 +145,8 @@ def test_check_finds_what_is_broken(store: ExperimentStore, tmp_path: Path) -> N
         "episode_score=0.99",
         "names v1, which is broken",
         "is pending",
-        "not delivered yet",
+        f"{run.id}/journal holds records that are not delivered yet: they will be",
+        "run-x/journal holds records that are not delivered yet, of run run-x, which is not in",
     ):
         assert words in text
     assert "invariants are broken" in text
