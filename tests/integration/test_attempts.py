@@ -11,12 +11,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
+import mario.jobs.attempts
 import mario.jobs.sinks
 from mario.config import load_config
 from mario.errors import RunIsBusy, TrainingInterrupted
@@ -32,6 +33,8 @@ from mario.store.records import HeartbeatRow, Run, RunEndRow, utc_now
 from mario.store.store import ExperimentStore
 from mario.store.writer import StoreWriter, to_record
 from mario.training.sinks import RunEnd, RunStart
+from tests.support.delivered import deliver
+from tests.support.serving_load import wait_until
 from tests.support.store_rows import new_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,6 +68,7 @@ def training(runtime: Runtime, run: Run, folder: Path) -> Iterator[StoreSink]:
         yield sink
     finally:
         sink.on_end(RunEnd(status="interrupted", reason="", total_steps=0))
+        deliver(runtime.database_url, folder)
 
 
 def test_a_run_that_nobody_trains_is_not_waited_for(
@@ -77,23 +81,54 @@ def test_a_run_that_nobody_trains_is_not_waited_for(
     assert found.id == run.id
 
 
+class Clock:
+    """Time that passes when a test says so, for who waits.
+
+    Attributes:
+        now: seconds.
+        looks: how often it was looked at.
+    """
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.looks = 0
+
+    def monotonic(self) -> float:
+        self.looks += 1
+        return self.now
+
+
 def test_a_process_elsewhere_that_gives_signs_of_life_is_waited_for(
     store: ExperimentStore, runtime: Runtime, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """It was long silent (its database was away): it is heard again, and then it ends."""
     monkeypatch.setattr(mario.jobs.sinks, "HEARTBEAT_SECONDS", 0.3)
+    monkeypatch.setattr(mario.jobs.attempts, "_LOOK_SECONDS", 0.1)
     run = elsewhere(store, SILENCE_SECONDS + 60)
+    clock = Clock()
+    monkeypatch.setattr(mario.jobs.attempts, "time", clock)
     found: list[Run | None] = []
     stop = threading.Event()
     waiting = threading.Thread(
         target=lambda: found.append(wait_for_turn(runtime, run.id, stop, settle_seconds=6.0))
     )
     waiting.start()
-    time.sleep(1.0)
+    assert wait_until(lambda: clock.looks >= 3, 60)
+    clock.now += 4.0
     with training(runtime, run, tmp_path / "training"):
-        time.sleep(8.0)
+        for _ in range(4):  # between two of these a sign of life is seen
+            before = store.runs.get(run.id).attempts[-1].heartbeat_at
+
+            def beaten(before: datetime = before) -> bool:
+                return store.runs.get(run.id).attempts[-1].heartbeat_at != before
+
+            assert wait_until(beaten, 60)
+            looks = clock.looks
+            assert wait_until(lambda looks=looks: clock.looks >= looks + 2, 60)
+            clock.now += 4.0
+        assert wait_until(lambda looks=clock.looks: clock.looks >= looks + 2, 60)
         assert waiting.is_alive(), "it would have been taken for dead by now"
-    waiting.join(30)
+    waiting.join(120)
     assert found[0] is not None
     assert [attempt.status for attempt in found[0].attempts] == ["interrupted"]
 
@@ -133,10 +168,10 @@ def test_a_process_that_has_ended_its_run_may_still_write(
                 .where(models.RunAttempt.run_id == run.id)
                 .values(pid=ending.pid, status="interrupted", ended_at=now)
             )
-        threading.Timer(3.0, ending.kill).start()
         begun = time.monotonic()
+        threading.Timer(3.0, ending.kill).start()
         assert wait_for_turn(runtime, run.id, threading.Event()) is not None
-        assert time.monotonic() - begun >= 2.5
+        assert time.monotonic() - begun >= 3.0
 
 
 def test_a_silent_process_that_was_taken_for_killed_is_heard_of_again(
@@ -196,7 +231,7 @@ def test_what_a_process_that_is_gone_left_in_its_journal_is_delivered_before_it_
     journal.close(empty=False)
     begun = time.monotonic()
     found = wait_for_turn(runtime, run.id, threading.Event())
-    assert time.monotonic() - begun < 30, "not for as long as it could be silent"
+    assert time.monotonic() - begun < SILENCE_SECONDS / 2, "not for as long as it could be silent"
     assert found is not None
     assert found.attempts[-1].status == "interrupted"
 
@@ -244,8 +279,15 @@ def test_training_that_hangs_gives_no_signs_of_life(
     monkeypatch.setattr(mario.jobs.sinks, "HEARTBEAT_SECONDS", 0.05)
     monkeypatch.setattr(mario.jobs.sinks, "HANG_SECONDS", 0.2)
     run = store.runs.start(new_run())
-    with training(runtime, run, tmp_path / "training"):
-        time.sleep(2.0)  # signs of life, then none; the writer has delivered what there was
-        heard = store.runs.get(run.id).attempts[-1].heartbeat_at
-        time.sleep(1.5)
-        assert store.runs.get(run.id).attempts[-1].heartbeat_at == heard
+    with training(runtime, run, tmp_path / "training") as sink:
+
+        def heard_at() -> datetime:
+            assert sink._writer.flush(60)  # what there is
+            return store.runs.get(run.id).attempts[-1].heartbeat_at
+
+        def silent() -> bool:
+            before = heard_at()
+            time.sleep(1.5)
+            return heard_at() == before
+
+        assert wait_until(silent, 60)  # signs of life, then none

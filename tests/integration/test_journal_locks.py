@@ -6,7 +6,7 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from mario.store.records import Run
 from mario.store.store import ExperimentStore
 from mario.store.writer import StoreWriter, replay_journals
 from mario.tracking import tracking_client
+from tests.support.delivered import deliver_all
 from tests.support.training_runs import small_config
 
 
@@ -37,12 +38,21 @@ def held(folder: Path, seconds: float) -> Iterator[None]:
         journal.close(empty=False)
 
 
+def _at_once(took_seconds: Callable[[], float], seconds: float) -> bool:
+    """Whether something is that quick; the machine may stall, but not always."""
+    return any(took_seconds() < seconds for _ in range(10))
+
+
 def test_a_journal_is_waited_for_as_long_as_is_said(tmp_path: Path) -> None:
-    with held(tmp_path, 60):
+    def refused_after_seconds() -> float:
         begun = time.monotonic()
         with pytest.raises(StoreError, match="another process"):
             Journal(tmp_path)
-        assert time.monotonic() - begun < 0.5, "refused at once, where nothing else is said"
+        return time.monotonic() - begun
+
+    with held(tmp_path, 600):
+        assert _at_once(refused_after_seconds, 0.5), "where nothing else is said"
+        begun = time.monotonic()
         with pytest.raises(StoreError, match="another process"):
             Journal(tmp_path, patience=Patience(0.6))
         assert time.monotonic() - begun >= 0.6
@@ -52,11 +62,15 @@ def test_a_journal_is_waited_for_as_long_as_is_said(tmp_path: Path) -> None:
 
 def test_a_replay_waits_for_nobody_and_is_shorter_than_a_run_waits(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/mario.db"
-    with held(tmp_path / "run" / "journal", 60):
-        (tmp_path / "run" / "journal" / "00000001.jsonl").write_bytes(encode_line({"n": 1}))
+
+    def replayed_seconds() -> float:
         begun = time.monotonic()
         assert [replay.busy for replay in replay_journals(url, tmp_path)] == [True]
-        assert time.monotonic() - begun < 2
+        return time.monotonic() - begun
+
+    with held(tmp_path / "run" / "journal", 600):
+        (tmp_path / "run" / "journal" / "00000001.jsonl").write_bytes(encode_line({"n": 1}))
+        assert _at_once(replayed_seconds, 2)
     assert REPLAY_SECONDS + 1 < LOCK_SECONDS  # its thread is given a second more
 
 
@@ -81,10 +95,12 @@ def begun(runtime: Runtime) -> TrainOutcome:
     stop = threading.Event()
     outcome = train_run(CONFIG, runtime, stop=stop, on_progress=lambda _: stop.set())
     assert outcome.result.status == "interrupted"
+    deliver_all(runtime)
     return outcome
 
 
 def stored(runtime: Runtime, run_id: str) -> Run:
+    deliver_all(runtime)
     with ExperimentStore.open(runtime.database_url) as store:
         return store.runs.get(run_id)
 
@@ -111,7 +127,7 @@ def test_an_attempt_that_cannot_be_recorded_is_none_that_runs(
 ) -> None:
     """The database knows that it failed, and it is gone on with when the journal is free."""
     monkeypatch.setattr(mario.jobs.train, "LOCK_SECONDS", 0.3)
-    with held(begun.run_dir / "journal", 60), pytest.raises(StoreError, match="another process"):
+    with held(begun.run_dir / "journal", 600), pytest.raises(StoreError, match="another process"):
         train_run(CONFIG, runtime, resume=begun.run_id)
     run = stored(runtime, begun.run_id)
     assert [attempt.status for attempt in run.attempts] == ["interrupted", "failed"]
@@ -123,14 +139,15 @@ def test_an_attempt_that_cannot_be_recorded_is_none_that_runs(
 
 @pytest.mark.parametrize("journal", ["journal", "journal-mlflow"])
 def test_a_run_that_waits_for_a_journal_ends_when_it_is_told_to(
-    runtime: Runtime, begun: TrainOutcome, journal: str
+    runtime: Runtime, begun: TrainOutcome, journal: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is as it was, and is gone on with afterwards."""
+    monkeypatch.setattr(mario.jobs.train, "LOCK_SECONDS", 600.0)
     stop = threading.Event()
     told = threading.Timer(0.5, stop.set)
     told.start()
     waited = time.monotonic()
-    with held(begun.run_dir / journal, 60):
+    with held(begun.run_dir / journal, 600):
         if journal == "journal":
             with pytest.raises(TrainingInterrupted, match="ended on request before it began"):
                 train_run(CONFIG, runtime, resume=begun.run_id, stop=stop)
@@ -138,7 +155,7 @@ def test_a_run_that_waits_for_a_journal_ends_when_it_is_told_to(
             outcome = train_run(CONFIG, runtime, resume=begun.run_id, stop=stop)
             assert outcome.result.status == "interrupted"
             assert outcome.result.total_steps == begun.result.total_steps
-    assert time.monotonic() - waited < LOCK_SECONDS / 2
+    assert time.monotonic() - waited < 300
     run = stored(runtime, begun.run_id)
     assert [attempt.status for attempt in run.attempts] == ["interrupted", "interrupted"]
     assert train_run(CONFIG, runtime, resume=begun.run_id).result.status == "finished"
@@ -153,7 +170,7 @@ def test_what_keeps_the_end_from_being_stored_hides_nothing(
 
     monkeypatch.setattr(mario.jobs.train, "LOCK_SECONDS", 0.1)
     monkeypatch.setattr("mario.store.runs.Runs.end", away)
-    with held(begun.run_dir / "journal", 60), pytest.raises(StoreError, match="another process"):
+    with held(begun.run_dir / "journal", 600), pytest.raises(StoreError, match="another process"):
         train_run(CONFIG, runtime, resume=begun.run_id)
     assert "the database is away" in caplog.text
 

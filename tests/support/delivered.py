@@ -1,0 +1,29 @@
+"""What a run's end had no time to deliver: on a busy machine its rows wait in its journals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mario.jobs.runtime import Runtime
+from mario.jobs.tracking import replay_tracking
+from mario.journal import Patience, pending_journals
+from mario.store.store import ExperimentStore
+from mario.store.writer import JOURNAL_FOLDER, StoreWriter
+
+_SECONDS = 120.0
+
+
+def deliver(database_url: str, root: Path) -> None:
+    """Bring into the store what is in its journals below a folder."""
+    for folder in list(pending_journals(root)):
+        if folder.name == JOURNAL_FOLDER:
+            patience = Patience(_SECONDS)  # the thread of the writer before may still have it
+            report = StoreWriter(database_url, folder.parent, patience=patience).close(_SECONDS)
+            assert not report.pending, report
+
+
+def deliver_all(runtime: Runtime) -> None:
+    """Bring into the store and MLflow what is in the journals of all runs."""
+    deliver(runtime.database_url, runtime.runs_dir)
+    with ExperimentStore.open(runtime.database_url) as store:
+        replay_tracking(store, runtime, timeout_seconds=_SECONDS)
