@@ -7,10 +7,11 @@ scores bootstrapped from real episodes (`benchmarks/data/gate/*.jsonl`, written 
 any number of files, among them checkpoints of one long run at many clear rates) or from simulated
 pools, which the row's `source` says. "Real pairs" draw units that two real policies both played, so
 that what a seed does to both is in them. In every cell the production gate judges some of the
-streams again (`gate_simulation.run_gate`). Beside the gate: the fixed-N paired permutation test (on
-clears it is the exact McNemar test) at the gate's own power, Wald's SPRT told the truth, and
-`savvi`'s sequential test. A full run needs that package (`pip install savvi==0.3.1`) and ends with
-2 without it; `--quick` leaves its columns out.
+streams again (`gate_simulation.run_gate`). "Promoted" is the test alone, before the guards; the
+rows "guard" say what the level guard takes of it. Beside the gate: the fixed-N paired permutation
+test (on clears it is the exact McNemar test) at the gate's own power, Wald's SPRT told the truth,
+and `savvi`'s sequential test. A full run needs that package (`pip install savvi==0.3.1`) and ends
+with 2 without it; `--quick` leaves its columns out.
 """
 
 from __future__ import annotations
@@ -18,25 +19,23 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import itertools
-import math
 import sys
 import time
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 from _report import finish, print_table, target
+from gate_alternatives import after_the_guard, bold_stakes, reused_units
+from gate_floor import count, floor_units
 from gate_pools import (
     LEAST_GAIN,
     Pools,
     Real,
-    beside_clears,
     better_scores,
     improving_pairs,
     load_pools,
     rate,
-    simulated_scores,
     values_of,
 )
 from gate_production import (
@@ -51,26 +50,26 @@ from gate_production import (
 from gate_rows import BATCHES, CAP, CLEAR, SCORE, UNLIKE, Row, batched, cell
 from gate_simulation import (
     best_bet,
-    best_growth,
+    fastest_bet,
+    fixed_units,
     mcnemar_power,
     paired_clears,
     paired_scores,
-    permutation_power,
     real_pairs,
-    run_gate,
     run_savvi,
     run_sprt,
     savvi_boundary,
     units_for_power,
     unlike_levels,
 )
+from gate_together import together
 
 from mario.evaluation.statistics import exact_lower_bound
 
 SEED = 20261123
 SAVVI = "savvi==0.3.1"
-#: Evidence for futility that no stream of CAP units reaches.
-NEVER = 1e-300
+#: Trials drawn anew for the spread of the fixed-N test's units.
+REPEATS = 4
 
 
 def equal_policies(
@@ -138,7 +137,7 @@ def clear_power(generator: np.random.Generator, trials: int, savvi: np.ndarray |
         power = row["promoted"]
         fixed = units_for_power(lambda n, w=win, x=lose: mcnemar_power(w, x, n, 0.05), power)
         at_90 = units_for_power(lambda n, w=win, x=lose: mcnemar_power(w, x, n, 0.05), 0.9)
-        sprt = run_sprt(d, win, lose, 0.05, 0.1).summary()
+        sprt = run_sprt(d, (win - lose) / (win + lose), 0.05, 0.1).summary()
         row |= {
             "fixed_permutation_units": fixed,
             "fixed_mcnemar_units": fixed,
@@ -154,7 +153,11 @@ def clear_power(generator: np.random.Generator, trials: int, savvi: np.ndarray |
 
 
 def score_power(generator: np.random.Generator, pools: Pools, trials: int) -> list[Row]:
-    """Scores .05 better with no change in clears: every kind of episode a little better."""
+    """Scores .05 better with no change in clears: every kind of episode a little better.
+
+    Beside the gate the fixed-N permutation test, with the spread of its units over trials drawn
+    anew, Wald's SPRT told the truth, and the best single bet told it.
+    """
     rows = []
     for name, (pool, source) in pools.items():
         better = better_scores(pool)
@@ -162,105 +165,24 @@ def score_power(generator: np.random.Generator, pools: Pools, trials: int) -> li
         row = cell("score only", f"+.05, {name}", SCORE, d, source=source,
                    true_effect=float(better.mean() - pool.mean()),
                    spread_of_differences=float(d.std()))  # fmt: skip
-        small = d[: min(trials, 1000)]
         seed = int(generator.integers(2**32))
-        row["fixed_permutation_units"] = units_for_power(
-            lambda n, s=small, k=seed: permutation_power(
-                s[:, :n], 0.05, np.random.default_rng(k), 499
-            ),
-            min(row["promoted"], 0.995),
-            CAP,
-        )
-        row["fixed_units_at_power_.9"] = units_for_power(
-            lambda n, s=small, k=seed: permutation_power(
-                s[:, :n], 0.05, np.random.default_rng(k), 499
-            ),
-            0.9,
-            CAP,
-        )
+        for column, power in (
+            ("fixed_permutation_units", min(row["promoted"], 0.995)),
+            ("fixed_units_at_power_.9", 0.9),
+        ):
+            found = fixed_units(d[:1000], power, seed, REPEATS if trials >= 1000 else 1)
+            row |= {column: found["units"], f"{column}_least": found["least"],
+                    f"{column}_most": found["most"]}  # fmt: skip
+        theta, growth = fastest_bet(d)
+        told, sprt = best_bet(d, SCORE.alpha), run_sprt(d, theta, 0.05, 0.1).summary()
+        row |= {
+            "sprt_promoted": sprt["promoted"],
+            "sprt_units_mean": sprt["units_mean"],
+            "best_bet_units_mean": told["units_mean"],
+            "best_bet_promoted": told["promoted"],
+            "floor_units_equal_power": floor_units(growth, row["promoted"]),
+        }
         rows.append(row)
-    return rows
-
-
-def together(generator: np.random.Generator, pools: Pools, real: Real, trials: int) -> list[Row]:
-    """Pairs of policies whose clear rate improves: score test against clear test.
-
-    A clear is worth about .6 of score by itself, so that the score always improves with the clears.
-    What decides is whether it also improves beside them: failures get further, clears are faster.
-    `growth_ratio` is what a pair's own distribution leaves room for: how fast the best bet on
-    clears grows over how fast the best bet on scores does, the limit of the ratio of units for
-    small α and the best tests that there are. The target counts every real pair and leaves out
-    only the simulated ones that are made to improve in nothing but clears. A clear test that gives
-    up needs few units and finds nothing: see `clear_test_promoted`, and the units of both without
-    the stop for futility. `goal_units` is what the target leaves the score test. Beside it stand
-    the units of the best single bet on scores that is told the pair's own distribution, and
-    `floor_units`, log(1/α) over the growth: what a test that is sure to find the gain needs on
-    average at least.
-    """
-    rows = []
-    cases = [
-        (
-            f"{before:g}→{after:g}, deaths later, clears faster",
-            simulated_scores(generator, before, clock=0.65),
-            simulated_scores(generator, after, late=1.6, clock=0.78),
-            "simulated",
-        )
-        for before, after in ((0.1, 0.3), (0.5, 0.7), (0.7, 0.85))
-    ]
-    cases += [
-        (
-            f"{before:g}→{after:g}, clears only",
-            pools[f"simulated {before:g}"][0],
-            pools[f"simulated {after:g}"][0],
-            "simulated",
-        )
-        for before, after in ((0.1, 0.5), (0.5, 0.85))
-    ]
-    cases += [
-        (f"{a} → {b}", values_of(real[a], "score"), values_of(real[b], "score"), "real pairs")
-        for a, b in improving_pairs(real)
-    ]
-    for name, before, after, source in cases:
-        if source == "real pairs":
-            a, b = name.split(" → ")
-            d = real_pairs(generator, before, after, trials, CAP)
-            clears = real_pairs(
-                generator, values_of(real[a], "clear"), values_of(real[b], "clear"), trials, CAP
-            )
-        else:
-            d = paired_scores(generator, before, after, trials, CAP)
-            clears = paired_scores(
-                generator, (before >= 0.5).astype(float), (after >= 0.5).astype(float), trials, CAP
-            )
-        by_score = run_gate(d, SCORE).summary()
-        by_clear = run_gate(clears, CLEAR).summary()
-        # Neither gives up: what each needs to find the gain, the cap where it does not.
-        stubborn = [
-            run_gate(each, replace(rule, beta=NEVER)).units.mean()
-            for each, rule in ((d, SCORE), (clears, CLEAR))
-        ]
-        told = best_bet(d, SCORE.alpha)
-        growth = best_growth(d)
-        rows.append(
-            {
-                "kind": "together", "cell": name, "primary": "score", "source": source,
-                "counts_for_target": not name.endswith("clears only"),
-                "true_effect": float(after.mean() - before.mean()),
-                "gain_beside_clears": beside_clears(before, after),
-                "clear_effect": float((after >= 0.5).mean() - (before >= 0.5).mean()),
-                **by_score,
-                "clear_test_promoted": by_clear["promoted"],
-                "clear_test_units_mean": by_clear["units_mean"],
-                "units_ratio": by_score["units_mean"] / by_clear["units_mean"],
-                "units_ratio_never_giving_up": float(stubborn[0] / stubborn[1]),
-                "growth_ratio": best_growth(clears) / growth,
-                "goal_units": 0.8 * by_clear["units_mean"],
-                "floor_units": -math.log(SCORE.alpha) / growth,
-                "best_bet_units_mean": told["units_mean"],
-                "best_bet_promoted": told["promoted"],
-                "best_bet_theta": told["theta"],
-            }
-        )  # fmt: skip
     return rows
 
 
@@ -351,6 +273,9 @@ def main() -> int:
         *score_under_the_account(generator, pools, trials),
         *progress_policies(generator, real, trials, batches),
         *score_levels(generator, real, trials, batches),
+        *after_the_guard(generator, pools, trials),
+        *bold_stakes(generator, pools, real, trials, batches),
+        *reused_units(generator, trials),
     ]
     common = ["cell", "source", "true_effect", "promoted", "promoted_high", "rejected",
               "units_mean", "units_median", "units_p90"]  # fmt: skip
@@ -358,18 +283,25 @@ def main() -> int:
         "better": ["fixed_permutation_units", "fixed_units_at_power_.9", "sprt_promoted",
                    "sprt_units_mean", "savvi_promoted", "savvi_units_mean"],
         "score only": ["spread_of_differences", "fixed_permutation_units",
-                       "fixed_units_at_power_.9"],
+                       "fixed_units_at_power_.9", "fixed_units_at_power_.9_least",
+                       "fixed_units_at_power_.9_most", "sprt_promoted", "sprt_units_mean",
+                       "best_bet_promoted", "best_bet_units_mean", "floor_units_equal_power"],
         "together": ["gain_beside_clears", "clear_effect", "clear_test_promoted",
                      "clear_test_units_mean", "units_ratio", "units_ratio_never_giving_up",
-                     "growth_ratio", "goal_units", "floor_units", "best_bet_units_mean",
+                     "growth_ratio", "goal_units", "floor_units", "floor_units_equal_power",
+                     "floor_units_power_.9", "best_bet_units_mean",
                      "best_bet_promoted", "best_bet_theta"],
-        "coverage": ["coverage"],
+        "coverage": ["end_error", "coverage", "checked_streams"],
         "account": ["alpha"],
+        "guard": ["alpha", "promoted_after_guard", "refused_of_promoted"],
+        "stakes": ["units_ratio"],
+        "reuse": ["alpha"],
     }  # fmt: skip
     for kind in dict.fromkeys(r["kind"] for r in rows):
         shown = [c for c in common if kind not in ("coverage", "stream") or c == "cell"]
         shown += extra.get(kind, ["promoted"] if kind == "stream" else [])
         print_table(kind, [r for r in rows if r["kind"] == kind], shown)
+    print(f"\n{count(rows)}")
     took = time.perf_counter() - started
     print(f"\n{trials} trials a cell ({batches * trials} of equal and worse ones), {took:.0f} s")
     return finish(

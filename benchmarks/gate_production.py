@@ -1,8 +1,8 @@
 """Rows of `gate_calibration.py` for what production runs.
 
 The first champion against the random policy, the demo's rule (`configs/demo.yaml`), progress as the
-metric, several levels by score, and the levels that a task's account really gives to a stream of
-challengers.
+metric, several levels by score, the levels that a task's account really gives to a stream of
+challengers, and the confidence sequence. What else was weighed is in `gate_alternatives.py`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,24 @@ from pathlib import Path
 import numpy as np
 from gate_pools import Pools, Real, better_scores, rate, values_of
 from gate_rows import CAP, CLEAR, PROGRESS, SCORE, UNLIKE, Row, batched, cell
-from gate_simulation import Outcome, paired_clears, paired_scores, run_gate, unlike_levels
+from gate_simulation import (
+    CHECKED,
+    CHECKED_UNITS,
+    Outcome,
+    paired_clears,
+    paired_scores,
+    run_gate,
+    unlike_levels,
+)
 
 from mario.config import load_config
-from mario.evaluation.betting import log_wealth, prior_for
+from mario.errors import EvaluationError
+from mario.evaluation.betting import confidence_sequence, log_wealth, prior_for
 from mario.evaluation.rule import GateRule
 from mario.evaluation.wealth import AlphaWealth
+
+#: Error of each end of the sequence whose coverage is counted: the pair's is twice that.
+END_ERROR = 0.025
 
 
 def first_champion(generator: np.random.Generator, real: Real, trials: int) -> list[Row]:
@@ -59,10 +71,12 @@ def _coverage(name: str, metric: str, d: np.ndarray, truth: float, levels: int =
     """One row of coverage: of streams (T, n) with a true mean, looked at after every block.
 
     The sequence excludes m exactly when a capital against m has reached its threshold, so the
-    capitals at the true mean say it without inverting anything.
+    capitals at the true mean say it without inverting anything. Whether that is the sequence of a
+    verdict is not taken on trust: of some streams `confidence_sequence` computes it.
     """
     prior, ends = prior_for(metric), slice(levels - 1, None, levels)
-    threshold = -math.log(0.025)
+    threshold = -math.log(END_ERROR)
+    checked = _check_the_sequence(name, d, truth, prior, levels)
     missed = np.zeros(len(d), dtype=bool)
     for start in range(0, len(d), 500):
         part = d[start : start + 500]
@@ -71,7 +85,51 @@ def _coverage(name: str, metric: str, d: np.ndarray, truth: float, levels: int =
         missed[start : start + 500] = (above | below).any(axis=1)
     least_missed = Outcome(missed, missed, missed).shares()["promoted_low"]
     return {"kind": "coverage", "cell": name, "primary": metric, "trials": len(d),
+            "end_error": END_ERROR, "checked_streams": checked,
             "coverage": float(1 - missed.mean()), "coverage_high": 1 - least_missed}  # fmt: skip
+
+
+def _check_the_sequence(
+    name: str, d: np.ndarray, truth: float, prior: np.ndarray, levels: int
+) -> int:
+    """Hold the production sequence on the starts of some streams against their capitals.
+
+    Its ends lie on a grid, rounded outwards. So at every block's end and for the grid's points
+    around the truth and some further off it must say of each point what the capital against it
+    says, and exclude the truth only where that capital does.
+
+    Returns:
+        How many streams were checked.
+
+    Raises:
+        EvaluationError: the sequence says something else than the capitals.
+    """
+    chosen = np.unique(np.linspace(0, len(d) - 1, CHECKED).astype(int))
+    units = CHECKED_UNITS // CHECKED // levels * levels
+    ends = slice(levels - 1, None, levels)
+    grid = np.linspace(-1.0, 1.0, 401)
+    near = np.searchsorted(grid, truth) + np.array([-100, -60, -30, -1, 0, 1, 30, 60, 100])
+    probes = grid[np.unique(np.clip(near, 1, len(grid) - 2))]
+    threshold = -math.log(END_ERROR)
+    for i in chosen:
+        part = d[i, :units]
+        lower, upper = confidence_sequence(part, END_ERROR, prior=prior, block=levels)
+        for sign, end in ((1.0, lower), (-1.0, -upper)):
+            for mean in probes:
+                said = end >= sign * mean - 1e-12
+                known = log_wealth(sign * part, sign * mean, prior=prior)[ends] >= threshold
+                if (said != known).any():
+                    raise EvaluationError(
+                        f"got a confidence sequence of {name} that differs from its capitals "
+                        f"against {mean:g} on stream {i}; expected the same; mend coverage"
+                    )
+            above = log_wealth(sign * part, sign * truth, prior=prior)[ends] >= threshold
+            if ((end > sign * truth + 1e-9) & ~above).any():
+                raise EvaluationError(
+                    f"got a confidence sequence of {name} that excludes {truth:g} on stream {i}; "
+                    "expected it where a capital does; mend coverage"
+                )
+    return len(chosen)
 
 
 def stream(generator: np.random.Generator, trials: int, challengers: int = 50) -> list[Row]:

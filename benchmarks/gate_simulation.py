@@ -4,7 +4,8 @@ The gate's own functions (`log_factors` and `log_mixture` of `mario.evaluation.b
 betting; this file only runs them over many streams at once and reads off the stopping times.
 Whether that is the gate is not taken on trust: in every cell `run_gate` plays some of its streams
 through `SequentialGate`, which judges in production, and ends with an error when a decision or a
-stop differs.
+stop differs. It is the test alone: the guards look at more than differences. `level_guard` is the
+one that refuses what the test promotes now and then.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from scipy import optimize, stats
 from mario.errors import EvaluationError
 from mario.evaluation.betting import THETAS, log_factors, log_mixture, prior_for
 from mario.evaluation.gate import SequentialGate
+from mario.evaluation.guards import log_evidence_worse
 from mario.evaluation.rule import GateRule
 
 CHUNK = 500
@@ -69,14 +71,18 @@ class Outcome:
         }
 
 
-def run_gate(differences: np.ndarray, rule: GateRule, levels: int = 1) -> Outcome:
-    """The sequential test on streams of differences.
+def run_gate(
+    differences: np.ndarray, rule: GateRule, levels: int = 1, *, prior: np.ndarray | None = None
+) -> Outcome:
+    """The sequential test on streams of differences, without its guards.
 
     Args:
         differences: float (T, n), n = the cap; with several levels the units of a block stand
             together, n a multiple of `levels`.
         rule: without `clear_rate_at_least`, whose bound needs more than differences.
         levels: of the task; decisions fall at the ends of blocks.
+        prior: over THETAS, float (J,); None takes the gate's own. Another one is another test,
+            which the production gate cannot judge again.
 
     Raises:
         EvaluationError: the rule asks for a clear rate, or the production gate disagrees.
@@ -85,15 +91,16 @@ def run_gate(differences: np.ndarray, rule: GateRule, levels: int = 1) -> Outcom
         raise EvaluationError("got a rule with clear_rate_at_least; expected one without")
     parts = []
     for start in range(0, len(differences), CHUNK):
-        parts.append(_run_chunk(differences[start : start + CHUNK], rule, levels))
+        parts.append(_run_chunk(differences[start : start + CHUNK], rule, levels, prior))
     promoted, rejected, blocks = (np.concatenate(column) for column in zip(*parts, strict=True))
     outcome = Outcome(promoted, rejected, blocks * levels)
-    _check_with_the_gate(differences, rule, levels, outcome)
+    if prior is None:
+        _check_with_the_gate(differences, rule, levels, outcome)
     return outcome
 
 
 def _run_chunk(
-    differences: np.ndarray, rule: GateRule, levels: int
+    differences: np.ndarray, rule: GateRule, levels: int, prior: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Promoted, rejected and blocks at the stop of some streams (T, n), a segment at a time.
 
@@ -101,7 +108,7 @@ def _run_chunk(
     have stopped long before it.
     """
     trials, total = differences.shape[0], differences.shape[1] // levels
-    prior = prior_for(rule.primary)
+    prior = prior_for(rule.primary) if prior is None else prior
     bounds = -math.log(rule.alpha), -math.log(rule.beta)
     early = max(0, -(-rule.min_units // levels) - 1)  # blocks before min_units
     segment = max(1, SEGMENT // levels)
@@ -157,6 +164,34 @@ def _check_with_the_gate(
             break
 
 
+def level_guard(
+    outcome: Outcome, losses: Sequence[np.ndarray], rule: GateRule, chunk: int = 250
+) -> np.ndarray:
+    """Which of the promoted streams the level guard then refuses, on a task of one level.
+
+    Args:
+        outcome: of the test alone.
+        losses: the differences (T, n) in the primary metric and, where that is another, in clears.
+        rule: gives the guard's level and margin.
+        chunk: streams at a time.
+
+    Returns:
+        bool (T,).
+    """
+    refused = np.zeros_like(outcome.promoted)
+    promoted = np.flatnonzero(outcome.promoted)
+    # Those that stopped together stand together, so that few are looked at beyond their stop.
+    promoted = promoted[np.argsort(outcome.units[promoted], kind="stable")]
+    for start in range(0, len(promoted), chunk):
+        some = promoted[start : start + chunk]
+        stops = outcome.units[some]
+        most = int(stops.max())
+        log_e = log_evidence_worse([d[some, :most] for d in losses], rule.level_margin)
+        seen = np.where(np.arange(most) < stops[:, None], log_e, -np.inf)
+        refused[some] = seen.max(axis=1) >= -math.log(rule.level_alpha)
+    return refused
+
+
 def first_crossing(up: np.ndarray, down: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Promoted, rejected, units from boolean crossings (T, n); `up` wins a tie."""
     n = up.shape[1]
@@ -190,7 +225,20 @@ def paired_scores(
     units: int,
     coupling: float = 0.0,
 ) -> np.ndarray:
-    """Score differences (T, n) bootstrapped from two pools of episodes.
+    """Score differences (T, n) bootstrapped from two pools of episodes."""
+    mine, theirs = paired_episodes(generator, champion, challenger, trials, units, coupling)
+    return mine - theirs
+
+
+def paired_episodes(
+    generator: np.random.Generator,
+    champion: np.ndarray,
+    challenger: np.ndarray,
+    trials: int,
+    units: int,
+    coupling: float = 0.0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores (T, n) of the challenger and of the champion, bootstrapped from two pools.
 
     With probability `coupling` both take the same quantile of their (sorted) pools: a lucky seed
     is lucky for both.
@@ -199,7 +247,7 @@ def paired_scores(
     luck = generator.random((trials, units))
     shared = generator.random((trials, units)) < coupling
     other = np.where(shared, luck, generator.random((trials, units)))
-    return a[(luck * len(a)).astype(int)] - b[(other * len(b)).astype(int)]
+    return a[(luck * len(a)).astype(int)], b[(other * len(b)).astype(int)]
 
 
 def real_pairs(
@@ -249,16 +297,18 @@ def unlike_levels(
     return generator.permuted(d, axis=2).reshape(trials, -1)
 
 
-def best_growth(differences: np.ndarray) -> float:
-    """Log capital per unit of the best single bet against "no better", told the distribution.
+def fastest_bet(differences: np.ndarray) -> tuple[float, float]:
+    """The single bet whose capital against "no better" grows fastest, told the distribution.
 
-    It is the least Kullback-Leibler divergence from the differences' distribution to one with mean
-    at most 0 (Honda & Takemura 2010, COLT), and no valid test's evidence grows faster: one at level
-    alpha that finds the gain almost surely takes log(1/alpha) over it on average at least (Garivier
-    & Kaufmann 2016, COLT).
+    Its growth is the least Kullback-Leibler divergence from the differences' distribution to one
+    with mean at most 0 (Honda & Takemura 2010, COLT), and no valid test's evidence grows faster:
+    `gate_floor.floor_units` says what that leaves any test.
 
     Args:
         differences: draws in [-1, 1], any shape, with a mean above 0.
+
+    Returns:
+        Its theta, in (0, 1), and the log capital that it gains per unit.
     """
     values, counts = np.unique(differences, return_counts=True)
     weights = counts / counts.sum()
@@ -266,7 +316,8 @@ def best_growth(differences: np.ndarray) -> float:
     def negative(theta: float) -> float:
         return -float(weights @ np.log1p(theta * values))
 
-    return -float(optimize.minimize_scalar(negative, bounds=(0, 1 - 1e-9), method="bounded").fun)
+    found = optimize.minimize_scalar(negative, bounds=(0, 1 - 1e-9), method="bounded")
+    return float(found.x), -float(found.fun)
 
 
 def best_bet(differences: np.ndarray, alpha: float) -> dict[str, float]:
@@ -329,16 +380,20 @@ def permutation_power(
     return float(((1 + at_least) / (1 + flips) <= alpha).mean())
 
 
-def run_sprt(
-    differences: np.ndarray, win: float, lose: float, alpha: float, beta: float
-) -> Outcome:
-    """Wald's SPRT on discordant pairs, told the true win share; the bound no test can know."""
-    share = win / (win + lose)
-    step = np.where(
-        differences > 0, math.log(share / 0.5),
-        np.where(differences < 0, math.log((1 - share) / 0.5), 0.0),
-    )  # fmt: skip
-    path = np.cumsum(step, axis=1)
+def run_sprt(differences: np.ndarray, theta: float, alpha: float, beta: float) -> Outcome:
+    """Wald's SPRT told the truth, which no test can know, against the nearest "no better".
+
+    The likelihood ratio of the two is the capital of the best single bet: the nearest distribution
+    with mean at most 0 weighs a difference d by 1 / (1 + theta d). On clears it is the SPRT on
+    discordant pairs with the true share of wins.
+
+    Args:
+        differences: float (T, n) in [-1, 1].
+        theta: of that bet, from `fastest_bet`; for clears (wins - losses) / (wins + losses).
+        alpha: chance of promoting what is no better.
+        beta: chance of missing what is told.
+    """
+    path = np.cumsum(np.log1p(theta * differences), axis=1)
     return Outcome(
         *first_crossing(path >= math.log((1 - beta) / alpha), path <= math.log(beta / (1 - alpha)))
     )
@@ -369,6 +424,36 @@ def savvi_boundary(units: int, alpha: float, concentration: float) -> np.ndarray
             break
         crossed[wins:, losses] = True  # more wins against the same losses only add evidence
     return crossed
+
+
+def fixed_units(differences: np.ndarray, power: float, seed: int, repeats: int) -> dict[str, int]:
+    """Units that the fixed-N permutation test at level .05 needs for a power, and their spread.
+
+    Args:
+        differences: float (T, n), n = the most units looked at.
+        power: asked for.
+        seed: of the flips and of the repeats.
+        repeats: with trials drawn anew from the given ones and with other flips.
+
+    Returns:
+        `units` of the trials as they are; `least` and `most` over them and the repeats.
+    """
+    generator = np.random.default_rng(seed)
+    found = []
+    for repeat in range(1 + repeats):
+        trials = generator.integers(0, len(differences), len(differences))
+        own = differences[trials] if repeat else differences
+        flips = int(generator.integers(2**32))
+        found.append(
+            units_for_power(
+                lambda n, own=own, flips=flips: permutation_power(
+                    own[:, :n], 0.05, np.random.default_rng(flips), 499
+                ),
+                power,
+                differences.shape[1],
+            )
+        )
+    return {"units": found[0], "least": min(found), "most": max(found)}
 
 
 def run_savvi(differences: np.ndarray, boundary: np.ndarray) -> Outcome:

@@ -10,26 +10,33 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluation_helpers import clear_pairs
+from evaluation_helpers import clear_pairs, record
 
 from mario.errors import EvaluationError
 from mario.evaluation.betting import PRIOR_BOLD
 from mario.evaluation.gate import GateRule, SequentialGate
+from mario.evaluation.guards import level_non_inferiority
+from mario.evaluation.records import PairedUnit
 from mario.evaluation.statistics import mcnemar_exact, paired_permutation
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+import gate_alternatives
 import gate_calibration
 import gate_production
 import gate_simulation
+from gate_floor import floor_units
 from gate_pools import better_scores, load_pools
 from gate_simulation import (
     best_bet,
-    best_growth,
+    fastest_bet,
+    fixed_units,
+    level_guard,
     mcnemar_power,
     paired_clears,
     paired_scores,
     real_pairs,
     run_gate,
+    run_sprt,
     unlike_levels,
 )
 
@@ -144,9 +151,9 @@ def test_mcnemar_power_agrees_with_simulation():
 def test_the_best_growth_of_a_coin_is_its_divergence_from_a_fair_one():
     d = np.repeat([1.0, -1.0], [70, 30])
     expected = math.log(2) + 0.7 * math.log(0.7) + 0.3 * math.log(0.3)
-    assert best_growth(d) == pytest.approx(expected, rel=1e-6)
+    assert fastest_bet(d) == pytest.approx((0.4, expected), rel=1e-5)
     # Ties slow it down by their share.
-    assert best_growth(np.append(d, np.zeros(100))) == pytest.approx(expected / 2, rel=1e-6)
+    assert fastest_bet(np.append(d, np.zeros(100)))[1] == pytest.approx(expected / 2, rel=1e-6)
 
 
 def test_the_best_single_bet_is_no_worse_than_one_chosen_beforehand_and_obeys_the_floor():
@@ -157,11 +164,118 @@ def test_the_best_single_bet_is_no_worse_than_one_chosen_beforehand_and_obeys_th
     assert told["promoted"] == 1.0
     assert told["units_mean"] <= (crossed.argmax(axis=1) + 1).mean()
     # Evidence ends a little above the line: the floor of ln 20 over the growth holds.
-    assert told["units_mean"] >= 0.97 * math.log(20) / best_growth(d)
+    assert told["units_mean"] >= 0.97 * math.log(20) / fastest_bet(d)[1]
+
+
+def test_walds_test_told_the_truth_is_the_one_on_discordant_pairs():
+    d = paired_clears(np.random.default_rng(8), 0.5, 0.7, 300, 600)
+    win, lose = 0.35, 0.15
+    outcome = run_sprt(d, (win - lose) / (win + lose), 0.05, 0.1)
+    step = np.where(d > 0, math.log(0.7 / 0.5), np.where(d < 0, math.log(0.3 / 0.5), 0.0))
+    path = np.cumsum(step, axis=1)
+    up, down = path >= math.log(0.9 / 0.05), path <= math.log(0.1 / 0.95)
+    expected = gate_simulation.Outcome(*gate_simulation.first_crossing(up, down))
+    for column in ("promoted", "rejected", "units"):
+        np.testing.assert_array_equal(getattr(outcome, column), getattr(expected, column))
+    assert outcome.promoted.mean() > 0.87
+    # What is told the truth on scores needs fewer units than the gate, which is not.
+    pool = load_pools(np.random.default_rng(0))[0]["ppo_0401k"][0]
+    scores = paired_scores(np.random.default_rng(1), pool, better_scores(pool), 300, 1_000)
+    theta, growth = fastest_bet(scores)
+    told = run_sprt(scores, theta, 0.05, 0.1)
+    assert 0.85 < told.promoted.mean() < 0.97
+    assert told.units.mean() < run_gate(scores, GateRule(primary="score")).units.mean()
+    assert told.units.mean() > 0.95 * floor_units(growth, float(told.promoted.mean()), 0.0556)
+
+
+def test_units_of_the_fixed_test_come_with_their_spread():
+    d = paired_clears(np.random.default_rng(9), 0.5, 0.7, 400, 400)
+    found = fixed_units(d, 0.9, 1, 3)
+    assert found["least"] <= found["units"] <= found["most"]
+    assert found["least"] < found["most"] < 1.6 * found["least"]
+    # The exact McNemar test, which it is on clears, needs 111.
+    assert found["least"] - 15 < 111 < found["most"] + 15
+    assert fixed_units(d, 0.9, 1, 3) == found
+
+
+def scored(policy: str, seed: int, score: float):
+    """A record whose episode score is about `score`."""
+    if score >= 0.5:
+        return record(policy, seed=seed, cleared=True, time_left=round((2 * score - 1) * 400))
+    return record(policy, seed=seed, furthest_px=round(2 * score * 3161))
+
+
+@pytest.mark.parametrize("primary", ["clear", "score"])
+def test_the_simulated_level_guard_is_the_productions(primary):
+    """Challengers that get further and clear less: what the test promotes the guard may refuse."""
+    generator = np.random.default_rng(12)
+    won = {"challenger": 0.4, "champion": 0.6}
+    rows = []
+    for _ in range(40):
+        sides = {
+            who: np.where(generator.random(60) < rate, generator.uniform(0.6, 0.9, 60),
+                          generator.uniform(0.05, 0.45, 60))
+            for who, rate in won.items()
+        }  # fmt: skip
+        rows.append(
+            [
+                PairedUnit(scored("a" * 64, i, mine), scored("b" * 64, i, theirs))
+                for i, (mine, theirs) in enumerate(zip(*sides.values(), strict=True))
+            ]
+        )
+    rule = GateRule(primary=primary, max_units=60)
+    metrics = dict.fromkeys((primary, "clear"))
+    losses = [np.array([[p.difference(m) for p in pairs] for pairs in rows]) for m in metrics]
+    units = generator.integers(5, 61, len(rows))
+    everyone = np.ones(len(rows), dtype=bool)
+    refused = level_guard(gate_simulation.Outcome(everyone, ~everyone, units), losses, rule, 7)
+    said = [
+        not level_non_inferiority(pairs[:stop], rule, ("1-1",))[0].passed
+        for pairs, stop in zip(rows, units, strict=True)
+    ]
+    assert refused.tolist() == said
+    assert 5 < sum(said) < 35
+
+
+def test_the_level_guard_takes_about_a_hundredth_of_what_the_test_promotes():
+    """Of a gain of .05 between policies that clear, and nothing of a gain in clears."""
+    pools, _ = load_pools(np.random.default_rng(0))
+    few = {"ppo_0602k": pools["ppo_0602k"]}
+    rows = gate_alternatives.after_the_guard(np.random.default_rng(2), few, 800)
+    by = {row["cell"]: row for row in rows}
+    for label in ("α=.05, one test", "challenger 1"):
+        row = by[f"+.05, ppo_0602k, {label}"]
+        assert 0.002 < row["refused_of_promoted"] < 0.02
+        assert row["promoted_after_guard"] == pytest.approx(
+            row["promoted"] * (1 - row["refused_of_promoted"])
+        )
+        assert by[f"clears 0.5→0.7, {label}"]["refused_of_promoted"] < 0.01
+
+
+def test_bold_stakes_reach_the_goal_on_one_pair_and_let_more_spoilt_ones_through():
+    pools, real = load_pools(np.random.default_rng(0))
+    own, bold = gate_alternatives.bold_on_a_pair(np.random.default_rng(2), real, 3_000)
+    assert own["units_ratio"] == pytest.approx(0.86, abs=0.02)
+    assert bold["units_ratio"] == pytest.approx(0.75, abs=0.02)
+    assert own["promoted"] == bold["promoted"] == 1
+    own, bold = gate_alternatives.bold_on_a_spoilt_one(np.random.default_rng(3), pools, 5_000, 6)
+    assert own["promoted_high"] < 0.005
+    assert 1.5 < bold["promoted"] / own["promoted"] < 3.5
+
+
+def test_a_challenger_on_units_that_chose_it_is_promoted_more_often_than_alpha():
+    old, new = gate_alternatives.reused_units(np.random.default_rng(1), 2_000)
+    assert old["alpha"] == pytest.approx(0.0219, abs=1e-4)
+    assert old["promoted_low"] > 2 * old["alpha"]
+    assert new["promoted"] < new["alpha"]
 
 
 def test_what_production_runs_is_among_the_cells():
-    """The demo's rule, progress, several levels by score, and the alphas of a stream."""
+    """The demo's rule, progress, several levels by score, and the alphas of a stream.
+
+    A smoke test: 30 trials show that the cells are drawn, judged by the right rule and named. What
+    the shares are is for the full calibration; the limits here catch only what is upside down.
+    """
     rule = gate_production.demo_rule()
     assert (rule.primary, rule.min_units, rule.max_units) == ("progress", 60, 120)
     generator = np.random.default_rng(2)
@@ -179,9 +293,31 @@ def test_what_production_runs_is_among_the_cells():
     for kind in ("equal", "worse"):
         assert by[kind, "4 unlike levels by score" if kind == "equal" else
                   "a fifth of episodes halved, 4 levels"]["promoted"] <= 0.2  # fmt: skip
-    assert by["coverage", "progress of demo_v1 against random"]["coverage"] > 0.8
+    covered = by["coverage", "progress of demo_v1 against random"]
+    assert covered["coverage"] > 0.8
+    assert (covered["end_error"], covered["checked_streams"]) == (0.025, 25)
     units = [by["account", f"challenger {k}, +.05, ppo_0602k"]["units_mean"] for k in (1, 3, 10)]
     assert units == sorted(units)
+
+
+@pytest.mark.parametrize("fault", ["level", "prior", "side"])
+def test_a_sequence_that_is_not_the_verdicts_is_noticed(fault, monkeypatch):
+    d = paired_clears(np.random.default_rng(4), 0.5, 0.7, 60, 200)
+    checked = gate_production._coverage("clears", "clear", d, 0.2)["checked_streams"]
+    assert checked == 25
+    sequence = gate_production.confidence_sequence
+
+    def other(values, alpha, **more):
+        if fault == "level":
+            return sequence(values, 2 * alpha, **more)
+        if fault == "prior":
+            return sequence(values, alpha, **{**more, "prior": PRIOR_BOLD})
+        lower, upper = sequence(values, alpha, **more)
+        return lower, upper - 0.02
+
+    monkeypatch.setattr(gate_production, "confidence_sequence", other)
+    with pytest.raises(EvaluationError, match="mend coverage"):
+        gate_production._coverage("clears", "clear", d, 0.2)
 
 
 def test_unlike_levels_by_score_are_equal_on_average():
