@@ -30,6 +30,7 @@ from mario.store.records import (
 from mario.store.store import ExperimentStore
 from mario.store.writer import Replay, StoreWriter, from_record, replay_journals, to_record
 from tests.support.postgres import PostgresServer
+from tests.support.serving_load import wait_until
 from tests.support.store_rows import episode_row, new_run
 
 
@@ -114,14 +115,14 @@ def test_the_metrics_say_how_the_writer_fares(
         run = store.runs.start(new_run())
         with StoreWriter(postgres_database, tmp_path / "r", observer=metrics) as writer:
             writer.put([episode_row(run.id, i) for i in range(20)])
-            assert writer.flush(20)
+            assert writer.flush(60)
             assert value("mario_store_available") == 1
             assert value("mario_store_written_rows_total", table="episodes") == 20
             postgres_server.kill()
             try:
                 writer.put([episode_row(run.id, i) for i in range(20, 50)])
-                assert not writer.flush(1.0)
-                assert value("mario_store_available") == 0
+                assert not writer.flush(0.0)
+                assert wait_until(lambda: value("mario_store_available") == 0, 60)
                 assert value("mario_store_journal_rows") == 30
             finally:
                 postgres_server.start()
@@ -260,6 +261,7 @@ def test_a_run_that_ends_while_the_database_is_away_loses_nothing(
         writer = StoreWriter(url, tmp_path / "run")
         writer.put([episode_row(run.id, i) for i in range(10)])
         writer.put([RunEndRow(run_id=run.id, attempt=1, status="finished", end_steps=1000)])
+        assert wait_until(lambda: writer.report().last_error is not None, 60)
         report = writer.close(0.5)
     finally:
         postgres_server.start()

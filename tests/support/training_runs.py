@@ -28,7 +28,8 @@ def small_config(algorithm: dict[str, Any] | None = None, **changes: Any) -> Exp
         "seed": 3,
         "algorithm": algorithm or PPO,
         "game": {"max_steps": 12, "no_op_max_frames": 4},
-        "network": {"features": "tiny", "threads": 1},
+        # `auto` is another precision on another machine, and what a seed learns in it another.
+        "network": {"features": "tiny", "threads": 1, "precision": "float32"},
         "checkpoint": {"every_steps": 128, "keep": 2},
         "selection": {"every_steps": 256, "units": 4},
         "collapse": {"action": "warn"},

@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 from evaluation_helpers import record
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mario.errors import EvaluationError
@@ -33,6 +33,7 @@ def test_score_follows_item_6():
         episode_score(cleared=False, furthest_px=1, level_length_px=0, time_left=1, time_start=400)
 
 
+@settings(deadline=None)
 @given(st.booleans(), st.integers(0, 6000), st.integers(0, 401))
 def test_every_clear_scores_at_least_every_failure(cleared, furthest, left):
     value = episode_score(
