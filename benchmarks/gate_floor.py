@@ -102,17 +102,17 @@ def why(row: Row, delta: float = 0.10) -> str:
     if row["clear_effect"] < delta and row["units_ratio_never_giving_up"] <= GOAL:
         return "the clear test gives up"
     if floors(row)["equal_power"] > row["goal_units"]:
-        return "no test"
+        return "no test reaches it"
     if stake_needed(row) > 0.9:
-        return "one bet only"
-    return "bold stakes"
+        return "one bet alone reaches it"
+    return "bold stakes reach it"
 
 
 def table(rows: Sequence[Row]) -> list[str]:
     """The missed pairs as lines of a Markdown table."""
     lines = [
         "| pair | clear test: promoted, mean units | goal | score test | best bet | floor at the "
-        "clear test's power | floor at power .9 | within reach of |",
+        "clear test's power | floor at power .9 | verdict |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for r in missed(rows):

@@ -9,7 +9,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
-from gate_floor import floors
+from gate_floor import GOAL, floors
 from gate_pools import Pools, Real, beside_clears, improving_pairs, simulated_scores, values_of
 from gate_rows import CAP, CLEAR, SCORE, Row
 from gate_simulation import best_bet, fastest_bet, paired_scores, real_pairs, run_gate
@@ -28,11 +28,11 @@ def together(generator: np.random.Generator, pools: Pools, real: Real, trials: i
     small α and the best tests that there are. The target counts every real pair and leaves out
     only the simulated ones that are made to improve in nothing but clears. A clear test that gives
     up needs few units and finds nothing: see `clear_test_promoted`, and the units of both without
-    the stop for futility. `goal_units` is what the target leaves the score test. Beside it stand
-    the units of the best single bet on scores that is told the pair's own distribution, and what
-    any test needs on average at least (`gate_floor.floor_units`): `floor_units` when it is sure to
-    find the gain, `floor_units_equal_power` when it finds it as often as the clear test does its
-    own, `floor_units_power_.9` when it does in .9 of the cases.
+    the stop for futility. `goal_units` is what the target leaves the score test, with its standard
+    error. Beside it stand the units of the best single bet on scores that is told the pair's own
+    distribution, and what any test needs on average at least (`gate_floor.floor_units`):
+    `floor_units` when it is sure to find the gain, `floor_units_equal_power` when it finds it as
+    often as the clear test does, `floor_units_power_.9` when it does in .9 of the cases.
     """
     rows = []
     cases = [
@@ -70,7 +70,8 @@ def together(generator: np.random.Generator, pools: Pools, real: Real, trials: i
                 generator, (before >= 0.5).astype(float), (after >= 0.5).astype(float), trials, CAP
             )
         by_score = run_gate(d, SCORE).summary()
-        by_clear = run_gate(clears, CLEAR).summary()
+        clear_outcome = run_gate(clears, CLEAR)
+        by_clear, clear_units = clear_outcome.summary(), clear_outcome.units
         # Neither gives up: what each needs to find the gain, the cap where it does not.
         stubborn = [
             run_gate(each, replace(rule, beta=NEVER)).units.mean()
@@ -90,7 +91,8 @@ def together(generator: np.random.Generator, pools: Pools, real: Real, trials: i
             "units_ratio": by_score["units_mean"] / by_clear["units_mean"],
             "units_ratio_never_giving_up": float(stubborn[0] / stubborn[1]),
             "growth_ratio": fastest_bet(clears)[1] / growth,
-            "goal_units": 0.8 * by_clear["units_mean"],
+            "goal_units": GOAL * by_clear["units_mean"],
+            "goal_units_error": GOAL * float(clear_units.std()) / math.sqrt(trials),
             "floor_units": -math.log(SCORE.alpha) / growth,
             "best_bet_units_mean": told["units_mean"],
             "best_bet_promoted": told["promoted"],

@@ -11,7 +11,7 @@ that come before the next promotion is promoted stays below it: of the next 50, 
 whatever was tried before. The exponent is the one of Ramdas et al. 2018 ("SAFFRON", section 5).
 A promotion earns the account back to `declared`: the new champion begins a new stream
 (alpha-investing, Foster & Stine 2008, JRSS-B 70). The e-process threshold becomes 1 / alpha_k,
-which costs units, not validity: .0219 → 46, and the tenth challenger needs 1 819.
+which costs units, not validity: .0219 → 46, and the tenth challenger needs 1 820.
 
 The store keeps the account (`alpha_entries`: grant, spend, earn); here is the arithmetic.
 

@@ -241,15 +241,16 @@ def test_the_level_guard_takes_about_a_hundredth_of_what_the_test_promotes():
     """Of a gain of .05 between policies that clear, and nothing of a gain in clears."""
     pools, _ = load_pools(np.random.default_rng(0))
     few = {"ppo_0602k": pools["ppo_0602k"]}
-    rows = gate_alternatives.after_the_guard(np.random.default_rng(2), few, 800)
+    rows = gate_alternatives.after_the_guard(np.random.default_rng(2), few, 2_000)
     by = {row["cell"]: row for row in rows}
     for label in ("α=.05, one test", "challenger 1"):
         row = by[f"+.05, ppo_0602k, {label}"]
-        assert 0.002 < row["refused_of_promoted"] < 0.02
+        assert 0.005 < row["refused_of_promoted"] < 0.015
         assert row["promoted_after_guard"] == pytest.approx(
             row["promoted"] * (1 - row["refused_of_promoted"])
         )
-        assert by[f"clears 0.5→0.7, {label}"]["refused_of_promoted"] < 0.01
+        for cell in ("0.5→0.7", "0.85→0.95"):
+            assert by[f"clears {cell}, {label}"]["refused_of_promoted"] == 0
 
 
 def test_bold_stakes_reach_the_goal_on_one_pair_and_let_more_spoilt_ones_through():
@@ -259,15 +260,17 @@ def test_bold_stakes_reach_the_goal_on_one_pair_and_let_more_spoilt_ones_through
     assert bold["units_ratio"] == pytest.approx(0.75, abs=0.02)
     assert own["promoted"] == bold["promoted"] == 1
     own, bold = gate_alternatives.bold_on_a_spoilt_one(np.random.default_rng(3), pools, 5_000, 6)
-    assert own["promoted_high"] < 0.005
-    assert 1.5 < bold["promoted"] / own["promoted"] < 3.5
+    # As the guide says: .0043 for .0018.
+    assert (bold["promoted"], own["promoted"]) == pytest.approx((0.0043, 0.0018), abs=1e-4)
+    assert own["promoted_high"] < bold["promoted_low"]
 
 
 def test_a_challenger_on_units_that_chose_it_is_promoted_more_often_than_alpha():
     old, new = gate_alternatives.reused_units(np.random.default_rng(1), 2_000)
     assert old["alpha"] == pytest.approx(0.0219, abs=1e-4)
     assert old["promoted_low"] > 2 * old["alpha"]
-    assert new["promoted"] < new["alpha"]
+    # As the guide says: .07 and .016.
+    assert (old["promoted"], new["promoted"]) == pytest.approx((0.07, 0.016), abs=0.002)
 
 
 def test_what_production_runs_is_among_the_cells():
