@@ -28,6 +28,7 @@ from mario.store.store import ExperimentStore
 from mario.tracking import tracking_client
 from mario.training.checkpoint import STATE_FILE
 from tests.support.chaos import Trainer
+from tests.support.delivered import deliver_all
 from tests.support.mlflow_server import MlflowServer
 from tests.support.postgres import PostgresServer
 from tests.support.training_runs import small_config
@@ -111,6 +112,7 @@ def trained(
         trainer.ensure_running()
         trainer.wait_for_run()
         assert trainer.finish() == 0, trainer.tail()
+        deliver_all(runtime)  # what a new MLflow did not take in time
         with ExperimentStore.open(runtime.database_url) as store:
             run = store.runs.get(trainer.run_id)
         yield Trained(trainer, commit, run)
