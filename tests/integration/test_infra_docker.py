@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from flows.entry import GRACE_SECONDS
 from tests.support.docker_engine import (
     Engine,
     build_context,
@@ -22,7 +21,8 @@ from tests.support.docker_engine import (
     wait_until_healthy,
 )
 from tests.support.onnx_networks import write_test_artefact
-from tests.support.processes import free_port, server
+from tests.support.prefect_server import PrefectServer, prefect_server
+from tests.support.processes import server
 
 pytestmark = [pytest.mark.slow, pytest.mark.docker, pytest.mark.timeout(3600)]
 
@@ -36,7 +36,13 @@ TOKEN = "a-token-of-this-test-only"
 ROOT = Path(__file__).parents[2]
 POOL_VOLUME = "mario-test-pool"
 REVISION = ("--build-arg", "REVISION=0123456789abcdef")
-ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+#: Long enough to be stopped while it trains.
+PARAMETERS = {
+    "config": "configs/smoke.yaml",
+    "overrides": ["network.threads=1", "total_steps=20480", "selection.every_steps=20480",
+                  "evaluation.screening_units=2", "gate.max_units=4"],
+}  # fmt: skip
+ENDS_OF_A_PIPELINE = ("Promoted", "Kept", "Unchanged", "Collapsed", "Interrupted", "Failed")
 
 
 @pytest.fixture(scope="module")
@@ -209,45 +215,30 @@ def test_a_flow_run_of_the_docker_pool_runs_in_the_training_image(
     """The pool and the deployment are those of `mario flows`; the worker is Prefect's own.
 
     First as deployed: with the GPU that training asks for, which an engine without NVIDIA's runtime
-    creates a container for and refuses to start. Then without one, on the engine's cores, to its
-    end.
+    creates a container for and refuses to start. Then without one, on the engine's cores, where its
+    container is stopped while it trains, and another one goes on to its end.
     """
-    port = free_port()
-    api = f"http://127.0.0.1:{port}/api"
     environment = {
         **trainer.environment,
-        "PREFECT_HOME": str(tmp_path / "prefect"),
-        "PREFECT_API_URL": api,
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
         "MARIO_TRAINER_IMAGE": TRAINER,
         "MARIO_RUNS_VOLUME": f"{POOL_VOLUME}:/runs",
+        "MARIO_DOCKER_NETWORK": "",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    } | dict.fromkeys(("MARIO_DATABASE_URL", "MLFLOW_TRACKING_URI", "MARIO_DOCKER_NETWORK"), "")
-
-    def mario(*arguments: str) -> None:
-        done = subprocess.run(
-            [sys.executable, "-m", "mario.cli", *arguments], cwd=ROOT, capture_output=True,
-            env={**os.environ, **environment}, text=True, timeout=300, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
-
+    }
     prefect = str(Path(sys.executable).with_name("prefect"))
-    with server(
-        [prefect, "server", "start", "--host", "127.0.0.1", "--port", str(port)],
-        log=tmp_path / "server.log", ready=f"{api}/health", seconds=240, environment=environment,
-    ):  # fmt: skip
-        mario("flows", "setup", "--pool", "docker")
-        mario("flows", "deploy", "pipeline-docker")
+    with prefect_server(tmp_path, **environment) as flows:
+        flows.mario("flows", "setup", "--pool", "docker")
+        flows.mario("flows", "deploy", "pipeline-docker")
         log = tmp_path / "worker.log"
         with server(
             [prefect, "worker", "start", "--pool", "docker", "--type", "docker"],
-            log=log, environment=environment, cwd=ROOT,
+            log=log, environment=flows.environment, cwd=ROOT,
         ):  # fmt: skip
-            with_gpu = _flow_run(api, {})
-            state = _end_of(api, with_gpu, log)
+            with_gpu = flows.start_run("pipeline/pipeline-docker", PARAMETERS)
+            state = flows.wait(with_gpu, 600)
             assert state["type"] == "CRASHED", state
-            asked = _container_of(trainer, with_gpu)["HostConfig"]
+            (container,) = _containers_of(trainer, with_gpu)
+            asked = container["HostConfig"]
             (request,) = asked["DeviceRequests"]
             assert (request["Driver"], request["Count"]) == ("nvidia", 1)
             assert request["Capabilities"] == [["gpu"]]
@@ -255,61 +246,60 @@ def test_a_flow_run_of_the_docker_pool_runs_in_the_training_image(
             assert asked["Memory"] >= 4 << 30
             assert asked["ReadonlyRootfs"] is True
             assert "could not select device driver" in log.read_text(errors="replace")
+            trainer.run("rm", "--force", container["Id"])
 
-            without = _flow_run(api, {"device_requests": []})
-            state = _end_of(api, without, log)
-            container = _container_of(trainer, without)
-            shown = trainer.run("logs", container["Id"], check=False)
-            assert state["type"] == "COMPLETED", shown.stdout[-4000:] + shown.stderr[-4000:]
-            assert container["Config"]["Image"] == TRAINER
-            assert container["State"]["ExitCode"] == 0
-            assert "Failed to create the Prefect home" not in shown.stdout + shown.stderr
-            assert not container["HostConfig"]["DeviceRequests"]
-            trainer.run("rm", "--force", container["Id"], _container_of(trainer, with_gpu)["Id"])
+            deployment = flows.call("GET", "/deployments/name/pipeline/pipeline-docker")
+            asked_for = {
+                "parameters": {"parameters": PARAMETERS},
+                "job_variables": {"device_requests": []},
+                "state": {"type": "SCHEDULED"},
+            }
+            create = f"/deployments/{deployment['id']}/create_flow_run"
+            without = str(flows.call("POST", create, asked_for)["id"])
+            _wait_for_steps(flows, without)
+            (first,) = _containers_of(trainer, without)
+            trainer.run("stop", "--time", str(GRACE_SECONDS), first["Id"])
+            state = flows.wait(without, 900, *ENDS_OF_A_PIPELINE)
+            first, second = _containers_of(trainer, without)
+            shown = "\n".join(_log_of(trainer, each) for each in (first, second))
+            assert state["type"] == "COMPLETED", shown
+            (crashed,) = (each for each in flows.states(without) if each["type"] == "CRASHED")
+            assert crashed["message"].startswith("stopped from outside: run "), shown
+            for each in (first, second):
+                assert each["Config"]["Image"] == TRAINER
+                assert each["State"]["ExitCode"] == 0, shown
+                assert not each["HostConfig"]["DeviceRequests"]
+            assert "Failed to create the Prefect home" not in shown
+            trainer.run("rm", "--force", first["Id"], second["Id"])
     code = (
         "import sqlite3; c = sqlite3.connect('/runs/mario.db');"
         "print(*c.execute('select status, git_commit from runs').fetchone());"
+        "print(*[status for status, in c.execute("
+        "'select status from run_attempts order by attempt')]);"
         "print(c.execute('select count(*) from verdicts').fetchone()[0])"
     )
     shown = in_image(trainer, TRAINER, code, "--volume", f"{POOL_VOLUME}:/runs").splitlines()
-    assert shown == ["finished 0123456789abcdef", "1"]
+    assert shown == ["finished 0123456789abcdef", "interrupted finished", "1"]
 
 
-def _call(url: str, body: dict[str, Any] | None = None) -> Any:
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return json.load(answer)
-
-
-def _flow_run(api: str, job_variables: dict[str, Any]) -> str:
-    """Start the deployment on a few hundred steps; the flow run's id."""
-    deployment = _call(f"{api}/deployments/name/pipeline/pipeline-docker")
-    overrides = ["evaluation.screening_units=2", "gate.max_units=4"]
-    parameters = {"config": "configs/smoke.yaml", "overrides": overrides}
-    body = {
-        "parameters": {"parameters": parameters},
-        "job_variables": job_variables,
-        "state": {"type": "SCHEDULED"},
-    }
-    return str(_call(f"{api}/deployments/{deployment['id']}/create_flow_run", body)["id"])
-
-
-def _end_of(api: str, flow_run: str, log: Path) -> dict[str, Any]:
-    """Wait for a flow run's last state."""
+def _wait_for_steps(flows: PrefectServer, flow_run: str) -> None:
+    """Return once a flow run's page shows steps trained."""
     deadline = time.monotonic() + 600
-    while time.monotonic() < deadline:
-        state: dict[str, Any] = _call(f"{api}/flow_runs/{flow_run}")["state"]
-        if state["type"] in ENDED:
-            return state
-        time.sleep(1)
-    raise AssertionError(log.read_text(errors="replace")[-6000:])
+    while not float((flows.artifacts(flow_run).get("training-smoke") or {}).get("data") or 0):
+        assert time.monotonic() < deadline, flows.log()
+        time.sleep(0.5)
 
 
-def _container_of(docker: Engine, flow_run: str) -> dict[str, Any]:
-    """What the engine knows of a flow run's container."""
+def _containers_of(docker: Engine, flow_run: str) -> list[dict[str, Any]]:
+    """What the engine knows of a flow run's containers, oldest first."""
     label = f"label=io.prefect.flow-run-id={flow_run}"
     found = docker.run("ps", "--all", "--quiet", "--no-trunc", "--filter", label).stdout.split()
     assert found, "no container was created"
-    (inspected,) = json.loads(docker.run("inspect", found[-1]).stdout)
-    return dict(inspected)
+    inspected = json.loads(docker.run("inspect", *found).stdout)
+    return sorted(inspected, key=lambda each: str(each["Created"]))
+
+
+def _log_of(docker: Engine, container: dict[str, Any]) -> str:
+    """The end of what a container said."""
+    shown = docker.run("logs", container["Id"], check=False)
+    return f"--- {container['Name']}\n{shown.stdout[-4000:]}\n{shown.stderr[-4000:]}"
