@@ -168,6 +168,10 @@ def engine() -> Iterator[Engine]:
             yield own
         finally:
             _stop(own, daemon)
+            # A container on the host's network leaves it, and the folder could not be removed.
+            subprocess.run(
+                ["umount", work / "exec/netns/default"], capture_output=True, check=False
+            )
 
 
 def _stop(own: Engine, daemon: subprocess.Popen[bytes]) -> None:
