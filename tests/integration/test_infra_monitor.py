@@ -146,7 +146,7 @@ def test_a_database_that_is_away_is_asked_again(
     thread.start()
     url = f"http://127.0.0.1:{port}/metrics"
     try:
-        wait_for_http(url, 30)
+        wait_for_http(url, 120)
         with ExperimentStore.open(runtime.database_url) as store:
             registered(store, 1, DIGESTS[1])
             first = verdict(store, (1, DIGESTS[1]), (None, "random:80:4"))
@@ -161,6 +161,6 @@ def test_a_database_that_is_away_is_asked_again(
         assert "mario_champion_info" in names
     finally:
         stop.set()
-        thread.join(30)
+        thread.join(120)
     assert not thread.is_alive()
     assert f":{port}/metrics" in capsys.readouterr().out

@@ -122,7 +122,7 @@ def test_two_threads_promote_at_once(database_url: str) -> None:
 
             def promote(number: int, ids: dict[int, str], together: Barrier) -> Promotion | str:
                 with ExperimentStore(database_url) as own:
-                    together.wait(10)
+                    together.wait(60)
                     try:
                         return own.ledger.promote(
                             MODEL, number, verdict_id=ids[number], promoted_by=f"p{number}"
@@ -145,9 +145,11 @@ _PROMOTER = """
 import sys, time
 from mario.errors import PromotionConflict
 from mario.store.store import ExperimentStore
-url, number, verdict_id, at = sys.argv[1], int(sys.argv[2]), sys.argv[3], float(sys.argv[4])
+url, number, verdict_id = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 with ExperimentStore.open(url) as store:
     store.ledger.champion("mario-1-1")
+    print("ready", flush=True)
+    at = float(sys.stdin.readline())
     time.sleep(max(0.0, at - time.time()))
     try:
         store.ledger.promote("mario-1-1", number, verdict_id=verdict_id, promoted_by="process")
@@ -163,16 +165,24 @@ def test_two_processes_promote_at_once(database_url: str) -> None:
     with ExperimentStore.open(database_url) as store:
         _first(store)
         verdicts = {number: _challenger(store, number) for number in (2, 3)}
-        at = time.time() + 2.5
         processes = [
             subprocess.Popen(
-                [sys.executable, "-c", _PROMOTER, database_url, str(number), verdict_id, str(at)],
+                [sys.executable, "-c", _PROMOTER, database_url, str(number), verdict_id],
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
             )
             for number, verdict_id in verdicts.items()
         ]
-        outputs = sorted(process.communicate(timeout=60)[0].strip() for process in processes)
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        at = f"{time.time() + 0.2}\n"
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write(at)
+            process.stdin.flush()
+        outputs = sorted(process.communicate(timeout=240)[0].strip() for process in processes)
         assert outputs[0].startswith("lost:")
         assert outputs[1] == "won"
         champion = store.ledger.champion(MODEL)

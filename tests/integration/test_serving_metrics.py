@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,10 +24,11 @@ from mario.telemetry import SERVING_METRICS
 from serving.launcher import running
 from serving.settings import ServingSettings
 from tests.support.onnx_networks import random_observations, write_test_artefact
-from tests.support.serving_load import wait_until
+from tests.support.serving_load import let_sessions_age, wait_until
 
 BYTES = {"content-type": "application/octet-stream"}
 JSON = {"content-type": "application/json"}
+SESSION_TIMEOUT_SECONDS = 300.0
 # Training was brighter by 20 grey levels and 10 standard deviations than black screens are.
 TRAINING = ObservationStatistics(
     count=100,
@@ -83,7 +85,9 @@ def served(tmp_path: Path) -> Iterator[tuple[str, Path]]:
         poll_seconds=0.1,
         shadow_share=1,
         canary_share=0.5,
-        session_timeout_seconds=20,
+        session_file=tmp_path / "sessions",
+        session_timeout_seconds=SESSION_TIMEOUT_SECONDS,
+        body_timeout_seconds=240,
     )
     with running(settings) as url:
         assert wait_until(lambda: httpx.get(f"{url}/card").json()["challenger"] == "v2")
@@ -132,11 +136,22 @@ def test_every_metric_moves(served: tuple[str, Path]) -> None:
         assert comes(lambda s: _total(s, "mario_serving_in_flight_requests") >= 2)
     with connect(f"ws{url.removeprefix('http')}/watch"):
         assert comes(lambda s: _total(s, "mario_serving_watchers") == 1)
-    many = random_observations(64)
+    many, enough = random_observations(64).tobytes(), threading.Event()
+
+    def ask() -> set[int]:
+        statuses = set()
+        with httpx.Client(base_url=url, headers=BYTES, timeout=60) as client:
+            while not enough.is_set():
+                statuses.add(client.post("/predict/raw", content=many).status_code)
+        return statuses
+
     with ThreadPoolExecutor(8) as pool:
-        load = [pool.submit(_raw, url, many) for _ in range(60)]
-        assert comes(lambda s: _total(s, "mario_serving_queue_observations") > 0)
-        assert all(answer.result().status_code == 200 for answer in load)
+        load = [pool.submit(ask) for _ in range(8)]
+        try:
+            assert comes(lambda s: _total(s, "mario_serving_queue_observations") > 0)
+        finally:
+            enough.set()
+        assert set().union(*(asked.result() for asked in load)) == {200}
     # A swap.
     _link(root, "champion", "v3")
     assert comes(lambda s: _total(s, "mario_serving_version_info", version="v3") == 1)
@@ -158,6 +173,7 @@ def test_every_metric_moves(served: tuple[str, Path]) -> None:
         # The one request held is that for this page.
         return [_total(samples, f"mario_serving_{name}") for name in gauges] == [0, 1, 0, 0]
 
+    let_sessions_age(root / "sessions", SESSION_TIMEOUT_SECONDS)
     assert comes(all_over), {k: v for k, v in seen[-1].items() if not k[1]}
     assert _total(seen[-1], "mario_serving_version_info", version="v1") == 0
     # v3 has answered nothing yet but the page that watches: its window is its own.

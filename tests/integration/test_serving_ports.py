@@ -105,7 +105,7 @@ def test_the_service_listens_on_ipv6(folder: Path) -> None:
         done = _serve(folder, "--host", "::1", "--port", str(taken))
         _assert_refused(done, f"got ::1:{taken}, which cannot be listened on")
         # Its own address is one of this machine's names.
-        connection = http.client.HTTPConnection("::1", taken, timeout=10)
+        connection = http.client.HTTPConnection("::1", taken, timeout=60)
         connection.request("POST", "/sessions")
         assert connection.getresponse().status == 201
         connection.close()

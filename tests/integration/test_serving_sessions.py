@@ -20,9 +20,9 @@ from mario.errors import ServingError
 from mario.game.observation import frame_from_rgb
 from mario.policy.onnx import OnnxPolicy
 from serving.launcher import running
-from serving.sessions import _SLOT
 from serving.settings import ServingSettings
 from tests.support.onnx_networks import random_observations, write_test_artefact
+from tests.support.serving_load import let_sessions_age
 
 BYTES = {"content-type": "application/octet-stream"}
 JSON = {"content-type": "application/json"}
@@ -183,14 +183,8 @@ def test_a_seeded_session_samples_the_same_actions(client: httpx.Client) -> None
     assert first != other
 
 
-def _pass_time(table: Path, seconds: float) -> None:
-    """Make all sessions unused for so much longer."""
-    slots = np.memmap(table, dtype=_SLOT, mode="r+")
-    slots["used_at"] -= seconds
-
-
 def test_sessions_are_bounded_and_expire(client: httpx.Client, table: Path) -> None:
-    _pass_time(table, SESSION_TIMEOUT_SECONDS)  # those of other tests are gone
+    let_sessions_age(table, SESSION_TIMEOUT_SECONDS)  # those of other tests are gone
     names = []
     while len(names) < 8:
         names.append(client.post("/sessions").json()["session"])
@@ -202,9 +196,9 @@ def test_sessions_are_bounded_and_expire(client: httpx.Client, table: Path) -> N
     mixed = f"/sessions/{names[0][:5]}{names[1][5:]}/act"
     # Another session's secret opens nothing.
     assert client.post(mixed, content=frame, headers=BYTES).status_code == 404
-    _pass_time(table, SESSION_TIMEOUT_SECONDS / 2)
+    let_sessions_age(table, SESSION_TIMEOUT_SECONDS / 2)
     assert client.post("/sessions").status_code == 429
-    _pass_time(table, SESSION_TIMEOUT_SECONDS / 2)
+    let_sessions_age(table, SESSION_TIMEOUT_SECONDS / 2)
     expired = client.post(f"/sessions/{names[-1]}/act", content=frame, headers=BYTES)
     assert expired.status_code == 410
     assert "start another" in expired.json()["error"]

@@ -188,9 +188,9 @@ def status_of(host: str, port: int, request: bytes, *, whole: bool = True) -> in
             by a client that broke off; if it is, the connection stays open for the answer.
 
     Raises:
-        TimeoutError: neither an answer nor an end came within 8 seconds.
+        TimeoutError: neither an answer nor an end came within a minute.
     """
-    with socket.create_connection((host, port), timeout=8) as connection:
+    with socket.create_connection((host, port), timeout=60) as connection:
         try:
             connection.sendall(request)
             if not whole:
@@ -214,7 +214,7 @@ def send_slowly(
     host: str, port: int, request: bytes, pieces: int, pause_seconds: float
 ) -> int | None:
     """Send a request in pieces; for bodies that never seem to end."""
-    with socket.create_connection((host, port), timeout=20) as connection:
+    with socket.create_connection((host, port), timeout=60) as connection:
         size = max(1, len(request) // pieces)
         try:
             for start in range(0, len(request), size):

@@ -133,7 +133,7 @@ def test_a_batch_takes_one_version_and_gathers_what_waits(version: LoadedVersion
     sizes: list[int] = []
 
     def current() -> LoadedVersion:
-        gate.wait(10)
+        gate.wait(60)
         return version
 
     async def run() -> None:

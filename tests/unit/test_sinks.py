@@ -8,6 +8,7 @@ import time
 import pytest
 
 from mario.training.sinks import BaseSink, RunEnd, SinkSet, patience_seconds, wait_patiently
+from tests.support.slow_machine import without_a_stall
 
 END = RunEnd("interrupted", "SIGTERM", 0)
 
@@ -52,14 +53,14 @@ class Fails(BaseSink):
 
 
 def test_sinks_end_at_once_so_that_their_waits_do_not_add_up() -> None:
-    barrier = threading.Barrier(3, timeout=20)
+    barrier = threading.Barrier(3, timeout=120)
     sinks = SinkSet([Meets(barrier) for _ in range(3)])
     sinks.on_end(END)
     assert sinks.failures == [0, 0, 0]  # one after another, the first would wait for ever
 
 
 def test_a_sink_that_fails_is_counted_and_has_no_say() -> None:
-    barrier = threading.Barrier(1, timeout=20)
+    barrier = threading.Barrier(1, timeout=120)
     sinks = SinkSet([Fails(), Meets(barrier)])
     assert sinks.flush()
     sinks.on_end(END)
@@ -67,34 +68,40 @@ def test_a_sink_that_fails_is_counted_and_has_no_say() -> None:
 
 
 def test_a_sink_that_hangs_is_left_behind() -> None:
-    released = threading.Event()
-    sinks = SinkSet([Hangs(released), Hangs(released), Meets(threading.Barrier(1))])
-    began = time.monotonic()
-    try:
-        sinks.on_end(END)
-    finally:
-        released.set()
-    # Both share one wait; without it the run would never end.
-    assert time.monotonic() - began < 8
-    assert sinks.failures == [1, 1, 0]
+    def left_behind() -> None:
+        released = threading.Event()
+        sinks = SinkSet([Hangs(released), Hangs(released), Meets(threading.Barrier(1))])
+        began = time.monotonic()
+        try:
+            sinks.on_end(END)
+        finally:
+            released.set()
+        # Both share one wait; without it the run would never end.
+        assert time.monotonic() - began < 8
+        assert sinks.failures == [1, 1, 0]
+
+    without_a_stall(left_behind)
 
 
 @pytest.mark.parametrize("after_seconds", [0.0, 0.5])
 def test_a_finished_run_that_is_told_to_end_waits_no_longer(after_seconds: float) -> None:
-    stop, released, waits = threading.Event(), threading.Event(), Waits()
-    sinks = SinkSet([Hangs(released), waits])
-    end = RunEnd("finished", "", 0, stop)
-    told = threading.Timer(after_seconds, stop.set)
-    began = time.monotonic()
-    told.start()
-    try:
-        sinks.on_end(end)
-    finally:
-        released.set()
-    # Nobody told it: 20 s for the servers, and 2 more for the one that hangs.
-    assert time.monotonic() - began < 8
-    assert waits.gave_up  # in time to close its journal, so it is not left behind
-    assert sinks.failures == [1, 0]
+    def ends() -> None:
+        stop, released, waits = threading.Event(), threading.Event(), Waits()
+        sinks = SinkSet([Hangs(released), waits])
+        end = RunEnd("finished", "", 0, stop)
+        told = threading.Timer(after_seconds, stop.set)
+        began = time.monotonic()
+        told.start()
+        try:
+            sinks.on_end(end)
+        finally:
+            released.set()
+        # Nobody told it: 20 s for the servers, and 2 more for the one that hangs.
+        assert time.monotonic() - began < 8
+        assert waits.gave_up  # in time to close its journal, so it is not left behind
+        assert sinks.failures == [1, 0]
+
+    without_a_stall(ends)
 
 
 def test_waiting_ends_with_what_is_waited_for() -> None:
