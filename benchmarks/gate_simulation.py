@@ -426,7 +426,9 @@ def savvi_boundary(units: int, alpha: float, concentration: float) -> np.ndarray
     return crossed
 
 
-def fixed_units(differences: np.ndarray, power: float, seed: int, repeats: int) -> dict[str, int]:
+def fixed_units(
+    differences: np.ndarray, power: float, seed: int, repeats: int, flips: int = 499
+) -> dict[str, int]:
     """Units that the fixed-N permutation test at level .05 needs for a power, and their spread.
 
     Args:
@@ -434,6 +436,7 @@ def fixed_units(differences: np.ndarray, power: float, seed: int, repeats: int) 
         power: asked for.
         seed: of the flips and of the repeats.
         repeats: with trials drawn anew from the given ones and with other flips.
+        flips: of the signs in a test.
 
     Returns:
         `units` of the trials as they are; `least` and `most` over them and the repeats.
@@ -443,11 +446,11 @@ def fixed_units(differences: np.ndarray, power: float, seed: int, repeats: int) 
     for repeat in range(1 + repeats):
         trials = generator.integers(0, len(differences), len(differences))
         own = differences[trials] if repeat else differences
-        flips = int(generator.integers(2**32))
+        chosen = int(generator.integers(2**32))
         found.append(
             units_for_power(
-                lambda n, own=own, flips=flips: permutation_power(
-                    own[:, :n], 0.05, np.random.default_rng(flips), 499
+                lambda n, own=own, chosen=chosen: permutation_power(
+                    own[:, :n], 0.05, np.random.default_rng(chosen), flips
                 ),
                 power,
                 differences.shape[1],
