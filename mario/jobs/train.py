@@ -174,10 +174,17 @@ def _begin(
         _make_folder(runtime.run_dir(resume), runtime)
         return store.runs.resume(resume, start_steps=0)
     id_ = run_id or new_id("run")
+    known_id = run_id is not None and store.runs.find(run_id) is not None
+    if not known_id and (runtime.run_dir(id_) / CONFIG_FILE).is_file():
+        # What that run left in its journal would go into this database.
+        raise TrainingError(
+            f"{runtime.run_dir(id_)} holds a run that {store.redacted_url} does not know; expected "
+            "the database that it was begun with; correct MARIO_DATABASE_URL"
+        )
     made = _make_folder(runtime.run_dir(id_), runtime)
     try:
-        if run_id is not None and store.runs.find(run_id) is not None:
-            return store.runs.resume(run_id, start_steps=0)  # killed before it wrote anything
+        if known_id:
+            return store.runs.resume(id_, start_steps=0)  # killed before it wrote anything
         return store.runs.start(
             NewRun(
                 id=id_,

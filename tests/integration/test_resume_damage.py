@@ -9,13 +9,14 @@ import shutil
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import mario.jobs.train
 from mario.config import CollapseConfig
-from mario.errors import ArtefactError, CheckpointError
+from mario.errors import ArtefactError, CheckpointError, TrainingError
 from mario.jobs.register import ARTEFACT_FOLDER
 from mario.jobs.runtime import Runtime
 from mario.jobs.train import TrainOutcome, train_run
@@ -116,6 +117,19 @@ def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew(
     with ExperimentStore.open(runtime.database_url) as store:
         after = store.runs.get(outcome.run_id), store.runs.count_episodes(outcome.run_id)
     assert after == before
+
+
+def test_a_run_is_not_begun_again_in_a_database_that_does_not_know_it(
+    runtime: Runtime, tmp_path: Path
+) -> None:
+    """A launcher without MARIO_DATABASE_URL: what the run's journal holds is not for that one."""
+    begun = interrupted(runtime)
+    other = replace(runtime, database_url=f"sqlite:///{tmp_path}/other.db")
+    with pytest.raises(TrainingError, match=r"other.db does not know.*MARIO_DATABASE_URL"):
+        train_run(CONFIG, other, run_id=begun.run_id)
+    with ExperimentStore.open(other.database_url) as store:
+        assert store.runs.list() == ()
+    assert train_run(CONFIG, runtime, resume=begun.run_id).result.status == "finished"
 
 
 def test_a_checkpoint_is_not_replaced_by_itself(runtime: Runtime) -> None:
