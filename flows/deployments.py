@@ -10,7 +10,9 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import shlex
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -149,10 +151,25 @@ def _document(entry: Document, pull: Any, home: Path, git_tags: list[str]) -> Do
         "work_pool_name": kind,
         "work_queue_name": work_pool.get("work_queue_name", "default"),
         # What prefect.yaml says wins over what was worked out.
-        "job_variables": {**needs, **(work_pool.get("job_variables") or {})},
+        "job_variables": {
+            **needs,
+            **(_start(home) if kind == "process" else {}),
+            **(work_pool.get("job_variables") or {}),
+        },
         "pull_steps": _pull(entry.get("pull", pull), kind),
         "schedules": _schedules(entry),
     }
+
+
+def _start(home: Path) -> Document:
+    """Start a working tree's flow runs by its own interpreter, where that is the one at work here.
+
+    Without a command Prefect's worker starts a process that executes the pull steps and then
+    becomes the flow run's, and each of the two imports Prefect: a second and more for every run.
+    """
+    if not Path(sys.executable).is_relative_to(home.resolve()):
+        return {}
+    return {"command": shlex.join([sys.executable, "-m", "prefect.engine"])}
 
 
 def _experiment(parameters: Document, home: Path, work_pool: Document) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,18 @@ def test_schedules_have_a_time_zone_that_exists(deployments: dict[str, dict[str,
         assert schedule["slug"]
         zone = ZoneInfo(schedule["schedule"]["timezone"])
         assert datetime.now(zone).tzinfo is not None
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_working_tree_with_an_environment_starts_its_runs_by_that(
+    own: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    python = (FILE.resolve().parent if own else tmp_path) / ".venv" / "bin" / "python"
+    monkeypatch.setattr(sys, "executable", str(python))
+    for each in load_deployments(FILE, environment={}):
+        command = each["job_variables"].get("command")
+        wanted = own and each["work_pool_name"] == "process"
+        assert command == (f"{python} -m prefect.engine" if wanted else None)
 
 
 def test_containers_use_the_working_tree_of_the_image(
