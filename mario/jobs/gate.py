@@ -377,6 +377,9 @@ def gate_from_terminal(
                 "have `mario pipeline` register it, or look at it with `mario evaluate`"
             )
         champion = champion_for(challenger, task, runtime, store)
+        rule = rule_from(settings.gate if settings else GateConfig())
+        whose = f"rule of {config}" if config else "default rule, for want of --config"
+        print(f"{whose}: {rule.in_words} (alpha of the task's whole stream)", file=sys.stderr)
 
         def show(units: int, cap: int, p_value: float) -> None:
             print(f"{units} of at most {cap} units, p = {p_value:.3g}", file=sys.stderr)
@@ -384,7 +387,7 @@ def gate_from_terminal(
         outcome = judge(
             challenger,
             champion,
-            rule_from(settings.gate if settings else GateConfig()),
+            rule,
             task,
             levels,
             store,

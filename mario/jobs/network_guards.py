@@ -49,7 +49,9 @@ def network_guards(
     """Guards that look at the networks: the export answers as trained, and fast enough.
 
     The trained network's answers are the golden ones in the artefact, recorded by torch at export.
-    The random policy has no network, so nothing is compared with it.
+    The random policy has no network, so nothing is compared with it. A challenger that is no ONNX
+    network has no such guards; `mario.evaluation.gate.decide` then says in the verdict that they
+    were not run.
 
     Args:
         challenger: who is judged.

@@ -78,6 +78,7 @@ def test_the_gate_ends_with_0_for_a_promotion_and_with_4_otherwise(
         said = done.out + done.err
         assert done.code == code, said
         assert "Traceback" not in said
+        assert f"rule of {config}: progress, smallest effect 0.05, alpha 0.4, beta 0.1" in done.err
         assert done.out.split(":")[0].lower() in words
         assert ("promote with: mario promote" in done.out) == (code == 0)
     with ExperimentStore.open(runtime.database_url) as store:
