@@ -179,6 +179,9 @@ def test_the_game_is_for_those_with_a_token_and_speaks_its_own_language_only(
                 _read_on(socket_)
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == 4400, message
+    metrics = f"{url}/metrics"
+    gone = "\nmario_serving_watchers 0.0\n"
+    assert wait_until(lambda: gone in httpx.get(metrics, headers=authorised).text)
     with ExitStack() as watching:
         for _ in range(4):
             pages = watching.enter_context(connect(address, additional_headers=own))
@@ -186,7 +189,7 @@ def test_the_game_is_for_those_with_a_token_and_speaks_its_own_language_only(
         with pytest.raises(InvalidStatus), connect(address, additional_headers=own):
             pass  # the fifth of four
     assert _ask(url, OLD).status_code == 200
-    page = httpx.get(f"{url}/metrics", headers=authorised).text
+    page = httpx.get(metrics, headers=authorised).text
     for reason in ("token", "origin", "watchers"):
         assert f'endpoint="/watch",reason="{reason}"' in page
 
