@@ -25,6 +25,8 @@ from tests.support.prefect_server import ROOT, PrefectServer, Receiver, prefect_
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 BEGIN_SECONDS = 15
+#: How long Prefect's server keeps what it waited for in vain, where it is not told.
+FORGETTING_SECONDS = 60
 URL = "postgresql+psycopg2://mario:correct-horse-battery@db.example/mario"
 #: Collapses in its first update.
 BROKEN = (
@@ -44,7 +46,11 @@ def receiver() -> Iterator[Receiver]:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iterator[PrefectServer]:
-    with prefect_server(tmp_path_factory.mktemp("prefect"), MARIO_WEBHOOK_URL=receiver.url) as made:
+    with prefect_server(
+        tmp_path_factory.mktemp("prefect"),
+        MARIO_WEBHOOK_URL=receiver.url,
+        PREFECT_SERVER_EVENTS_EXPIRED_BUCKET_BUFFER="P1D",  # as the guide has it
+    ) as made:
         made.mario("flows", "setup")
         made.mario("flows", "deploy")
         yield made
@@ -242,6 +248,30 @@ def test_a_claimed_run_that_never_begins_has_crashed_and_is_tried_again(
         for flow_run in (lost, pending, again)
         if f"Crashed for good: {server.run(flow_run)['name']}" in each["text"]
     ]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_runs_that_were_lost_with_the_server_have_crashed_when_it_is_back(
+    server: PrefectServer,
+) -> None:
+    """A power cut, where all is on one machine. Of itself, the server forgets such runs."""
+    smoke = {"config": "configs/smoke.yaml"}
+    claimed, begun = (server.start_run("train/train", smoke) for _ in range(2))
+    claim(server, claimed)
+    report(server, begun, "RUNNING")
+    report(server, begun, "CRASHED", "Crashed", "its process ended with 9")
+    server.wait(begun, 120, "AwaitingRetry", "Late")
+    claim(server, begun)
+    time.sleep(2)  # their events are written a moment later
+    server.kill()
+    time.sleep(BEGIN_SECONDS + FORGETTING_SECONDS + 10)
+    server.start()
+    for flow_run in (claimed, begun):
+        # Their next attempt waits for the event of the claim, which the server that is gone had
+        # seen: Prefect gives it a quarter of an hour where the claim is no five minutes old.
+        server.wait(flow_run, 180, "Crashed", "AwaitingRetry", "Late")
+        said = [each["message"] or "" for each in server.states(flow_run)]
+        assert any(message.startswith("did not begin within") for message in said), said
 
 
 def paused(server: PrefectServer, deployment: str) -> bool:
