@@ -31,7 +31,8 @@ def test_the_shadow_is_counted_and_never_returned(tmp_path: Path) -> None:
         (tmp_path / role).symlink_to(tmp_path / f"v{action}")
     settings = ServingSettings(policy=tmp_path, port=0, shadow_share=1.0, canary_share=0.5)
     with running(settings) as url, httpx.Client(base_url=url, timeout=30) as client:
-        assert client.get("/card").json()["challenger"] == "v2"
+        # Looked for beside the champion, without which nothing is ready.
+        assert wait_until(lambda: client.get("/card").json()["challenger"] == "v2")
         for _ in range(20):
             answer = client.post(
                 "/predict/raw", content=random_observations(2).tobytes(), headers=BYTES
@@ -126,7 +127,7 @@ def test_the_service_follows_the_ledger(registry: ModelRegistry, tmp_path: Path)
         # At least: the ask before the challenger was looked for may have been in its shadow.
         assert wait_until(lambda: stored("shadow_observations") >= 10 + took[1])
         assert wait_until(lambda: stored("challenger_decisions") == took[2])
-        assert stored("champion_decisions") == took[1]
+        assert wait_until(lambda: stored("champion_decisions") == took[1])
         assert stored("agreed_observations") == stored("dropped_observations") == 0
         for role in ("champion", "challenger"):
             assert stored(f"{role}_observations") > 0
