@@ -286,6 +286,9 @@ class SweepWorker:
                     stop=watch,
                     on_selection=watch.selection,
                 )
+            except TrainingInterrupted as interrupted:  # before it began
+                trial.set_user_attr(GIVEN_BACK_ATTRIBUTE, trial.number)
+                raise _GivenBackError(f"trial {first} given back: {interrupted}") from interrupted
             except RunIsBusy as busy:  # another was quicker, or it was heard of in this moment
                 log.warning("%s", busy)
         if watch.error is not None:

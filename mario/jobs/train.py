@@ -214,7 +214,10 @@ def _refuse_lost(store: ExperimentStore, run_id: str, run_dir: Path) -> None:
         CheckpointError: the store knows of a checkpoint, and the folder has none.
     """
     folder = run_dir / CHECKPOINTS_FOLDER
-    known = store.runs.checkpoints(run_id, "last")
+    # An attempt in another runs folder begins anew, and has none of the checkpoints before it.
+    begun = (each.attempt for each in store.runs.get(run_id).attempts if not each.start_steps)
+    anew = max(begun, default=1)
+    known = [each for each in store.runs.checkpoints(run_id, "last") if each.attempt >= anew]
     if known and not list_checkpoints(folder):
         raise CheckpointError(
             f"{folder}: got no checkpoint, expected the one at {known[-1].total_steps:,} steps "

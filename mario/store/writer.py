@@ -229,8 +229,8 @@ def _deliver_to(
         except UnknownRunsError as error:
             if error.alone:
                 # The wrong database: a run's row is written before its first one here. The right
-                # one takes them, and in a run that is trained they hold up no row of its own:
-                # with the first of those they are read again, and are refused beside it.
+                # one takes them. Between rows of a run that is trained they hold up none: they
+                # are read again with those, and are refused beside them.
                 if observer is not None:
                     observer.failed()
                 raise DeliveryUnavailableError(str(error)) from error

@@ -21,6 +21,7 @@ from mario.jobs.register import ARTEFACT_FOLDER
 from mario.jobs.runtime import Runtime
 from mario.jobs.train import TrainOutcome, train_run
 from mario.policy.artefact import load_artefact
+from mario.store.records import RunEndRow
 from mario.store.store import ExperimentStore
 from mario.training.checkpoint import list_checkpoints, verify_checkpoint
 from tests.support.training_runs import small_config
@@ -117,6 +118,30 @@ def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew(
     with ExperimentStore.open(runtime.database_url) as store:
         after = store.runs.get(outcome.run_id), store.runs.count_episodes(outcome.run_id)
     assert after == before
+
+
+def test_a_run_that_was_begun_anew_elsewhere_has_only_the_checkpoints_since_then(
+    runtime: Runtime, tmp_path: Path
+) -> None:
+    """Another machine with a runs folder of its own, killed there before its first checkpoint."""
+    begun = interrupted(runtime)
+    there = replace(runtime, runs_dir=tmp_path / "elsewhere")
+    run_dir = there.run_dir(begun.run_id)
+    run_dir.mkdir(parents=True)
+    shutil.copy(begun.run_dir / "config.yaml", run_dir)
+    with ExperimentStore.open(runtime.database_url) as store:
+        assert store.runs.checkpoints(begun.run_id, "last")
+        attempt = store.runs.resume(begun.run_id, start_steps=0).attempts[-1].attempt
+        store.runs.end(
+            RunEndRow(
+                run_id=begun.run_id, attempt=attempt, status="killed", end_steps=None, reason=""
+            )
+        )
+    done = train_run(CONFIG, there, resume=begun.run_id)
+    assert (done.result.status, done.result.total_steps) == ("finished", CONFIG.total_steps)
+    shutil.rmtree(run_dir / "checkpoints")
+    with pytest.raises(CheckpointError, match="that the store knows"):
+        train_run(CONFIG, there, resume=begun.run_id)
 
 
 def test_a_run_is_not_begun_again_in_a_database_that_does_not_know_it(
