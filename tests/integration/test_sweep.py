@@ -28,6 +28,7 @@ from mario.jobs.runtime import Runtime
 from mario.jobs.sweep import SweepWorker, best_config, describe_best, describe_sweep, run_sweep
 from mario.jobs.sweep_config import load_sweep
 from mario.jobs.sweep_study import GIVEN_BACK_ATTRIBUTE, SweepStudy, load_trials, storage_url
+from mario.journal import Journal
 from mario.store import migrate, models
 from mario.store.check import check_store
 from mario.store.engine import writing
@@ -306,6 +307,36 @@ def test_trials_are_runs_of_the_store_and_children_in_mlflow(tmp_path: Path) -> 
     best = describe_best("small", runtime)
     assert "mario register run-" in best
     assert best_config("small", runtime).algorithm.name == "ppo"
+
+
+def test_a_trial_that_is_ended_before_it_trains_is_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody has its journal, and the worker is told to end while it waits for that."""
+    runtime = Runtime.embedded(tmp_path / "runs")
+    sweep = small_sweep(tmp_path, trials=1)
+    stop = threading.Event()
+    begin = mario.jobs.sweep.train_run
+
+    def hold_the_journal(*arguments: Any, **options: Any) -> Any:
+        threading.Timer(0.5, stop.set).start()
+        journal = Journal(runtime.run_dir(options["run_id"]) / "journal")
+        try:
+            return begin(*arguments, **options)
+        finally:
+            journal.close(empty=False)
+
+    told: list[str] = []
+    with monkeypatch.context() as held:
+        held.setattr(mario.jobs.sweep, "train_run", hold_the_journal)
+        worker = SweepWorker("small", sweep, runtime, stop=stop, on_trial=told.append)
+        assert not worker.run().finished
+    assert "given back" in told[-1]
+    work = run_sweep("small", sweep, runtime, on_trial=told.append)
+    assert (work.finished, work.trials) == (True, 1)
+    with ExperimentStore.open(runtime.database_url) as store:
+        _, (run,) = runs_below(store, "small")
+    assert [attempt.status for attempt in run.attempts] == ["interrupted", "finished"]
 
 
 def _stop_in_a_trial(study: optuna.Study, stop: threading.Event) -> None:
