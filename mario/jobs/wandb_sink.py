@@ -51,6 +51,7 @@ class WandbSink(NumbersSink):
         self._thread: threading.Thread | None = None
         self._exit_code = 1
         self._told_end = False
+        self._left_behind = False
         self._failure = ""
 
     def on_start(self, start: RunStart) -> None:
@@ -66,6 +67,7 @@ class WandbSink(NumbersSink):
             return
         self._exit_code = 0 if end.status == "finished" else 1
         if not wait_patiently(self._close, patience_seconds(end), end.stop):
+            self._left_behind = True
             log.warning("Weights & Biases did not take everything in time; `wandb sync` sends it")
             _bound_exit()
 
@@ -115,7 +117,8 @@ class WandbSink(NumbersSink):
             run.finish(exit_code=self._exit_code)
         except Exception as error:  # a library of others in a thread of ours
             self._failure = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-            log.warning("Weights & Biases is left out: %s", self._failure)
+            if not self._left_behind:  # that was said, and the log may be closed by now
+                log.warning("Weights & Biases is left out: %s", self._failure)
 
 
 def _bound_exit() -> None:
