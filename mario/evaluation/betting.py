@@ -38,6 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mario.errors import EvaluationError
+from mario.evaluation.statistics import check_counts
 
 FloatArray = NDArray[np.float64]
 
@@ -213,11 +214,7 @@ def share_bounds(successes: int, trials: int, confidence: float = 0.95) -> tuple
     Raises:
         EvaluationError: impossible counts or confidence.
     """
-    if not 0 <= successes <= trials or trials < 1 or not 0.0 < confidence < 1.0:
-        raise EvaluationError(
-            f"got {successes} successes in {trials} trials at confidence {confidence}; expected "
-            "0 ≤ successes ≤ trials, trials ≥ 1, 0 < confidence < 1; correct the call"
-        )
+    check_counts(successes, trials, confidence)
     outcomes = np.repeat([1.0, -1.0], [successes, trials - successes])
     end_error = (1.0 - confidence) / 2.0
     lower, upper = lower_bound(outcomes, end_error), -lower_bound(-outcomes, end_error)

@@ -32,7 +32,7 @@ def clopper_pearson(successes: int, trials: int, confidence: float = 0.95) -> tu
     Raises:
         EvaluationError: impossible counts or confidence.
     """
-    _check_counts(successes, trials, confidence)
+    check_counts(successes, trials, confidence)
     tail = (1.0 - confidence) / 2.0
     low = 0.0 if successes == 0 else float(stats.beta.ppf(tail, successes, trials - successes + 1))
     high = (
@@ -57,7 +57,7 @@ def exact_lower_bound(successes: int, trials: int, confidence: float = 0.95) -> 
     Raises:
         EvaluationError: impossible counts or confidence.
     """
-    _check_counts(successes, trials, confidence)
+    check_counts(successes, trials, confidence)
     if successes == 0:
         return 0.0
     return float(stats.beta.ppf(1.0 - confidence, successes, trials - successes + 1))
@@ -71,7 +71,12 @@ def successes_needed(trials: int, rate: float, confidence: float = 0.95) -> int 
     return 0
 
 
-def _check_counts(successes: int, trials: int, confidence: float) -> None:
+def check_counts(successes: int, trials: int, confidence: float) -> None:
+    """Refuse counts and a confidence that no interval has.
+
+    Raises:
+        EvaluationError: impossible counts or confidence.
+    """
     if not 0 <= successes <= trials or trials < 1 or not 0.0 < confidence < 1.0:
         raise EvaluationError(
             f"got {successes} successes in {trials} trials at confidence {confidence}; expected "

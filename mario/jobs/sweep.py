@@ -269,28 +269,26 @@ class SweepWorker:
             raise
         watch = _Watch(trial, config.total_steps, self._stop)
         outcome = None
-        while outcome is None:
-            try:  # its worker was silent for longer than the grace; it may be there all the same
+        try:
+            while outcome is None:
+                # Its worker was silent for longer than the grace; it may be there all the same.
                 wait_for_turn(self._runtime, run_id, watch)
-            except TrainingInterrupted as interrupted:
-                trial.set_user_attr(GIVEN_BACK_ATTRIBUTE, trial.number)
-                raise _GivenBackError(f"trial {first} given back: {interrupted}") from interrupted
-            begun = (self._runtime.run_dir(run_id) / CONFIG_FILE).is_file()
-            try:
-                outcome = train_run(
-                    config,
-                    self._runtime,
-                    resume=run_id if begun else None,
-                    run_id=run_id,
-                    parent_run_id=self._study.parent_run_id,
-                    stop=watch,
-                    on_selection=watch.selection,
-                )
-            except TrainingInterrupted as interrupted:  # before it began
-                trial.set_user_attr(GIVEN_BACK_ATTRIBUTE, trial.number)
-                raise _GivenBackError(f"trial {first} given back: {interrupted}") from interrupted
-            except RunIsBusy as busy:  # another was quicker, or it was heard of in this moment
-                log.warning("%s", busy)
+                begun = (self._runtime.run_dir(run_id) / CONFIG_FILE).is_file()
+                try:
+                    outcome = train_run(
+                        config,
+                        self._runtime,
+                        resume=run_id if begun else None,
+                        run_id=run_id,
+                        parent_run_id=self._study.parent_run_id,
+                        stop=watch,
+                        on_selection=watch.selection,
+                    )
+                except RunIsBusy as busy:  # another was quicker, or it was heard of in this moment
+                    log.warning("%s", busy)
+        except TrainingInterrupted as interrupted:  # before it trained
+            trial.set_user_attr(GIVEN_BACK_ATTRIBUTE, trial.number)
+            raise _GivenBackError(f"trial {first} given back: {interrupted}") from interrupted
         if watch.error is not None:
             raise watch.error
         result = outcome.result

@@ -320,6 +320,8 @@ def _of_unknown_runs(url: str, folders: Sequence[Path]) -> dict[Path, str]:
     run_ids = {
         f: str(record["run_id"]) for f, record in first.items() if record and "run_id" in record
     }
+    if not run_ids:
+        return {}
     engine = make_engine(url)
     try:
         with reading(engine) as connection:
