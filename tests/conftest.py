@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from mario.store import migrate
 from mario.store.store import ExperimentStore
 from tests.support.postgres import PostgresServer
+
+if TYPE_CHECKING:
+    from tests.support.prefect_server import Receiver
 
 
 @pytest.fixture(scope="session")
@@ -67,3 +71,13 @@ def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     prepare_tracking(f"sqlite:///{path}")
     return path
+
+
+@pytest.fixture(scope="module")
+def receiver() -> Iterator[Receiver]:
+    """A web page that takes notifications."""
+    from tests.support.prefect_server import Receiver
+
+    made = Receiver()
+    yield made
+    made.stop()

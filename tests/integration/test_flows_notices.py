@@ -48,13 +48,6 @@ RULE = GateConfig(primary="progress", alpha=0.4, max_units=100, min_units=8)
 
 
 @pytest.fixture(scope="module")
-def receiver() -> Iterator[Receiver]:
-    made = Receiver()
-    yield made
-    made.stop()
-
-
-@pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iterator[PrefectServer]:
     with prefect_server(
         tmp_path_factory.mktemp("prefect"),

@@ -52,13 +52,6 @@ LONG = {**PARAMETERS, "overrides": [*TRAINING, "total_steps=8192"]}
 
 
 @pytest.fixture(scope="module")
-def receiver() -> Iterator[Receiver]:
-    made = Receiver()
-    yield made
-    made.stop()
-
-
-@pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iterator[PrefectServer]:
     folder = tmp_path_factory.mktemp("prefect")
     with prefect_server(

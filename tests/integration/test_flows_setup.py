@@ -38,13 +38,6 @@ SMOKE = {"config": "configs/smoke.yaml", "overrides": [], "next_seed": False}
 
 
 @pytest.fixture(scope="module")
-def receiver() -> Iterator[Receiver]:
-    made = Receiver()
-    yield made
-    made.stop()
-
-
-@pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iterator[PrefectServer]:
     with prefect_server(
         tmp_path_factory.mktemp("prefect"),
