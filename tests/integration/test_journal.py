@@ -26,6 +26,19 @@ from tests.support.processes import free_port
 from tests.support.store_rows import episode_row
 
 
+class Numbers:
+    """Takes the numbers of records; it is away until it is said to be there."""
+
+    def __init__(self) -> None:
+        self.got: list[int] = []
+        self.away = True
+
+    def __call__(self, records: Sequence[Record]) -> None:
+        if self.away:
+            raise DeliveryUnavailableError("away")
+        self.got.extend(record["n"] for record in records)
+
+
 def test_torn_lines_are_skipped(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     journal.append(b"".join(encode_line({"n": n}) for n in range(3)))
@@ -191,15 +204,9 @@ def test_a_full_disk_keeps_records_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk takes half a line and then nothing; later it has room again."""
-    got: list[int] = []
-    away = True
-
-    def deliver(records: object) -> None:
-        if away:
-            raise DeliveryUnavailableError("away")
-        got.extend(record["n"] for record in records)  # type: ignore[attr-defined]
-
-    writer = JournaledWriter(tmp_path, deliver, name="test", flush_seconds=0.01)
+    receiver = Numbers()
+    got = receiver.got
+    writer = JournaledWriter(tmp_path, receiver, name="test", flush_seconds=0.01)
     writer.put([{"n": 0}])
     original = Journal.append
     torn: list[bytes] = []
@@ -217,7 +224,7 @@ def test_a_full_disk_keeps_records_in_memory(
     monkeypatch.setattr(Journal, "append", original)
     writer.put([{"n": 3}])
     time.sleep(3 * FIRST_RETRY_SECONDS)  # it reads the torn line again and again meanwhile
-    away = False
+    receiver.away = False
     assert writer.flush(20)
     report = writer.close()
     assert got == [0, 1, 2, 3]
@@ -228,21 +235,15 @@ def test_what_a_full_disk_kept_in_memory_is_not_overtaken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a tag that is set twice the newer value has to come last."""
-    got: list[int] = []
-    away = True
-
-    def deliver(records: object) -> None:
-        if away:
-            raise DeliveryUnavailableError("away")
-        got.extend(record["n"] for record in records)  # type: ignore[attr-defined]
-
-    writer = JournaledWriter(tmp_path, deliver, name="test", flush_seconds=0.01)
+    receiver = Numbers()
+    got = receiver.got
+    writer = JournaledWriter(tmp_path, receiver, name="test", flush_seconds=0.01)
     with monkeypatch.context() as disk:
         disk.setattr(Journal, "append", full)
         writer.put([{"n": 1}])
         writer.put([{"n": 2}])
     writer.put([{"n": 3}])
-    away = False
+    receiver.away = False
     assert writer.flush(20)
     writer.close()
     assert got == [1, 2, 3]
@@ -334,15 +335,9 @@ def test_a_record_that_is_refused_while_the_rest_has_to_wait_is_kept_once(tmp_pa
 
 def test_sync_says_whether_rows_are_safe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint may build on rows only when a kill cannot take them back."""
-    got: list[int] = []
-    away = True
-
-    def deliver(records: object) -> None:
-        if away:
-            raise DeliveryUnavailableError("away")
-        got.extend(record["n"] for record in records)  # type: ignore[attr-defined]
-
-    writer = JournaledWriter(tmp_path, deliver, name="test", flush_seconds=0.01)
+    receiver = Numbers()
+    got = receiver.got
+    writer = JournaledWriter(tmp_path, receiver, name="test", flush_seconds=0.01)
     writer.put([{"n": 0}])
     assert writer.sync()
     with monkeypatch.context() as disk:
@@ -353,7 +348,7 @@ def test_sync_says_whether_rows_are_safe(tmp_path: Path, monkeypatch: pytest.Mon
     on_disk = b"".join(path.read_bytes() for path in sorted(tmp_path.glob("*.jsonl")))
     records = [decode_line(line) for line in on_disk.splitlines() if line]
     assert [record and record["n"] for record in records] == [0, 1, 2]
-    away = False
+    receiver.away = False
     assert writer.flush(20)
     assert sorted(set(got)) == [0, 1, 2]
     assert writer.close().lost == 0
