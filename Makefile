@@ -71,7 +71,7 @@ sanitize: setup ## Fuzz the native console under address, undefined-behaviour an
 	bash scripts/sanitize.sh "$(BIN)"
 
 dashboards: setup ## Write the Grafana dashboards anew
-	$(BIN)/python monitoring/grafana/generate.py
+	$(BIN)/python mario/alerting/dashboards.py
 
 docs: setup ## Build the documentation site into site/
 	$(BIN)/mkdocs build --strict

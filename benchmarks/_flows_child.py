@@ -27,11 +27,11 @@ def plain(runs: Path) -> None:
     """The pipeline as plain functions: the stages that `flows/pipeline.py` launches."""
     from uuid import uuid4
 
-    from mario.config import load_config
+    from mario.config.experiment import load_config
     from mario.jobs import pipeline as jobs
     from mario.jobs.attempts import train_attempt
+    from mario.jobs.context import Runtime
     from mario.jobs.promote import promote_verdict
-    from mario.jobs.runtime import Runtime
 
     runtime = Runtime.embedded(runs)
     config = load_config(CONFIG, OVERRIDES)

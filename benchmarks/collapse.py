@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks._report import Row, finish, print_table, target
 from benchmarks.collapse_runs import plan, read_runs
 from benchmarks.collapse_synthetic import synthetic_runs
-from mario.training.health import CollapseDetector, HealthSample
+from mario.training.collapse_detector import CollapseDetector, HealthSample
 
 #: (update of the detection, names of the rules behind it), or None.
 Detection = tuple[int, tuple[str, ...]] | None

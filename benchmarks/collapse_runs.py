@@ -26,9 +26,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from mario.config import parse_config
-from mario.game.rewards import RewardTerms
-from mario.training.health import Health, HealthSample
+from mario.config.experiment import parse_config
+from mario.game.smb.rewards import RewardTerms
+from mario.training.collapse_detector import Health, HealthSample
 from mario.training.sinks import BaseSink, Progress
 from mario.training.trainer import train
 

@@ -27,14 +27,14 @@ import gymnasium
 import numpy as np
 
 from benchmarks._report import Row, cores, finish, print_table, spread, target
-from mario.game.actions import action_set
-from mario.game.batch import BatchSettings, EpisodeSpec
-from mario.game.console import rom_path
-from mario.game.native_batch import NativeBatch
-from mario.game.native_console import NativeConsole
-from mario.game.nes_py_console import NesPyConsole
-from mario.game.observation import OBSERVATION_SHAPE
-from mario.game.stage import start_level
+from mario.game.batch.contract import BatchSettings, EpisodeSpec
+from mario.game.batch.native import NativeBatch
+from mario.game.console.contract import rom_path
+from mario.game.console.native import NativeConsole
+from mario.game.console.nes_py import NesPyConsole
+from mario.game.smb.actions import action_set
+from mario.game.smb.observations.pixels import OBSERVATION_SHAPE
+from mario.game.smb.stage import start_level
 from tests.support.stock_env import UsualStack
 
 BUTTONS = tuple(action.buttons for action in action_set("simple"))
@@ -229,8 +229,8 @@ def memory_per_environment_mb(slots: int = 256) -> float:
     program = f"""
 import numpy as np
 from benchmarks.console import BUTTONS, LEVEL
-from mario.game.batch import BatchSettings, EpisodeSpec
-from mario.game.native_batch import NativeBatch
+from mario.game.batch.contract import BatchSettings, EpisodeSpec
+from mario.game.batch.native import NativeBatch
 def resident():
     pages = int(open('/proc/self/statm').read().split()[1])
     import resource

@@ -26,7 +26,7 @@ from _report import ROOT, Row, cores, finish, print_table, spread, target
 
 from mario.evaluation.protocol import play_units
 from mario.evaluation.records import EpisodeRecord
-from mario.jobs.dask_engine import DaskEngine
+from mario.jobs.engines.dask import DaskEngine
 from mario.jobs.evaluate import units_of
 from mario.jobs.policies import LoadedPolicy, policy_from_artefact
 

@@ -21,14 +21,14 @@ from pathlib import Path
 import numpy as np
 from _report import commit
 
-from mario.config import ExperimentConfig, load_config
+from mario.config.experiment import ExperimentConfig, load_config
 from mario.errors import EvaluationError
 from mario.evaluation.protocol import play_units
 from mario.evaluation.records import write_jsonl
 from mario.evaluation.seeds import schedule
-from mario.game.actions import action_set
-from mario.game.batch import BatchStep
-from mario.game.console import UInt8Array
+from mario.game.batch.contract import BatchStep
+from mario.game.console.contract import UInt8Array
+from mario.game.smb.actions import action_set
 from mario.jobs.policies import LoadedPolicy, policy_from_artefact, random_policy
 from mario.policy.manifest import ActionSpec
 
@@ -66,7 +66,7 @@ def load(reference: str, config: ExperimentConfig | None, aside: Path) -> tuple[
 
 def export(checkpoint: Path, config: ExperimentConfig, folder: Path) -> Path:
     """Export a training checkpoint as an artefact, checked on what a few episodes show."""
-    from mario.policy.sb3 import TorchPolicy, action_specs, export_artefact
+    from mario.training.export import TorchPolicy, action_specs, export_artefact
     from mario.training.trainer import load_trained
 
     model = load_trained(config, checkpoint)

@@ -25,11 +25,11 @@ from gate_simulation import (
     unlike_levels,
 )
 
-from mario.config import load_config
+from mario.config.experiment import load_config
 from mario.errors import EvaluationError
+from mario.evaluation.alpha_budget import AlphaWealth
 from mario.evaluation.betting import confidence_sequence, log_wealth, prior_for
 from mario.evaluation.rule import GateRule
-from mario.evaluation.wealth import AlphaWealth
 
 #: Error of each end of the sequence whose coverage is counted: the pair's is twice that.
 END_ERROR = 0.025

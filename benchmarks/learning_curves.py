@@ -24,8 +24,8 @@ import numpy as np
 
 from benchmarks._report import Row, finish, print_table, target
 from benchmarks.training import experiment, stock_policy
-from mario.game.sb3_vec_env import make_vec_env
 from mario.training.algorithm import build_algorithm, set_threads
+from mario.training.sb3_vec_env import make_vec_env
 
 POINTS = 6
 STOCK = "SB3 CnnPolicy"

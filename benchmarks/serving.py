@@ -37,7 +37,7 @@ import psutil
 from benchmarks._report import ROOT, finish, print_table, spread, target
 from benchmarks._serving_load import Connection, Measured, http_request, measure
 from mario.policy.onnx import OnnxPolicy
-from mario.tracking import write_model_folder
+from mario.tracking.mlflow_client import write_model_folder
 from serving.launcher import free_port, running
 from serving.settings import ServingSettings
 from tests.support.onnx_networks import random_observations, write_test_artefact

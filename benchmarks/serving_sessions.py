@@ -27,7 +27,7 @@ import psutil
 
 from benchmarks._report import Row, finish, print_table, target
 from benchmarks._serving_load import Connection, http_request
-from mario.game.batch import BatchSettings, EpisodeSpec, GameBatch, open_batch
+from mario.game.batch.contract import BatchSettings, EpisodeSpec, GameBatch, open_batch
 from serving.launcher import running
 from serving.settings import ServingSettings
 from tests.support.onnx_networks import write_test_artefact

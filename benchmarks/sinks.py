@@ -41,16 +41,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import psutil
 
 from benchmarks._report import Row, finish, median_interval, print_table, spread, target
-from mario.config import load_config
-from mario.game.sb3_vec_env import EpisodeRecord
-from mario.jobs.runtime import Runtime
-from mario.jobs.sinks import PrometheusSink
+from mario.config.experiment import load_config
+from mario.jobs.context import Runtime
 from mario.jobs.train import open_sinks
 from mario.store import migrate
 from mario.store.records import NewRun
 from mario.store.store import ExperimentStore
-from mario.tracking import tracking_client
-from mario.training.health import Health, HealthSample
+from mario.tracking.mlflow_client import tracking_client
+from mario.tracking.store import PrometheusSink
+from mario.training.collapse_detector import Health, HealthSample
+from mario.training.sb3_vec_env import EpisodeRecord
 from mario.training.sinks import BaseSink, Progress, RunEnd, RunStart, SinkSet, TrainingSink
 from mario.training.trainer import train
 from tests.support.mlflow_server import MlflowServer

@@ -31,11 +31,11 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from benchmarks._report import Row, cores, finish, print_table, spread, target
-from mario.config import ExperimentConfig, parse_config
-from mario.game.actions import action_set
-from mario.game.sb3_vec_env import make_vec_env
+from mario.config.experiment import ExperimentConfig, parse_config
+from mario.game.smb.actions import action_set
 from mario.training.algorithm import build_algorithm, set_threads
-from mario.training.network import choose_device, choose_precision
+from mario.training.networks import choose_device, choose_precision
+from mario.training.sb3_vec_env import make_vec_env
 from tests.support.stock_env import UsualStack
 
 BUTTONS = tuple(action.buttons for action in action_set("simple"))

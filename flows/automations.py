@@ -12,9 +12,9 @@ from typing import Any
 
 from flows.decisions import MAX_ATTEMPTS
 from flows.parameters import TrainParameters
-from flows.pools import HEARTBEAT_SECONDS
-from flows.server import TAG
+from flows.prefect_api import TAG
 from flows.stages import DRIFTED_EVENT, PROMOTED_EVENT
+from flows.work_pools import HEARTBEAT_SECONDS
 
 Document = dict[str, Any]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 from uuid import UUID
 
-from mario.config import DQNConfig, ExperimentConfig
+from mario.config.experiment import DQNConfig, ExperimentConfig
 from mario.errors import MarioError, RegistryUnavailableError, RunIsBusy
 from mario.store.engine import StoreUnavailableError
 
@@ -183,7 +183,7 @@ def _buffer_gib(config: ExperimentConfig) -> float:
     """What an algorithm's own buffer takes at most, full; a step is four 84 × 84 frames.
 
     DQN's replay buffer, and a fourth of it again for the packed copy that a checkpoint is written
-    from (`mario/training/replay.py`); PPO's rollout, which is turned round into a copy.
+    from (`mario/training/replay_compression.py`); PPO's rollout, which is turned round into a copy.
     """
     algorithm = config.algorithm
     if isinstance(algorithm, DQNConfig):
@@ -195,7 +195,7 @@ def _buffer_gib(config: ExperimentConfig) -> float:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a process may use of the machine it is on; see `flows/container.py`.
+    """What a process may use of the machine it is on; see `flows/container_limits.py`.
 
     Attributes:
         memory_gib: main memory; None where nothing limits it.
@@ -256,7 +256,7 @@ def slow(config: ExperimentConfig, machine: Machine, *, workers: int = 1) -> str
 
 
 def job_variables(pool_type: str, needs: Resources) -> dict[str, Any]:
-    """Say what a flow run needs in the words of a kind of work pool (see `flows/pools.py`)."""
+    """Say what a flow run needs in the words of a kind of work pool (see `flows/work_pools.py`)."""
     if pool_type == "docker":
         gpus = [{"Driver": "nvidia", "Count": needs.gpus, "Capabilities": [["gpu"]]}]
         return {

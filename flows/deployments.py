@@ -22,9 +22,9 @@ from prefect.flows import Flow
 from prefect.utilities.callables import parameter_schema
 
 from flows.decisions import job_variables, resources_for
-from flows.pools import IMAGE_HOME
-from flows.server import TAG
-from mario.config import load_config
+from flows.prefect_api import TAG
+from flows.work_pools import IMAGE_HOME
+from mario.config.experiment import load_config
 from mario.errors import ConfigError, FlowError
 
 Document = dict[str, Any]

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flows.attended import watch_parent
+from flows.child_process import watch_parent
 from mario.errors import FlowError
 
 #: A busy machine takes its time to create the database.

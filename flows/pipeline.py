@@ -15,8 +15,8 @@ from flows import stages
 from flows.decisions import ending_of_verdict
 from flows.parameters import PipelineParameters
 from mario.errors import PolicyCollapsed, TrainingInterrupted
-from mario.jobs.runtime import Runtime
-from mario.registry import model_name
+from mario.jobs.context import Runtime
+from mario.registry.registry import model_name
 
 DEFAULT_PARAMETERS = PipelineParameters()
 

@@ -24,8 +24,8 @@ from flows.automations import (
 )
 from flows.decisions import differences
 from flows.deployments import load_deployments
-from flows.pools import DATABASE_BLOCK, POOL_TYPES, pool, queues
-from flows.server import TAG, Server, is_ours, our_deployments
+from flows.prefect_api import TAG, Server, is_ours, our_deployments
+from flows.work_pools import DATABASE_BLOCK, POOL_TYPES, pool, queues
 from mario.errors import FlowError
 
 Document = dict[str, Any]

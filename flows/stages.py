@@ -14,8 +14,17 @@ from prefect.client.schemas.objects import State, StateType
 from prefect.events import emit_event
 from prefect.runtime import flow_run
 
-from flows import tenure
-from flows.container import this_machine
+from flows import newer_attempt as tenure
+from flows.artifacts import (
+    TrainingProgress,
+    file_link,
+    mlflow_link,
+    safely,
+    show_page,
+    show_training,
+    show_verdict,
+)
+from flows.container_limits import this_machine
 from flows.decisions import (
     MAX_JUDGEMENTS,
     RETRY_DELAYS_SECONDS,
@@ -30,24 +39,15 @@ from flows.decisions import (
     worth_retrying,
 )
 from flows.parameters import TrainParameters
-from flows.reporting import (
-    TrainingProgress,
-    file_link,
-    mlflow_link,
-    safely,
-    show_page,
-    show_training,
-    show_verdict,
-)
-from mario.config import ExperimentConfig, load_config
+from mario.config.experiment import ExperimentConfig, load_config
 from mario.errors import ConfigError, PromotionConflict, TrainingInterrupted
 from mario.jobs import pipeline as jobs
 from mario.jobs.attempts import Trained, experiment_of_attempt, train_attempt
+from mario.jobs.context import Runtime
 from mario.jobs.promote import promote_verdict
-from mario.jobs.runtime import Runtime
 from mario.jobs.terminal import TrainingDisplay
 from mario.jobs.train import stopping_on_signals
-from mario.registry import model_name
+from mario.registry.registry import model_name
 from mario.store.records import Promotion
 from mario.store.store import ExperimentStore
 

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 from flows.automations import PREFIX
-from flows.server import TAG, Server, our_deployments
+from flows.prefect_api import TAG, Server, our_deployments
 
 Document = dict[str, Any]
 

@@ -20,15 +20,16 @@ from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
-from flows import stages, tenure
-from flows.attended import GRACE_SECONDS
+from flows import newer_attempt as tenure
+from flows import stages
+from flows.artifacts import safely, show_page
+from flows.child_process import GRACE_SECONDS
 from flows.decisions import RETRY_DELAYS_SECONDS, Ending
 from flows.parameters import FlowParameters
-from flows.reporting import safely, show_page
+from mario.config.sweep import load_sweep
 from mario.errors import FlowError
-from mario.jobs.runtime import Runtime
-from mario.jobs.sweep import describe_best, describe_sweep, open_sweep
-from mario.jobs.sweep_config import load_sweep
+from mario.jobs.context import Runtime
+from mario.jobs.sweeps.sweep import describe_best, describe_sweep, open_sweep
 from mario.jobs.train import stopping_on_signals
 
 _LOOK_EVERY_SECONDS = 0.5
@@ -65,7 +66,14 @@ def worker_command(parameters: SweepParameters) -> list[str]:
     """
     overrides = [word for override in parameters.overrides for word in ("--set", override)]
     command = ["sweep", "run", parameters.name, "--config", parameters.file, *overrides]
-    return [sys.executable, "-m", "flows.attended", str(os.getpid()), "mario.cli", *command]
+    return [
+        sys.executable,
+        "-m",
+        "flows.child_process",
+        str(os.getpid()),
+        "mario.cli",
+        *command,
+    ]
 
 
 class WorkerOutput:

@@ -28,8 +28,8 @@ compile() { # compile PROFILE_FLAG...
 
 compile -fprofile-generate
 PYTHONPATH="$target:$PWD" "$python" - <<'PY'
-from mario.game import stage
-from mario.game.nes_py_console import NesPyConsole
+from mario.game.smb import stage
+from mario.game.console.nes_py import NesPyConsole
 from tests.support.lockstep import random_buttons
 
 console = NesPyConsole()

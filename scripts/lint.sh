@@ -83,8 +83,8 @@ if [ -d monitoring/prometheus ]; then
     check_with promtool "alert rule tests" promtool test rules monitoring/prometheus/tests/*.yml
     check_with amtool "alertmanager configuration" amtool check-config monitoring/alertmanager/alertmanager.yml
 fi
-[ ! -e monitoring/grafana/generate.py ] ||
-    check "dashboards are up to date" python monitoring/grafana/generate.py --check
+[ ! -e mario/alerting/dashboards.py ] ||
+    check "dashboards are up to date" python mario/alerting/dashboards.py --check
 [ ! -e mkdocs.yml ] || check "documentation" site
 
 printf '%d passed, %d failed, %d not run\n' "$passed" "${#failed[@]}" "${#absent[@]}"

@@ -16,9 +16,9 @@ from prometheus_client import CollectorRegistry, generate_latest, multiprocess
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from mario.policy.manifest import Uint8Array, observation_features
-from mario.telemetry import SERVING_METRICS, instrument
-from serving.sources import Role
-from serving.versions import LoadedVersion
+from mario.telemetry.names import SERVING_METRICS, instrument
+from serving.policies.sources import Role
+from serving.policies.versions import LoadedVersion
 
 _MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
 _REFRESH_SECONDS = 2.0

@@ -1,8 +1,8 @@
 """The BentoML service; ``bentoml serve serving.service:service`` starts it.
 
 BentoML brings the processes, the configuration and the build. Requests are answered by
-:mod:`serving.application`, which stands before BentoML's own middlewares: those label metrics with
-whatever path a stranger typed, and hold a timer for a minute after every request.
+:mod:`serving.http.application`, which stands before BentoML's own middlewares: those label metrics
+with whatever path a stranger typed, and hold a timer for a minute after every request.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 from _bentoml_sdk import Service
 from bentoml import Bento
 
-from serving.bento_code import check_code, forget_other_code
+from serving.bento_source import check_code, forget_other_code
 
 forget_other_code()  # before anything of the project is imported: see there
 
 # isort: split
-from serving.assemble import assemble  # noqa: E402
 from serving.settings import ServingSettings  # noqa: E402
+from serving.worker import assemble  # noqa: E402
 
 _settings = ServingSettings.from_env()
 

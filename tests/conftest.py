@@ -66,7 +66,7 @@ def store(database_url: str) -> Iterator[ExperimentStore]:
 @pytest.fixture(scope="session")
 def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow file just set up; setting one up takes seconds, copying it none."""
-    from mario.tracking import prepare_tracking
+    from mario.tracking.mlflow_client import prepare_tracking
 
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     prepare_tracking(f"sqlite:///{path}")

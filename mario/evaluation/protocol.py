@@ -20,7 +20,7 @@ import numpy as np
 from mario.errors import EvaluationError
 from mario.evaluation.records import EndReason as RecordedEnd
 from mario.evaluation.records import EpisodeRecord
-from mario.game.batch import (
+from mario.game.batch.contract import (
     BatchSettings,
     BatchStep,
     EndReason,
@@ -28,12 +28,12 @@ from mario.game.batch import (
     GameBatch,
     open_batch,
 )
-from mario.game.console import ConsoleName, UInt8Array, open_console
-from mario.game.levels import level as find_level
-from mario.game.observation import OBSERVATION_SHAPE
+from mario.game.console.contract import ConsoleName, UInt8Array, open_console
 from mario.game.rng import derive_seed
-from mario.game.stage import start_level
-from mario.game.state import read_time
+from mario.game.smb.levels import level as find_level
+from mario.game.smb.memory import read_time
+from mario.game.smb.observations.pixels import OBSERVATION_SHAPE
+from mario.game.smb.stage import start_level
 from mario.policy.policy import Policy
 
 #: The constants of `mario-eval-v1`; another value is another protocol.

@@ -16,9 +16,10 @@ which the challenger was never seen. Had it the old ones, it would come to them 
 them: a challenger that was lucky there goes on being lucky there.
 
 The seed of a training configuration is a small number (below 2**61) and has tag 0. The seeds of
-training *episodes* are derived from it over all 64 bits (`mario.game.sb3_vec_env.episode_source`),
-so that three of eight carry a family's tag by chance, and what keeps them apart from units is
-chance, too: a million episodes meet one of ten thousand given units with probability 5e-10.
+training *episodes* are derived from it over all 64 bits
+(`mario.training.sb3_vec_env.episode_source`), so that three of eight carry a
+family's tag by chance, and what keeps them apart from units is chance, too: a million episodes meet
+one of ten thousand given units with probability 5e-10.
 Confirmation needs no such chance, since its seeds exist only after training.
 
 Usage by the runner:
@@ -37,6 +38,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from mario.config.experiment import ExperimentConfig
 from mario.errors import EvaluationError
 
 SEED_SCHEME = "mario-seeds-v1"
@@ -154,3 +156,10 @@ def schedule(
             Unit(levels[i], unit_seed(family, key, levels[i], block), block, position)
             for position, i in enumerate(order)
         )
+
+
+def selection_units(config: ExperimentConfig) -> list[tuple[str, int]]:
+    """The units (level, seed) that checkpoints are chosen on, at least one for each level."""
+    levels = config.level_names
+    count = max(config.selection.units, len(levels))
+    return [unit.key for block in schedule(levels, "selection", units=count) for unit in block]

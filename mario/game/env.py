@@ -1,6 +1,7 @@
 """MarioEnv: the game as a Gymnasium environment, what a person steps in a notebook.
 
-One game of a batch; the observation, the noise and the ends are those of `mario.game.batch`.
+One game of a batch; the observation, the noise and the ends are those of
+`mario.game.batch.contract`.
 """
 
 from __future__ import annotations
@@ -10,16 +11,16 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from mario.config import GameConfig
+from mario.config.experiment import GameConfig
 from mario.errors import ConsoleError
-from mario.game.actions import action_set
-from mario.game.batch import EndReason, EpisodeSpec, open_batch
-from mario.game.console import FRAMES_PER_SECOND, UInt8Array
-from mario.game.levels import level as find_level
-from mario.game.observation import OBSERVATION_SHAPE
-from mario.game.rewards import reward_terms, step_rewards
-from mario.game.settings import batch_settings
-from mario.game.state import STATE_FIELDS, StateArray, furthest_at_start
+from mario.game.batch.contract import EndReason, EpisodeSpec, open_batch
+from mario.game.batch.settings import batch_settings
+from mario.game.console.contract import FRAMES_PER_SECOND, UInt8Array
+from mario.game.smb.actions import action_set
+from mario.game.smb.levels import level as find_level
+from mario.game.smb.memory import STATE_FIELDS, StateArray, furthest_at_start
+from mario.game.smb.observations.pixels import OBSERVATION_SHAPE
+from mario.game.smb.rewards import reward_terms, step_rewards
 
 StepInfo = dict[str, Any]
 
@@ -37,9 +38,10 @@ def render_fps(game: GameConfig) -> int:
 class MarioEnv(gymnasium.Env[UInt8Array, np.int64]):
     """One level of Super Mario Bros (or the whole game) as a Gymnasium environment.
 
-    Observation: uint8 (4, 84, 84), see `mario.game.observation`. Action: an index into the action
-    set. Reward: as configured. `info` holds the 13 values of `mario.game.state` and
-    `furthest_x_px`, `steps`, `frames`, `end` (name of the end reason, lower case).
+    Observation: uint8 (4, 84, 84), see `mario.game.smb.observations.pixels`. Action: an index
+    into the action set. Reward: as configured. `info` holds the 13 values of
+    `mario.game.smb.memory` and `furthest_x_px`, `steps`, `frames`, `end` (name of the end reason,
+    lower case).
 
     Attributes:
         metadata: Gymnasium's; pictures come once a step, so `render_fps` follows the frame skip.
@@ -69,7 +71,7 @@ class MarioEnv(gymnasium.Env[UInt8Array, np.int64]):
         if render_mode not in (None, "rgb_array"):
             raise ConsoleError(
                 f"render_mode {render_mode!r}: expected None or 'rgb_array'; write a video with "
-                "mario.game.recorder"
+                "mario.game.video"
             )
         self.level = level
         self.game = game or GameConfig()

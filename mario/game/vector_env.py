@@ -16,17 +16,17 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from mario.config import GameConfig
+from mario.config.experiment import GameConfig
 from mario.errors import ConfigError, ConsoleError
-from mario.game.actions import action_set
-from mario.game.batch import BatchStep, EndReason, EpisodeSpec, open_batch
-from mario.game.console import UInt8Array
+from mario.game.batch.contract import BatchStep, EndReason, EpisodeSpec, open_batch
+from mario.game.batch.settings import batch_settings
+from mario.game.console.contract import UInt8Array
 from mario.game.env import render_fps
-from mario.game.levels import level as find_level
-from mario.game.observation import OBSERVATION_SHAPE
-from mario.game.rewards import reward_terms, step_rewards
-from mario.game.settings import batch_settings
-from mario.game.state import STATE_FIELDS, StateArray, furthest_at_start
+from mario.game.smb.actions import action_set
+from mario.game.smb.levels import level as find_level
+from mario.game.smb.memory import STATE_FIELDS, StateArray, furthest_at_start
+from mario.game.smb.observations.pixels import OBSERVATION_SHAPE
+from mario.game.smb.rewards import reward_terms, step_rewards
 
 BoolArray = npt.NDArray[np.bool_]
 VectorInfo = dict[str, Any]

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
 
-from mario.config import ExperimentConfig
+from mario.config.experiment import ExperimentConfig
 from mario.errors import RunIsBusy, TrainingInterrupted
+from mario.jobs.context import Runtime
 from mario.jobs.register import ARTEFACT_FOLDER
-from mario.jobs.runtime import Runtime
-from mario.jobs.sinks import HANG_SECONDS
 from mario.jobs.train import OnProgress, OnSelection, config_of_run, train_run
-from mario.store.process import (
+from mario.store.process_identity import (
     HEARTBEAT_SECONDS,
     SILENCE_SECONDS,
     host_name,
@@ -26,6 +25,7 @@ from mario.store.records import Attempt, Run, RunStatus, utc_now
 from mario.store.runs import refuse_busy
 from mario.store.store import ExperimentStore
 from mario.store.writer import replay_journals
+from mario.tracking.store import HANG_SECONDS
 from mario.training.run import CONFIG_FILE
 
 log = logging.getLogger(__name__)
@@ -107,9 +107,9 @@ def wait_for_turn(
     """Return once no other process trains a run, however long that takes.
 
     A process of this machine is there or not. One of another machine (a container is one) is gone
-    when it has given no sign of life for `mario.store.process.SILENCE_SECONDS`, nor while this
-    process looked on. What a process that is gone left in its journal is delivered first: it may
-    have ended well. Who waits says so in the log, once a minute.
+    when it has given no sign of life for `mario.store.process_identity.SILENCE_SECONDS`, nor while
+    this process looked on. What a process that is gone left in its journal is delivered first: it
+    may have ended well. Who waits says so in the log, once a minute.
 
     Args:
         runtime: where the store is.

@@ -12,15 +12,15 @@ from typing import cast
 import numpy as np
 
 from mario.errors import EvaluationError
-from mario.evaluation.compare import Comparison, compare_scores, score_matrix
+from mario.evaluation.comparison import Comparison, compare_scores, score_matrix
 from mario.evaluation.records import EpisodeRecord
-from mario.evaluation.report import render_comparison, write_page
 from mario.evaluation.rule import METRICS, Metric
-from mario.game.console import ConsoleName
-from mario.game.levels import task_levels
+from mario.game.console.contract import ConsoleName
+from mario.game.smb.levels import task_levels
+from mario.jobs.context import Runtime
 from mario.jobs.evaluate import evaluate_stored, evaluation_key, units_of
 from mario.jobs.policies import load_policy
-from mario.jobs.runtime import Runtime
+from mario.pages.report import render_comparison, write_page
 from mario.store.store import ExperimentStore
 
 

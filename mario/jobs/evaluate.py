@@ -12,16 +12,16 @@ from typing import Literal, cast, get_args
 import numpy as np
 from pydantic import ValidationError
 
-from mario.config import EvaluationConfig, ExperimentConfig, load_config
+from mario.config.experiment import EvaluationConfig, ExperimentConfig, load_config
 from mario.errors import ConfigError, EvaluationError
 from mario.evaluation.records import PROTOCOL, EpisodeRecord, write_jsonl
 from mario.evaluation.seeds import Family, schedule
 from mario.evaluation.statistics import clopper_pearson
-from mario.game.console import ConsoleName
-from mario.game.levels import task_levels
-from mario.jobs.engines import LOCAL, EvaluationEngine, open_engine
+from mario.game.console.contract import ConsoleName
+from mario.game.smb.levels import task_levels
+from mario.jobs.context import Runtime
+from mario.jobs.engines.engine import LOCAL, EvaluationEngine, open_engine
 from mario.jobs.policies import LoadedPolicy, load_policy
-from mario.jobs.runtime import Runtime
 from mario.store.records import EvaluationKey
 from mario.store.store import ExperimentStore
 

@@ -13,20 +13,20 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal, cast
 
-from mario.config import GateConfig, load_config
+from mario.config.experiment import GateConfig, load_config
 from mario.errors import EvaluationError
+from mario.evaluation.alpha_budget import AlphaWealth, replay
 from mario.evaluation.gate import SequentialGate, Verdict, decide
 from mario.evaluation.records import PROTOCOL, PairedUnit, pair_records
 from mario.evaluation.rule import GateRule
 from mario.evaluation.seeds import Unit, schedule
-from mario.evaluation.wealth import AlphaWealth, replay
-from mario.game.console import ConsoleName
-from mario.jobs.engines import LOCAL, EvaluationEngine, open_engine
+from mario.game.console.contract import ConsoleName
+from mario.jobs.context import Runtime
+from mario.jobs.engines.engine import LOCAL, EvaluationEngine, open_engine
 from mario.jobs.evaluate import evaluate_stored, evaluation_key, task_and_levels
 from mario.jobs.network_guards import measured_latency, network_guards
 from mario.jobs.policies import LoadedPolicy, load_policy, random_policy
-from mario.jobs.runtime import Runtime
-from mario.registry import model_name
+from mario.registry.registry import model_name
 from mario.store.records import AlphaEntry, NewVerdict
 from mario.store.store import ExperimentStore
 
@@ -299,7 +299,8 @@ def key_of_test(
 def _pay_for_test(store: ExperimentStore, model: str, test_key: str, declared: float) -> float:
     """Take the level of this test from the model's alpha wealth; a test is paid for once.
 
-    The rule's alpha is what a whole stream of challengers may use (`mario.evaluation.wealth`).
+    The rule's alpha is what a whole stream of challengers may use (see
+    `mario.evaluation.alpha_budget`).
     """
     granted = store.ledger.grant_alpha(model, declared).amount
     if abs(granted - declared) > 1e-12:

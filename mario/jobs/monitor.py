@@ -15,13 +15,13 @@ from statistics import fmean
 
 from mario.errors import MarioError
 from mario.evaluation.drift import compare_drift
+from mario.jobs.context import Runtime
 from mario.jobs.monitor_flows import FlowMonitor
 from mario.jobs.nightly import newest_night
-from mario.jobs.runtime import Runtime
-from mario.registry import ModelRegistry
+from mario.registry.registry import ModelRegistry
 from mario.store.records import Evaluation, Promotion, Verdict
 from mario.store.store import ExperimentStore
-from mario.telemetry_export import Instruments, LoopMetrics, MetricsPage
+from mario.telemetry.exporters import Instruments, LoopMetrics, MetricsPage
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from mario.evaluation.gate import GuardResult, Verdict
 from mario.evaluation.guards import inference_latency, onnx_agreement
 from mario.evaluation.rule import GateRule
-from mario.game.console import UInt8Array
+from mario.game.console.contract import UInt8Array
 from mario.jobs.policies import LoadedPolicy
 from mario.policy.onnx import OnnxPolicy
 from mario.store.store import ExperimentStore

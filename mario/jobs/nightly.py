@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from mario.errors import EvaluationError
 from mario.evaluation.drift import Drift, compare_drift
 from mario.evaluation.records import EpisodeRecord
-from mario.jobs.engines import LOCAL, EvaluationEngine
+from mario.jobs.context import Runtime
+from mario.jobs.engines.engine import LOCAL, EvaluationEngine
 from mario.jobs.evaluate import evaluate_stored, evaluation_key, units_of
 from mario.jobs.policies import LoadedPolicy, load_policy
-from mario.jobs.runtime import Runtime
-from mario.registry import model_name
+from mario.registry.registry import model_name
 from mario.store.records import Evaluation, Promotion, Verdict
 from mario.store.store import ExperimentStore
 

@@ -5,21 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from mario.config import ExperimentConfig
+from mario.config.experiment import ExperimentConfig
 from mario.evaluation.protocol import record_frames
-from mario.evaluation.report import pick_episodes
 from mario.evaluation.verdict import Verdict
-from mario.game.recorder import write_mp4
-from mario.jobs.engines import open_engine
+from mario.game.video import write_mp4
+from mario.jobs.context import Runtime
+from mario.jobs.engines.engine import open_engine
 from mario.jobs.evaluate import evaluate_stored, evaluation_key, summary_line, units_of
 from mario.jobs.gate import OnUnits, champion_for, judge, rule_from, verdict_lines
 from mario.jobs.policies import LoadedPolicy, load_policy, random_policy
 from mario.jobs.register import register_run
 from mario.jobs.report import counted_pairs, report_verdict
-from mario.jobs.runtime import Runtime
-from mario.jobs.summary import write_summary
 from mario.jobs.versions import open_registry
-from mario.registry import model_name
+from mario.pages.report import pick_episodes
+from mario.pages.summary import write_summary
+from mario.registry.registry import model_name
 from mario.store.store import ExperimentStore
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mario.errors import RegistryError
-from mario.game.actions import action_set
-from mario.jobs.runtime import Runtime
+from mario.game.smb.actions import action_set
+from mario.jobs.context import Runtime
 from mario.policy.artefact import Artefact, load_artefact
 from mario.policy.manifest import ActionSpec
 from mario.policy.onnx import OnnxPolicy

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mario.errors import RegistryError
-from mario.jobs.runtime import Runtime
+from mario.jobs.context import Runtime
 from mario.jobs.versions import open_registry, who
 from mario.store.records import Promotion
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import cast
 
 from mario.evaluation.protocol import record_frames
-from mario.game.console import ConsoleName
-from mario.game.recorder import write_mp4
+from mario.game.console.contract import ConsoleName
+from mario.game.video import write_mp4
+from mario.jobs.context import Runtime
 from mario.jobs.policies import load_policy
-from mario.jobs.runtime import Runtime
 
 
 def record_episode(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from mario.errors import RegistryError
-from mario.jobs.runtime import Runtime
+from mario.jobs.context import Runtime
 from mario.jobs.versions import open_registry
-from mario.registry import model_name
+from mario.registry.registry import model_name
 from mario.store.records import RegisteredVersion
 
 #: The artefact that training leaves in the run's folder.

@@ -9,14 +9,14 @@ from pathlib import Path
 from mario.errors import EvaluationError
 from mario.evaluation.protocol import record_frames
 from mario.evaluation.records import EpisodeRecord, PairedUnit, pair_records
-from mario.evaluation.report import Video, pick_episodes, render_verdict, write_page
 from mario.evaluation.verdict import Verdict
 from mario.files import write_whole
-from mario.game.console import ConsoleName
-from mario.game.recorder import write_mp4
+from mario.game.console.contract import ConsoleName
+from mario.game.video import write_mp4
+from mario.jobs.context import Runtime
 from mario.jobs.evaluate import units_of
 from mario.jobs.policies import LoadedPolicy, load_policy
-from mario.jobs.runtime import Runtime
+from mario.pages.report import Video, pick_episodes, render_verdict, write_page
 from mario.store.records import Verdict as StoredVerdict
 from mario.store.store import ExperimentStore
 

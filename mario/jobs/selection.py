@@ -7,24 +7,17 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mario.config import ExperimentConfig
+from mario.config.experiment import ExperimentConfig
 from mario.evaluation.protocol import play_units
-from mario.evaluation.seeds import schedule
-from mario.game.batch import BatchStep
-from mario.game.console import UInt8Array
+from mario.evaluation.seeds import selection_units
+from mario.game.batch.contract import BatchStep
+from mario.game.console.contract import UInt8Array
 from mario.policy.policy import Policy
 from mario.training.result import SelectionScore
 
 
 class _Stopped(Exception):
     """Ends a selection in the middle of its episodes."""
-
-
-def selection_units(config: ExperimentConfig) -> list[tuple[str, int]]:
-    """The units (level, seed) that checkpoints are chosen on, at least one for each level."""
-    levels = config.level_names
-    count = max(config.selection.units, len(levels))
-    return [unit.key for block in schedule(levels, "selection", units=count) for unit in block]
 
 
 def selector(

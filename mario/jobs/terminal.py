@@ -12,7 +12,7 @@ from rich.console import Console as TerminalConsole
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from mario.config import ExperimentConfig
+from mario.config.experiment import ExperimentConfig
 from mario.training.sinks import Progress, SelectionDone
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from mario.config import ExperimentConfig, load_config
+from mario.config.experiment import ExperimentConfig, load_config
 from mario.errors import (
     ArtefactError,
     CheckpointError,
@@ -27,26 +27,26 @@ from mario.errors import (
 )
 from mario.evaluation.protocol import play_units
 from mario.evaluation.seeds import schedule
-from mario.game.batch import BatchStep
-from mario.game.console import UInt8Array
+from mario.game.batch.contract import BatchStep
+from mario.game.console.contract import UInt8Array
+from mario.jobs.context import Runtime
+from mario.jobs.mlflow_journals import open_tracking, track_policy
 from mario.jobs.provenance import git_commit, git_diff, hardware, library_versions
 from mario.jobs.register import ARTEFACT_FOLDER
-from mario.jobs.runtime import Runtime
 from mario.jobs.selection import selector
-from mario.jobs.sinks import PrometheusSink, StoreSink
-from mario.jobs.tracking import open_tracking, track_policy
-from mario.jobs.tracking_sinks import MlflowSink, TensorBoardSink
-from mario.jobs.wandb_sink import WandbSink
-from mario.journal import LOCK_SECONDS, Patience
+from mario.journal.format import LOCK_SECONDS, Patience
 from mario.policy.artefact import Artefact
-from mario.policy.sb3 import export_artefact
 from mario.store.records import EndStatus, NewRun, Run, RunEndRow, new_id
 from mario.store.runs import refuse_busy
 from mario.store.store import ExperimentStore
 from mario.store.writer import StoreWriter, replay_journals
-from mario.telemetry_export import Instruments, StoreMetrics, TrainingMetrics
+from mario.telemetry.exporters import Instruments, StoreMetrics, TrainingMetrics
+from mario.tracking.mlflow import MlflowSink, TensorBoardSink
+from mario.tracking.store import PrometheusSink, StoreSink
+from mario.tracking.wandb import WandbSink
 from mario.training.checkpoint import list_checkpoints
-from mario.training.keeping import CHECKPOINTS_FOLDER
+from mario.training.checkpoint_retention import CHECKPOINTS_FOLDER
+from mario.training.export import export_artefact
 from mario.training.result import TrainingResult
 from mario.training.run import CONFIG_FILE, check_resumable
 from mario.training.sinks import BaseSink, Progress, SelectionDone, Status, TrainingSink
@@ -373,7 +373,7 @@ def _export(config: ExperimentConfig, run_dir: Path, result: TrainingResult) -> 
 
 def _observations(config: ExperimentConfig, model: Any) -> UInt8Array:
     """Real observations of the game under the protocol, spread over a few episodes."""
-    from mario.policy.sb3 import TorchPolicy, action_specs
+    from mario.training.export import TorchPolicy, action_specs
 
     policy = TorchPolicy(model, action_specs(config.game.actions), config.game.frame_skip, "sample")
     seen: list[UInt8Array] = []

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mario.errors import ArtefactError
-from mario.jobs.runtime import Runtime
-from mario.registry import ModelRegistry, model_name
+from mario.jobs.context import Runtime
+from mario.registry.registry import ModelRegistry, model_name
 from mario.store.store import ExperimentStore
 
 

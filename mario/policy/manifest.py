@@ -184,5 +184,5 @@ def check_observations(observations: npt.NDArray[Any]) -> None:
     if observations.dtype != np.uint8 or observations.shape[1:] != OBSERVATION_SHAPE:
         raise ArtefactError(
             f"observations: got {observations.dtype} {observations.shape}; expected uint8 "
-            "(N, 4, 84, 84); make them with mario.game.observation"
+            "(N, 4, 84, 84); make them with mario.game.smb.observations.pixels"
         )

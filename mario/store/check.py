@@ -10,10 +10,11 @@ from typing import Literal
 import sqlalchemy as sa
 
 from mario.errors import MarioError
-from mario.journal import first_record, pending_journals
-from mario.store import migrate, models
+from mario.journal.format import first_record, pending_journals
+from mario.store import migrate
+from mario.store import tables as models
 from mario.store.engine import reading
-from mario.store.process import attempt_is_alive, is_silent
+from mario.store.process_identity import attempt_is_alive, is_silent
 from mario.store.records import Run, RunStatus
 from mario.store.store import ExperimentStore
 

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from mario.errors import StoreError
 from mario.evaluation.records import EpisodeRecord
-from mario.store import models
+from mario.store import tables as models
 from mario.store.engine import encode_json, reading, writing
 from mario.store.ledger import lock_model
 from mario.store.records import (

@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from mario.errors import StoreError
-from mario.store import models
+from mario.store import tables as models
 from mario.store.engine import translated
 from mario.store.store import ExperimentStore
 from mario.store.types import UInt64, UtcDateTime

@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from mario.errors import PromotionConflict, RegistryError
-from mario.store import models
+from mario.store import tables as models
 from mario.store.engine import StoreConstraintError, reading, writing
 from mario.store.records import AlphaEntry, AlphaKind, Promotion, PromotionReason, utc_now
 from mario.store.write import insert_into

@@ -7,11 +7,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from mario.config import SEED_BOUND
+from mario.config.experiment import SEED_BOUND
 from mario.errors import RunIsBusy, StoreError
-from mario.store import models
+from mario.store import tables as models
 from mario.store.engine import encode_json, reading, redact, writing
-from mario.store.process import SILENCE_SECONDS, attempt_is_alive, host_name, process_id
+from mario.store.process_identity import SILENCE_SECONDS, attempt_is_alive, host_name, process_id
 from mario.store.records import (
     Attempt,
     CheckpointKind,

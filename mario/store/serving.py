@@ -7,7 +7,7 @@ from dataclasses import fields
 
 import sqlalchemy as sa
 
-from mario.store import models
+from mario.store import tables as models
 from mario.store.engine import reading, writing
 from mario.store.records import ServingComparison
 

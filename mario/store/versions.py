@@ -5,10 +5,10 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from mario.errors import RegistryError
-from mario.store import models
+from mario.store import tables as models
 from mario.store.engine import reading, writing
 from mario.store.ledger import lock_model
-from mario.store.process import host_name, process_id
+from mario.store.process_identity import host_name, process_id
 from mario.store.records import RegisteredVersion, VersionState, new_id, utc_now
 from mario.store.write import insert_into
 

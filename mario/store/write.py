@@ -10,10 +10,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from mario.store import models
+from mario.store import tables as models
 from mario.store.bulk import copy_upsert
 from mario.store.engine import UnknownRunsError, encode_json, redact, writing
-from mario.store.process import SILENCE_SECONDS, host_name, is_alive
+from mario.store.process_identity import SILENCE_SECONDS, host_name, is_alive
 from mario.store.records import (
     AttemptStartRow,
     CheckpointRow,

@@ -14,7 +14,7 @@ from typing import Any, Protocol, Self
 import sqlalchemy as sa
 
 from mario.errors import StoreError
-from mario.journal import (
+from mario.journal.format import (
     NO_PATIENCE,
     REPLAY_SECONDS,
     Patience,
@@ -22,7 +22,7 @@ from mario.journal import (
     first_record,
     pending_journals,
 )
-from mario.journal_writer import (
+from mario.journal.writer import (
     DeliveryRefusedError,
     DeliveryUnavailableError,
     JournaledWriter,
@@ -117,7 +117,7 @@ def from_record(record: Record) -> TrainingRow:
 
 
 class StoreObserver(WriterObserver, Protocol):
-    """Hears also what became of each batch; ``mario.telemetry_export.StoreMetrics`` is one."""
+    """Hears also what became of each batch; ``mario.telemetry.exporters.StoreMetrics`` is one."""
 
     def written(self, rows: Mapping[str, int], seconds: float) -> None:
         """A batch was written: rows by table, and how long it took."""

@@ -14,8 +14,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 
-from mario.config import DQNConfig, ExperimentConfig, PPOConfig
-from mario.training.network import (
+from mario.config.experiment import DQNConfig, ExperimentConfig, PPOConfig
+from mario.training.networks import (
     MarioActorCriticPolicy,
     MarioQPolicy,
     choose_device,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mario.policy.policy import Policy
-from mario.training.health import Health
+from mario.training.collapse_detector import Health
 from mario.training.sinks import Status
 
 

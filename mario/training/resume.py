@@ -20,10 +20,10 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.dqn import DQN
 
 from mario.errors import CheckpointError, SaveStateError
-from mario.game.sb3_vec_env import GameVecEnv, VecSnapshot
 from mario.training.algorithm import learning_rate
 from mario.training.checkpoint import CheckpointContent
-from mario.training.replay import pack, unpack
+from mario.training.replay_compression import pack, unpack
+from mario.training.sb3_vec_env import GameVecEnv, VecSnapshot
 
 _COUNTERS = ("num_timesteps", "_n_updates", "_episode_num", "_current_progress_remaining")
 _DQN_COUNTERS = ("_n_calls", "exploration_rate")

@@ -14,18 +14,18 @@ from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from mario.config import ExperimentConfig
+from mario.config.experiment import ExperimentConfig
 from mario.errors import CheckpointError, TrainingError
 from mario.files import clear_unfinished, write_whole
-from mario.game.sb3_vec_env import EpisodeRecord, GameVecEnv
-from mario.policy.sb3 import TorchPolicy, action_specs
 from mario.training.algorithm import build_algorithm, is_ppo, learning_rate, set_threads
 from mario.training.callbacks import TrainerCallback
 from mario.training.checkpoint import CheckpointContent, read_checkpoint, verify_latest
-from mario.training.health import CollapseDetector, Health, HealthRules, HealthSample
-from mario.training.keeping import BEST_FOLDER, CHECKPOINTS_FOLDER, CheckpointKeeper
+from mario.training.checkpoint_retention import BEST_FOLDER, CHECKPOINTS_FOLDER, CheckpointKeeper
+from mario.training.collapse_detector import CollapseDetector, Health, HealthRules, HealthSample
+from mario.training.export import TorchPolicy, action_specs
 from mario.training.result import Select, SelectionScore, TrainingResult
 from mario.training.resume import PreservedGenerators, capture, restore, restore_networks
+from mario.training.sb3_vec_env import EpisodeRecord, GameVecEnv
 from mario.training.signals import EpisodeWindow, GradientMeter, make_sample
 from mario.training.sinks import (
     Incident,

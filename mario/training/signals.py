@@ -14,10 +14,10 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.dqn import DQN
 from stable_baselines3.ppo import PPO
 
-from mario.game.console import UInt8Array
-from mario.game.levels import level as find_level
-from mario.game.sb3_vec_env import EpisodeRecord
-from mario.training.health import HealthSample, spearman
+from mario.game.console.contract import UInt8Array
+from mario.game.smb.levels import level as find_level
+from mario.training.collapse_detector import HealthSample, spearman
+from mario.training.sb3_vec_env import EpisodeRecord
 
 #: Episodes that means are taken over, everywhere.
 WINDOW_EPISODES = 100

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
-from mario.config import ExperimentConfig
-from mario.game.sb3_vec_env import EpisodeRecord
-from mario.training.health import Health, HealthSample, State
+from mario.config.experiment import ExperimentConfig
+from mario.training.collapse_detector import Health, HealthSample, State
+from mario.training.sb3_vec_env import EpisodeRecord
 
 log = logging.getLogger(__name__)
 

@@ -18,15 +18,15 @@ from pathlib import Path
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from mario.config import ExperimentConfig
+from mario.config.experiment import ExperimentConfig
 from mario.errors import CheckpointError
-from mario.game.sb3_vec_env import EpisodeSource, make_vec_env
 from mario.training.algorithm import build_algorithm
 from mario.training.checkpoint import read_checkpoint
-from mario.training.health import HealthRules
+from mario.training.collapse_detector import HealthRules
 from mario.training.result import BestCheckpoint, Select, SelectionScore, TrainingResult
 from mario.training.resume import restore_networks
 from mario.training.run import TrainingRun
+from mario.training.sb3_vec_env import EpisodeSource, make_vec_env
 from mario.training.sinks import Progress, SinkSet, TrainingSink
 
 __all__ = [

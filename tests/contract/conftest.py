@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from mario.game.batch import BatchSettings, GameBatch, open_batch
-from mario.game.console import Console, ConsoleName, open_console
+from mario.game.batch.contract import BatchSettings, GameBatch, open_batch
+from mario.game.console.contract import Console, ConsoleName, open_console
 
 CONSOLES: tuple[ConsoleName, ...] = ("nes-py", "native")
 

@@ -17,14 +17,14 @@ from pathlib import Path
 
 import pytest
 
-from mario.config import ExperimentConfig
-from mario.jobs.runtime import Runtime
-from mario.jobs.sinks import StoreSink
+from mario.config.experiment import ExperimentConfig
+from mario.jobs.context import Runtime
 from mario.store.records import EpisodeRow
 from mario.store.store import ExperimentStore
-from mario.tracking import tracking_client
+from mario.tracking.mlflow_client import tracking_client
+from mario.tracking.store import StoreSink
 from mario.training.checkpoint import list_checkpoints
-from mario.training.keeping import CHECKPOINTS_FOLDER
+from mario.training.checkpoint_retention import CHECKPOINTS_FOLDER
 from mario.training.trainer import train
 from tests.support.chaos import Trainer
 from tests.support.mlflow_server import MlflowServer

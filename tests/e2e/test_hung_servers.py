@@ -18,12 +18,12 @@ from typing import Any
 
 import pytest
 
-from mario.config import ExperimentConfig
-from mario.jobs.runtime import Runtime
+from mario.config.experiment import ExperimentConfig
+from mario.jobs.context import Runtime
 from mario.store.store import ExperimentStore
-from mario.tracking import tracking_client
+from mario.tracking.mlflow_client import tracking_client
 from mario.training.checkpoint import list_checkpoints, read_checkpoint
-from mario.training.keeping import CHECKPOINTS_FOLDER
+from mario.training.checkpoint_retention import CHECKPOINTS_FOLDER
 from tests.support.chaos import ROOT, Trainer
 from tests.support.mlflow_server import MlflowServer
 from tests.support.postgres import PostgresServer
@@ -38,7 +38,7 @@ SINKS = {"mlflow": True, "prometheus": True, "tensorboard": True, "wandb": "onli
 HELD = """
 import os, time
 from pathlib import Path
-from mario.cli import main
+from mario.cli.main import main
 from mario.jobs.terminal import TrainingDisplay
 
 show = TrainingDisplay.progress

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from mario.game.recorder import moving_share
+from mario.game.video import moving_share
+from mario.jobs.context import Runtime
 from mario.jobs.gate import repeat_verdict
-from mario.jobs.runtime import Runtime
 from mario.jobs.versions import champion_version
 from mario.store.store import ExperimentStore
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
 
 SHORT = [

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from mario.jobs.runtime import Runtime
+from mario.jobs.context import Runtime
 from mario.jobs.versions import open_registry
 from tests.support.killed_pipeline import MOMENTS
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 MODEL = "mario-1-1"
 pytestmark = pytest.mark.slow
 

@@ -19,21 +19,21 @@ from typing import Any
 import pytest
 import torch
 
-from mario.config import ExperimentConfig, load_config
+from mario.config.experiment import ExperimentConfig, load_config
 from mario.evaluation.verdict import Verdict
+from mario.jobs.context import Runtime
 from mario.jobs.gate import GateOutcome, judge, repeat_verdict, rule_from
 from mario.jobs.policies import load_policy
 from mario.jobs.report import report_verdict
-from mario.jobs.runtime import Runtime
 from mario.jobs.versions import open_registry
 from mario.policy.artefact import load_artefact
-from mario.policy.sb3 import export_artefact
-from mario.registry import model_name
+from mario.registry.registry import model_name
 from mario.store.store import ExperimentStore
 from mario.training.checkpoint import list_checkpoints
+from mario.training.export import export_artefact
 from mario.training.trainer import load_trained
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = shutil.which("chromium")
 # A third of the demo's training: by then it gets far enough to have something to lose.
 STEPS = 40_960
@@ -61,7 +61,10 @@ class RealPair:
 def train(runtime: Runtime) -> Path:
     options = [word for override in OVERRIDES for word in ("--set", override)]
     done = subprocess.run(
-        [*(sys.executable, "-m", "mario.cli", "train", "--config", "configs/demo.yaml"), *options],
+        [
+            *(sys.executable, "-m", "mario.cli", "train", "--config", "configs/demo.yaml"),
+            *options,
+        ],
         cwd=ROOT,
         env={**os.environ, "MARIO_RUNS_DIR": str(runtime.runs_dir)},
         capture_output=True,

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mario.jobs.runtime import Runtime
+from mario.jobs.context import Runtime
 from mario.store.store import ExperimentStore
-from mario.tracking import tracking_client
+from mario.tracking.mlflow_client import tracking_client
 from tests.support.chaos import Trainer
 from tests.support.training_runs import PPO, small_config
 

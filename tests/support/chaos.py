@@ -10,11 +10,11 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from mario.jobs.runtime import Runtime
+from mario.jobs.context import Runtime
 from mario.training.checkpoint import TENSORS_FILE, list_checkpoints, read_checkpoint
-from mario.training.keeping import BEST_FOLDER, CHECKPOINTS_FOLDER
+from mario.training.checkpoint_retention import BEST_FOLDER, CHECKPOINTS_FOLDER
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 #: Bounds against hanging, not measurements: a busy machine takes minutes to import torch.
 PATIENCE_SECONDS = 300.0
 

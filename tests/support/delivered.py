@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mario.jobs.runtime import Runtime
-from mario.jobs.tracking import replay_tracking
-from mario.journal import Patience, pending_journals
+from mario.jobs.context import Runtime
+from mario.jobs.mlflow_journals import replay_tracking
+from mario.journal.format import Patience, pending_journals
 from mario.store.store import ExperimentStore
 from mario.store.writer import JOURNAL_FOLDER, StoreWriter
 

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.paths import ROOT
+
 BASE = "python:3.11-slim-bookworm"
 #: What `.dockerignore` lets through, so that a build sees one moment of the working tree.
 CONTEXT = (

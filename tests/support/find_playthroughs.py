@@ -16,18 +16,18 @@ import math
 import random
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from mario.game.batch import BatchSettings, EndReason, EpisodeSpec
-from mario.game.levels import LEVEL_NAMES
-from mario.game.native_batch import NativeBatch
-from mario.game.native_console import NativeConsole, rom_bytes
-from mario.game.observation import OBSERVATION_SHAPE
-from mario.game.stage import start_level
+from mario.game.batch.contract import BatchSettings, EndReason, EpisodeSpec
+from mario.game.batch.native import NativeBatch
+from mario.game.console.native import NativeConsole, rom_bytes
+from mario.game.smb.levels import LEVEL_NAMES
+from mario.game.smb.observations.pixels import OBSERVATION_SHAPE
+from mario.game.smb.stage import start_level
+from tests.support.paths import ROOT
 
-DATA = Path(__file__).parents[1] / "data" / "playthroughs.json"
+DATA = ROOT / "tests" / "data" / "playthroughs.json"
 FRAME_SKIP = 4
 SLOTS = 32
 ROLLOUT_STEPS = 40

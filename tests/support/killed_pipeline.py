@@ -15,11 +15,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mario.config import ExperimentConfig, GateConfig, parse_config
+from mario.config.experiment import ExperimentConfig, GateConfig, parse_config
 from mario.jobs import pipeline as stages
+from mario.jobs.context import Runtime
 from mario.jobs.promote import promote_verdict
 from mario.jobs.register import ARTEFACT_FOLDER
-from mario.jobs.runtime import Runtime
 from mario.store.store import ExperimentStore
 from tests.support.policies import GOOD, write_odds_policy
 from tests.support.store_rows import run_of

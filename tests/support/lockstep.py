@@ -7,17 +7,17 @@ import json
 import random
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 
 from mario.errors import MarioError
-from mario.game import stage
-from mario.game.console import UInt8Array
-from mario.game.native_console import NativeConsole
-from mario.game.nes_py_console import NesPyConsole
+from mario.game.console.contract import UInt8Array
+from mario.game.console.native import NativeConsole
+from mario.game.console.nes_py import NesPyConsole
+from mario.game.smb import stage
+from tests.support.paths import ROOT
 
-PLAYTHROUGHS = Path(__file__).parents[1] / "data" / "playthroughs.json"
+PLAYTHROUGHS = ROOT / "tests" / "data" / "playthroughs.json"
 
 RIGHT, LEFT, DOWN, UP, START, SELECT, B, A = 0x80, 0x40, 0x20, 0x10, 0x08, 0x04, 0x02, 0x01
 _HABITS = (RIGHT | B, RIGHT | A | B, RIGHT, RIGHT | A, 0, A, LEFT, LEFT | A, DOWN, UP, B, START)

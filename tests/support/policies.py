@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from mario.game.actions import action_set
+from mario.game.smb.actions import action_set
 from mario.policy.artefact import Artefact, Golden, load_artefact, write_artefact
 from mario.policy.manifest import ActionSpec
 from mario.policy.onnx import OnnxPolicy

@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import Flow, FlowRun
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.workers.base import BaseWorker, apply_values
 
-from flows.pools import pool
+from flows.work_pools import pool
 
 
 def configured(kind: str, environment: Mapping[str, str] | None = None, **variables: Any) -> Any:

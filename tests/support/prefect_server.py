@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from flows.decisions import run_id_for
-from mario.jobs.runtime import Runtime
+from mario.jobs.context import Runtime
 from mario.jobs.versions import open_registry
 from tests.support.full_postgres import full_postgres
+from tests.support.paths import ROOT
 from tests.support.processes import free_port, stop, wait_for_http
 
-ROOT = Path(__file__).resolve().parents[2]
 #: Generous: what is waited for is said by the tests' own assertions.
 PATIENCE_SECONDS = 900.0
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}

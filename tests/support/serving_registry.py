@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mario.registry import ModelRegistry
+from mario.registry.registry import ModelRegistry
 from serving.settings import ServingSettings
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from mario.game.batch import BatchSettings, EndReason, EpisodeSpec, GameBatch
-from mario.game.native_batch import NativeBatch
-from mario.game.observation import OBSERVATION_SHAPE, grey
+from mario.game.batch.contract import BatchSettings, EndReason, EpisodeSpec, GameBatch
+from mario.game.batch.native import NativeBatch
+from mario.game.smb.observations.pixels import OBSERVATION_SHAPE, grey
 from tests.support.lockstep import playthroughs, random_buttons
 from tests.support.stock_env import stock_env
 

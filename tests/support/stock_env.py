@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mario.game.nes_py_console import _nes_env_class
+from mario.game.console.nes_py import _nes_env_class
 
 
 class _IntRam(np.ndarray):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mario.config import ExperimentConfig
+from mario.config.experiment import ExperimentConfig
 from mario.evaluation.records import EpisodeRecord
 from mario.store.records import EpisodeRow, EvaluationKey, NewRun, NewVerdict
 from mario.store.store import ExperimentStore

@@ -19,13 +19,14 @@ from typing import Any
 import yaml
 from optuna.trial import Trial
 
-import mario.jobs.sinks
-import mario.jobs.sweep
-from mario.jobs.runtime import Runtime
-from mario.jobs.sweep import SweepWorker, run_sweep
-from mario.jobs.sweep_config import Sweep, load_sweep
-from mario.jobs.sweep_study import SweepStudy
+import mario.jobs.sweeps.sweep
+import mario.tracking.store
+from mario.config.sweep import Sweep, load_sweep
+from mario.jobs.context import Runtime
+from mario.jobs.sweeps.study import SweepStudy
+from mario.jobs.sweeps.sweep import SweepWorker, run_sweep
 from mario.jobs.train import stopping_on_signals
+from tests.support.paths import ROOT
 
 #: Trials of a second or two: a tiny network, short episodes, no metrics page.
 SMALL: dict[str, Any] = {
@@ -47,7 +48,7 @@ SPACE: dict[str, Any] = {
     "algorithm.n_epochs": {"kind": "int", "low": 1, "high": 2},
     "algorithm.batch_size": {"kind": "categorical", "choices": [16, 32]},
 }
-EXPERIMENT = Path(__file__).parents[2] / "configs" / "smoke.yaml"
+EXPERIMENT = ROOT / "configs" / "smoke.yaml"
 
 
 def write_sweep(path: Path, *, small: dict[str, Any] | None = None, **changes: Any) -> Path:
@@ -89,7 +90,7 @@ def die_elsewhere(runs: Path, sweep: Sweep) -> None:
 def live_elsewhere(runs: Path, sweep: Sweep) -> None:
     """Work as a container does, under a host name of its own, until it is told to end."""
     socket.gethostname = lambda: "pod-a"
-    mario.jobs.sweep.HEARTBEAT_SECONDS = mario.jobs.sinks.HEARTBEAT_SECONDS = 0.5
+    mario.jobs.sweeps.sweep.HEARTBEAT_SECONDS = mario.tracking.store.HEARTBEAT_SECONDS = 0.5
     stop = threading.Event()
     with stopping_on_signals(stop):
         run_sweep("alive", sweep, Runtime.embedded(runs), stop=stop)

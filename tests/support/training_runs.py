@@ -6,10 +6,10 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from mario.config import ExperimentConfig, parse_config
-from mario.game.sb3_vec_env import EpisodeRecord
+from mario.config.experiment import ExperimentConfig, parse_config
 from mario.training.checkpoint import read_checkpoint
-from mario.training.health import Health, HealthSample
+from mario.training.collapse_detector import Health, HealthSample
+from mario.training.sb3_vec_env import EpisodeRecord
 from mario.training.sinks import BaseSink, CheckpointWritten, RunEnd, RunStart, SelectionDone
 
 PPO = {"name": "ppo", "n_steps": 16, "batch_size": 32, "n_epochs": 2,

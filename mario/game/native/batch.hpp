@@ -1,7 +1,7 @@
 // N games stepped in one call: noise, frame skip, observations, ends, auto-reset, snapshots.
 //
-// The contract is mario/game/batch.py; what each step does is the same, event by event, as in
-// mario/game/console_batch.py. An episode depends on its spec and the actions only.
+// The contract is mario/game/batch/contract.py; what each step does is the same, event by event, as in
+// mario/game/batch/oracle.py. An episode depends on its spec and the actions only.
 #pragma once
 
 #include <array>

@@ -1,7 +1,7 @@
 // Super Mario Bros on a console: what its memory says, how a level starts, what nobody plays.
 //
 // The order of events is gym-super-mario-bros 7.4.0's (`SuperMarioBrosEnv`, `NESEnv.step`); the same
-// in Python is mario/game/state.py and stage.py. Addresses: datacrystal "Super Mario Bros. RAM map".
+// in Python is mario/game/smb/memory.py and stage.py. Addresses: datacrystal "Super Mario Bros. RAM map".
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 
 namespace nes {
 
-// The 13 values of mario/game/state.py's STATE_DTYPE, in its order.
+// The 13 values of mario/game/smb/memory.py's STATE_DTYPE, in its order.
 struct GameState {
   std::int32_t x_px, y_px, score, coins, time_left, life, status, world, stage, area, flag, dying,
       player_state;

@@ -1,5 +1,5 @@
 // One frame of the observation: the grey screen resized to 84 × 84 by exact area average.
-// The definition is mario/game/observation.py; this gives the same bytes.
+// The definition is mario/game/smb/observations/pixels.py; this gives the same bytes.
 #pragma once
 
 #include <cstddef>

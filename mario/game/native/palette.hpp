@@ -29,7 +29,7 @@ constexpr Shades make_identity_shades() {
 }
 inline constexpr Shades kColourShades = make_identity_shades();
 
-// Luma of ITU-R BT.601, rounded; the definition is in mario/game/observation.py.
+// Luma of ITU-R BT.601, rounded; the definition is in mario/game/smb/observations/pixels.py.
 constexpr Shades make_grey_shades() {
   Shades shades{};
   for (std::size_t i = 0; i < 64; ++i) {

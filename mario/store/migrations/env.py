@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alembic import context
 
-from mario.store.models import Base
+from mario.store.tables import Base
 
 
 def run() -> None:

@@ -1,0 +1,120 @@
+"""An evaluation on a Dask cluster as a Prefect flow: local by default, or any that Dask reaches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.context import FlowRunContext
+from prefect.runtime import flow_run
+from prefect_dask.task_runners import DaskTaskRunner
+from prefect_dask.utils import get_dask_client
+from pydantic import Field
+
+from flows import stages
+from flows.artifacts import show_page
+from flows.decisions import Ending
+from flows.parameters import EvaluateParameters
+from mario.errors import ConfigError
+from mario.game.smb.levels import task_levels
+from mario.jobs.context import Runtime
+from mario.jobs.engines.dask import DaskEngine
+from mario.jobs.evaluate import evaluate_stored, evaluation_key, summary_line, units_of
+from mario.jobs.policies import load_policy
+from mario.store.store import ExperimentStore
+
+
+class FanOutParameters(EvaluateParameters):
+    """A version to play on a Dask cluster; see `EvaluateParameters`.
+
+    Attributes:
+        workers: of the cluster that is made for this run; 0 = as its class has it.
+        scheduler: address of a cluster that runs, instead.
+        cluster_class: what makes the cluster.
+    """
+
+    workers: int = Field(
+        0, ge=0, le=10_000, description="Workers of the cluster; 0 = one for each core."
+    )
+    scheduler: str | None = Field(
+        None, description="A scheduler that runs, such as tcp://10.0.0.5:8786; None makes one."
+    )
+    cluster_class: str | None = Field(
+        None,
+        description="What makes the cluster, such as dask_kubernetes.operator.KubeCluster; "
+        "None = on this machine.",
+    )
+
+
+def task_runner(parameters: FanOutParameters) -> DaskTaskRunner:
+    """The cluster that the parameters ask for; nothing is started yet.
+
+    Raises:
+        ConfigError: a cluster is asked for beside a scheduler, which has one.
+    """
+    if parameters.scheduler is not None:
+        if parameters.workers or parameters.cluster_class:
+            raise ConfigError(
+                f"got the scheduler {parameters.scheduler} beside workers={parameters.workers} and "
+                f"cluster_class={parameters.cluster_class}; expected one or the other; a scheduler "
+                "has workers of its own"
+            )
+        return DaskTaskRunner(address=parameters.scheduler)
+    options: dict[str, Any] = {"n_workers": parameters.workers} if parameters.workers else {}
+    if parameters.cluster_class is not None:
+        return DaskTaskRunner(cluster_class=parameters.cluster_class, cluster_kwargs=options)
+    return DaskTaskRunner(
+        cluster_kwargs={
+            **options,
+            "threads_per_worker": 1,
+            "host": "127.0.0.1",
+            "dashboard_address": "127.0.0.1:0",
+            "memory_limit": 0,
+        }
+    )
+
+
+def _run_name() -> str:
+    values = dict(flow_run.parameters.get("parameters") or {})
+    return f"evaluate {values.get('policy', 'champion')} of {values.get('task', '1-1')} on Dask"
+
+
+@flow(name="evaluate-on-dask", flow_run_name=_run_name, persist_result=False)
+def evaluate_on_dask(
+    parameters: FanOutParameters = FanOutParameters(),  # noqa: B008
+) -> State[Any]:
+    """Play a version under mario-eval-v1 on a Dask cluster; records are those of one process."""
+    if (too_often := stages.exhausted()) is not None:
+        return too_often
+    runner: Any = task_runner(parameters)  # its generic parameter is another one than with_options'
+    played = _played.with_options(task_runner=runner)
+    # A flow of its own, which has a cluster; in a task it would not find it.
+    line = stages.try_again(lambda: played(parameters))
+    show_page(f"evaluation-{parameters.task}", f"Evaluation on {parameters.task}", [line])
+    return stages.to_state(Ending("COMPLETED", "Completed", line), line)
+
+
+@flow(name="units-on-dask", persist_result=False)
+def _played(parameters: FanOutParameters) -> str:
+    """The part that runs with the cluster; only this process writes to the store."""
+    context = FlowRunContext.get()
+    assert context is not None, "called by the flow above only"
+    assert isinstance(context.task_runner, DaskTaskRunner)
+    context.task_runner.client  # noqa: B018 - its cluster starts with its first use
+    runtime = Runtime.from_environment()
+    loaded = load_policy(parameters.policy, parameters.task, runtime)
+    levels = task_levels(parameters.task)
+    with (
+        ExperimentStore.open(runtime.database_url) as store,
+        get_dask_client() as client,
+        DaskEngine(client=client) as engine,
+    ):
+        outcome = evaluate_stored(
+            loaded,
+            units_of(levels, parameters.family, "", max(parameters.units, len(levels))),
+            evaluation_key(loaded, parameters.family, "", levels),
+            store,
+            engine=engine,
+        )
+    return summary_line(loaded, outcome.records)

@@ -1,0 +1,1 @@
+"""Alerts and dashboards, declared once and rendered into monitoring/."""

@@ -1,0 +1,165 @@
+"""`mario pipeline`: the whole loop in this process, and the screen that it ends with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mario.cli.options import ConfigOption, SetOption
+from mario.errors import ServingError
+
+if TYPE_CHECKING:
+    from flows.pipeline import PipelineResult
+    from mario.jobs.context import Runtime
+
+
+def pipeline(
+    config: ConfigOption = Path("configs/demo.yaml"),
+    set_: SetOption = None,
+    try_serving: Annotated[
+        bool, typer.Option(help="Also start the service and ask it for one action.")
+    ] = True,
+    next_seed: Annotated[
+        bool, typer.Option(help="Train with a seed that no earlier run had.")
+    ] = False,
+    require_promotion: Annotated[
+        bool, typer.Option(help="Exit with 4 where the gate keeps the champion.")
+    ] = False,
+) -> None:
+    """Train, register, evaluate, judge, promote and serve, as one Prefect flow in this process."""
+    from mario.config.experiment import load_config
+    from mario.jobs.context import Runtime
+
+    loaded = load_config(config, tuple(set_ or ()))  # refused before Prefect is started
+    runtime = Runtime.from_environment()
+    with _prefect(runtime) as ready:
+        from flows.parameters import PipelineParameters
+        from flows.pipeline import run_pipeline
+
+        parameters = PipelineParameters(
+            config=str(config), overrides=tuple(set_ or ()), next_seed=next_seed
+        )
+        ready()
+        result = run_pipeline(parameters)
+    served, failed = None, None
+    if try_serving:
+        try:
+            served = _ask_service_once(loaded.task, runtime)
+        except ServingError as error:  # what was trained and judged stands, and is shown first
+            failed = error
+    typer.echo(_closing_screen(loaded.task, runtime, result, served))
+    if failed is not None:
+        raise failed
+    raise typer.Exit(0 if result.promoted or not require_promotion else 4)
+
+
+@contextmanager
+def _prefect(runtime: Runtime) -> Iterator[Callable[[], None]]:
+    """Have a Prefect server: the one of PREFECT_API_URL, or one of this process under runs/.
+
+    Yields:
+        What waits until it answers; it starts while flows are imported.
+    """
+    # What goes wrong reaches the terminal as one line of ours, not as Prefect's traceback.
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
+    if os.environ.get("PREFECT_API_URL"):
+        yield lambda: None
+        return
+    from flows.embedded_server import running
+
+    home = Path(os.environ.get("PREFECT_HOME") or runtime.runs_dir / "prefect").resolve()
+    home.mkdir(parents=True, exist_ok=True)
+    os.environ["PREFECT_HOME"] = str(home)
+    with running(home) as server:
+        yield server.wait
+
+
+def _ask_service_once(task: str, runtime: Runtime) -> str | None:
+    """Start the service on a free port, ask it for one action over HTTP, stop it.
+
+    Returns:
+        The answer in words; None while there is no champion to serve.
+    """
+    from mario.jobs.versions import champion_version
+
+    if champion_version(task, runtime) is None:
+        return None
+    import httpx
+    import numpy as np
+
+    from mario.game.console.contract import open_console
+    from mario.game.smb.observations.pixels import frame_from_rgb
+    from mario.game.smb.stage import start_level
+    from serving.launcher import running
+    from serving.settings import ServingSettings
+
+    console = open_console()
+    start_level(console, task if task != "all" else "1-1")
+    observation = np.stack([frame_from_rgb(console.screen_rgb())] * 4)
+    settings = ServingSettings(
+        task=task,
+        port=0,
+        database_url=_absolute(runtime.database_url),
+        tracking_uri=_absolute(runtime.tracking_uri),
+    )
+    with running(settings) as url:
+        try:
+            answer = httpx.post(
+                f"{url}/predict/raw",
+                content=observation.tobytes(),
+                headers={"Content-Type": "application/octet-stream"},
+                timeout=30,
+            )
+            answer.raise_for_status()
+        except httpx.HTTPError as error:
+            raise ServingError(
+                f"the service at {url} did not answer one observation ({error}); expected an "
+                "action; run `mario serve` and look at its log"
+            ) from None
+        body = answer.json()
+    action = body["predictions"][0]["action_name"]
+    return f"asked version {body['version']} over HTTP what to press at the start: {action}"
+
+
+def _absolute(url: str) -> str:
+    """Make the path of an embedded SQLite URL absolute: the service runs in another folder."""
+    prefix = "sqlite:///"
+    return prefix + str(Path(url.removeprefix(prefix)).resolve()) if url.startswith(prefix) else url
+
+
+def _closing_screen(task: str, runtime: Runtime, result: PipelineResult, served: str | None) -> str:
+    """What happened, where each thing is, and the commands to go on."""
+    from mario.jobs.versions import champion_version
+
+    champion = champion_version(task, runtime)
+    lines = [
+        "",
+        *result.verdict,
+        f"champion of task {task}: "
+        + ("none yet" if champion is None else f"version {champion}")
+        + (" (promoted just now)" if result.promoted else ""),
+        served or "nothing to serve yet",
+        "",
+        *(
+            f"{name:<9} {path}"
+            for name, path in (
+                ("summary", result.summary),
+                ("verdict", result.report),
+                ("video", result.video),
+            )
+            if path is not None
+        ),
+        f"store     {runtime.database_url}",
+        f"registry  {runtime.tracking_uri}",
+        "",
+        "go on with:",
+        "  mario serve                      the champion as an HTTP API, with a page to watch",
+        f"  mlflow ui --backend-store-uri {runtime.tracking_uri}",
+        "  prefect server start             schedules and a UI (docs/guides/pipeline.md)",
+    ]
+    return "\n".join(lines)

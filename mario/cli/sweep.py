@@ -1,0 +1,65 @@
+"""`mario sweep …`: look for better hyperparameters with any number of workers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mario.cli.options import SetOption
+
+sweep_app = typer.Typer(no_args_is_help=True, help="Search for better hyperparameters.")
+
+NameArgument = Annotated[str, typer.Argument(help="What the sweep is called.")]
+
+
+@sweep_app.command("run")
+def sweep_run(
+    name: NameArgument,
+    config: Annotated[
+        Path, typer.Option("--config", "-c", help="The sweep's YAML, such as configs/sweeps/….")
+    ],
+    set_: SetOption = None,
+    max_trials: Annotated[
+        int | None, typer.Option(min=1, help="End this worker after so many trials of its own.")
+    ] = None,
+) -> None:
+    """Work on a sweep until all trials have ended; run it as often, and wherever, as you like."""
+    from mario.config.sweep import load_sweep
+    from mario.jobs.context import Runtime
+    from mario.jobs.sweeps.sweep import sweep_from_terminal
+
+    sweep_from_terminal(
+        name,
+        load_sweep(config, tuple(set_ or ())),
+        Runtime.from_environment(),
+        max_trials=max_trials,
+    )
+
+
+@sweep_app.command("status")
+def sweep_status(name: NameArgument) -> None:
+    """Show every trial of a sweep, and how many are in which state."""
+    from mario.jobs.context import Runtime
+    from mario.jobs.sweeps.sweep import describe_sweep
+
+    typer.echo(describe_sweep(name, Runtime.from_environment()))
+
+
+@sweep_app.command("best")
+def sweep_best(
+    name: NameArgument,
+    output: Annotated[
+        Path | None, typer.Option(help="Also write the best trial's experiment as YAML.")
+    ] = None,
+) -> None:
+    """Show the best trial of a sweep, and how to go on with it."""
+    from mario.jobs.context import Runtime
+    from mario.jobs.sweeps.sweep import best_config, describe_best
+
+    runtime = Runtime.from_environment()
+    typer.echo(describe_best(name, runtime))
+    if output is not None:
+        output.write_text(best_config(name, runtime).to_yaml(), encoding="utf-8")
+        typer.echo(f"written: {output}")

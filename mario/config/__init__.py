@@ -1,0 +1,1 @@
+"""The experiment: frozen settings, each declared once, and their YAML files."""

@@ -1,0 +1,296 @@
+"""What a sweep looks for: its experiment, the keys it varies, how trials are proposed and pruned.
+
+A sweep's YAML names an experiment and a search space; a trial is that experiment with one value for
+each key of the space. What decides whether trials can be compared (task, levels, selection units,
+length) is not for a sweep to vary, and is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+from mario.config.experiment import ExperimentConfig, load_config, parse_config
+from mario.config.yaml_file import load_yaml
+from mario.errors import ConfigError
+
+#: What a search space may vary: none of it changes what a selection score means.
+VARIABLE_SECTIONS = ("algorithm", "network", "game", "collapse", "environments", "seed")
+#: … but these: an algorithm has keys of its own, a console changes nothing, and with another frame
+#: skip a step is another length of time.
+FIXED_KEYS = ("algorithm.name", "game.console", "game.frame_skip")
+
+Scalar = bool | int | float | str
+
+
+class _Part(BaseModel):
+    """A part of a sweep: frozen, and no key that is not known."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class FloatRange(_Part):
+    """A float between two bounds, both possible; `log` for what varies by factors."""
+
+    kind: Literal["float"]
+    low: float
+    high: float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        _check_bounds(self.low, self.high, self.log)
+        return self
+
+    @property
+    def edges(self) -> tuple[Scalar, ...]:
+        """The values an experiment must accept for it to accept all of them."""
+        return (self.low, self.high)
+
+
+class IntRange(_Part):
+    """A whole number between two bounds, both possible, in steps or by factors (`log`)."""
+
+    kind: Literal["int"]
+    low: int
+    high: int
+    step: PositiveInt = 1
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        _check_bounds(self.low, self.high, self.log)
+        if self.log and self.step != 1:
+            raise ValueError(f"got step {self.step} beside log, expected one of them")
+        return self
+
+    @property
+    def edges(self) -> tuple[Scalar, ...]:
+        """The values an experiment must accept for it to accept all of them."""
+        return (self.low, self.low + (self.high - self.low) // self.step * self.step)
+
+
+class Choice(_Part):
+    """One of a few values without an order."""
+
+    kind: Literal["categorical"]
+    choices: Annotated[tuple[Scalar, ...], Field(min_length=2)]
+
+    @model_validator(mode="after")
+    def _unlike(self) -> Self:
+        if len({(type(value), value) for value in self.choices}) != len(self.choices):
+            raise ValueError(f"got {list(self.choices)}, expected every choice once")
+        return self
+
+    @property
+    def edges(self) -> tuple[Scalar, ...]:
+        """The values an experiment must accept for it to accept all of them."""
+        return self.choices
+
+
+def _check_bounds(low: float, high: float, log: bool) -> None:
+    if not low < high:
+        raise ValueError(f"got low {low:g} and high {high:g}, expected low < high")
+    if log and low <= 0:
+        raise ValueError(f"got low {low:g} beside log, expected a number above 0")
+
+
+Dimension = Annotated[FloatRange | IntRange | Choice, Field(discriminator="kind")]
+
+
+class SamplerConfig(_Part):
+    """Multivariate TPE (Falkner et al. 2018, as Optuna has it): random first, then by model."""
+
+    startup_trials: PositiveInt = 10
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+
+class NoPruner(_Part):
+    """Every trial runs to its end."""
+
+    name: Literal["none"]
+
+
+class MedianPruner(_Part):
+    """Ends a trial whose best selection score is below the median of others at that step.
+
+    Attributes:
+        startup_trials: trials that must have ended before one is pruned.
+        warmup_steps: agent steps that a trial is left alone.
+    """
+
+    name: Literal["median"] = "median"
+    startup_trials: PositiveInt = 5
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+
+
+class HyperbandPruner(_Part):
+    """Hyperband (Li et al. 2018): most trials get few steps, the best of them ever more.
+
+    Attributes:
+        reduction_factor: each round keeps one in so many trials.
+    """
+
+    name: Literal["hyperband"]
+    reduction_factor: Annotated[int, Field(ge=2)] = 3
+
+
+Pruner = Annotated[MedianPruner | HyperbandPruner | NoPruner, Field(discriminator="name")]
+
+
+class SweepConfig(_Part):
+    """A sweep as its YAML describes it.
+
+    Attributes:
+        description: what it is to find out.
+        experiment: path of the experiment's YAML, from the folder the command is run in.
+        overrides: keys of the experiment that all trials have in another value.
+        trials: how many there are in all, whoever runs them.
+        space: key of the experiment to what it may be.
+        sampler: how trials are proposed.
+        pruner: when a trial is given up.
+        heartbeat_seconds: how often a worker says that its trial lives.
+        grace_seconds: silence after which a trial counts as dead and is taken up by another worker.
+        max_retries: how often a trial is taken up again before it counts as failed.
+    """
+
+    description: str = ""
+    experiment: str
+    overrides: dict[str, Any] = Field(default_factory=dict)
+    trials: PositiveInt
+    space: Annotated[dict[str, Dimension], Field(min_length=1)]
+    sampler: SamplerConfig = SamplerConfig()
+    pruner: Pruner = MedianPruner()
+    heartbeat_seconds: PositiveInt = 30
+    grace_seconds: PositiveInt = 120
+    max_retries: Annotated[int, Field(ge=0)] = 3
+
+    @model_validator(mode="after")
+    def _patience(self) -> Self:
+        if self.grace_seconds <= self.heartbeat_seconds:
+            raise ValueError(
+                f"grace_seconds: got {self.grace_seconds}, expected more than heartbeat_seconds = "
+                f"{self.heartbeat_seconds}, or every trial counts as dead"
+            )
+        return self
+
+
+class Sweep:
+    """A sweep that can be run: its settings, and the experiment they are applied to.
+
+    Attributes:
+        settings: the YAML's content.
+        base: the experiment, overrides applied.
+    """
+
+    def __init__(self, settings: SweepConfig, base: ExperimentConfig) -> None:
+        """Check that the experiment accepts every edge of the space.
+
+        Raises:
+            ConfigError: a key may not be varied, or a value of its range is impossible.
+        """
+        self.settings = settings
+        self.base = base
+        self._values = base.model_dump(mode="json")
+        for key, dimension in settings.space.items():
+            _check_key(key)
+            for value in dimension.edges:
+                self.experiment({key: value})
+        if base.selection.units == 0:
+            raise ConfigError(
+                f"{settings.experiment}: got selection.units 0, expected some: a sweep compares "
+                "trials by their scores on selection seeds"
+            )
+
+    def experiment(self, values: Mapping[str, Scalar], name: str | None = None) -> ExperimentConfig:
+        """The experiment of a trial.
+
+        Args:
+            values: key to value, as proposed.
+            name: the trial's name; None keeps the experiment's.
+
+        Raises:
+            ConfigError: the values are impossible, or impossible together.
+        """
+        changed: dict[str, Any] = json.loads(json.dumps(self._values))
+        for key, value in values.items():
+            *parents, last = key.split(".")
+            section: Any = changed
+            for parent in parents:
+                section = section.get(parent)
+                if not isinstance(section, dict):
+                    raise ConfigError(
+                        f"space.{key}: got no section {parent} in {self.settings.experiment}; "
+                        "expected a key of the experiment"
+                    )
+            section[last] = value
+        if name is not None:
+            changed["name"] = name
+        shown = ", ".join(f"{key}={value}" for key, value in values.items())
+        return parse_config(changed, f"{self.settings.experiment} with {shown}")
+
+    def definition(self) -> dict[str, Any]:
+        """Everything that trials depend on, as JSON types; their number and patience do not."""
+        free = {"description", "trials", "heartbeat_seconds", "grace_seconds", "max_retries"}
+        settings = self.settings.model_dump(mode="json", exclude=free | {"experiment", "overrides"})
+        return {"experiment": self._values, **settings}
+
+    def content_hash(self) -> str:
+        """Hash the definition; 64 hexadecimal characters (SHA-256)."""
+        text = json.dumps(self.definition(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_key(key: str) -> None:
+    section = key.partition(".")[0]
+    if section not in VARIABLE_SECTIONS or key in FIXED_KEYS:
+        raise ConfigError(
+            f"space.{key}: got a key that a sweep may not vary; expected one below "
+            f"{', '.join(VARIABLE_SECTIONS)}, but none of {', '.join(FIXED_KEYS)}: trials must "
+            "stay comparable"
+        )
+
+
+def load_sweep(path: Path | str, overrides: tuple[str, ...] = ()) -> Sweep:
+    """Read a sweep and its experiment.
+
+    Args:
+        path: the sweep's YAML.
+        overrides: ``"key=value"`` each; they win over the file.
+
+    Raises:
+        ConfigError: the file cannot be read, or does not describe a sweep that can be run.
+    """
+    values = load_yaml(path, overrides, expected="`experiment:`, `trials:` and `space:`")
+    try:
+        settings = SweepConfig.model_validate(values)
+    except ValidationError as error:
+        faults = "; ".join(_describe(fault) for fault in error.errors())
+        raise ConfigError(f"{path}: {faults}") from None
+    changes = tuple(f"{key}={json.dumps(value)}" for key, value in settings.overrides.items())
+    return Sweep(settings, load_config(settings.experiment, changes))
+
+
+def _describe(fault: Any) -> str:
+    """Say one fault as `key: got …, expected …`."""
+    parts = [str(part) for part in fault["loc"] if part not in ("float", "int", "categorical")]
+    key, kind = ".".join(parts), fault["type"]
+    if kind == "value_error":
+        text = str(fault["ctx"]["error"])
+        return text if text.startswith(f"{key}:") or not key else f"{key}: {text}"
+    if kind == "extra_forbidden":
+        return f"{key}: unknown key; see docs/guides/scaling.md for those there are"
+    if kind == "missing":
+        return f"{key}: missing; expected a value, it has no default"
+    if kind == "union_tag_invalid":
+        context = fault["ctx"]
+        tag = str(context["discriminator"]).strip("'")
+        return f"{key}.{tag}: got {context['tag']}, expected {context['expected_tags']}"
+    if kind == "union_tag_not_found":
+        return f"{key}: got no {fault['ctx']['discriminator']}, expected it to say which"
+    return f"{key}: got {fault['input']!r}, {fault['msg'][0].lower()}{fault['msg'][1:]}"

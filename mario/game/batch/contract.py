@@ -1,0 +1,234 @@
+"""The batch Protocol: N games stepped in one call, with noise, frame skip, ends and auto-reset.
+
+Two implementations pass the same contract tests: `console_batch.ConsoleBatch` (Python, over any
+console) and `native_batch.NativeBatch` (C++, threads). An episode depends on its spec and the
+actions only: not on the number of slots, the slot, the threads or what was played before.
+
+An episode, in order: the level's first controllable frame (or the spec's save-state); k frames of
+no input, k drawn first of all by the episode's generator (they stop early if the game ends); the
+first observation, four times in the stack. Then steps of `frame_skip` controllable frames, each:
+draw whether it is sticky, play it, look for the end, and if there is none skip what cannot be
+played. The step stops at the frame that ends the episode. The observation shows the last picture.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from mario.errors import ConfigError
+from mario.game.console.contract import ConsoleName, UInt8Array
+from mario.game.smb.memory import STATE_DTYPE, StateArray
+from mario.game.smb.observations.pixels import OBSERVATION_SHAPE
+
+
+class EndReason(IntEnum):
+    """Why an episode ended."""
+
+    RUNNING = 0
+    FLAG = 1
+    DEATH = 2
+    TIME_OUT = 3  # the game's own clock
+    TRUNCATED = 4  # step limit or stuck limit
+
+
+@dataclass(frozen=True)
+class EpisodeSpec:
+    """All that determines an episode besides the actions.
+
+    Attributes:
+        level: ``"1-1"`` … ``"8-4"``, or None for the whole game with three lives.
+        seed: seed of the episode's generator (start no-ops, sticky actions), 0 … 2**64 − 1.
+        state: a console save-state to start from instead of the level's first controllable
+            frame; start no-ops follow it all the same.
+    """
+
+    level: str | None
+    seed: int
+    state: bytes | None = None
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    """What all slots of a batch have in common.
+
+    Attributes:
+        buttons: button byte of each action, 0…255 each.
+        frame_skip: controllable frames an action is held for, ≥ 1.
+        max_pool: whether the observation is the pixelwise maximum of the last two frames of a step.
+        no_op_max_frames: the start waits 0…this many frames, drawn by the episode's generator.
+        sticky_probability: chance per frame that the console sees the buttons of the frame before
+            (Machado et al. 2018, section 5), in [0, 1).
+        max_steps: an episode is truncated after this many steps.
+        stuck_limit_steps: … or when the furthest x has not grown for this many steps; 0 = never. In
+            the whole game the furthest x is that of all levels so far, so leave it 0 there.
+        threads: threads that step the slots; 0 = all cores. Changes nothing but speed.
+    """
+
+    buttons: tuple[int, ...]
+    frame_skip: int = 4
+    max_pool: bool = False
+    no_op_max_frames: int = 30
+    sticky_probability: float = 0.25
+    max_steps: int = 3000
+    stuck_limit_steps: int = 0
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse settings that no batch can run."""
+        checks = [
+            (bool(self.buttons) and all(0 <= b <= 0xFF for b in self.buttons),
+             "buttons", "at least one button byte, each 0-255"),
+            (self.frame_skip >= 1, "frame_skip", "at least 1"),
+            (self.no_op_max_frames >= 0, "no_op_max_frames", "0 or more"),
+            (0.0 <= self.sticky_probability < 1.0, "sticky_probability", "in [0, 1)"),
+            (self.max_steps >= 1, "max_steps", "at least 1"),
+            (self.stuck_limit_steps >= 0, "stuck_limit_steps", "0 or more"),
+            (self.threads >= 0, "threads", "0 or more"),
+        ]  # fmt: skip
+        for ok, name, expected in checks:
+            if not ok:
+                raise ConfigError(
+                    f"{name} = {getattr(self, name)!r}: expected {expected}; correct the setting"
+                )
+
+
+@dataclass
+class BatchStep:
+    """What one step of all slots did. The arrays are the batch's own and live until the next step.
+
+    Attributes:
+        before: STATE_DTYPE (N,), the 13 values when the step began.
+        after: STATE_DTYPE (N,), after its last controllable frame and before any skipping of
+            unplayable frames, so that a change of area is never a jump within a step; on the last
+            step of an episode the end itself.
+        furthest_x_px: int32 (N,), furthest x of the episode so far, this step included.
+        end: int8 (N,), an :class:`EndReason`; RUNNING where the episode goes on.
+        steps: int32 (N,), steps of the episode so far, this one included.
+        frames: int32 (N,), controllable frames of the episode so far (start no-ops not counted).
+        game_reward: int32 (N,), gym-super-mario-bros' own reward summed over the step's frames (it
+            is clipped frame by frame, so no function of `before` and `after` gives it).
+        terminal_observations: uint8 (N, 4, 84, 84), written where `end` is not RUNNING (the
+            caller's buffer already shows the next episode there).
+        active: bool (N,), whether the slot played in this step.
+    """
+
+    before: StateArray
+    after: StateArray
+    furthest_x_px: npt.NDArray[np.int32]
+    end: npt.NDArray[np.int8]
+    steps: npt.NDArray[np.int32]
+    frames: npt.NDArray[np.int32]
+    game_reward: npt.NDArray[np.int32]
+    terminal_observations: UInt8Array
+    active: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
+
+    @classmethod
+    def empty(cls, slots: int) -> BatchStep:
+        """Make the arrays for `slots` slots."""
+        return cls(
+            before=np.zeros(slots, STATE_DTYPE),
+            after=np.zeros(slots, STATE_DTYPE),
+            furthest_x_px=np.zeros(slots, np.int32),
+            end=np.zeros(slots, np.int8),
+            steps=np.zeros(slots, np.int32),
+            frames=np.zeros(slots, np.int32),
+            game_reward=np.zeros(slots, np.int32),
+            terminal_observations=np.zeros((slots, *OBSERVATION_SHAPE), np.uint8),
+            active=np.zeros(slots, np.bool_),
+        )
+
+
+class GameBatch(Protocol):
+    """N games in N slots."""
+
+    @property
+    def slots(self) -> int:
+        """Number of slots, N."""
+        ...
+
+    @property
+    def settings(self) -> BatchSettings:
+        """The settings it was made with."""
+        ...
+
+    def begin(self, slot: int, spec: EpisodeSpec, out: UInt8Array) -> None:
+        """Start an episode in a slot, dropping what it plays and what is queued there.
+
+        Args:
+            slot: 0 … N − 1.
+            spec: the episode.
+            out: uint8 (N, 4, 84, 84); row `slot` receives the first observation.
+
+        Raises:
+            ConfigError: no such level. SaveStateError: the start state is not one.
+        """
+        ...
+
+    def queue(self, slot: int, spec: EpisodeSpec | None) -> None:
+        """Say what a slot plays when its episode ends; None: nothing, the slot falls idle."""
+        ...
+
+    def step(self, actions: npt.NDArray[np.int64], out: UInt8Array) -> BatchStep:
+        """Hold one action in each slot for one step.
+
+        A slot whose episode ends starts the queued one in the same call (which empties its queue);
+        an idle slot is skipped.
+
+        Args:
+            actions: int64 (N,), indices into `settings.buttons`; ignored for idle slots.
+            out: uint8 (N, 4, 84, 84), C-contiguous; receives the observations after the step.
+
+        Raises:
+            ConsoleError: an action or the buffer is not what it must be; nothing was stepped.
+        """
+        ...
+
+    def states(self) -> StateArray:
+        """Copy the 13 values of every slot now: STATE_DTYPE (N,)."""
+        ...
+
+    def screen_rgb(self, slot: int) -> UInt8Array:
+        """Copy a slot's picture: uint8 (240, 256, 3)."""
+        ...
+
+    def console_state(self, slot: int) -> bytes:
+        """Take the save-state of a slot's console, for an :class:`EpisodeSpec` to start from."""
+        ...
+
+    def snapshot(self, slot: int) -> bytes:
+        """Take everything of a slot (console, generator, counters, stack, queue) to resume."""
+        ...
+
+    def restore(self, slot: int, snapshot: bytes, out: UInt8Array) -> None:
+        """Go on from a snapshot; row `slot` of `out` receives the observation.
+
+        Raises:
+            SaveStateError: the bytes are not a snapshot of this implementation.
+        """
+        ...
+
+    def close(self) -> None:
+        """Stop the threads and free the consoles."""
+        ...
+
+
+def open_batch(slots: int, settings: BatchSettings, console: ConsoleName = "native") -> GameBatch:
+    """Make a batch of `slots` games on the named console.
+
+    Raises:
+        ConsoleError: there is no such console, or its native build is missing.
+    """
+    if slots < 1:
+        raise ConfigError(f"slots = {slots}: expected at least 1; correct the number of games")
+    if console == "native":
+        from mario.game.batch.native import NativeBatch
+
+        return NativeBatch(slots, settings)
+    from mario.game.batch.oracle import ConsoleBatch
+
+    return ConsoleBatch(slots, settings, console)

@@ -1,0 +1,169 @@
+"""The batch of games in C++: the batch Protocol over the native extension, on a thread pool."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import numpy.typing as npt
+
+from mario.errors import ConsoleError
+from mario.game.batch.contract import BatchSettings, BatchStep, EpisodeSpec
+from mario.game.console.contract import UInt8Array
+from mario.game.console.native import native_module, rom_bytes
+from mario.game.smb.levels import LEVEL_NAMES
+from mario.game.smb.levels import level as find_level
+from mario.game.smb.memory import STATE_DTYPE, STATE_FIELDS, StateArray
+from mario.game.smb.observations.pixels import OBSERVATION_SHAPE
+
+_WHOLE_GAME = -1
+_LEVEL_INDEX = {name: index for index, name in enumerate(LEVEL_NAMES)}
+
+
+class NativeBatch:
+    """N native games; a step releases the interpreter lock and runs on `settings.threads` threads.
+
+    One Python thread at a time may use a batch.
+    """
+
+    def __init__(self, slots: int, settings: BatchSettings) -> None:
+        """Switch `slots` consoles on.
+
+        Raises:
+            ConsoleError: the native extension is not built.
+            RomError: the cartridge image is missing.
+        """
+        self._slots = slots
+        self._settings = settings
+        self._core = native_module().Batch(
+            rom_bytes(),
+            slots,
+            bytes(settings.buttons),
+            settings.frame_skip,
+            settings.max_pool,
+            settings.no_op_max_frames,
+            settings.sticky_probability,
+            settings.max_steps,
+            settings.stuck_limit_steps,
+            settings.threads or _cores(),
+        )
+        result = self._result = BatchStep.empty(slots)
+        self._core.attach(
+            _as_int32(result.before),
+            _as_int32(result.after),
+            result.furthest_x_px,
+            result.end,
+            result.steps,
+            result.frames,
+            result.game_reward,
+            result.terminal_observations,
+            result.active,
+        )
+        self._buffer_shape = (slots, *OBSERVATION_SHAPE)
+
+    @property
+    def slots(self) -> int:
+        """Number of slots."""
+        return self._slots
+
+    @property
+    def settings(self) -> BatchSettings:
+        """The settings it was made with."""
+        return self._settings
+
+    def begin(self, slot: int, spec: EpisodeSpec, out: UInt8Array) -> None:
+        """Start an episode in a slot."""
+        self._check_buffer(out)
+        self._core.begin(slot, _level_index(spec), _seed(spec), spec.state, out)
+
+    def queue(self, slot: int, spec: EpisodeSpec | None) -> None:
+        """Say what a slot plays next.
+
+        Raises:
+            ConfigError: no such level. SaveStateError: the start state is not one.
+        """
+        if spec is None:
+            self._core.clear_queue(slot)
+        else:
+            self._core.queue(slot, _level_index(spec), _seed(spec), spec.state)
+
+    def step(self, actions: npt.NDArray[np.int64], out: UInt8Array) -> BatchStep:
+        """Hold one action in each slot for one step."""
+        self._check_buffer(out)
+        if actions.shape != (self._slots,):
+            raise ConsoleError(
+                f"actions of shape {actions.shape}: expected ({self._slots},), one for each slot"
+            )
+        self._core.step(np.ascontiguousarray(actions, dtype=np.int64), out)
+        return self._result
+
+    def states(self) -> StateArray:
+        """Copy the 13 values of every slot: STATE_DTYPE (N,)."""
+        states = np.zeros(self._slots, STATE_DTYPE)
+        self._core.states(_as_int32(states))
+        return states
+
+    def ram(self, slot: int) -> bytes:
+        """Copy the 2,048 bytes of work RAM of a slot's console (not part of the Protocol)."""
+        ram: bytes = self._core.ram(slot)
+        return ram
+
+    def screen_rgb(self, slot: int) -> UInt8Array:
+        """Copy a slot's picture: uint8 (240, 256, 3)."""
+        screen: UInt8Array = self._core.screen_rgb(slot)
+        return screen
+
+    def console_state(self, slot: int) -> bytes:
+        """Take the save-state of a slot's console; `NativeConsole` loads it too."""
+        state: bytes = self._core.console_state(slot)
+        return state
+
+    def snapshot(self, slot: int) -> bytes:
+        """Take everything of a slot."""
+        snapshot: bytes = self._core.snapshot(slot)
+        return snapshot
+
+    def restore(self, slot: int, snapshot: bytes, out: UInt8Array) -> None:
+        """Go on from a snapshot."""
+        self._check_buffer(out)
+        self._core.restore(slot, snapshot, out)
+
+    def close(self) -> None:
+        """Stop the threads and free the consoles; the batch cannot be used any more."""
+        self._core = _Closed()
+
+    def _check_buffer(self, out: UInt8Array) -> None:
+        if out.shape != self._buffer_shape or out.dtype != np.uint8 or not out.flags.c_contiguous:
+            raise ConsoleError(
+                f"observation buffer {out.dtype} {out.shape}: expected C-contiguous uint8 "
+                f"{self._buffer_shape}; make it with np.zeros(shape, np.uint8)"
+            )
+
+
+class _Closed:
+    """What a closed batch steps."""
+
+    def __getattr__(self, name: str) -> object:
+        raise ConsoleError(
+            f"{name}() on a batch that was closed: expected one in use; open another"
+        )
+
+
+def _cores() -> int:
+    """Count the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _as_int32(states: StateArray) -> npt.NDArray[np.int32]:
+    """View rows of STATE_DTYPE, which are 13 int32 each, as int32 (N, 13)."""
+    return states.view(np.int32).reshape(len(states), len(STATE_FIELDS))
+
+
+def _level_index(spec: EpisodeSpec) -> int:
+    return _WHOLE_GAME if spec.level is None else _LEVEL_INDEX[find_level(spec.level).name]
+
+
+def _seed(spec: EpisodeSpec) -> int:
+    return spec.seed & 0xFFFF_FFFF_FFFF_FFFF

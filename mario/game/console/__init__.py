@@ -1,0 +1,1 @@
+"""One NES: the contract, the native console, and nes-py as oracle."""

@@ -1,0 +1,1 @@
+"""What Super Mario Bros means: levels, memory, rewards, actions, observations."""

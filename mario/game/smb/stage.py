@@ -1,0 +1,106 @@
+"""The game on a console: start a level, play one controllable frame, skip what nobody plays.
+
+The same order of events as gym-super-mario-bros 7.4.0 (`SuperMarioBrosEnv`, `NESEnv.step`), over
+any console. The native batch does this in C++ and is held to the same contract tests.
+"""
+
+from __future__ import annotations
+
+from mario.errors import ConsoleError
+from mario.game.console.contract import Console
+from mario.game.smb import memory as ram_state
+from mario.game.smb.actions import Button
+from mario.game.smb.levels import level as find_level
+
+_START = int(Button.START)
+_MAX_SKIPPED_FRAMES = 20_000
+
+
+def start_level(console: Console, level: str | None) -> None:
+    """Switch the console on and skip to the first controllable frame.
+
+    Args:
+        console: any console; its game so far is lost.
+        level: ``"1-1"`` … ``"8-4"``, or None for the whole game with three lives.
+
+    Raises:
+        ConfigError: there is no such level.
+        ConsoleError: the game does not start (another cartridge).
+    """
+    target = None if level is None else find_level(level)
+    console.reset()
+    console.step(_START)
+    console.step(0)
+    for _ in range(_MAX_SKIPPED_FRAMES):
+        if ram_state.read_time(console.ram) != 0:
+            break
+        console.step(_START)
+        if target is not None:
+            console.poke(0x075F, target.world - 1)
+            console.poke(0x075C, target.stage - 1)
+            console.poke(0x0760, target.area - 1)
+        console.step(0)
+        console.poke(0x07A0, 0)  # the timer of the black screen before a level
+    else:
+        raise _does_not_play("the title screen")
+    # The clock ticks for the first time when Mario can be moved.
+    time = ram_state.read_time(console.ram)
+    for _ in range(_MAX_SKIPPED_FRAMES):
+        if ram_state.read_time(console.ram) < time:
+            return
+        time = ram_state.read_time(console.ram)
+        console.step(_START)
+        console.step(0)
+    raise _does_not_play("the start of the level")
+
+
+def play_frame(console: Console, buttons: int) -> None:
+    """Play one controllable frame: hold `buttons` (0…255) for it."""
+    console.step(buttons)
+
+
+def is_over(console: Console, *, single_level: bool) -> bool:
+    """Tell whether the episode has ended.
+
+    In one level: flag or death. In the whole game: no lives left, or the last axe (where
+    gym-super-mario-bros would wait for ever).
+    """
+    ram = console.ram
+    if not single_level:
+        return ram_state.is_game_over(ram) or ram_state.is_won(ram)
+    return ram_state.is_dying(ram) or ram_state.is_dead(ram) or ram_state.is_flag(ram)
+
+
+def skip_unplayable(console: Console, *, single_level: bool) -> None:
+    """After a frame that did not end the episode: skip to the next controllable frame.
+
+    Raises:
+        ConsoleError: the game does not come back to a controllable frame.
+    """
+    ram = console.ram
+    if ram_state.is_dying(ram):
+        console.poke(0x0E, 0x06)  # dead at once, without the animation
+        console.step(0)
+    if not single_level and ram_state.is_world_over(ram):
+        time = ram_state.read_time(ram)
+        for _ in range(_MAX_SKIPPED_FRAMES):
+            if ram_state.read_time(ram) != time:
+                break
+            console.step(0)
+        else:
+            raise _does_not_play("the end of a world")
+    if 1 < int(ram[0x06DE]) < 255:
+        console.poke(0x06DE, 1)  # the timer of an area change
+    for _ in range(_MAX_SKIPPED_FRAMES):
+        if not (ram_state.is_busy(ram) or ram_state.is_world_over(ram)):
+            return
+        console.poke(0x07A0, 0)
+        console.step(0)
+    raise _does_not_play("a change of area")
+
+
+def _does_not_play(where: str) -> ConsoleError:
+    return ConsoleError(
+        f"the game did not get past {where} in {_MAX_SKIPPED_FRAMES} frames: expected Super Mario "
+        "Bros as gym-super-mario-bros 7.4.0 ships it; check the cartridge image"
+    )

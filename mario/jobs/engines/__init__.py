@@ -1,0 +1,1 @@
+"""Where evaluation units are played: in this process, or on a Dask cluster."""

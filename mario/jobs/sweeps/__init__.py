@@ -1,0 +1,1 @@
+"""Hyperparameter sweeps: workers, the Optuna study, and their MLflow runs."""

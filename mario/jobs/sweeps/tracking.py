@@ -1,0 +1,119 @@
+"""A sweep in MLflow: one parent run, and what became of each trial below it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mario.errors import RegistryError
+from mario.jobs.context import Runtime
+from mario.registry.registry import model_name
+from mario.store.records import Run
+from mario.store.runs import flatten
+from mario.tracking.mlflow_client import (
+    TAG_RUN,
+    TAG_STATUS,
+    ensure_experiment,
+    prepare_tracking,
+    tracking_client,
+)
+
+TAG_SWEEP, TAG_TRIAL, TAG_TRIAL_STATE = "mario.sweep", "mario.trial", "mario.trial_state"
+#: What one `log_batch` may hold: https://mlflow.org/docs/latest/rest-api.html#log-batch
+_PARAMETERS_A_BATCH, _PARAMETER_CHARACTERS = 90, 6_000
+
+
+def begin_sweep_run(runtime: Runtime, run: Run, definition: Mapping[str, Any]) -> str:
+    """Make the parent run, or find it where it was made before a kill.
+
+    Args:
+        runtime: where MLflow is.
+        run: the sweep's own run in the store.
+        definition: the sweep, as its parameters.
+
+    Returns:
+        The MLflow run's id.
+
+    Raises:
+        RegistryError: MLflow does not answer.
+    """
+    from mlflow.entities import Param
+    from mlflow.exceptions import MlflowException
+
+    try:
+        prepare_tracking(runtime.tracking_uri, runtime.artifact_dir)
+        client = tracking_client(runtime.tracking_uri)
+        experiment = ensure_experiment(client, model_name(run.task), runtime.artifact_dir)
+        found = client.search_runs([experiment], f"tags.`{TAG_RUN}` = '{run.id}'", max_results=1)
+        if found:
+            return str(found[0].info.run_id)
+        tags = {TAG_RUN: run.id, TAG_SWEEP: run.name, TAG_STATUS: "running"}
+        made = client.create_run(experiment, run_name=f"sweep {run.name}", tags=tags)
+        parameters = [
+            Param(name, value[:_PARAMETER_CHARACTERS])
+            for name, value in flatten(definition).items()
+        ]
+        for start in range(0, len(parameters), _PARAMETERS_A_BATCH):
+            client.log_batch(
+                made.info.run_id, params=parameters[start : start + _PARAMETERS_A_BATCH]
+            )
+    except MlflowException as error:
+        raise _away(runtime, error) from error
+    return str(made.info.run_id)
+
+
+def describe_trial(
+    runtime: Runtime,
+    mlflow_run_id: str | None,
+    sweep: str,
+    number: int,
+    state: str,
+    score: float,
+) -> None:
+    """Tag a trial's run with what became of it.
+
+    Raises:
+        RegistryError: MLflow does not answer, or has not taken the run yet.
+    """
+    from mlflow.exceptions import MlflowException
+
+    if mlflow_run_id is None:
+        raise RegistryError(
+            f"trial {number} of {sweep} has no run at {runtime.tracking_uri} yet; expected MLflow "
+            "to answer while it was trained; its journal is delivered with the next start"
+        )
+    client = tracking_client(runtime.tracking_uri)
+    tags = {TAG_SWEEP: sweep, TAG_TRIAL: str(number), TAG_TRIAL_STATE: state}
+    try:
+        for name, value in tags.items():
+            client.set_tag(mlflow_run_id, name, value)
+        client.log_metric(mlflow_run_id, "sweep/score", score)
+    except MlflowException as error:
+        raise _away(runtime, error) from error
+
+
+def end_sweep_run(runtime: Runtime, mlflow_run_id: str, trials: int, best: float | None) -> None:
+    """End the parent run.
+
+    Raises:
+        RegistryError: MLflow does not answer.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client = tracking_client(runtime.tracking_uri)
+    try:
+        client.log_metric(mlflow_run_id, "sweep/trials", trials)
+        if best is not None:
+            client.log_metric(mlflow_run_id, "sweep/best_score", best)
+        client.set_tag(mlflow_run_id, TAG_STATUS, "finished")
+        client.set_terminated(mlflow_run_id)
+    except MlflowException as error:
+        raise _away(runtime, error) from error
+
+
+def _away(runtime: Runtime, error: Exception) -> RegistryError:
+    return RegistryError(
+        f"MLflow at {runtime.tracking_uri} does not answer ({str(error).splitlines()[0][:200]}); "
+        "expected it to; start it, name another with MLFLOW_TRACKING_URI, or leave it out with "
+        "sinks.mlflow: false"
+    )

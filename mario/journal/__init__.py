@@ -1,0 +1,1 @@
+"""Append-only files that outlive a killed process: format and writer."""

@@ -1,0 +1,1 @@
+"""MLflow's model registry: register, resolve, move aliases, repair."""

@@ -1,0 +1,1 @@
+"""Prometheus: the name of every metric, and how they are exported."""

@@ -1,0 +1,343 @@
+"""What training tells the store and Prometheus."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import ClassVar
+
+from mario.errors import ConfigError
+from mario.game.smb.memory import STATE_FIELDS
+from mario.store.process_identity import HEARTBEAT_SECONDS
+from mario.store.records import (
+    AttemptStartRow,
+    CheckpointRow,
+    EpisodeRow,
+    HealthChangeRow,
+    HealthSampleRow,
+    HealthState,
+    HeartbeatRow,
+    RunEndRow,
+    SelectionRow,
+    TrainingRow,
+)
+from mario.store.writer import StoreWriter
+from mario.telemetry.exporters import Instruments, MetricsPage, TrainingMetrics
+from mario.training.collapse_detector import Health, HealthSample
+from mario.training.sb3_vec_env import EpisodeRecord
+from mario.training.signals import WINDOW_EPISODES
+from mario.training.sinks import (
+    BaseSink,
+    CheckpointWritten,
+    Incident,
+    Progress,
+    RunEnd,
+    RunStart,
+    SelectionDone,
+    patience_seconds,
+    wait_patiently,
+)
+
+log = logging.getLogger(__name__)
+
+#: Training that says nothing for so long hangs: its process is no sign of life any more.
+HANG_SECONDS = 3600.0
+
+
+class StoreSink(BaseSink):
+    """Writes episodes, health, checkpoints and the end of a run through the journaled writer."""
+
+    name: ClassVar[str] = "store"
+
+    def __init__(self, writer: StoreWriter, run_id: str, attempt: int, runs_dir: Path) -> None:
+        """Write rows of one attempt.
+
+        Args:
+            writer: the journaled writer of the run; closed at the run's end.
+            run_id: the run.
+            attempt: the attempt, as the store counts them.
+            runs_dir: checkpoint paths are stored relative to it.
+        """
+        self._writer = writer
+        self._run_id = run_id
+        self._attempt = attempt
+        self._runs_dir = runs_dir
+        self._state: HealthState = "warming"
+        self._steps, self._heard_at = 0, time.monotonic()
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+
+    def _put(self, rows: Sequence[TrainingRow]) -> None:
+        with self._lock:  # signs of life come from a thread of their own
+            self._writer.put(rows)
+
+    def _beat(self) -> None:
+        """Give signs of life, however long an update or a selection takes."""
+        while not self._ended.wait(HEARTBEAT_SECONDS):
+            if time.monotonic() - self._heard_at < HANG_SECONDS:
+                self.beat()
+
+    def beat(self) -> None:
+        """Give a sign of life."""
+        row = HeartbeatRow(run_id=self._run_id, attempt=self._attempt, total_steps=self._steps)
+        with self._lock:
+            if not self._ended.is_set():
+                self._writer.put([row])
+
+    def on_start(self, start: RunStart) -> None:
+        """Store which checkpoint the attempt goes on from."""
+        self._state = start.state
+        self._put(
+            [
+                AttemptStartRow(
+                    run_id=self._run_id, attempt=self._attempt, start_steps=start.start_steps
+                )
+            ]
+        )
+        self._steps, self._heard_at = start.start_steps, time.monotonic()
+        threading.Thread(target=self._beat, name="signs of life", daemon=True).start()
+
+    def on_episodes(self, episodes: Sequence[EpisodeRecord]) -> None:
+        """Store the episodes."""
+        self._put([self._episode(record) for record in episodes])
+
+    def on_health(self, sample: HealthSample, health: Health) -> None:
+        """Store the sample, and the change of state where there is one."""
+        state: HealthState = health.state
+        common = {
+            "run_id": self._run_id,
+            "update_index": sample.update,
+            "attempt": self._attempt,
+            "total_steps": sample.total_steps,
+        }
+        rows: list[TrainingRow] = [
+            HealthSampleRow(**common, state=state, signals=sample.to_dict())  # type: ignore[arg-type]
+        ]
+        if health.changed:
+            rows.append(
+                HealthChangeRow(
+                    **common,  # type: ignore[arg-type]
+                    from_state=self._state,
+                    to_state=state,
+                    reasons=health.reasons,
+                )
+            )
+        self._state = state
+        self._put(rows)
+
+    def on_selection(self, selection: SelectionDone) -> None:
+        """Store the score on selection seeds."""
+        self._put(
+            [
+                SelectionRow(
+                    run_id=self._run_id,
+                    total_steps=selection.total_steps,
+                    attempt=self._attempt,
+                    score=selection.score,
+                    best_score=selection.best_score,
+                    is_best=selection.is_best,
+                    details=selection.details,
+                    seconds=selection.seconds,
+                )
+            ]
+        )
+
+    def on_checkpoint(self, checkpoint: CheckpointWritten) -> None:
+        """Store where the checkpoint is."""
+        path = checkpoint.path.resolve()
+        runs_dir = self._runs_dir.resolve()
+        shown = path.relative_to(runs_dir) if path.is_relative_to(runs_dir) else path
+        self._put(
+            [
+                CheckpointRow(
+                    run_id=self._run_id,
+                    kind=checkpoint.kind,
+                    total_steps=checkpoint.total_steps,
+                    attempt=self._attempt,
+                    path=str(shown),
+                    sha256=checkpoint.sha256,
+                    size_bytes=checkpoint.size_bytes,
+                )
+            ]
+        )
+
+    def on_progress(self, progress: Progress) -> None:
+        """Give a sign of life."""
+        self._steps, self._heard_at = progress.total_steps, time.monotonic()
+        self.beat()
+
+    def flush(self) -> bool:
+        """Make what was written durable on this disk."""
+        return self._writer.sync()
+
+    def on_end(self, end: RunEnd) -> None:
+        """Store the end and close the writer."""
+        self._ended.set()
+        status = "collapsed" if end.status == "diverged" else end.status
+        self._put(
+            [
+                RunEndRow(
+                    run_id=self._run_id,
+                    attempt=self._attempt,
+                    status=status,
+                    end_steps=end.total_steps,
+                    reason=end.reason or None,
+                )
+            ]
+        )
+        wait_patiently(self._writer.flush, patience_seconds(end), end.stop)
+        report = self._writer.close(0.0)
+        if report.pending:
+            log.warning(
+                "the database did not take everything in time (%s); the rest is in the run's "
+                "journal and is written by `mario store check --replay` or the next start",
+                report.last_error or "no answer",
+            )
+        if report.lost:
+            log.error(
+                "%d rows of this attempt are lost: neither the disk of the run's journal nor "
+                "memory had room; make room on the disk; `mario store check` says which episodes "
+                "are missing",
+                report.lost,
+            )
+
+    def _episode(self, record: EpisodeRecord) -> EpisodeRow:
+        state = {name: record.state[name] for name in STATE_FIELDS}
+        return EpisodeRow(
+            run_id=self._run_id,
+            env_index=record.env_index,
+            episode_index=record.episode_index,
+            attempt=self._attempt,
+            seed=record.seed,
+            level=record.level or f"{state['world']}-{state['stage']}",
+            total_steps=record.total_steps,
+            length_steps=record.length_steps,
+            shaped_return=record.shaped_return,
+            furthest_x_px=record.furthest_x_px,
+            end_reason=record.end,
+            flag=bool(state.pop("flag")),
+            dying=bool(state.pop("dying")),
+            **state,  # type: ignore[arg-type] # int each, by STATE_FIELDS
+        )
+
+
+class PrometheusSink(BaseSink):
+    """Shows the run on a metrics page of its own while it lives."""
+
+    name: ClassVar[str] = "prometheus"
+
+    def __init__(
+        self,
+        run_id: str,
+        instruments: Instruments,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        targets: Path | None = None,
+    ) -> None:
+        """Prepare the page; it opens when the run starts.
+
+        Args:
+            run_id: label of every series.
+            instruments: what the page shows; the store's writer counts there too.
+            host: address to bind.
+            port: 0 takes a free one.
+            targets: folder that Prometheus watches for pages.
+        """
+        self._instruments = instruments
+        self._metrics = TrainingMetrics(self._instruments, run_id)
+        self._where = {"host": host, "port": port, "targets": targets, "name": run_id}
+        self._page: MetricsPage | None = None
+        self._steps = 0
+        self._cleared: deque[bool] = deque(maxlen=WINDOW_EPISODES)
+        self._lengths_steps: deque[int] = deque(maxlen=WINDOW_EPISODES)
+
+    def on_start(self, start: RunStart) -> None:
+        """Open the page; a port that is taken costs the page, not the run."""
+        config = start.config
+        self._steps = start.start_steps
+        self._metrics.start(
+            config=config.name,
+            config_hash=config.content_hash(),
+            algorithm=config.algorithm.name,
+            task=config.task,
+            environments=config.environments,
+            planned_steps=config.total_steps,
+            state=start.state,
+        )
+        try:
+            self._page = MetricsPage(self._instruments.registry, **self._where)  # type: ignore[arg-type]
+        except ConfigError as error:
+            log.warning("%s; training goes on without it", error)
+
+    def on_episodes(self, episodes: Sequence[EpisodeRecord]) -> None:
+        """Count episodes of every environment."""
+        for record in episodes:
+            self._metrics.episode(record.end, record.env_index)
+            self._cleared.append(record.end == "flag")
+            self._lengths_steps.append(record.length_steps)
+
+    def on_health(self, sample: HealthSample, health: Health) -> None:
+        """Show the signals and the state."""
+        self._metrics.update(
+            entropy_ratio=sample.entropy_ratio,
+            dominant_action_ratio=sample.dominant_action_share,
+            approximate_kl=sample.approx_kl,
+            clip_ratio=sample.clip_fraction,
+            explained_variance=sample.explained_variance,
+            value_loss=sample.value_loss,
+            gradient_norm=sample.gradient_norm,
+            nonfinite=int(sample.non_finite),
+            dormant_units_ratio=sample.dormant_share,
+            q_value_max=sample.q_max,
+        )
+        self._metrics.health(health.state, health.rules)
+
+    def on_selection(self, selection: SelectionDone) -> None:
+        """Show the score."""
+        self._metrics.selection(selection.score)
+
+    def on_checkpoint(self, checkpoint: CheckpointWritten) -> None:
+        """Count the checkpoint."""
+        self._metrics.checkpoint("written", checkpoint.seconds)
+
+    def on_incident(self, incident: Incident) -> None:
+        """Count it."""
+        if incident.kind == "rollback":
+            self._metrics.rolled_back()
+        elif incident.kind == "checkpoint_failed":
+            self._metrics.checkpoint("failed")
+        elif incident.kind == "checkpoint_skipped":
+            self._metrics.checkpoint("skipped")
+        else:
+            self._metrics.sink_error(incident.sink)
+
+    def on_progress(self, progress: Progress) -> None:
+        """Show rate and means."""
+        self._metrics.steps(progress.total_steps - self._steps)
+        self._steps = progress.total_steps
+        if progress.mean_furthest_px is not None and progress.mean_return is not None:
+            self._metrics.window(
+                furthest_x_px=progress.mean_furthest_px,
+                shaped_return=progress.mean_return,
+                clear_ratio=fmean(self._cleared) if self._cleared else None,
+                episode_steps=fmean(self._lengths_steps) if self._lengths_steps else None,
+            )
+        scalars = progress.scalars
+        self._metrics.pace(
+            steps_per_second=progress.steps_per_second,
+            rollout_seconds=scalars.get("time/rollout_seconds"),
+            update_seconds=scalars.get("time/update_seconds"),
+            learning_rate=scalars.get("train/learning_rate"),
+            exploration_ratio=scalars.get("rollout/exploration_rate"),
+        )
+
+    def on_end(self, end: RunEnd) -> None:
+        """Close the page."""
+        if self._page is not None:
+            self._page.close()

@@ -1,0 +1,343 @@
+"""From stable-baselines3 to the policy artefact: weights in and out, ONNX export, and its check.
+
+The ONNX graph is written node by node rather than traced: the same weights give the same bytes (so
+the same digest), in milliseconds, and without the fast but odd layout that training computes in.
+An archive's pickled part is never opened here; weights are read by torch's weights-only loader.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.dqn import DQN
+from torch import nn
+
+from mario.config.experiment import ExperimentConfig
+from mario.errors import ArtefactError
+from mario.game.smb.actions import action_set
+from mario.policy.artefact import MAX_GOLDEN_OBSERVATIONS, Artefact, Golden, write_artefact
+from mario.policy.manifest import (
+    ActionSelection,
+    ActionSpec,
+    Float32Array,
+    ObservationStatistics,
+    Uint8Array,
+    check_observations,
+)
+from mario.policy.onnx import OnnxPolicy
+from mario.policy.policy import Generators, PolicyOutput, choose, softmax
+
+#: Largest difference between the trained network and its ONNX file.
+TOLERANCE = 1e-4
+#: ONNX operator set; every operator used is older, so any runtime since 2021 reads it.
+_OPSET = 13
+_WEIGHTS_FILE = "policy.pth"
+
+
+def action_specs(actions: str) -> tuple[ActionSpec, ...]:
+    """Name the actions of an action set as the artefact has them.
+
+    Raises:
+        ConfigError: there is no such action set.
+    """
+    return tuple(ActionSpec(name=a.name, buttons=a.buttons) for a in action_set(actions))
+
+
+class TorchPolicy:
+    """A network under training behind the Policy protocol, without an export.
+
+    For DQN the logits are the Q-values, so that greedy selection is its policy.
+    """
+
+    def __init__(
+        self, model: BaseAlgorithm, actions: tuple[ActionSpec, ...], frame_skip: int,
+        selection: ActionSelection,
+    ) -> None:  # fmt: skip
+        """Look at a model; later training shows in the answers."""
+        self._model = model
+        self._actions = actions
+        self._frame_skip = frame_skip
+        self._selection = selection
+
+    @property
+    def actions(self) -> tuple[ActionSpec, ...]:
+        """The actions it chooses from."""
+        return self._actions
+
+    @property
+    def selection(self) -> ActionSelection:
+        """How it chooses unless told otherwise."""
+        return self._selection
+
+    @property
+    def frame_skip(self) -> int:
+        """Console frames that one decision lasts."""
+        return self._frame_skip
+
+    def infer(self, observations: Uint8Array) -> tuple[Float32Array, Float32Array]:
+        """Run the network on uint8 (N, 4, 84, 84): logits float32 (N, A), values float32 (N,)."""
+        check_observations(observations)
+        return torch_outputs(self._model, observations)
+
+    def act(
+        self,
+        observations: Uint8Array,
+        generator: Generators | None = None,
+        *,
+        selection: ActionSelection | None = None,
+    ) -> PolicyOutput:
+        """Choose an action for each observation; see `mario.policy.policy.Policy.act`."""
+        if len(observations) == 0:
+            empty = np.empty((0, len(self._actions)), np.float32)
+            return PolicyOutput(np.empty(0, np.int64), empty, np.empty(0, np.float32))
+        logits, values = self.infer(observations)
+        probabilities = softmax(logits)
+        return PolicyOutput(
+            choose(probabilities, selection or self._selection, generator), probabilities, values
+        )
+
+
+def torch_outputs(
+    model: BaseAlgorithm, observations: Uint8Array
+) -> tuple[Float32Array, Float32Array]:
+    """Run a model's network.
+
+    Args:
+        model: PPO or DQN.
+        observations: uint8 (N, 4, 84, 84).
+
+    Returns:
+        logits float32 (N, A) (DQN: Q-values) and values float32 (N,) (DQN: the largest Q-value).
+    """
+    policy: Any = model.policy
+    inputs = torch.as_tensor(observations, device=model.device)
+    with torch.no_grad():
+        if isinstance(model, DQN):
+            logits = model.q_net(inputs)
+            values = logits.max(dim=1).values
+        else:
+            features = policy.features_extractor(inputs)
+            logits, values = policy.action_net(features), policy.value_net(features).squeeze(1)
+    return logits.float().cpu().numpy(), values.float().cpu().numpy()
+
+
+def save_archive(model: BaseAlgorithm) -> bytes:
+    """Write the model as stable-baselines3's own archive (`model.zip`)."""
+    buffer = io.BytesIO()
+    model.save(buffer)
+    return buffer.getvalue()
+
+
+def load_weights(model: BaseAlgorithm, archive: Path | bytes) -> None:
+    """Put the network weights of an archive into a model; nothing pickled is opened.
+
+    Args:
+        model: with a network of the same shape.
+        archive: what :func:`save_archive` wrote, as a file or as its bytes.
+
+    Raises:
+        ArtefactError: the archive is broken or its network has another shape.
+    """
+    source: Any = io.BytesIO(archive) if isinstance(archive, bytes) else archive
+    try:
+        with zipfile.ZipFile(source) as opened:
+            weights = io.BytesIO(opened.read(_WEIGHTS_FILE))
+        state = torch.load(weights, map_location=model.device, weights_only=True)
+        model.policy.load_state_dict(state)
+    except Exception as error:  # torch, zipfile and pickle each raise their own
+        name = "the archive's bytes" if isinstance(archive, bytes) else str(archive)
+        raise ArtefactError(
+            f"{name}: got no weights that fit ({str(error).splitlines()[0][:160]}); expected a "
+            "stable-baselines3 archive of the same algorithm and network; check `network` and "
+            "`game.actions` in the configuration"
+        ) from None
+
+
+def export_onnx(model: BaseAlgorithm) -> bytes:
+    """Write the network as ONNX: uint8 (N, 4, 84, 84) → logits float32 (N, A), value float32 (N,).
+
+    The same weights give the same bytes.
+
+    Raises:
+        ArtefactError: the network is not convolutions, a dense layer and linear heads.
+    """
+    from onnx import TensorProto, checker, helper, numpy_helper
+
+    convolutions, dense, heads = _layers(model)
+    tensors: list[Any] = []
+    nodes: list[Any] = []
+
+    def constant(name: str, values: Any) -> str:
+        tensors.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
+        return name
+
+    def parameters(name: str, layer: nn.Module) -> list[str]:
+        state = layer.state_dict()
+        return [
+            constant(f"{name}.{part}", state[part].detach().float().cpu().numpy())
+            for part in ("weight", "bias")
+        ]
+
+    def add(kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
+        return output
+
+    value = add("Cast", ["observation"], "float", to=TensorProto.FLOAT)
+    value = add("Div", [value, constant("scale", np.float32(255.0))], "scaled")
+    for index, layer in enumerate(convolutions):
+        inputs = [value, *parameters(f"convolution{index}", layer)]
+        value = add("Conv", inputs, f"conv{index}", strides=list(layer.stride),
+                    kernel_shape=list(layer.kernel_size))  # fmt: skip
+        value = add("Relu", [value], f"relu{index}")
+    value = add("Flatten", [value], "flat", axis=1)
+    value = add("Gemm", [value, *parameters("dense", dense)], "dense_out", transB=1)
+    features = add("Relu", [value], "features")
+    add("Gemm", [features, *parameters("action_head", heads[0])], "logits", transB=1)
+    if len(heads) > 1:
+        column = add("Gemm", [features, *parameters("value_head", heads[1])], "column", transB=1)
+        axes = constant("axes", np.array([1], np.int64))
+        add("Squeeze", [column, axes], "value")
+    else:
+        add("ReduceMax", ["logits"], "value", axes=[1], keepdims=0)
+    graph = helper.make_graph(
+        nodes,
+        "policy",
+        [helper.make_tensor_value_info("observation", TensorProto.UINT8, ["N", 4, 84, 84])],
+        [
+            helper.make_tensor_value_info("logits", TensorProto.FLOAT,
+                                          ["N", heads[0].out_features]),
+            helper.make_tensor_value_info("value", TensorProto.FLOAT, ["N"]),
+        ],
+        tensors,
+    )  # fmt: skip
+    exported = helper.make_model(
+        graph, producer_name="mario", opset_imports=[helper.make_opsetid("", _OPSET)]
+    )
+    exported.ir_version = 8
+    checker.check_model(exported)
+    return bytes(exported.SerializeToString(deterministic=True))
+
+
+def export_artefact(
+    model: BaseAlgorithm,
+    folder: Path | str,
+    config: ExperimentConfig,
+    *,
+    observations: Uint8Array,
+    git_commit: str,
+    training_steps: int | None = None,
+    action_selection: ActionSelection | None = None,
+    overwrite: bool = False,
+) -> Artefact:
+    """Export a trained model as the artefact, and check it against the network.
+
+    Args:
+        model: the trained PPO or DQN.
+        folder: where the artefact shall be; complete or absent.
+        config: the experiment it was trained by.
+        observations: uint8 (N, 4, 84, 84), N ≥ 1, real observations of the game; all are compared,
+            up to 256 are kept as golden answers, all make the statistics for drift.
+        git_commit: commit of the code that trained it.
+        training_steps: agent steps it was trained on; the model's own count by default.
+        action_selection: overrides the configuration's.
+        overwrite: replace an existing folder.
+
+    Raises:
+        ArtefactError: ONNX Runtime answers differently by more than 1e-4, or the folder exists.
+    """
+    logits, values = _exact_outputs(model, observations)
+    count = min(len(observations), MAX_GOLDEN_OBSERVATIONS)
+    # Spread over all that was given: neighbours are nearly the same picture.
+    chosen = np.unique(np.linspace(0, len(observations) - 1, count).astype(np.int64))
+    artefact = write_artefact(
+        folder,
+        onnx=export_onnx(model),
+        actions=action_specs(config.game.actions),
+        action_selection=action_selection or config.evaluation.action_selection,
+        frame_skip=config.game.frame_skip,
+        training_config_hash=config.content_hash(),
+        git_commit=git_commit,
+        model_zip=save_archive(model),
+        golden=Golden(observations[chosen], logits[chosen], values[chosen]),
+        task=config.task,
+        training_steps=model.num_timesteps if training_steps is None else training_steps,
+        training_statistics=ObservationStatistics.of(observations),
+        overwrite=overwrite,
+    )
+    check_onnx(artefact, observations, logits, values)
+    return artefact
+
+
+def check_onnx(
+    artefact: Artefact, observations: Uint8Array, logits: Float32Array, values: Float32Array
+) -> float:
+    """Compare the artefact's answers with the network's.
+
+    Args:
+        artefact: what was exported.
+        observations: uint8 (N, 4, 84, 84).
+        logits: float32 (N, A), the network's.
+        values: float32 (N,), the network's.
+
+    Returns:
+        The largest absolute difference.
+
+    Raises:
+        ArtefactError: it is above 1e-4.
+    """
+    onnx_logits, onnx_values = OnnxPolicy(artefact, batch_invariant=True).infer(observations)
+    difference = float(max(np.abs(onnx_logits - logits).max(), np.abs(onnx_values - values).max()))
+    if not difference <= TOLERANCE:
+        raise ArtefactError(
+            f"{artefact.folder}: ONNX and torch differ by {difference:.3g} on "
+            f"{len(observations)} observations; expected at most {TOLERANCE:g}; the weights may "
+            "have grown out of float32's precision (check the run's health), train again"
+        )
+    return difference
+
+
+def _exact_outputs(
+    model: BaseAlgorithm, observations: Uint8Array
+) -> tuple[Float32Array, Float32Array]:
+    """Run the layers in float32 in their plain layout: what the ONNX file must give."""
+    convolutions, dense, heads = _layers(model)
+    logits, values = [], []
+    with torch.no_grad():
+        for start in range(0, len(observations), 64):
+            batch = torch.as_tensor(observations[start : start + 64], device=model.device)
+            activations = batch.to(torch.float32) / 255.0
+            for layer in convolutions:
+                activations = torch.relu(layer(activations))
+            features = torch.relu(dense(activations.flatten(1)))
+            answer = heads[0](features)
+            logits.append(answer)
+            values.append(heads[1](features)[:, 0] if len(heads) > 1 else answer.max(1).values)
+    return torch.cat(logits).cpu().numpy(), torch.cat(values).cpu().numpy()
+
+
+def _layers(model: BaseAlgorithm) -> tuple[list[nn.Conv2d], nn.Linear, list[nn.Linear]]:
+    """Find the convolutions, the dense layer and the heads (actions; value unless DQN)."""
+    policy: Any = model.policy
+    if isinstance(model, DQN):
+        extractor = model.q_net.features_extractor
+        heads = [layer for layer in model.q_net.q_net if isinstance(layer, nn.Linear)]
+        expected = 1
+    else:
+        extractor = policy.features_extractor
+        heads = [policy.action_net, policy.value_net]
+        expected = 2
+    convolutions = [layer for layer in extractor.modules() if isinstance(layer, nn.Conv2d)]
+    dense = [layer for layer in extractor.modules() if isinstance(layer, nn.Linear)]
+    if not convolutions or len(dense) != 1 or len(heads) != expected:
+        raise ArtefactError(
+            f"network: got {len(convolutions)} convolutions, {len(dense)} dense layers and "
+            f"{len(heads)} heads; expected convolutions, one dense layer and {expected} linear "
+            "heads; use one of the networks of `network.features`"
+        )
+    return convolutions, dense[0], heads

@@ -1,0 +1,128 @@
+"""The page at ``/``, its parts, the card, and the form that turns a token into a cookie."""
+
+from __future__ import annotations
+
+import urllib.parse
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+
+from mario.game.smb.levels import LEVEL_NAMES
+from serving.http.application import Route
+from serving.http.authentication import COOKIE_NAME, COOKIE_SECONDS, Doorkeeper
+from serving.http.errors import Refusal, bad_request
+from serving.http.messages import Request, Response, json_response
+from serving.policies.engine import Engine
+
+_STATIC = Path(__file__).parents[1] / "static"
+_PARTS = {
+    "app.js": b"text/javascript; charset=utf-8",
+    "docs.js": b"text/javascript; charset=utf-8",
+    "style.css": b"text/css; charset=utf-8",
+}
+_HTML = b"text/html; charset=utf-8"
+_FORM = b"application/x-www-form-urlencoded"
+#: Nothing from elsewhere, and nothing of this page inside others.
+_PAGE_HEADERS = [
+    (
+        b"content-security-policy",
+        b"default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
+        b"img-src 'self' blob: data:; connect-src 'self'; form-action 'self'; base-uri 'none'; "
+        b"frame-ancestors 'none'",
+    ),
+    (b"cache-control", b"no-cache"),
+    # Not no-referrer: with that, a browser writes `Origin: null` when this very form is sent.
+    (b"referrer-policy", b"same-origin"),
+]
+
+
+class Page:
+    """Handlers of what a browser loads."""
+
+    def __init__(self, engine: Engine, doorkeeper: Doorkeeper) -> None:
+        """Tell of ``engine``'s champion; let in whom ``doorkeeper`` lets in."""
+        self._engine = engine
+        self._doorkeeper = doorkeeper
+
+    def routes(self) -> list[Route]:
+        """All routes of this module."""
+        small = 1 << 10
+        return [
+            Route("GET", "/", self.index, public=True, max_body_bytes=small),
+            Route("POST", "/login", self.login, public=True, max_body_bytes=small, counted=True),
+            Route("GET", "/card", self.card, max_body_bytes=small),
+            Route("GET", "/static/{name}", self.static, max_body_bytes=small),
+        ]
+
+    async def index(self, request: Request) -> Response:
+        """Show the page, or the form to those who are not known yet."""
+        try:
+            self._doorkeeper.check(request.headers, "")
+        except Refusal:
+            return Response(401, _file("login.html"), _HTML, list(_PAGE_HEADERS))
+        return Response(200, _file("index.html"), _HTML, list(_PAGE_HEADERS))
+
+    async def login(self, request: Request) -> Response:
+        """Turn a token into the page's cookie."""
+        request.require_content_type(_FORM)
+        try:
+            fields = urllib.parse.parse_qs(request.body.decode("ascii"), max_num_fields=4)
+        except ValueError:
+            raise bad_request("form", "the form is not name=value pairs") from None
+        token = fields.get("token", [""])[0].strip()
+        cookie = self._doorkeeper.make_cookie(token.encode())
+        if cookie is None:
+            page = _file("login.html").replace(b"<!--wrong-->", b"This token is not a valid one.")
+            return Response(401, page, _HTML, list(_PAGE_HEADERS))
+        value = (
+            f"{COOKIE_NAME}={cookie}; Path=/; Max-Age={COOKIE_SECONDS}; HttpOnly; SameSite=Strict"
+        )
+        if request.headers.get(b"x-forwarded-proto") == b"https":
+            value += "; Secure"
+        return Response(303, b"", headers=[(b"location", b"/"), (b"set-cookie", value.encode())])
+
+    async def static(self, request: Request) -> Response:
+        """Send a part of the page."""
+        name = request.parameters["name"]
+        if name not in _PARTS:
+            raise Refusal(404, "path", "the page has no such part")
+        return Response(200, _file(name), _PARTS[name], list(_PAGE_HEADERS))
+
+    async def card(self, request: Request) -> Response:
+        """Tell what is known of the version that answers, and of the challenger."""
+        version = self._engine.champion.require()
+        manifest = version.policy.artefact.manifest
+        challenger = self._engine.challenger.current
+        card = version.card
+        return json_response(
+            {
+                "model": version.ref.model,
+                "version": version.ref.version,
+                "digest": version.ref.digest,
+                "task": manifest.task,
+                "actions": manifest.action_names,
+                "action_selection": manifest.action_selection,
+                "frame_skip": manifest.frame_skip,
+                "training_steps": manifest.training_steps,
+                "git_commit": manifest.git_commit,
+                "training_config_hash": manifest.training_config_hash,
+                "promoted_at": card.promoted_at,
+                "reason": card.reason,
+                "clear_rates": card.clear_rates,
+                "details": card.details,
+                "serving_since": datetime.fromtimestamp(version.loaded_at, UTC).isoformat(),
+                "challenger": None if challenger is None else challenger.ref.version,
+                "last_error": self._engine.champion.last_error,
+                "levels": LEVEL_NAMES,
+            }
+        )
+
+
+def page_file(name: str) -> Response:
+    """Send an HTML page of the folder ``static``."""
+    return Response(200, _file(name), _HTML, list(_PAGE_HEADERS))
+
+
+@cache
+def _file(name: str) -> bytes:
+    return (_STATIC / name).read_bytes()

@@ -1,0 +1,1 @@
+"""HTTP below the endpoints: application, limits, authentication, errors."""

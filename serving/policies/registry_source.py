@@ -1,0 +1,172 @@
+"""Follows the promotion ledger: the champion is the ledger's, its artefact comes from MLflow."""
+
+from __future__ import annotations
+
+import fcntl
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mario.errors import RegistryError
+from mario.registry.registry import ModelRegistry, ResolvedVersion, model_name
+from mario.store.records import ServingComparison
+from mario.store.store import ExperimentStore
+from serving.policies.sources import Card, Role, VersionRef
+from serving.settings import ServingSettings
+from serving.shared_folder import private_folder
+
+#: Of a policy's evaluations the card shows those it was judged by, not those it was chosen by.
+_FAMILIES = ("confirmation", "screening")
+
+
+class StoreSink:
+    """See :class:`serving.policies.comparison.ComparisonSink`: keeps comparisons in the store."""
+
+    def __init__(self, source: RegistrySource) -> None:
+        """Write into the store that ``source`` follows."""
+        self._source = source
+
+    def write(self, comparison: ServingComparison) -> None:
+        """See :class:`serving.policies.comparison.ComparisonSink`."""
+        self._source.store.serving.add(comparison)
+
+
+class RegistrySource:
+    """See :class:`serving.policies.sources.PolicySource`."""
+
+    def __init__(self, settings: ServingSettings) -> None:
+        """Follow the model of the settings' task; nothing is opened before the first look."""
+        runs = Path(os.environ.get("MARIO_RUNS_DIR") or "runs").absolute()
+        self._database_url = settings.database_url or (
+            os.environ.get("MARIO_DATABASE_URL") or f"sqlite:///{runs / 'mario.db'}"
+        )
+        self._tracking_uri = settings.tracking_uri or (
+            os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{runs / 'mlflow.db'}"
+        )
+        self._artifact_dir = runs / "artifacts"
+        self._cache = settings.cache or private_folder("mario-cache")
+        self._model = model_name(settings.task)
+        self._registry: ModelRegistry | None = None
+        self._resolved: dict[VersionRef, ResolvedVersion] = {}
+
+    @property
+    def store(self) -> ExperimentStore:
+        """The store with the ledger.
+
+        Raises:
+            StoreError: it is not there or does not answer.
+        """
+        return self._open().store
+
+    def resolve(self, role: Role) -> VersionRef | None:
+        """See :class:`serving.policies.sources.PolicySource`."""
+        registry = self._open()
+        if role == "champion":
+            # The ledger alone, without MLflow: this is asked every second.
+            promotion = registry.store.ledger.champion(self._model)
+            if promotion is None:
+                return None
+            return VersionRef(self._model, str(promotion.version), promotion.digest)
+        try:
+            resolved = registry.resolve(self._model, role)
+        except RegistryError as error:
+            if "has no challenger" in str(error):
+                return None
+            raise
+        return VersionRef(self._model, str(resolved.version), resolved.digest)
+
+    def fetch(self, ref: VersionRef) -> Path:
+        """See :class:`serving.policies.sources.PolicySource`."""
+        registry = self._open()
+        resolved = registry.resolve(ref.model, int(ref.version))
+        folder = self._cache / ref.model / f"{ref.version}-{ref.digest[:16]}"
+        with _only_one_worker(self._cache):
+            return registry.download(resolved, folder).folder
+
+    def card(self, ref: VersionRef) -> Card:
+        """See :class:`serving.policies.sources.PolicySource`."""
+        store = self._open().store
+        promotions = [p for p in store.ledger.history(ref.model) if str(p.version) == ref.version]
+        details = {"source": "registry", "task": ref.model.removeprefix("mario-")}
+        promoted_at = reason = None
+        if promotions:
+            last = promotions[-1]
+            promoted_at = last.promoted_at.isoformat()
+            reason = _REASONS.get(last.reason, last.reason) + (
+                f": {last.note}" if last.note else ""
+            )
+            details["promoted by"] = last.promoted_by
+            if last.verdict_id is not None:
+                details["verdict"] = last.verdict_id
+        version = store.versions.get(ref.model, int(ref.version))
+        if version is not None and version.run_id is not None:
+            details["training run"] = version.run_id
+        return Card(promoted_at, reason, self._clear_rates(store, ref), details)
+
+    def _clear_rates(self, store: ExperimentStore, ref: VersionRef) -> tuple[dict[str, Any], ...]:
+        evaluations = store.evaluations.list(policy_digest=ref.digest)
+        for family in _FAMILIES:
+            found = [e for e in evaluations if e.key.seed_family == family and e.finished_units]
+            if not found:
+                continue
+            # One that goes on now has few units yet; of those that ended the largest tells most.
+            best = max(found, key=lambda e: (e.status == "finished", e.finished_units))
+            played: dict[str, list[bool]] = {}
+            for record in store.evaluations.records(best.id):
+                played.setdefault(record.level, []).append(record.cleared)
+            return tuple(
+                clear_rate(level, sum(cleared), len(cleared)) for level, cleared in played.items()
+            )
+        return ()
+
+    def _open(self) -> ModelRegistry:
+        if self._registry is None:
+            store = ExperimentStore.open(self._database_url, create=False)
+            self._registry = ModelRegistry(self._tracking_uri, store, self._artifact_dir)
+        return self._registry
+
+
+_REASONS = {
+    "first": "first champion",
+    "gate": "beat the champion before it",
+    "rollback": "rolled back to",
+}
+
+
+def clear_rate(level: str, cleared: int, episodes: int) -> dict[str, Any]:
+    """Share of episodes cleared with its 95 % score interval (Wilson 1927, JASA 22:209-212).
+
+    Args:
+        level: the level's name.
+        cleared: episodes that reached the flag.
+        episodes: episodes played, at least 1.
+
+    Returns:
+        Keys ``level``, ``episodes``, ``cleared``, ``rate``, ``low``, ``high``; rates 0..1.
+    """
+    z = 1.959963984540054
+    share = cleared / episodes
+    centre = (share + z * z / (2 * episodes)) / (1 + z * z / episodes)
+    half = (z / (1 + z * z / episodes)) * math.sqrt(
+        share * (1 - share) / episodes + z * z / (4 * episodes * episodes)
+    )
+    return {
+        "level": level,
+        "episodes": episodes,
+        "cleared": cleared,
+        "rate": share,
+        "low": max(0.0, centre - half),
+        "high": min(1.0, centre + half),
+    }
+
+
+@contextmanager
+def _only_one_worker(folder: Path) -> Iterator[None]:
+    """Let one process at a time download into the cache; the others then find it there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

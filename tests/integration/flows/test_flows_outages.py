@@ -1,0 +1,259 @@
+"""Flows that this process calls, on a real Prefect server: databases that go away and come back,
+champions that change meanwhile, containers that are too small.
+
+`away_once` makes the outage begin at the very call that is meant, which no killing from outside
+can.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect import flow
+
+from flows import newer_attempt as tenure
+from flows import stage_flows as single
+from flows import stages
+from flows import sweep as sweeps
+from flows.decisions import Machine, resources_for
+from flows.parameters import PromoteParameters, TrainParameters
+from mario.config.experiment import load_config
+from mario.errors import ArtefactError, RegistryUnavailableError
+from mario.jobs import versions
+from mario.jobs.context import Runtime
+from mario.jobs.pipeline import Judged, gate_stage
+from mario.jobs.promote import promote_verdict
+from mario.jobs.versions import fetch_version, open_registry
+from mario.store import migrate
+from mario.store.store import ExperimentStore
+from tests.support.mlflow_server import MlflowServer
+from tests.support.policies import GOOD, STUCK, write_odds_policy
+from tests.support.postgres import PostgresServer
+from tests.support.prefect_server import PrefectServer, flows_here, prefect_server
+from tests.support.sweeps import write_sweep
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+SMOKE = "configs/smoke.yaml"
+#: As for two versions of known skill in `test_flows_server.py`.
+GATE = ("game.actions=complex", "gate.primary=progress", "gate.alpha=0.4", "gate.max_units=60",
+        "gate.min_units=8", "gate.max_latency_ratio=1000")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
+    with prefect_server(tmp_path_factory.mktemp("prefect")) as made, flows_here(made):
+        yield made
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[PostgresServer]:
+    """A server of the store's own, to be killed."""
+    made = PostgresServer()
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="module")
+def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    made = MlflowServer(tmp_path_factory.mktemp("mlflow"))
+    made.start()
+    yield made
+    made.kill()
+
+
+@pytest.fixture
+def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runtime:
+    return use(Runtime.embedded(tmp_path / "runs"), monkeypatch)
+
+
+@pytest.fixture
+def deployed(server: PrefectServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages are tried again as in a run of a deployment, only sooner."""
+    monkeypatch.setattr(tenure, "deployed", lambda: True)
+    monkeypatch.setattr(stages, "RETRY_DELAYS_SECONDS", (2.0, 8.0, 20.0, 60.0))
+
+
+def use(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> Runtime:
+    """Have flows work with these addresses."""
+    monkeypatch.setenv("MARIO_RUNS_DIR", str(runtime.runs_dir))
+    monkeypatch.setenv("MARIO_DATABASE_URL", runtime.database_url)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", runtime.tracking_uri)
+    return runtime
+
+
+def away_once(
+    monkeypatch: pytest.MonkeyPatch, module: Any, name: str, server: PostgresServer | MlflowServer
+) -> list[threading.Thread]:
+    """Kill a server as a function is called first; it starts again two seconds later.
+
+    Returns:
+        What starts it again, one for each call: to be joined, and counted.
+    """
+    real: Callable[..., Any] = getattr(module, name)
+    calls: list[threading.Thread] = []
+
+    def called(*arguments: Any, **more: Any) -> Any:
+        starting: threading.Thread = threading.Timer(2.0, server.start)
+        calls.append(starting)
+        if len(calls) == 1:
+            server.kill()
+            starting.start()
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(module, name, called)
+    return calls
+
+
+def registered(runtime: Runtime, *odds: tuple[float, ...]) -> None:
+    """Register policies of known skill as versions 1, 2, …"""
+    runtime.runs_dir.mkdir(parents=True, exist_ok=True)
+    with open_registry(runtime) as registry:
+        for number, each in enumerate(odds):
+            folder = runtime.runs_dir / f"policy-{number}"
+            write_odds_policy(folder, each, config_hash=str(number) * 64)
+            registry.register("mario-1-1", folder, run_id=None)
+
+
+@pytest.mark.usefixtures("deployed")
+def test_a_sweep_whose_database_fails_over_as_it_ends_completes(
+    postgres: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = postgres.url(postgres.create_database())
+    migrate.upgrade(url)
+    use(Runtime(tmp_path / "runs", url, f"sqlite:///{tmp_path / 'mlflow.db'}"), monkeypatch)
+    calls = away_once(monkeypatch, sweeps, "describe_best", postgres)
+    path = write_sweep(tmp_path / "sweep.yaml", trials=1, small={"sinks.mlflow": False})
+    parameters = sweeps.SweepParameters(name="over", file=str(path))
+    state = sweeps.sweep(parameters, return_state=True)
+    calls[0].join()
+    assert state.is_completed(), state
+    assert "best trial 0" in state.message
+    assert len(calls) >= 2
+
+
+@pytest.mark.usefixtures("deployed")
+def test_a_seed_is_handed_out_by_a_database_that_comes_back(
+    postgres: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = postgres.url(postgres.create_database())
+    migrate.upgrade(url)
+    runtime = Runtime(tmp_path / "runs", url, f"sqlite:///{tmp_path / 'mlflow.db'}")
+    calls = away_once(monkeypatch, stages.jobs, "next_seed", postgres)
+
+    @flow
+    def beginning() -> int:
+        config, _ = stages.begin(TrainParameters(config=SMOKE, next_seed=True), runtime)
+        return config.seed
+
+    assert beginning() == 1
+    calls[0].join()
+    assert len(calls) >= 2
+
+
+@pytest.mark.usefixtures("deployed")
+def test_a_promotion_waits_for_mlflow_that_restarts(
+    mlflow: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = use(
+        Runtime(tmp_path / "runs", f"sqlite:///{tmp_path / 'mario.db'}", mlflow.uri), monkeypatch
+    )
+    registered(runtime, GOOD)
+    calls = away_once(monkeypatch, single, "fetch_version", mlflow)
+    parameters = PromoteParameters(config=SMOKE, overrides=GATE, policy="1")
+    state = single.promote(parameters, return_state=True)
+    calls[0].join()
+    assert state.is_completed(), state
+    assert state.name == "Promoted", state
+    assert len(calls) >= 2
+
+
+def test_an_artefact_is_not_broken_because_the_server_is_away(
+    mlflow: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are the same words of MLflow's: whoever downloads asks the registry again."""
+    runtime = Runtime(tmp_path / "runs", f"sqlite:///{tmp_path / 'mario.db'}", mlflow.uri)
+    with open_registry(runtime) as registry:
+        folder = write_odds_policy(tmp_path / "good", GOOD).folder
+        version = registry.register("mario-1-2", folder, run_id=None).version
+    calls = away_once(monkeypatch, versions.ModelRegistry, "download", mlflow)
+    with pytest.raises(RegistryUnavailableError):
+        fetch_version(str(version), "1-2", runtime)
+    calls[0].join()
+
+    def broken(*_: Any) -> None:
+        raise ArtefactError("its digest is another")
+
+    monkeypatch.setattr(versions.ModelRegistry, "download", broken)
+    with pytest.raises(ArtefactError, match="its digest is another"):
+        fetch_version(str(version), "1-2", runtime)
+
+
+@pytest.mark.usefixtures("server")
+def test_who_was_judged_against_a_former_champion_is_judged_again(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Judgements that overlap for certain: another is promoted between verdict and promotion."""
+    registered(runtime, STUCK, GOOD, GOOD)
+    with open_registry(runtime) as registry:
+        registry.promote("mario-1-1", 1, verdict_id=None, promoted_by="test")
+    config = load_config(SMOKE, GATE)
+    other = gate_stage(config, 3, runtime)
+    assert other.decision == "promote"
+    judgements: list[Judged] = []
+
+    def gate(*arguments: Any) -> Judged:
+        judgements.append(gate_stage(*arguments))
+        if len(judgements) == 1:
+            promote_verdict(str(other.verdict_id), runtime)
+        return judgements[-1]
+
+    monkeypatch.setattr(stages.jobs, "gate_stage", gate)
+    parameters = PromoteParameters(config=SMOKE, overrides=GATE, policy="2")
+    state = single.promote(parameters, return_state=True)
+    assert state.is_completed(), state
+    assert judgements[0].decision == "promote", "it had beaten the former one"
+    with ExperimentStore.open(runtime.database_url) as store:
+        ledger = store.ledger.history("mario-1-1")
+        met = {
+            verdict.id: verdict.champion_version
+            for verdict in store.evaluations.verdicts("mario-1-1")
+        }
+    assert [met[str(each.verdict_id)] for each in judgements] == [1, 3]
+    assert (state.name == "Promoted") == (judgements[1].decision == "promote")
+    versions_in_turn = [1, 3, *((2,) if state.name == "Promoted" else ())]
+    assert [row.version for row in ledger] == versions_in_turn, "one ledger, no update lost"
+    for row, before in zip(ledger[1:], ledger, strict=False):
+        assert met[str(row.verdict_id)] == row.previous_version == before.version
+
+
+@pytest.mark.usefixtures("deployed")
+@pytest.mark.parametrize("called", ["train", "sweep"])
+def test_what_the_container_is_too_small_for_fails_at_once(
+    runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, called: str
+) -> None:
+    """Not after hours, by the kernel, four times over: the container is another experiment's."""
+    large = ("algorithm.buffer_size=1000000",)
+    needed = resources_for(load_config("configs/dqn_baseline.yaml", large)).memory_gib
+    monkeypatch.setattr(stages, "this_machine", lambda: Machine(memory_gib=5.0))
+    if called == "train":
+        wanted = TrainParameters(config="configs/dqn_baseline.yaml", overrides=large)
+        state: Any = single.train(wanted, return_state=True)
+    else:
+        rates = {"kind": "categorical", "choices": [1e-4, 2e-4]}
+        path = write_sweep(
+            tmp_path / "sweep.yaml", experiment="configs/dqn_baseline.yaml",
+            overrides={"algorithm.buffer_size": 1_000_000},
+            space={"algorithm.learning_rate": rates},
+        )  # fmt: skip
+        state = sweeps.sweep(
+            sweeps.SweepParameters(name="large", file=str(path)), return_state=True
+        )
+    assert state.is_failed()
+    assert "got 5.0 GiB of memory here for dqn_baseline" in state.message
+    assert f"mem_limit={needed}g (pool docker)" in state.message
+    assert not runtime.runs_dir.exists(), "nothing was begun"

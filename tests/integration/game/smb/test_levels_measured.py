@@ -1,0 +1,80 @@
+"""The table of levels is what the cartridge says and what plays to the end measure."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mario.game.batch.contract import BatchSettings, EndReason, EpisodeSpec
+from mario.game.batch.native import NativeBatch
+from mario.game.console.native import NativeConsole, rom_bytes
+from mario.game.smb import stage
+from mario.game.smb.levels import LEVEL_NAMES, LEVELS, START_X_PX
+from mario.game.smb.memory import read_state
+from mario.game.smb.observations.pixels import OBSERVATION_SHAPE
+from tests.support.lockstep import playthroughs
+
+KINDS = {0: "water", 1: "overworld", 2: "underground", 3: "castle"}
+# Object kinds in row 13 of an area's object list (SMB disassembly, "AreaParserTasks").
+POLE, AXE, LOOP = 0x41, 0x42, 0x4B
+# These end in another area, after a pipe.
+END_ELSEWHERE = {"1-2", "2-2", "4-2", "7-2"}
+
+
+def objects(prg: bytes, address: int) -> list[tuple[int, int]]:
+    """Kinds and x in px of the row-13 objects in the list at `address`."""
+    found, page, at = [], 0, address - 0x8000
+    while prg[at] != 0xFD:
+        first, second = prg[at : at + 2]
+        at += 2
+        page += second >> 7
+        if first & 0x0F != 0x0D:
+            continue
+        if second & 0x40:
+            found.append((second & 0x7F, page * 256 + (first >> 4) * 16))
+        else:
+            page = second & 0x1F
+    return found
+
+
+@pytest.mark.parametrize("name", LEVEL_NAMES)
+def test_a_level_begins_and_ends_where_the_cartridge_says(name: str) -> None:
+    console = NativeConsole(draw=False)
+    stage.start_level(console, name)
+    level, state = LEVELS[name], read_state(console.ram)
+    assert (state["world"], state["stage"], state["area"]) == (level.world, level.stage, level.area)
+    assert state["x_px"] == START_X_PX
+    assert state["time_left"] == level.clock
+    assert KINDS[int(console.ram[0x074E])] == level.kind
+    listed = objects(rom_bytes()[16:], int(console.ram[0xE7]) | int(console.ram[0xE8]) << 8)
+    assert any(kind == LOOP for kind, _ in listed) == level.loops
+    goals = [(kind, x) for kind, x in listed if kind in (POLE, AXE)]
+    if name in END_ELSEWHERE:
+        assert goals == []
+    else:
+        assert goals == [(POLE if level.goal == "pole" else AXE, level.goal_x_px)]
+
+
+@pytest.mark.parametrize("name", LEVEL_NAMES)
+def test_a_play_ends_at_the_length(name: str) -> None:
+    """The pole is held at one x exactly; the axe can be jumped at from a little further."""
+    film = playthroughs()[name]
+    level = LEVELS[name]
+    settings = BatchSettings(
+        tuple(range(256)), frame_skip=1, no_op_max_frames=0, sticky_probability=0.0,
+        max_steps=10**6, threads=1,
+    )  # fmt: skip
+    batch, out = NativeBatch(1, settings), np.zeros((1, *OBSERVATION_SHAPE), np.uint8)
+    batch.begin(0, EpisodeSpec(name, 0), out)
+    for buttons in film:
+        result = batch.step(np.array([buttons], np.int64), out)
+        if result.end[0]:
+            break
+    batch.close()
+    assert result.end[0] == EndReason.FLAG
+    end_px = int(result.after[0]["x_px"])
+    if level.goal == "pole":
+        assert end_px == level.length_px
+    else:
+        assert level.length_px <= end_px <= level.length_px + 40
+    assert end_px <= int(result.furthest_x_px[0]) < level.length_px + 300

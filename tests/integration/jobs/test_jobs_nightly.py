@@ -1,0 +1,100 @@
+"""The nightly look on the real game: an honest champion is steady, another player in it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from mario.config.experiment import GateConfig
+from mario.errors import EvaluationError
+from mario.evaluation.records import EpisodeRecord
+from mario.game.console.contract import ConsoleName
+from mario.jobs.context import Runtime
+from mario.jobs.engines.engine import LOCAL
+from mario.jobs.gate import champion_for, judge, rule_from
+from mario.jobs.nightly import check_champion, drift_lines
+from mario.jobs.policies import LoadedPolicy, load_policy
+from mario.jobs.promote import promote_verdict
+from mario.jobs.versions import open_registry
+from mario.store.store import ExperimentStore
+from tests.support.policies import GOOD, POOR, write_odds_policy
+
+TASK, MODEL = "1-1", "mario-1-1"
+UNITS = 24
+RULE = GateConfig(primary="progress", alpha=0.4, max_units=100, min_units=8)
+
+
+@dataclass(frozen=True)
+class Swapped:
+    """An engine in which somebody else answers for the policy: a damaged library."""
+
+    other: LoadedPolicy
+
+    def at_once(self, environments: int) -> int:
+        return environments
+
+    def play(
+        self,
+        loaded: LoadedPolicy,
+        units: Sequence[tuple[str, int]],
+        *,
+        environments: int,
+        console: ConsoleName,
+    ) -> Iterator[EpisodeRecord]:
+        return LOCAL.play(
+            replace(loaded, policy=self.other.policy),
+            units,
+            environments=environments,
+            console=console,
+        )
+
+
+@pytest.fixture
+def runtime(tmp_path: Path) -> Runtime:
+    runtime = Runtime.embedded(tmp_path / "runs")
+    write_odds_policy(tmp_path / "good", GOOD)
+    with open_registry(runtime) as registry:
+        version = registry.register(MODEL, tmp_path / "good").version
+    with ExperimentStore.open(runtime.database_url) as store:
+        challenger = load_policy(str(version), TASK, runtime)
+        champion = champion_for(challenger, TASK, runtime, store)
+        outcome = judge(challenger, champion, rule_from(RULE), TASK, ("1-1",), store)
+    promote_verdict(outcome.verdict_id, runtime)
+    return runtime
+
+
+def test_the_baseline_had_no_part_in_the_promotion(runtime: Runtime, tmp_path: Path) -> None:
+    first = check_champion(TASK, "2026-11-01", runtime, units=UNITS)
+    second = check_champion(TASK, "2026-11-02", runtime, units=UNITS)
+    assert not first.drift.drifted, first.drift.reasons
+    assert not second.drift.drifted, second.drift.reasons
+    assert "steady" in drift_lines(second)[0]
+    assert first.baseline_id == second.baseline_id
+    with ExperimentStore.open(runtime.database_url) as store:
+        verdict = store.evaluations.verdict(first.verdict_id)
+        promotion, baseline, *nights = (
+            {record.unit for record in store.evaluations.records(evaluation)}
+            for evaluation in (verdict.challenger_evaluation_id, first.baseline_id,
+                               first.evaluation_id, second.evaluation_id)
+        )  # fmt: skip
+    # Its size is the night's, not what the gate stopped at because it went well.
+    assert len(baseline) == len(nights[0]) == len(nights[1]) == UNITS != len(promotion)
+    assert (second.drift.units_before, second.drift.units_now) == (UNITS, UNITS)
+    assert len(promotion | baseline | nights[0] | nights[1]) == 3 * UNITS + len(promotion)
+    assert second.drift.replayed_units == 4
+
+    write_odds_policy(tmp_path / "poor", POOR)
+    other = load_policy(str(tmp_path / "poor"), TASK, runtime)
+    changed = check_champion(TASK, "2026-11-03", runtime, units=UNITS, engine=Swapped(other))
+    assert changed.drift.drifted
+    assert changed.drift.changed_units == 4
+    assert changed.drift.p_value < 0.001, "the fresh units alone say it, too"
+    assert "DRIFTED" in drift_lines(changed)[0]
+
+
+def test_what_was_never_promoted_is_not_looked_after(tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="no champion"):
+        check_champion(TASK, "2026-11-01", Runtime.embedded(tmp_path / "runs"), units=UNITS)

@@ -1,0 +1,204 @@
+"""Automations as documents, and what is worked out for them, looked at without a server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from types import SimpleNamespace
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from prefect.server.events.schemas.automations import EventTrigger
+from prefect.server.events.schemas.events import ResourceSpecification
+from prefect.states import InfrastructurePending, Pending, Submitting
+
+import flows.pipeline
+import flows.stage_flows
+from flows.automations import (
+    BEGIN_SECONDS,
+    PREFIX,
+    SILENCE_SECONDS,
+    automations,
+    scheduled_trainings,
+)
+from flows.decisions import MAX_ATTEMPTS
+from flows.deployments import load_deployments
+from flows.setup import _normal, _seconds
+from flows.work_pools import HEARTBEAT_SECONDS
+from mario.errors import FlowError
+from tests.support.paths import ROOT
+
+FILE = ROOT / "prefect.yaml"
+WEBHOOK, DEPLOYMENT = str(uuid4()), str(uuid4())
+NIGHTLY = {
+    "id": DEPLOYMENT,
+    "parameters": {"parameters": {"task": "1-1", "units": 33, "alpha": 0.02}},
+}
+
+
+@pytest.fixture(scope="module")
+def made() -> dict[str, dict[str, Any]]:
+    found = automations(
+        webhook_id=WEBHOOK, nightly=NIGHTLY, scheduled={"ppo_1-1": [DEPLOYMENT, WEBHOOK]}
+    )
+    assert len({each["name"] for each in found}) == len(found), "names tell them apart"
+    assert all(each["name"].startswith(PREFIX) for each in found)
+    return {each["name"].removeprefix(PREFIX): _normal(each) for each in found}
+
+
+def test_automations_are_what_prefect_takes(made: dict[str, dict[str, Any]]) -> None:
+    silent = made["a silent run has crashed"]["trigger"]
+    assert silent["posture"] == "Proactive"
+    assert silent["within"] == SILENCE_SECONDS >= 3 * HEARTBEAT_SECONDS
+    again = made["a crashed run goes on"]["trigger"]
+    assert again["match"]["prefect.run-count"] == [str(n) for n in range(1, MAX_ATTEMPTS)]
+    # Attempts that begin are counted by run-count; those that do not, by how often one was due.
+    loop = made["a run that crashes before it begins has failed"]
+    assert loop["trigger"]["expect"] == ["prefect.flow-run.AwaitingRetry"]
+    assert loop["trigger"]["for_each"] == ["prefect.resource.id"]
+    assert loop["trigger"]["threshold"] == MAX_ATTEMPTS > len(again["match"]["prefect.run-count"])
+    assert loop["actions"][0]["state"] == "FAILED"
+    assert WEBHOOK in json.dumps(made)
+    without = automations(webhook_id=None, nightly=None, scheduled={})
+    assert "call-webhook" not in json.dumps(without)
+    assert "run-deployment" not in json.dumps(without)
+    assert any("pause-deployment" in json.dumps(each) for each in without)
+
+
+def test_every_state_of_a_claimed_run_begins_the_time_to_begin_anew(
+    made: dict[str, dict[str, Any]],
+) -> None:
+    """One that did not would be the sign of life that is waited for, and the run hang for good."""
+    begins = made["a run that does not begin has crashed"]
+    trigger = EventTrigger.model_validate(begins["trigger"])
+    for state in (Pending(), Submitting(), InfrastructurePending()):
+        event = f"prefect.flow-run.{state.name}"
+        assert trigger.starts_after(event), event
+        assert trigger.expects(event), event
+    for name in ("Running", "Crashed", "Cancelled", "AwaitingRetry", "Promoted"):
+        assert trigger.expects(f"prefect.flow-run.{name}")
+        assert not trigger.starts_after(f"prefect.flow-run.{name}")
+    assert trigger.within.total_seconds() == BEGIN_SECONDS > SILENCE_SECONDS
+    assert begins["actions"][0]["state"] == "CRASHED"
+
+
+@pytest.mark.parametrize(
+    ("run_count", "message", "wanted"),
+    [
+        (0, "did not begin", {"a run that was lost before it began is tried again"}),
+        (0, "no such image", {"a person is told of a run that could not begin"}),
+        (0, "", {"a person is told of a run that could not begin"}),
+        (1, "did not begin", {"a crashed run goes on"}),
+        (1, "no sign of life", {"a crashed run goes on"}),
+        (MAX_ATTEMPTS, "did not begin", {"a person is told of a crash for good"}),
+        (MAX_ATTEMPTS, "no sign of life", {"a person is told of a crash for good"}),
+    ],
+)
+def test_a_crash_is_tried_again_or_told_and_never_both_or_neither(
+    made: dict[str, dict[str, Any]], run_count: int, message: str, wanted: set[str]
+) -> None:
+    if message == "did not begin":
+        message = made["a run that does not begin has crashed"]["actions"][0]["message"]
+    crash = {
+        "prefect.resource.id": f"prefect.flow-run.{uuid4()}",
+        "prefect.run-count": str(run_count),
+        "prefect.state-message": message,
+    }
+    fired = {
+        name
+        for name, each in made.items()
+        if each["trigger"]["expect"] == ["prefect.flow-run.Crashed"]
+        and ResourceSpecification.model_validate(each["trigger"]["match"]).matches(crash)  # type: ignore[arg-type]
+    }
+    assert fired == wanted
+
+
+def test_what_is_tried_again_is_counted(made: dict[str, dict[str, Any]]) -> None:
+    counted = made["a run that crashes before it begins has failed"]["trigger"]["match"]
+    said = {
+        action["message"]
+        for each in made.values()
+        for action in each["actions"]
+        if action.get("name") == "AwaitingRetry"
+    }
+    assert said == set(counted["prefect.state-message"])
+
+
+def test_a_collapse_pauses_what_trains_the_same_on_schedule(
+    made: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collapse = made["a collapse of ppo_1-1 pauses its schedules"]
+    assert [action["deployment_id"] for action in collapse["actions"]] == [DEPLOYMENT, WEBHOOK]
+    names = ResourceSpecification.model_validate(collapse["trigger"]["match"])
+    for module, name in ((flows.pipeline, "_run_name"), (flows.stage_flows, "_train_name")):
+        for config, same in (
+            ("configs/ppo_1-1.yaml", True),
+            ("/app/configs/ppo_1-1.yaml", True),
+            ("configs/ppo_1-2.yaml", False),
+            ("configs/ppo_1-1b.yaml", False),
+        ):
+            run = SimpleNamespace(parameters={"parameters": {"config": config}})
+            monkeypatch.setattr(module, "flow_run", run)
+            resource: Any = {
+                "prefect.resource.id": f"prefect.flow-run.{uuid4()}",
+                "prefect.resource.name": getattr(module, name)(),
+            }
+            assert names.matches(resource) == same, resource
+
+
+def test_trainings_on_schedule_are_found_by_their_experiment() -> None:
+    def deployment(id_: str, config: str | None, *, scheduled: bool = True) -> dict[str, Any]:
+        parameters = {} if config is None else {"config": config}
+        schedules = [{"slug": "nights"}] if scheduled else []
+        return {"id": id_, "parameters": {"parameters": parameters}, "schedules": schedules}
+
+    found = scheduled_trainings(
+        {
+            "pipeline/weekly": deployment("1", "configs/ppo_1-1.yaml"),
+            "train/nights": deployment("2", "/app/configs/ppo_1-1.yaml"),
+            "pipeline/by-hand": deployment("3", "configs/ppo_1-1.yaml", scheduled=False),
+            "promote/weekly": deployment("4", "configs/ppo_1-1.yaml"),
+            "pipeline/other": deployment("5", "configs/ppo_all.yaml"),
+            "train/default": deployment("6", None),
+            "train/bare": {"id": "7", "parameters": None, "schedules": [{"slug": "nights"}]},
+        }
+    )
+    assert found == {"ppo_1-1": ["1", "2"], "ppo_all": ["5"], "demo": ["7", "6"]}
+
+
+def test_the_schedules_of_the_file_are_among_them() -> None:
+    deployments = {
+        f"{each['flow_name']}/{each['name']}": {**each, "id": each["name"]}
+        for each in load_deployments(FILE, environment={"MARIO_GIT_COMMIT": "v1.2.3"})
+    }
+    assert scheduled_trainings(deployments) == {"ppo_1-1": ["weekly-1-1"]}
+
+
+def test_a_promotion_starts_the_nightly_deployment_as_it_is(
+    made: dict[str, dict[str, Any]],
+) -> None:
+    (action,) = made["a promotion is looked at again"]["actions"]
+    assert action["deployment_id"] == DEPLOYMENT
+    given = action["parameters"]["parameters"]
+    assert (given["units"], given["alpha"]) == (33, 0.02)
+    assert "mario.task" in given["task"]["template"]
+
+
+def test_notifications_are_json_whatever_the_reason_says(made: dict[str, dict[str, Any]]) -> None:
+    from prefect.server.utilities.user_templates import render_user_template
+
+    payload = made["a collapse pauses its schedule"]["actions"][1]["payload"]
+    resource = {"prefect.resource.name": 'a "run"', "prefect.state-message": "why\nnot"}
+    event = SimpleNamespace(resource=resource)
+    rendered = asyncio.run(render_user_template(payload, {"event": event}))
+    assert json.loads(rendered) == {"text": 'Collapsed: a "run": why\nnot'}
+
+
+@pytest.mark.parametrize("given", ["soon", "9", "-90", "nan", "inf"])
+def test_a_time_that_is_none_is_one_sentence(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MARIO_BEGIN_SECONDS", given)
+    with pytest.raises(FlowError, match=f"got MARIO_BEGIN_SECONDS={given}; expected seconds"):
+        _seconds("MARIO_BEGIN_SECONDS", 900.0)
+    monkeypatch.setenv("MARIO_BEGIN_SECONDS", "")
+    assert _seconds("MARIO_BEGIN_SECONDS", 900.0) == 900.0

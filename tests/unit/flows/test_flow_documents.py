@@ -1,0 +1,154 @@
+"""What `mario flows setup` and `deploy` apply: documents, looked at without a server."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from flows.artifacts import file_link, verdict_page
+from flows.deployments import load_deployments, load_flow
+from flows.work_pools import POOL_TYPES, pool, queues
+from mario.errors import FlowError
+from mario.jobs.context import Runtime
+from tests.support.paths import ROOT
+
+FILE = ROOT / "prefect.yaml"
+
+
+@pytest.fixture(scope="module")
+def deployments() -> dict[str, dict[str, Any]]:
+    found = load_deployments(FILE, environment={"MARIO_GIT_COMMIT": "v1.2.3"})
+    return {each["name"]: each for each in found}
+
+
+def test_deployments_cover_every_flow_and_every_pool(
+    deployments: dict[str, dict[str, Any]],
+) -> None:
+    flows = {each["flow_name"] for each in deployments.values()}
+    assert {"train", "evaluate", "promote", "pipeline", "nightly", "sweep"} <= flows
+    assert {each["work_pool_name"] for each in deployments.values()} == set(POOL_TYPES)
+    for each in deployments.values():
+        assert "mario" in each["tags"], "automations look after runs with this tag"
+        assert each["version"] == "v1.2.3"
+        assert each["enforce_parameter_schema"]
+
+
+def test_parameters_are_a_form_with_descriptions_defaults_and_limits(
+    deployments: dict[str, dict[str, Any]],
+) -> None:
+    for each in deployments.values():
+        definitions = each["parameter_openapi_schema"]["definitions"].values()
+        fields = [
+            (field, name in d.get("required", ()))
+            for d in definitions
+            for name, field in d.get("properties", {}).items()
+        ]
+        assert fields, each["name"]
+        for field, required in fields:
+            assert field.get("description"), (each["name"], field)
+            assert required or "default" in field, (each["name"], field)
+    evaluate = json.dumps(deployments["evaluate"]["parameter_openapi_schema"])
+    assert '"minimum": 1' in evaluate
+    with pytest.raises(Exception, match=r"(?i)extra|unexpected|invalid"):
+        load_flow("flows/pipeline.py:pipeline").validate_parameters(
+            {"parameters": {"no_such_key": 1}}
+        )
+
+
+def test_training_waits_for_the_gpu_and_nothing_else_does(
+    deployments: dict[str, dict[str, Any]],
+) -> None:
+    for name in ("pipeline", "weekly-1-1", "train"):
+        assert deployments[name]["work_queue_name"] == "gpu"
+    for name in ("evaluate", "promote", "nightly"):
+        assert deployments[name]["work_queue_name"] == "cpu"
+    gpu, cpu = queues({})
+    assert gpu["concurrency_limit"] == 1
+    assert cpu["concurrency_limit"] > 1
+    assert queues({"MARIO_GPUS": "4"})[0]["concurrency_limit"] == 4
+
+
+@pytest.mark.parametrize("kind", POOL_TYPES)
+def test_a_pool_takes_all_that_its_queues_take(kind: str) -> None:
+    for environment in ({}, {"MARIO_GPUS": "8"}, {"MARIO_GPUS": "16", "MARIO_CPU_RUNS": "9"}):
+        together = sum(queue["concurrency_limit"] for queue in queues(environment))
+        assert pool(kind, environment)["concurrency_limit"] >= together
+    assert pool(kind, {"MARIO_GPUS": "8", "MARIO_POOL_LIMIT": "3"})["concurrency_limit"] == 3
+
+
+def test_a_sweep_trains_once_for_its_place_on_the_gpu(
+    deployments: dict[str, dict[str, Any]],
+) -> None:
+    assert deployments["sweep"]["work_queue_name"] == "gpu"
+    assert deployments["sweep"]["parameters"]["parameters"]["workers"] == 1
+
+
+def test_schedules_have_a_time_zone_that_exists(deployments: dict[str, dict[str, Any]]) -> None:
+    schedules = [s for each in deployments.values() for s in each["schedules"]]
+    assert len(schedules) >= 2
+    for schedule in schedules:
+        assert schedule["slug"]
+        zone = ZoneInfo(schedule["schedule"]["timezone"])
+        assert datetime.now(zone).tzinfo is not None
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_working_tree_with_an_environment_starts_its_runs_by_that(
+    own: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    python = (FILE.resolve().parent if own else tmp_path) / ".venv" / "bin" / "python"
+    monkeypatch.setattr(sys, "executable", str(python))
+    for each in load_deployments(FILE, environment={}):
+        command = each["job_variables"].get("command")
+        wanted = own and each["work_pool_name"] == "process"
+        assert command == (f"{python} -m prefect.engine" if wanted else None)
+
+
+def test_containers_use_the_working_tree_of_the_image(
+    deployments: dict[str, dict[str, Any]],
+) -> None:
+    for name, home in (("pipeline", str(ROOT)), ("pipeline-docker", "/app"),
+                       ("pipeline-kubernetes", "/app")):  # fmt: skip
+        (step,) = deployments[name]["pull_steps"]
+        assert step["prefect.deployments.steps.set_working_directory"]["directory"] == home
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("deployments: [{name: a, entrypoint: 'flows/none.py:x'}]", "flows/FILE.py:FLOW"),
+        ("deployments: [{name: a, entrypoint: 'flows/decisions.py:gave_up'}]", "no flow"),
+        ("deployments: [{name: a, entrypoint: 'flows/pipeline.py:pipeline', parameters: "
+         "{parameters: {confg: x}}}]", "flows/parameters.py"),
+        ("nothing: here", "expected Prefect's deployments"),
+        ("deployments: [", "expected Prefect's deployments"),
+    ],
+)  # fmt: skip
+def test_a_broken_file_is_one_sentence(text: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "prefect.yaml"
+    file.write_text(text)
+    with pytest.raises(FlowError, match=said):
+        load_deployments(file)
+
+
+def test_links_are_links_where_a_page_shows_the_runs_and_paths_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = Runtime.embedded(tmp_path / "runs")
+    report = runtime.run_dir("run-1") / "verdict.html"
+    monkeypatch.delenv("MARIO_RUNS_URL", raising=False)
+    links = {"report": file_link(report, runtime), "MLflow": "run `7` in `sqlite:///x.db`"}
+    page = verdict_page("title", "v-1", ["PROMOTE"], links)
+    assert f"- report: `{report.resolve()}`" in page
+    assert "Set `MARIO_RUNS_URL`" in page
+    assert "file://" not in page, "a browser opens none from a page that came over HTTP"
+    monkeypatch.setenv("MARIO_RUNS_URL", "http://127.0.0.1:8099/")
+    links = {"report": file_link(report, runtime)}
+    assert links["report"] == "[verdict.html](http://127.0.0.1:8099/run-1/verdict.html)"
+    assert "MARIO_RUNS_URL" not in verdict_page("title", "v-1", [], links)

@@ -1,0 +1,87 @@
+"""Buttons mean the same in every format the system reads."""
+
+from __future__ import annotations
+
+import pytest
+from gym_super_mario_bros import actions as stock
+
+from mario.errors import ConfigError
+from mario.game.smb.actions import (
+    ACTION_SETS,
+    Button,
+    action_set,
+    buttons_from_fm2,
+    buttons_from_smbdataset,
+)
+
+STOCK_BUTTONS = {
+    "NOOP": 0,
+    "right": 0b1000_0000,
+    "left": 0b0100_0000,
+    "down": 0b0010_0000,
+    "up": 0b0001_0000,
+    "start": 0b0000_1000,
+    "select": 0b0000_0100,
+    "B": 0b0000_0010,
+    "A": 0b0000_0001,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [
+        ("right_only", stock.RIGHT_ONLY),
+        ("simple", stock.SIMPLE_MOVEMENT),
+        ("complex", stock.COMPLEX_MOVEMENT),
+    ],
+)
+def test_action_sets_are_those_of_gym_super_mario_bros(name: str, theirs: list[list[str]]) -> None:
+    expected = [sum(STOCK_BUTTONS[button] for button in buttons) for buttons in theirs]
+    assert [action.buttons for action in action_set(name)] == expected
+
+
+def test_button_bits_are_the_joypad_wrapper_of_nes_py() -> None:
+    from nes_py.wrappers import JoypadSpace
+
+    theirs = {name: bits for name, bits in JoypadSpace._button_map.items() if name != "NOOP"}
+    assert {b.name.lower(): int(b) for b in Button} == {n.lower(): v for n, v in theirs.items()}
+
+
+def test_the_left_jump_set_adds_one_action_to_simple() -> None:
+    assert ACTION_SETS["simple_left_jump"][:-1] == ACTION_SETS["simple"]
+    assert ACTION_SETS["simple_left_jump"][-1].buttons == Button.LEFT | Button.A
+
+
+def test_action_names_differ_within_a_set() -> None:
+    for actions in ACTION_SETS.values():
+        assert len({action.name for action in actions}) == len(actions)
+
+
+# One bit at a time, most significant first, as each format documents its order.
+@pytest.mark.parametrize(
+    ("bit", "button"),
+    list(enumerate(["A", "UP", "LEFT", "B", "START", "RIGHT", "DOWN", "SELECT"])),
+)
+def test_smbdataset_bytes(bit: int, button: str) -> None:
+    assert buttons_from_smbdataset(0x80 >> bit) == Button[button]
+
+
+@pytest.mark.parametrize(
+    ("column", "button"),
+    list(enumerate(["RIGHT", "LEFT", "DOWN", "UP", "START", "SELECT", "B", "A"])),
+)
+def test_fm2_fields(column: int, button: str) -> None:
+    field = "." * column + "X" + "." * (7 - column)
+    assert buttons_from_fm2(field) == Button[button]
+
+
+def test_combined_buttons() -> None:
+    assert buttons_from_fm2("R.....BA") == Button.RIGHT | Button.B | Button.A
+    assert buttons_from_smbdataset(0b1001_0100) == Button.A | Button.B | Button.RIGHT
+
+
+def test_broken_fm2_field_and_unknown_set_say_what_to_do() -> None:
+    with pytest.raises(ConfigError, match="expected 8"):
+        buttons_from_fm2("R..")
+    with pytest.raises(ConfigError, match="expected one of right_only"):
+        action_set("fast")

@@ -1,0 +1,330 @@
+"""Each signal of the collapse detector against a computation of its own, from the raw numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+from mario.training.algorithm import build_algorithm
+from mario.training.callbacks import TrainerCallback
+from mario.training.sb3_vec_env import EpisodeRecord, GameVecEnv, make_vec_env
+from mario.training.signals import EpisodeWindow, make_sample, rollout_signals
+from tests.support.training_runs import DQN, PPO, small_config
+
+
+class Hooks:
+    """Keeps the episodes, and what the callback said at each boundary."""
+
+    def __init__(self) -> None:
+        self.episodes: list[EpisodeRecord] = []
+        self.boundaries: list[tuple[dict[str, Any], dict[str, Any]]] = []
+
+    def step(self, records: list[EpisodeRecord]) -> None:
+        self.episodes += records
+
+    def between_updates(self) -> None:
+        pass
+
+    def boundary(self, scalars: Any, rollout: Any, pace: Any) -> None:
+        self.boundaries.append((dict(scalars), dict(rollout)))
+
+
+@pytest.fixture(scope="module")
+def ppo() -> Iterator[tuple[Any, Hooks, dict[str, Any], GameVecEnv]]:
+    """A PPO after one rollout and update, and what the update saw before it began."""
+    # A linear range is 0 at the end of this run: what rounding changes would be clipped.
+    config = small_config(
+        PPO | {"n_epochs": 1, "batch_size": 64, "clip_range_schedule": "constant"}
+    )
+    env = make_vec_env(config, threads=1)
+    model: Any = build_algorithm(config, env)
+    hooks, before = Hooks(), {}
+    update = model.train
+
+    def look() -> None:
+        buffer = model.rollout_buffer
+        for name in ("observations", "actions", "values", "log_probs", "returns", "advantages"):
+            before[name] = getattr(buffer, name).copy()
+        before["weights"] = {k: v.clone() for k, v in model.policy.state_dict().items()}
+        before["clip_range"] = model.clip_range(model._current_progress_remaining)
+        update()
+
+    model.train = look
+    model.learn(64, TrainerCallback(hooks, config.algorithm, 64))
+    yield model, hooks, before, env
+    env.close()
+
+
+def flat(values: np.ndarray) -> torch.Tensor:
+    """(T, N, …) in the order (N, T, …), as stable-baselines3 shuffles them."""
+    return torch.as_tensor(values.swapaxes(0, 1).reshape(-1, *values.shape[2:]))
+
+
+def test_entropy_and_dominant_action(ppo: Any) -> None:
+    model, hooks, before, _ = ppo
+    rollout = hooks.boundaries[-1][1]
+    actions = before["actions"].astype(int).flatten()
+    counts = [int((actions == action).sum()) for action in range(7)]
+    assert rollout["dominant_action_share"] == max(counts) / 64
+    # The entropy of a policy is E[-log π(a|s)] over what it did; its maximum is log 7.
+    policy = model.policy
+    after = {k: v.clone() for k, v in policy.state_dict().items()}
+    policy.load_state_dict(before["weights"])
+    with torch.no_grad():
+        features = policy.features_extractor(flat(before["observations"]))
+        chances = torch.softmax(policy.action_net(features), dim=1)
+    policy.load_state_dict(after)
+    taken = chances.gather(1, flat(before["actions"]).long().reshape(-1, 1))
+    assert rollout["entropy_ratio"] == pytest.approx(
+        float(-taken.log().mean()) / math.log(7), rel=1e-4
+    )
+
+
+def test_kl_clip_fraction_explained_variance_and_value_loss(ppo: Any) -> None:
+    """One epoch of one minibatch: the update begins where the rollout's policy stands."""
+    _, hooks, before, _ = ppo
+    scalars = hooks.boundaries[-1][0]
+    returns, values = flat(before["returns"]), flat(before["values"])
+    variance = 1 - float(torch.var(returns - values)) / float(torch.var(returns))
+    assert scalars["train/explained_variance"] == pytest.approx(variance, rel=1e-3)
+    # Before its first gradient step the policy is the rollout's: no divergence, nothing clipped.
+    assert scalars["train/approx_kl"] == pytest.approx(0.0, abs=1e-6)
+    assert scalars["train/clip_fraction"] == 0.0
+    mean_square = float(((returns - values) ** 2).mean())
+    assert scalars["train/value_loss"] == pytest.approx(mean_square, rel=1e-3)
+
+
+def test_kl_and_clip_fraction_of_a_second_epoch() -> None:
+    """Schulman's k3 estimator, mean of (r − 1) − log r; the share of |r − 1| beyond the range."""
+    config = small_config(
+        PPO | {"n_epochs": 2, "batch_size": 64, "learning_rate": 0.02,
+               "learning_rate_schedule": "constant", "clip_range_schedule": "constant"},
+    )  # fmt: skip
+    env = make_vec_env(config, threads=1)
+    model: Any = build_algorithm(config, env)
+    hooks, steps, seen = Hooks(), [], {}
+
+    def look(*_: object) -> None:
+        steps.append({k: v.clone() for k, v in model.policy.state_dict().items()})
+
+    handle = model.policy.optimizer.register_step_post_hook(look)
+    update = model.train
+
+    def before() -> None:
+        seen.update({n: getattr(model.rollout_buffer, n).copy()
+                     for n in ("observations", "actions", "log_probs")})  # fmt: skip
+        update()
+
+    model.train = before
+    model.learn(64, TrainerCallback(hooks, config.algorithm, 64))
+    handle.remove()
+    env.close()
+    model.policy.load_state_dict(steps[0])  # after the first of the two minibatches
+    with torch.no_grad():
+        _, log_probs, _ = model.policy.evaluate_actions(
+            flat(seen["observations"]), flat(seen["actions"]).flatten()
+        )
+    log_ratio = log_probs - flat(seen["log_probs"])
+    ratio = log_ratio.exp()
+    second_kl = float(((ratio - 1) - log_ratio).mean())
+    second_clipped = float(((ratio - 1).abs() > 0.2).float().mean())
+    assert second_kl > 1e-4
+    scalars = hooks.boundaries[-1][0]
+    # stable-baselines3 logs the last epoch's KL, and the mean clip fraction over the epochs.
+    assert scalars["train/approx_kl"] == pytest.approx(second_kl, rel=1e-2)
+    assert scalars["train/clip_fraction"] == pytest.approx(second_clipped / 2, abs=1e-3)
+
+
+def test_frozen_observations(ppo: Any) -> None:
+    model, _, _, _ = ppo
+    buffer = model.rollout_buffer
+    kept = buffer.observations
+    frames = kept.reshape(-1, 4, 84, 84)
+    still = sum(bool((frame == frame[0]).all()) for frame in frames) / len(frames)
+    assert rollout_signals(model)["frozen_observation_share"] == pytest.approx(still)
+    buffer.observations = np.repeat(kept[..., -1:, :, :], 4, axis=-3)
+    assert rollout_signals(model)["frozen_observation_share"] == 1.0
+    buffer.observations = kept
+
+
+def test_q_values_and_their_bound() -> None:
+    config = small_config(DQN | {"gamma": 0.9})
+    env = make_vec_env(config, threads=1)
+    model: Any = build_algorithm(config, env)
+    hooks = Hooks()
+    model.learn(200, TrainerCallback(hooks, config.algorithm, 200, 100))
+    rollout = rollout_signals(model)
+    replay = model.replay_buffer
+    rewards = replay.rewards[: replay.pos]
+    # No return can be larger than the largest reward for ever: r (1 + γ + γ² + …) = r / (1 − γ).
+    series = sum(float(np.abs(rewards).max()) * 0.9**k for k in range(1_000))
+    assert rollout["q_bound"] == pytest.approx(series, rel=1e-5)
+    observations = replay.observations[: replay.pos].reshape(-1, 4, 84, 84)
+    with torch.no_grad():
+        everywhere = model.q_net(torch.as_tensor(observations))
+    assert float(everywhere.min()) <= rollout["q_max"] <= float(everywhere.max())
+    env.close()
+
+
+@pytest.fixture
+def acted() -> Iterator[Any]:
+    """A DQN that is told what it did last: 4 games, 7 actions, room for 600 steps of each."""
+    config = small_config(DQN | {"buffer_size": 2_400})
+    env = make_vec_env(config, threads=1)
+    model: Any = build_algorithm(config, env)
+    model._total_timesteps = 10_000
+
+    def act(actions: Any, steps: int) -> float | None:
+        replay = model.replay_buffer
+        replay.pos = len(actions) // 4
+        replay.actions[: replay.pos] = np.asarray(actions).reshape(-1, 4, 1)
+        model.num_timesteps = steps
+        share: float | None = rollout_signals(model)["dominant_action_share"]
+        return share
+
+    act.model = model  # type: ignore[attr-defined]
+    yield act
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [([630], 1.0), ([315, 315], 0.5), ([126, 504], 0.8), ([90] * 7, 1 / 7), ([700], 1.0)],
+)
+def test_dominant_action_without_exploration(
+    acted: Any, chosen: list[int], expected: float
+) -> None:
+    """At 10% of 7 actions: of 700 taken 70 are random, 10 of each action."""
+    actions = [action for action, count in enumerate(chosen) for _ in range(count)]
+    if len(actions) < 700:  # else by chance none was random
+        actions += list(range(7)) * 10
+    assert acted(actions, 9_000) == pytest.approx(expected)
+
+
+def test_dominant_action_while_exploration_falls(acted: Any) -> None:
+    """From 1 to 0.1 in the first fifth, 2,000 steps; each action at the rate of its own time."""
+    generator = np.random.default_rng(7)
+    taken, rates = [], []
+    for steps in range(400, 2_448, 4):  # 512 steps of each of the 4 games
+        rates.append(max(1 - 0.9 * steps / 2_000, 0.1))
+        greedy = 2 if generator.random() < 0.8 else 5
+        for _ in range(4):
+            random = generator.random() < rates[-1]
+            taken.append(int(generator.integers(7)) if random else greedy)
+    assert 0.3 < np.mean(rates) < 0.4
+    share = acted(taken, 2_448)
+    # 512 choices, of which a third is lost: a standard deviation of about 0.02.
+    assert share == pytest.approx(0.8, abs=0.05)
+    by_hand = (taken.count(2) / len(taken) - np.mean(rates) / 7) / (1 - np.mean(rates))
+    assert share == pytest.approx(by_hand)
+
+
+def test_no_dominant_action_while_most_actions_are_random(acted: Any) -> None:
+    one = [3] * 2_048
+    assert acted(one, 2_448) == 1.0
+    assert acted(one, 2_100) is None  # of the last 2,048 a little over half, with 0.1 at the end
+    acted.model.learning_starts = 9_000  # before which all are random, whatever the rate
+    assert acted(one, 9_000) is None
+
+
+def test_no_bound_of_q_values_before_a_reward() -> None:
+    config = small_config(DQN)
+    env = make_vec_env(config, threads=1)
+    model: Any = build_algorithm(config, env)
+    model.learn(104, TrainerCallback(Hooks(), config.algorithm, 104, 100))
+    model.replay_buffer.rewards[:] = 0
+    assert "q_bound" not in rollout_signals(model)
+    assert "q_max" in rollout_signals(model)
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "measured"),
+    [
+        ({"n_epochs": 1, "batch_size": 64}, False),
+        ({"n_epochs": 2, "batch_size": 64}, True),
+        ({"n_epochs": 1, "batch_size": 32}, True),
+    ],
+)
+def test_kl_of_a_single_minibatch_is_no_signal(changes: dict[str, Any], measured: bool) -> None:
+    """stable-baselines3 measures before each step: of one minibatch 0, whatever the step does."""
+    config = small_config(PPO | changes)
+    env = make_vec_env(config, threads=1)
+    model: Any = build_algorithm(config, env)
+    sample = make_sample(
+        model, EpisodeWindow(4), update=1, target_steps=640, gradient_norm=1.0, rollout={},
+        scalars={"train/approx_kl": 0.0, "train/clip_fraction": 0.0},
+    )  # fmt: skip
+    env.close()
+    expected = 0.0 if measured else None
+    assert (sample.approx_kl, sample.clip_fraction) == (expected, expected)
+
+
+def record(env_index: int, episode_index: int, x_px: int, value: float) -> EpisodeRecord:
+    return EpisodeRecord(
+        env_index=env_index, episode_index=episode_index, seed=1, level="1-1", total_steps=10,
+        length_steps=5, length_frames=20, shaped_return=value, furthest_x_px=x_px, end="death",
+        state={},
+    )  # fmt: skip
+
+
+def test_windows_of_episodes() -> None:
+    """Means of the last 100 and 20 over all environments; of the last two of each environment."""
+    generator = np.random.default_rng(1)
+    window, records = EpisodeWindow(4), []
+    for number in range(130):
+        env_index = int(generator.integers(0, 3))  # environment 3 never finishes one
+        x_px = int(generator.integers(40, 900))
+        records.append(record(env_index, number, x_px, float(0.1 * x_px + generator.normal(0, 9))))
+        window.finished += 1
+        window.add(records[-1])
+    window.finished += 1  # one more ended, which nobody recorded
+
+    class Model:
+        num_timesteps = 640
+
+    sample = make_sample(
+        Model(), window, update=7, target_steps=1_280, gradient_norm=2.0,  # type: ignore[arg-type]
+        scalars={"train/value_loss": 0.5, "train/approx_kl": 0.01}, rollout={"entropy_ratio": 0.4},
+    )  # fmt: skip
+    last, recent = records[-100:], records[-20:]
+    assert sample.mean_furthest_px == pytest.approx(sum(r.furthest_x_px for r in last) / 100)
+    assert sample.mean_return == pytest.approx(sum(r.shaped_return for r in last) / 100)
+    assert sample.recent_furthest_px == pytest.approx(sum(r.furthest_x_px for r in recent) / 20)
+    assert sample.recent_return == pytest.approx(sum(r.shaped_return for r in recent) / 20)
+    correlation = spearmanr([r.shaped_return for r in recent], [r.furthest_x_px for r in recent])
+    assert sample.return_progress_correlation == pytest.approx(correlation.statistic)
+    for env_index in range(3):
+        own = [r.furthest_x_px for r in records if r.env_index == env_index][-2:]
+        assert sample.environments_furthest_px[env_index] == pytest.approx(sum(own) / 2)
+    assert math.isnan(sample.environments_furthest_px[3])
+    assert (sample.episodes_finished, sample.episodes_seen) == (131, 130)
+    assert (sample.progress, sample.value_loss, sample.entropy_ratio) == (0.5, 0.5, 0.4)
+    assert not sample.non_finite
+
+
+@pytest.mark.parametrize(
+    ("scalars", "norm", "expected"),
+    [
+        ({"train/value_loss": math.nan}, 1.0, True),
+        ({"train/loss": math.inf}, 1.0, True),
+        ({"train/loss": 1.0}, math.inf, True),
+        # Without variance in the returns the explained share is no number; that is no divergence.
+        ({"train/explained_variance": math.nan, "train/loss": 1.0}, 1.0, False),
+    ],
+)
+def test_non_finite_numbers(scalars: dict[str, float], norm: float, expected: bool) -> None:
+    class Model:
+        num_timesteps = 1
+
+    sample = make_sample(
+        Model(), EpisodeWindow(1), update=1, target_steps=10, gradient_norm=norm,  # type: ignore[arg-type]
+        scalars=scalars, rollout={},
+    )  # fmt: skip
+    assert sample.non_finite is expected
