@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 from uuid import UUID
 
-from mario.config.experiment import DQNConfig, ExperimentConfig
+from mario.config.algorithms import DQNConfig
+from mario.config.experiment import ExperimentConfig
 from mario.errors import MarioError, RegistryUnavailableError, RunIsBusy
 from mario.store.engine import StoreUnavailableError
 

@@ -11,7 +11,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from mario.config.experiment import GameConfig
+from mario.config.game import GameConfig
 from mario.errors import ConsoleError
 from mario.game.batch.contract import EndReason, EpisodeSpec, open_batch
 from mario.game.batch.settings import batch_settings

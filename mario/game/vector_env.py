@@ -16,7 +16,7 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from mario.config.experiment import GameConfig
+from mario.config.game import GameConfig
 from mario.errors import ConfigError, ConsoleError
 from mario.game.batch.contract import BatchStep, EndReason, EpisodeSpec, open_batch
 from mario.game.batch.settings import batch_settings

@@ -12,7 +12,8 @@ from typing import Literal, cast, get_args
 import numpy as np
 from pydantic import ValidationError
 
-from mario.config.experiment import EvaluationConfig, ExperimentConfig, load_config
+from mario.config.evaluation import EvaluationConfig
+from mario.config.experiment import ExperimentConfig, load_config
 from mario.errors import ConfigError, EvaluationError
 from mario.evaluation.records import PROTOCOL, EpisodeRecord, write_jsonl
 from mario.evaluation.seeds import Family, schedule

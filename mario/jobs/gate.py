@@ -13,7 +13,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal, cast
 
-from mario.config.experiment import GateConfig, load_config
+from mario.config.experiment import load_config
+from mario.config.gate import GateConfig
 from mario.errors import EvaluationError
 from mario.evaluation.alpha_budget import AlphaWealth, replay
 from mario.evaluation.gate import SequentialGate, Verdict, decide

@@ -14,7 +14,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 
-from mario.config.experiment import DQNConfig, ExperimentConfig, PPOConfig
+from mario.config.algorithms import DQNConfig, PPOConfig
+from mario.config.experiment import ExperimentConfig
 from mario.training.networks import (
     MarioActorCriticPolicy,
     MarioQPolicy,

@@ -14,7 +14,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.dqn import DQN
 from stable_baselines3.ppo import PPO
 
-from mario.config.experiment import PPOConfig
+from mario.config.algorithms import PPOConfig
 from mario.training.sb3_vec_env import EpisodeRecord
 from mario.training.schedules import Schedule, schedule
 from mario.training.signals import rollout_signals

@@ -26,7 +26,7 @@ from stable_baselines3.dqn.policies import CnnPolicy as DQNCnnPolicy
 from stable_baselines3.dqn.policies import QNetwork
 from torch import nn
 
-from mario.config.experiment import NetworkConfig
+from mario.config.network import NetworkConfig
 
 Precision = Literal["float32", "bfloat16"]
 

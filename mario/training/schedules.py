@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mario.config.experiment import ScheduleName
+from mario.config.algorithms import ScheduleName
 
 Schedule = Callable[[float], float]
 """Share of the run that remains, 1 … 0 → value."""

@@ -15,7 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mario.config.experiment import ExperimentConfig, GateConfig, parse_config
+from mario.config.experiment import ExperimentConfig, parse_config
+from mario.config.gate import GateConfig
 from mario.jobs import pipeline as stages
 from mario.jobs.context import Runtime
 from mario.jobs.promote import promote_verdict

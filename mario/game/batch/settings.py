@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mario.config.experiment import GameConfig
+from mario.config.game import GameConfig
 from mario.game.batch.contract import BatchSettings
 from mario.game.smb.actions import action_set
 

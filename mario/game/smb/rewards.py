@@ -17,7 +17,7 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 
-from mario.config.experiment import RewardConfig
+from mario.config.rewards import RewardConfig
 from mario.game.batch.contract import EndReason
 from mario.game.smb.memory import StateArray
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from mario.config.experiment import EvaluationConfig
+from mario.config.evaluation import EvaluationConfig
 from mario.evaluation.protocol import play_units
 from mario.evaluation.records import EpisodeRecord
 from mario.game.console.contract import ConsoleName

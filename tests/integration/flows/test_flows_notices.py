@@ -21,7 +21,7 @@ from prefect.utilities.templating import resolve_block_document_references
 
 from flows.decisions import MAX_ATTEMPTS, run_id_for
 from flows.work_pools import DATABASE_BLOCK
-from mario.config.experiment import GateConfig
+from mario.config.gate import GateConfig
 from mario.jobs.context import Runtime
 from mario.jobs.gate import champion_for, judge, rule_from
 from mario.jobs.policies import load_policy

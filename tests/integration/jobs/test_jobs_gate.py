@@ -9,7 +9,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from mario.config.experiment import GateConfig
+from mario.config.gate import GateConfig
 from mario.errors import ArtefactError, EvaluationError, PromotionConflict, RegistryError
 from mario.evaluation.verdict import VERDICT_SCHEMA, Verdict
 from mario.jobs.context import Runtime

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mario.config.experiment import GateConfig
+from mario.config.gate import GateConfig
 from mario.errors import EvaluationError
 from mario.evaluation.records import EpisodeRecord
 from mario.game.console.contract import ConsoleName

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import mario.jobs.train
-from mario.config.experiment import CollapseConfig
+from mario.config.collapse import CollapseConfig
 from mario.errors import ArtefactError, CheckpointError, TrainingError
 from mario.jobs.context import Runtime
 from mario.jobs.register import ARTEFACT_FOLDER

@@ -19,7 +19,7 @@ from mario.evaluation.statistics import mcnemar_exact, paired_permutation
 from tests.support.evaluation_helpers import clear_pairs, record
 from tests.support.paths import ROOT
 
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.append(str(ROOT / "benchmarks"))
 import gate_alternatives
 import gate_calibration
 import gate_production

@@ -8,14 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mario.config.experiment import (
-    SEED_BOUND,
-    DQNConfig,
-    ExperimentConfig,
-    PPOConfig,
-    load_config,
-    parse_config,
-)
+from mario.config.algorithms import DQNConfig, PPOConfig
+from mario.config.experiment import SEED_BOUND, ExperimentConfig, load_config, parse_config
 from mario.errors import ConfigError
 from tests.support.paths import ROOT
 

@@ -17,7 +17,7 @@ from scipy.special import zeta
 from mario.evaluation.betting import log_wealth
 from tests.support.paths import ROOT
 
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.append(str(ROOT / "benchmarks"))
 import gate_floor
 from gate_pools import load_pools, values_of
 from gate_rows import CLEAR

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import pytest
 
-from mario.config.experiment import GateConfig
+from mario.config.gate import GateConfig
 from mario.evaluation.rule import GateRule
 from mario.evaluation.seeds import schedule
 from mario.jobs.evaluate import units_of

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from mario.config.experiment import GameConfig, RewardConfig
+from mario.config.game import GameConfig
+from mario.config.rewards import RewardConfig
 from mario.errors import ConfigError, ConsoleError
 from mario.game.batch.contract import BatchSettings
 from mario.game.batch.settings import batch_settings

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from mario.config.experiment import GameConfig
+from mario.config.game import GameConfig
 from mario.errors import ConfigError, ConsoleError
 from mario.game.env import MarioEnv
 from mario.game.vector_env import MarioVectorEnv

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from mario.config.experiment import NetworkConfig
+from mario.config.network import NetworkConfig
 from mario.errors import ArtefactError
 from mario.policy.artefact import load_artefact
 from mario.policy.onnx import OnnxPolicy

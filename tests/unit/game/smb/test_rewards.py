@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from mario.config.experiment import RewardConfig
+from mario.config.rewards import RewardConfig
 from mario.game.batch.contract import EndReason
 from mario.game.smb.memory import STATE_DTYPE
 from mario.game.smb.rewards import DEFAULTS, RewardTerms, reward_terms, step_rewards

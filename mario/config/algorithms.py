@@ -1,0 +1,93 @@
+"""The settings of each learning algorithm, and the list of all algorithms."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field
+
+from mario.config.section import NonNegativeInt, PositiveInt, Probability, Section
+
+ScheduleName = Literal["constant", "linear"]
+
+
+class PPOConfig(Section):
+    """Proximal policy optimisation (Schulman et al. 2017) as stable-baselines3 has it."""
+
+    name: Literal["ppo"] = "ppo"
+    learning_rate: Annotated[float, Field(gt=0)] = 2.5e-4
+    learning_rate_schedule: ScheduleName = "constant"
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.95
+    gae_lambda: Probability = 0.95
+    n_steps: PositiveInt = 128
+    n_epochs: PositiveInt = 4
+    batch_size: PositiveInt = 256
+    clip_range: Annotated[float, Field(gt=0)] = 0.2
+    clip_range_schedule: ScheduleName = "constant"
+    entropy_coefficient: Annotated[float, Field(ge=0)] = 0.01
+    entropy_schedule: ScheduleName = "constant"
+    value_coefficient: Annotated[float, Field(ge=0)] = 0.5
+    max_grad_norm: Annotated[float, Field(gt=0)] = 0.5
+    target_kl: Annotated[float, Field(gt=0)] | None = None
+    normalize_advantage: bool = True
+
+    def check(self, *, environments: int, total_steps: int) -> None:
+        """Refuse values that do not fit the experiment.
+
+        Raises:
+            ValueError: the minibatches do not divide the rollout.
+        """
+        rollout = self.n_steps * environments
+        if self.batch_size < 2:
+            raise ValueError("algorithm.batch_size: got 1, expected at least 2")
+        if rollout % self.batch_size:
+            raise ValueError(
+                f"algorithm.batch_size: got {self.batch_size}, expected a divisor of "
+                f"the rollout, n_steps x environments = {self.n_steps} x "
+                f"{environments} = {rollout}"
+            )
+
+
+class DQNConfig(Section):
+    """Deep Q-learning (Mnih et al. 2015) as stable-baselines3 has it."""
+
+    name: Literal["dqn"]
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    learning_rate_schedule: ScheduleName = "constant"
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.99
+    buffer_size: PositiveInt = 100_000
+    learning_starts_steps: NonNegativeInt = 10_000
+    batch_size: PositiveInt = 32
+    train_frequency_steps: PositiveInt = 4
+    gradient_steps: PositiveInt = 1
+    target_update_steps: PositiveInt = 1_000
+    exploration_initial: Probability = 1.0
+    exploration_final: Probability = 0.1
+    exploration_fraction: Probability = 0.2
+    max_grad_norm: Annotated[float, Field(gt=0)] = 10.0
+
+    def check(self, *, environments: int, total_steps: int) -> None:
+        """Refuse values that do not fit the experiment.
+
+        Raises:
+            ValueError: exploration would grow, or nothing would be learned.
+        """
+        if self.exploration_final > self.exploration_initial:
+            raise ValueError(
+                f"algorithm.exploration_final: got {self.exploration_final}, expected at "
+                f"most exploration_initial = {self.exploration_initial}"
+            )
+        if self.learning_starts_steps >= total_steps:
+            raise ValueError(
+                f"algorithm.learning_starts_steps: got {self.learning_starts_steps}, "
+                f"expected less than total_steps = {total_steps}, or nothing is learned"
+            )
+
+
+#: Every algorithm; `name` chooses one.
+AlgorithmConfig = Annotated[PPOConfig | DQNConfig, Field(discriminator="name")]
+#: The settings of each algorithm by its name.
+ALGORITHMS: dict[str, type[Section]] = {
+    get_args(model.model_fields["name"].annotation)[0]: model
+    for model in get_args(get_args(AlgorithmConfig)[0])
+}

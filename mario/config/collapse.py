@@ -1,0 +1,17 @@
+"""What training does when the policy collapses."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from mario.config.section import NonNegativeInt, Section
+
+
+class CollapseConfig(Section):
+    """What happens when health.py says that the policy has collapsed."""
+
+    action: Literal["warn", "stop", "rollback"] = "stop"
+    max_rollbacks: NonNegativeInt = 2
+    rollback_learning_rate_factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
