@@ -33,8 +33,8 @@ COPY flows flows
 COPY serving serving
 # What trains stays out of this image: flows, training, and torch was never installed.
 # hadolint ignore=DL3003
-RUN rm -rf flows/*.py mario/training/*.py && \
-    mkdir -p flows && touch flows/__init__.py && \
+RUN rm -rf flows mario/training && \
+    mkdir flows && touch flows/__init__.py && \
     PATH="/opt/build/bin:${PATH}" /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir dist . && \
     /opt/mario/bin/pip install --no-deps dist/*.whl && \
     /opt/mario/bin/pip check && \

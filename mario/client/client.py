@@ -254,7 +254,14 @@ class MarioClient:
         Raises:
             MarioError: the game or the service refuses.
         """
-        from mario.game.batch.contract import BatchSettings, EndReason, EpisodeSpec, open_batch
+        try:
+            from mario.game.batch.contract import BatchSettings, EndReason, EpisodeSpec, open_batch
+        except ImportError as error:
+            raise ServingError(
+                f"play: got no game on this machine ({error}); expected the whole package "
+                "mario-mlops; install it with its dependencies, or send screens of your own "
+                "emulator with start_session and act"
+            ) from error
 
         # An action's index is its button byte, whatever actions the champion has.
         settings = BatchSettings(

@@ -280,7 +280,7 @@ def test_the_service_needs_nothing_that_trains(policy: OnnxPolicy) -> None:
     code = (
         "import sys\n"
         "for name in ('torch', 'stable_baselines3', 'gymnasium', 'mario.training',\n"
-        "             'mario.imitation', 'mario.jobs', 'mario.training.export', 'flows'):\n"
+        "             'mario.demonstrations', 'mario.jobs', 'mario.training.export', 'flows'):\n"
         "    sys.modules[name] = None\n"
         "import serving.service, serving.launcher, serving.policies.registry_source\n"
         "async def inner(scope, receive, send): ...\n"
