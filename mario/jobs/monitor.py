@@ -70,7 +70,7 @@ class LoopMonitor:
 
     def _alias(self, model: str, champion: int, registry: ModelRegistry) -> None:
         try:
-            in_line = registry.aliases(model).get("champion") == champion
+            in_line = registry.mlflow.aliases(model).get("champion") == champion
         except MarioError as error:
             # Not known is not the same as out of line: the series leaves the page.
             log.warning("the alias of %s cannot be read: %s", model, error)

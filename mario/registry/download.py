@@ -1,4 +1,4 @@
-"""Downloading a version: fetched aside, verified against the store's digest, put in place whole."""
+"""Download a version to a temporary folder, verify its digest, then move it into place."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from mario.store.records import Promotion
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedVersion:
-    """A version that may be loaded.
+    """A version that can be downloaded.
 
     Attributes:
         model: ``mario-<task>``.
         version: its number.
-        digest: SHA-256 of its ``policy.json``, which the download must have.
-        source: where MLflow keeps the artefact.
-        run_id: the training run it comes from, if known.
-        promotion: the ledger row that made it champion, when it was resolved as champion.
+        digest: SHA-256 of its ``policy.json``; the download is checked against it.
+        source: the artefact's address in MLflow.
+        run_id: the training run that it comes from, if known.
+        promotion: the ledger row that made it champion, if it was resolved as champion.
     """
 
     model: str
@@ -45,7 +45,17 @@ class ResolvedVersion:
 def download_version(
     tracking_uri: str, version: ResolvedVersion, target: Path, with_archive: bool
 ) -> Artefact:
-    """Download a version into a folder; see ``ModelRegistry.download``."""
+    """Download a version into a folder.
+
+    Args:
+        tracking_uri: the registry's address.
+        version: the version, with its digest.
+        target: the folder; content with the same digest is kept, other content is replaced.
+        with_archive: also fetch the archive that resumes training.
+
+    Raises:
+        ArtefactError: if the artefact is missing, incomplete, or has another digest.
+    """
     present = _present(target, version.digest)
     if present is not None:
         return present
@@ -73,7 +83,7 @@ def _fetch(tracking_uri: str, version: ResolvedVersion, folder: Path, with_archi
     try:
         manifest = PolicyManifest.model_validate_json((folder / MANIFEST_FILE).read_bytes())
     except ValueError:
-        return  # load_artefact says what is wrong with it
+        return  # load_artefact reports what is wrong with it
     if manifest.golden_sha256 is not None:
         _fetch_file(tracking_uri, version, GOLDEN_FILE, folder)
     if with_archive:
@@ -99,7 +109,7 @@ def _fetch_file(tracking_uri: str, version: ResolvedVersion, name: str, folder: 
 
 
 def _present(folder: Path, digest: str) -> Artefact | None:
-    """The artefact in a folder if it is whole and the one that is wanted."""
+    """Load the artefact in a folder; None if it is invalid or has another digest."""
     try:
         artefact = load_artefact(folder)
     except ArtefactError:
@@ -108,12 +118,12 @@ def _present(folder: Path, digest: str) -> Artefact | None:
 
 
 def _put_in_place(aside: Path, target: Path, digest: str) -> None:
-    """Rename a verified folder to its place, unless another process did so meanwhile."""
+    """Rename a verified folder to its place, unless another process has done so meanwhile."""
     for _ in range(3):
         try:
             aside.replace(target)
             return
-        except OSError:  # there is a folder already
+        except OSError:  # the folder exists already
             if _present(target, digest) is not None:
                 return
         old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
@@ -121,6 +131,6 @@ def _put_in_place(aside: Path, target: Path, digest: str) -> None:
             target.replace(old)
         shutil.rmtree(old, ignore_errors=True)
     raise ArtefactError(
-        f"{target}: got a folder that keeps coming back with another content; expected to be the "
-        "only version there; download each version into a folder of its own"
+        f"{target}: other processes keep writing another version there; expected one version per "
+        "folder; download each version into a folder of its own"
     )

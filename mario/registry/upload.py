@@ -1,4 +1,4 @@
-"""Uploading a version: the artefact first, the MLflow version last, so that none is ever half."""
+"""Upload a version: the artefact first, the MLflow version last, so that a version is complete."""
 
 from __future__ import annotations
 
@@ -33,17 +33,18 @@ def upload_version(
     tags: Mapping[str, str],
     artifact_dir: Path | None,
 ) -> ModelVersion:
-    """Upload an artefact under a run and make the MLflow version that points at it.
+    """Upload an artefact under an MLflow run and create the model version that refers to it.
 
-    The artefact's place names the registration, so a repeated upload writes over a broken-off one.
+    The artefact's path contains the registration's id, so a repeated upload overwrites an
+    interrupted one.
 
     Args:
-        client: of the registry.
-        row: the announced registration.
-        artefact: a verified artefact, its folder still there.
-        mlflow_run_id: the tracking run it belongs to; None makes one for it.
-        tags: more tags for the version, beside digest and lineage.
-        artifact_dir: where an embedded registry keeps artefacts.
+        client: the registry's client.
+        row: the pending registration.
+        artefact: a verified artefact whose folder still exists.
+        mlflow_run_id: the tracking run that it belongs to; None creates one.
+        tags: additional tags of the version, beside digest and lineage.
+        artifact_dir: folder of an embedded registry's artefacts.
 
     Raises:
         MlflowException: if MLflow does not answer or refuses.

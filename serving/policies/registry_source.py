@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from mario.errors import RegistryError
-from mario.registry.registry import ModelRegistry, ResolvedVersion, model_name
+from mario.registry.download import ResolvedVersion
+from mario.registry.registry import ModelRegistry, model_name
 from mario.store.records import ServingComparison
 from mario.store.store import ExperimentStore
 from serving.policies.sources import Card, Role, VersionRef

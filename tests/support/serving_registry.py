@@ -14,7 +14,7 @@ def following(registry: ModelRegistry, cache: Path, **changes: Any) -> ServingSe
     values: dict[str, Any] = {
         "port": 0,
         "database_url": registry.store.url,
-        "tracking_uri": registry.tracking_uri,
+        "tracking_uri": registry.mlflow.tracking_uri,
         "cache": cache,
         "poll_seconds": 0.2,
     }

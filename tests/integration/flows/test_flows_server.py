@@ -407,7 +407,7 @@ def test_two_whole_pipelines_at_once_meet_champions_that_were(
             ledger = store.ledger.history("mario-1-1")
             verdicts = store.evaluations.verdicts("mario-1-1")
             seeds = {run.id: run.config["seed"] for run in store.runs.list()}
-        alias = registry.aliases("mario-1-1")["champion"]
+        alias = registry.mlflow.aliases("mario-1-1")["champion"]
     assert sorted(seeds) == sorted(run_id_for(flow_run) for flow_run in flow_runs)
     assert sorted(seeds.values()) == [1, 2], "the file's, and the next"
     assert [row.sequence for row in ledger] == list(range(1, len(ledger) + 1)), "one ledger"

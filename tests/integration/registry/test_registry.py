@@ -85,7 +85,7 @@ def test_a_version_comes_back_as_it_went_in(
     downloaded = registry.download(resolved, tmp_path / "policy")
     assert downloaded.digest == artefacts[0].digest
     assert downloaded.onnx == artefacts[0].onnx
-    tags = registry.client.get_model_version(MODEL, "1").tags
+    tags = registry.mlflow.client.get_model_version(MODEL, "1").tags
     assert tags["mario.digest"] == artefacts[0].digest
     assert tags["mario.onnx_sha256"] == artefacts[0].manifest.onnx_sha256
     assert (tags["mario.run_id"], tags["mario.state"], tags["why"]) == (run.id, "complete", "test")
@@ -132,16 +132,16 @@ def test_promotion_moves_the_alias_and_rollback_moves_it_back(
     registry.set_challenger(MODEL, 1)
     assert registry.resolve(MODEL, "challenger").version == 1
     _promote(registry, 1, None)
-    assert registry.aliases(MODEL) == {"champion": 1}
+    assert registry.mlflow.aliases(MODEL) == {"champion": 1}
     registry.set_challenger(MODEL, 2)
     verdict_id = _judged(registry, 2, 1)
     first = registry.promote(MODEL, 2, verdict_id=verdict_id, promoted_by="test")
     assert registry.promote(MODEL, 2, verdict_id=verdict_id, promoted_by="test") == first
     champion = registry.resolve(MODEL)
     assert (champion.version, champion.promotion) == (2, first)
-    assert registry.aliases(MODEL) == {"champion": 2}
+    assert registry.mlflow.aliases(MODEL) == {"champion": 2}
     registry.rollback(MODEL, promoted_by="oncall")
-    assert registry.aliases(MODEL) == {"champion": 1}
+    assert registry.mlflow.aliases(MODEL) == {"champion": 1}
     assert registry.resolve(MODEL).version == 1
     assert registry.reconcile(MODEL) == ()
     marks = {summary.version: summary.champion for summary in registry.versions(MODEL)}
@@ -158,7 +158,7 @@ def test_the_other_promoter_is_told(
     registry.promote(MODEL, 3, verdict_id=verdicts[3], promoted_by="a")
     with pytest.raises(PromotionConflict, match="v3 is champion now"):
         registry.promote(MODEL, 2, verdict_id=verdicts[2], promoted_by="b")
-    assert registry.aliases(MODEL)["champion"] == 3
+    assert registry.mlflow.aliases(MODEL)["champion"] == 3
 
 
 # -- damage ---------------------------------------------------------------------------------
@@ -270,7 +270,7 @@ def test_reconcile_follows_the_ledger(
     registry.store.ledger.promote(
         MODEL, 1, verdict_id=_judged(registry, 1, None), promoted_by="killed"
     )
-    assert registry.aliases(MODEL) == {}
+    assert registry.mlflow.aliases(MODEL) == {}
     assert registry.resolve(MODEL).version == 1
     (done,) = registry.reconcile(MODEL)
     assert "from nothing to v1" in done.what
@@ -279,7 +279,7 @@ def test_reconcile_follows_the_ledger(
     )
     (done,) = registry.reconcile(MODEL)
     assert "from v1 to v2" in done.what
-    assert registry.aliases(MODEL) == {"champion": 2}
+    assert registry.mlflow.aliases(MODEL) == {"champion": 2}
     assert registry.reconcile(MODEL) == ()
 
 
@@ -288,11 +288,11 @@ def test_reconcile_takes_back_an_alias_moved_by_hand(
 ) -> None:
     for artefact in artefacts[:2]:
         registry.register(MODEL, artefact.folder)
-    registry.client.set_registered_model_alias(MODEL, "champion", "2")
+    registry.mlflow.client.set_registered_model_alias(MODEL, "champion", "2")
     (done,) = registry.reconcile(MODEL)
     assert "no ledger entry: removed" in done.what
     _promote(registry, 1, None)
-    registry.client.set_registered_model_alias(MODEL, "champion", "2")
+    registry.mlflow.client.set_registered_model_alias(MODEL, "champion", "2")
     assert registry.resolve(MODEL).version == 1  # the ledger is the truth already
     (done,) = registry.reconcile(MODEL)
     assert "from v2 to v1" in done.what
@@ -302,7 +302,7 @@ def test_reconcile_tells_about_versions_from_elsewhere(
     registry: ModelRegistry, artefacts: tuple[Artefact, ...]
 ) -> None:
     registry.register(MODEL, artefacts[0].folder)
-    registry.client.create_model_version(MODEL, registry.resolve(MODEL, 1).source)
+    registry.mlflow.client.create_model_version(MODEL, registry.resolve(MODEL, 1).source)
     (notice,) = registry.reconcile(MODEL)
     assert not notice.done
     assert "v2 is in MLflow but not in the store" in notice.what
@@ -378,7 +378,7 @@ def test_a_killed_registration_is_finished_by_the_next(
     assert len(complete) == (1 if stage == "completed" else 0)
     row = registry.register(MODEL, artefacts[0].folder, registration_key="the one")
     assert (row.version, row.state) == (1, "complete")
-    assert len(registry.client.search_model_versions(f"name='{MODEL}'")) == 1
+    assert len(registry.mlflow.client.search_model_versions(f"name='{MODEL}'")) == 1
     registry.require_artefact(registry.resolve(MODEL, 1))
     registry.reconcile(MODEL)
     assert registry.reconcile(MODEL) == ()

@@ -318,7 +318,7 @@ def test_a_real_server_is_killed_and_comes_back(server: MlflowServer, tmp_path: 
         registry.promote(MODEL, 1, verdict_id=verdict_id, promoted_by="test")
         resolved = registry.resolve(MODEL)
         assert registry.download(resolved, tmp_path / "policy").digest == artefact.digest
-        assert registry.aliases(MODEL) == {"champion": 1}
+        assert registry.mlflow.aliases(MODEL) == {"champion": 1}
         # With the server away the ledger still moves; the alias follows when it is back.
         second = write_test_artefact(tmp_path / "artefact-2", seed=2)
         row = registry.register(MODEL, second.folder)
@@ -328,10 +328,10 @@ def test_a_real_server_is_killed_and_comes_back(server: MlflowServer, tmp_path: 
         promotion = registry.promote(MODEL, 2, verdict_id=verdict_id, promoted_by="test")
         assert promotion.version == 2
         server.start()
-        assert registry.aliases(MODEL) == {"champion": 1}
+        assert registry.mlflow.aliases(MODEL) == {"champion": 1}
         (repair,) = registry.reconcile(MODEL)
         assert "from v1 to v2" in repair.what
-        assert registry.aliases(MODEL) == {"champion": 2}
+        assert registry.mlflow.aliases(MODEL) == {"champion": 2}
 
 
 @pytest.mark.slow
