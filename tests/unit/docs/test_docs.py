@@ -1,10 +1,13 @@
-"""Commands, links and metric names in the documentation are ones that exist."""
+"""The documentation names what exists: commands, links, files, modules; and guides stay short."""
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,12 @@ import typer
 from mario.cli.main import app
 from tests.support.paths import ROOT
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+ROOT_PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]
+PAGES = [*filter(Path.exists, ROOT_PAGES), *sorted((ROOT / "docs").rglob("*.md"))]
+GUIDES = sorted((ROOT / "docs/guides").glob("*.md"))
+TOP_FOLDERS = (
+    "benchmarks|configs|docker|docs|flows|k8s|mario|models|monitoring|scripts|serving|tests|.github"
+)
 COMMANDS = typer.main.get_command(app)
 TARGETS = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
@@ -74,3 +82,130 @@ def test_every_top_level_command_is_in_the_readme_or_a_guide() -> None:
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
     for name in COMMANDS.commands:  # type: ignore[attr-defined]
         assert f"mario {name}" in text, f"`mario {name}` is documented nowhere"
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def lines_about_the_tree(page: Path) -> Iterator[str]:
+    """Lines of a page, without those that name a file as new (a recipe's own)."""
+    for line in page.read_text(encoding="utf-8").splitlines():
+        if "(new)" not in line:
+            yield line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_files_and_folders_exist(page: Path) -> None:
+    path = re.compile(rf"(?<![\w./:@-])(?:{TOP_FOLDERS})/[\w./*-]*\w/?")
+    for line in lines_about_the_tree(page):
+        for found in path.findall(line.replace("docker/.env", "")):  # which a person makes
+            assert any(ROOT.glob(found.rstrip("/"))), f"{name(page)}: no {found} in {line!r}"
+
+
+@pytest.fixture(scope="module")
+def source() -> str:
+    """All Python, YAML and JavaScript that says what a dotted word can be: a tag, an event."""
+    files = subprocess.run(
+        ["git", "ls-files", "mario", "flows", "serving", "*.yaml", "*.yml", "*.toml"],
+        cwd=ROOT, check=True, capture_output=True, text=True,
+    ).stdout.split()  # fmt: skip
+    texts = (ROOT / file for file in files if file.endswith((".py", ".yaml", ".yml", ".toml")))
+    return "\n".join(text.read_text(encoding="utf-8") for text in texts if text.exists())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_modules_and_their_names_exist(page: Path, source: str) -> None:
+    dotted = re.compile(r"(?<![\w./])(?:mario|flows|serving)(?:\.[A-Za-z_]\w*)+(?![\w/])")
+    for line in lines_about_the_tree(page):
+        for found in dotted.findall(line):
+            known = found in source if not is_in_a_package(found) else resolves(found)
+            assert known, f"{name(page)}: no {found} in {line!r}"
+
+
+def is_in_a_package(dotted: str) -> bool:
+    """Whether the second word is a module of the tree (`mario.jobs.train`, not `mario.db`)."""
+    package, word, *_ = dotted.split(".")
+    return (ROOT / package / word).is_dir() or (ROOT / package / f"{word}.py").exists()
+
+
+def resolves(dotted: str) -> bool:
+    """Whether a name is a module, or what a module defines at its top."""
+    *parents, last = dotted.split(".")
+    if is_module(dotted):
+        return True
+    if is_module(".".join(parents)):
+        return last in defined_in(".".join(parents))
+    # A class's own name: `mario.client.client.MarioClient.predict`.
+    module, outer = ".".join(parents[:-1]), parents[-1]
+    return is_module(module) and outer in defined_in(module)
+
+
+def is_module(dotted: str) -> bool:
+    folder = ROOT.joinpath(*dotted.split("."))
+    return folder.is_dir() or folder.with_suffix(".py").exists()
+
+
+@lru_cache
+def defined_in(module: str) -> frozenset[str]:
+    """Names at the top of a module, which is read and not imported."""
+    folder = ROOT.joinpath(*module.split("."))
+    file = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
+    names: set[str] = set()
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {target.id for target in targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {alias.asname or alias.name for alias in node.names}
+    return frozenset(names)
+
+
+def python_blocks() -> list[tuple[str, str]]:
+    fence = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    return [
+        (name(page), block)
+        for page in PAGES
+        for block in fence.findall(page.read_text(encoding="utf-8"))
+    ]
+
+
+@pytest.mark.parametrize(("page", "block"), python_blocks())
+def test_python_examples_parse_and_import_what_exists(page: str, block: str) -> None:
+    own = re.match(r"# \S+ \(new\)", block)
+    for node in ast.walk(ast.parse(block)):
+        if not isinstance(node, ast.ImportFrom) or node.module is None:
+            continue
+        if node.module.split(".")[0] not in ("mario", "flows", "serving"):
+            continue
+        for imported in node.names:
+            dotted = f"{node.module}.{imported.name}"
+            assert own or resolves(dotted), f"{page}: no {dotted}"
+
+
+@pytest.mark.parametrize("page", GUIDES, ids=name)
+def test_guides_are_short_and_begin_with_what_a_person_types(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert len(text.split()) <= 1_250, f"{name(page)}: move what is deeper to docs/reference/"
+    first = [line[:3] for line in text.splitlines()[:15]]
+    assert "```" in first, f"{name(page)}: no command within the first 15 lines"
+
+
+def test_every_rule_of_the_collapse_detector_has_its_row() -> None:
+    code = (ROOT / "mario/training/collapse_detector.py").read_text(encoding="utf-8")
+    rules = set(re.findall(r"\badd\(\s*\"(\w+)\"", code))
+    page = (ROOT / "docs/reference/collapse-rules.md").read_text(encoding="utf-8")
+    assert rules == set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
+
+
+def test_every_decision_record_is_in_the_index_with_its_number() -> None:
+    records = sorted((ROOT / "docs/adr").glob("[0-9]*.md"))
+    index = (ROOT / "docs/adr/index.md").read_text(encoding="utf-8")
+    for record in records:
+        number = int(record.name[:4])
+        assert record.read_text(encoding="utf-8").startswith(f"# {number}. ")
+        assert f"| [{number}]({record.name}) |" in index
+    listed = [int(number) for number in re.findall(r"^\| \[?(\d+)", index, re.MULTILINE)]
+    assert listed == list(range(1, len(listed) + 1)), "a number that is left out is explained"
