@@ -19,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks._report import finish, print_table, spread, target
 from mario.store import migrate
-from mario.store.records import EpisodeRow
+from mario.store.journal_writer import StoreWriter, replay_journals
+from mario.store.records import EpisodeEntry
 from mario.store.store import ExperimentStore
-from mario.store.writer import StoreWriter, replay_journals
 from tests.support.postgres import PostgresServer
 from tests.support.store_rows import episode_row, new_run
 
@@ -30,11 +30,11 @@ _PUT_ROWS = 8
 _GOAL_EPISODES_A_SECOND = 5_000
 
 
-def _rows(run_id: str, count: int) -> list[EpisodeRow]:
+def _rows(run_id: str, count: int) -> list[EpisodeEntry]:
     return [episode_row(run_id, i // 8, i % 8) for i in range(count)]
 
 
-def _through_writer(store: ExperimentStore, rows: Sequence[EpisodeRow], folder: Path) -> float:
+def _through_writer(store: ExperimentStore, rows: Sequence[EpisodeEntry], folder: Path) -> float:
     """Seconds from the first put until the database has everything."""
     writer = StoreWriter(store.url, folder)
     begun = time.perf_counter()
@@ -48,21 +48,21 @@ def _through_writer(store: ExperimentStore, rows: Sequence[EpisodeRow], folder: 
     return seconds
 
 
-def _in_batches(store: ExperimentStore, rows: Sequence[EpisodeRow], folder: Path) -> float:
+def _in_batches(store: ExperimentStore, rows: Sequence[EpisodeEntry], folder: Path) -> float:
     begun = time.perf_counter()
     for start in range(0, len(rows), 2_000):
         store.runs.write(rows[start : start + 2_000])
     return time.perf_counter() - begun
 
 
-def _one_by_one(store: ExperimentStore, rows: Sequence[EpisodeRow], folder: Path) -> float:
+def _one_by_one(store: ExperimentStore, rows: Sequence[EpisodeEntry], folder: Path) -> float:
     begun = time.perf_counter()
     for row in rows:
         store.runs.write([row])
     return time.perf_counter() - begun
 
 
-def _replayed(store: ExperimentStore, rows: Sequence[EpisodeRow], folder: Path) -> float:
+def _replayed(store: ExperimentStore, rows: Sequence[EpisodeEntry], folder: Path) -> float:
     """Seconds to deliver what a process left behind that never reached its database."""
     writer = StoreWriter(f"sqlite:///{folder}/away/none.db", folder / "run")
     writer.put(rows)
@@ -76,7 +76,7 @@ def _replayed(store: ExperimentStore, rows: Sequence[EpisodeRow], folder: Path) 
 
 def _measure(
     store: ExperimentStore,
-    way: Callable[[ExperimentStore, Sequence[EpisodeRow], Path], float],
+    way: Callable[[ExperimentStore, Sequence[EpisodeEntry], Path], float],
     count: int,
     repeats: int,
 ) -> dict[str, float]:

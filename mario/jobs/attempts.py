@@ -14,6 +14,7 @@ from mario.errors import RunIsBusy, TrainingInterrupted
 from mario.jobs.context import Runtime
 from mario.jobs.register import ARTEFACT_FOLDER
 from mario.jobs.train import OnProgress, OnSelection, config_of_run, train_run
+from mario.store.journal_writer import replay_journals
 from mario.store.process_identity import (
     HEARTBEAT_SECONDS,
     SILENCE_SECONDS,
@@ -24,7 +25,6 @@ from mario.store.process_identity import (
 from mario.store.records import Attempt, Run, RunStatus, utc_now
 from mario.store.runs import refuse_busy
 from mario.store.store import ExperimentStore
-from mario.store.writer import replay_journals
 from mario.tracking.store import HANG_SECONDS
 from mario.training.run import CONFIG_FILE
 

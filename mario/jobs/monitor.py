@@ -19,7 +19,7 @@ from mario.jobs.context import Runtime
 from mario.jobs.monitor_flows import FlowMonitor
 from mario.jobs.nightly import newest_night
 from mario.registry.registry import ModelRegistry
-from mario.store.records import Evaluation, Promotion, Verdict
+from mario.store.records import Evaluation, Promotion, StoredVerdict
 from mario.store.store import ExperimentStore
 from mario.telemetry.exporters import Instruments, LoopMetrics, MetricsPage
 
@@ -99,7 +99,7 @@ class LoopMonitor:
             p_value=drift.p_value,
         )
 
-    def _verdicts(self, verdicts: Iterable[Verdict]) -> None:
+    def _verdicts(self, verdicts: Iterable[StoredVerdict]) -> None:
         for verdict in sorted(verdicts, key=lambda each: each.created_at):
             if verdict.id in self._seen_verdicts:
                 continue

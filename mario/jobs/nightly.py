@@ -13,7 +13,7 @@ from mario.jobs.engines.engine import LOCAL, EvaluationEngine
 from mario.jobs.evaluate import evaluate_stored, evaluation_key, units_of
 from mario.jobs.policies import LoadedPolicy, load_policy
 from mario.registry.registry import model_name
-from mario.store.records import Evaluation, Promotion, Verdict
+from mario.store.records import Evaluation, Promotion, StoredVerdict
 from mario.store.store import ExperimentStore
 
 #: Units of the promotion that are played again: each must repeat exactly.
@@ -129,7 +129,7 @@ def newest_night(evaluations: Iterable[Evaluation]) -> tuple[Evaluation, Evaluat
     return None
 
 
-def _promotion(store: ExperimentStore, task: str) -> tuple[Promotion, Verdict]:
+def _promotion(store: ExperimentStore, task: str) -> tuple[Promotion, StoredVerdict]:
     """The champion, and the verdict that made it one (before a rollback, where there was one)."""
     model = model_name(task)
     champion = store.ledger.champion(model)

@@ -17,7 +17,7 @@ from mario.jobs.context import Runtime
 from mario.jobs.evaluate import units_of
 from mario.jobs.policies import LoadedPolicy, load_policy
 from mario.pages.report import Video, pick_episodes, render_verdict, write_page
-from mario.store.records import Verdict as StoredVerdict
+from mario.store.records import StoredVerdict
 from mario.store.store import ExperimentStore
 
 

@@ -12,9 +12,9 @@ from mario.store import migrate
 from mario.store.check import CheckReport, check_store
 from mario.store.engine import redact
 from mario.store.export import export_parquet
+from mario.store.journal_writer import replay_journals
 from mario.store.legacy.importer import import_legacy as import_from
 from mario.store.store import ExperimentStore
-from mario.store.writer import replay_journals
 from mario.tracking.mlflow_writer import mark_ended
 
 log = logging.getLogger(__name__)

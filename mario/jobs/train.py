@@ -36,10 +36,10 @@ from mario.jobs.register import ARTEFACT_FOLDER
 from mario.jobs.selection import selector
 from mario.journal.format import LOCK_SECONDS, Patience
 from mario.policy.artefact import Artefact
-from mario.store.records import EndStatus, NewRun, Run, RunEndRow, new_id
+from mario.store.journal_writer import StoreWriter, replay_journals
+from mario.store.records import AttemptEnd, EndStatus, NewRun, Run, new_id
 from mario.store.runs import refuse_busy
 from mario.store.store import ExperimentStore
-from mario.store.writer import StoreWriter, replay_journals
 from mario.telemetry.exporters import Instruments, StoreMetrics, TrainingMetrics
 from mario.tracking.mlflow import MlflowSink, TensorBoardSink
 from mario.tracking.store import PrometheusSink, StoreSink
@@ -227,7 +227,7 @@ def _refuse_lost(store: ExperimentStore, run_id: str, run_dir: Path) -> None:
 
 def _give_up(store: ExperimentStore, run: Run, status: EndStatus, reason: str) -> None:
     """End an attempt that nobody will train: there is no sink to tell of its end."""
-    end = RunEndRow(
+    end = AttemptEnd(
         run_id=run.id,
         attempt=run.attempts[-1].attempt,
         status=status,

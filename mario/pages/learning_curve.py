@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from mario.store.records import EpisodeRow
+from mario.store.records import EpisodeEntry
 
 #: Shares of a run that the curve is cut into.
 _PARTS = 10
@@ -28,14 +28,14 @@ class CurvePoint:
     clear_ratio: float
 
 
-def learning_curve(episodes: Iterable[EpisodeRow], total_steps: int) -> tuple[CurvePoint, ...]:
+def learning_curve(episodes: Iterable[EpisodeEntry], total_steps: int) -> tuple[CurvePoint, ...]:
     """Cut a run into tenths and average each; tenths in which no episode ended are left out.
 
     Args:
         episodes: the run's training episodes, in any order.
         total_steps: agent steps of the whole run, > 0.
     """
-    parts: dict[int, list[EpisodeRow]] = {}
+    parts: dict[int, list[EpisodeEntry]] = {}
     for episode in episodes:
         part = min(_PARTS - 1, _PARTS * max(0, episode.total_steps - 1) // total_steps)
         parts.setdefault(part, []).append(episode)

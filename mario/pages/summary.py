@@ -20,7 +20,7 @@ from mario.pages.parts import (
     table,
     write_page,
 )
-from mario.store.records import EpisodeRow, Run
+from mario.store.records import EpisodeEntry, Run
 
 #: Episodes in the moving mean of the learning curve.
 _WINDOW_EPISODES = 100
@@ -31,7 +31,7 @@ def write_summary(
     path: Path,
     *,
     run: Run,
-    episodes: Sequence[EpisodeRow],
+    episodes: Sequence[EpisodeEntry],
     verdict_id: str,
     verdict: Verdict,
     sides: Sequence[tuple[str, Sequence[EpisodeRecord]]],
@@ -99,7 +99,7 @@ def moving_mean(values: npt.NDArray[np.float64], window: int) -> npt.NDArray[np.
     return np.asarray((sums[ends] - sums[starts]) / (ends - starts), dtype=np.float64)
 
 
-def _learning_curve(go: Any, episodes: Sequence[EpisodeRow]) -> Any:
+def _learning_curve(go: Any, episodes: Sequence[EpisodeEntry]) -> Any:
     ordered = sorted(episodes, key=lambda row: (row.total_steps, row.env_index))
     steps = np.array([row.total_steps for row in ordered])
     furthest = np.array([row.furthest_x_px for row in ordered], dtype=np.float64)

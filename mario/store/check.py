@@ -11,8 +11,7 @@ import sqlalchemy as sa
 
 from mario.errors import MarioError
 from mario.journal.format import first_record, pending_journals
-from mario.store import migrate
-from mario.store import tables as models
+from mario.store import migrate, tables
 from mario.store.engine import reading
 from mario.store.process_identity import attempt_is_alive, is_silent
 from mario.store.records import Run, RunStatus
@@ -180,7 +179,7 @@ def _engine_checks(connection: sa.Connection) -> Iterator[Finding]:
 
 
 def _episodes_without_gaps(connection: sa.Connection) -> Iterator[Finding]:
-    table = models.Episode
+    table = tables.EpisodeRow
     count, last = sa.func.count(), sa.func.max(table.episode_index)
     rows = connection.execute(
         sa.select(table.run_id, table.env_index, count.label("count"), last.label("last"))
@@ -198,7 +197,7 @@ def _episodes_without_gaps(connection: sa.Connection) -> Iterator[Finding]:
 
 
 def _evaluations(connection: sa.Connection) -> Iterator[Finding]:
-    table, episode = models.Evaluation, models.EvaluationEpisode
+    table, episode = tables.EvaluationRow, tables.EvaluationEpisodeRow
     played = sa.select(sa.func.count()).where(episode.evaluation_id == table.id).scalar_subquery()
     for row in connection.execute(
         sa.select(table.id, table.planned_units, table.status, played.label("played"))
@@ -226,13 +225,13 @@ def _recomputed_scores(store: ExperimentStore) -> Iterator[Finding]:
 
 
 def _verdicts(connection: sa.Connection) -> Iterator[Finding]:
-    table, episode = models.Verdict, models.EvaluationEpisode
+    table, episode = tables.VerdictRow, tables.EvaluationEpisodeRow
 
     def units(evaluation: sa.ColumnElement[str]) -> sa.ScalarSelect[int]:
         return (
             sa.select(sa.func.count())
             .where(episode.evaluation_id == evaluation)
-            .correlate(models.Verdict)
+            .correlate(tables.VerdictRow)
             .scalar_subquery()
         )
 
@@ -251,7 +250,7 @@ def _verdicts(connection: sa.Connection) -> Iterator[Finding]:
 
 
 def _ledger(connection: sa.Connection) -> Iterator[Finding]:
-    table, version = models.Promotion, models.RegisteredVersion
+    table, version = tables.PromotionRow, tables.RegisteredVersionRow
     before: dict[str, tuple[int, int]] = {}
     for row in connection.execute(
         sa.select(table, version.state.label("state"))
@@ -274,7 +273,7 @@ def _ledger(connection: sa.Connection) -> Iterator[Finding]:
 
 
 def _alpha(connection: sa.Connection) -> Iterator[Finding]:
-    table = models.AlphaEntry
+    table = tables.AlphaEntryRow
     wealth: dict[str, tuple[int, float]] = {}
     for row in connection.execute(
         sa.select(*table.__table__.columns).order_by(table.model, table.sequence)
@@ -294,7 +293,7 @@ def _alpha(connection: sa.Connection) -> Iterator[Finding]:
 
 
 def _registrations(connection: sa.Connection) -> Iterator[Finding]:
-    table = models.RegisteredVersion
+    table = tables.RegisteredVersionRow
     for row in connection.execute(
         sa.select(table.model, table.id, table.state).where(table.state == "pending")
     ):

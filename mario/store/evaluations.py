@@ -10,7 +10,8 @@ import sqlalchemy as sa
 
 from mario.errors import StoreError
 from mario.evaluation.records import EpisodeRecord
-from mario.store import tables as models
+from mario.store import tables
+from mario.store.batch_insert import insert_into
 from mario.store.engine import encode_json, reading, writing
 from mario.store.ledger import lock_model
 from mario.store.records import (
@@ -18,11 +19,10 @@ from mario.store.records import (
     EvaluationKey,
     EvaluationStatus,
     NewVerdict,
-    Verdict,
+    StoredVerdict,
     new_id,
     utc_now,
 )
-from mario.store.write import insert_into
 
 _RECORD_FIELDS = tuple(item.name for item in fields(EpisodeRecord))
 
@@ -54,7 +54,7 @@ class Evaluations:
             StoreUnavailableError: if the database does not answer.
             StoreConstraintError: if a value is out of range or the run unknown.
         """
-        table = models.Evaluation
+        table = tables.EvaluationRow
         identity = {
             "policy_digest": key.policy_digest,
             "protocol": key.protocol,
@@ -107,7 +107,7 @@ class Evaluations:
             return 0
         evaluation = self.get(evaluation_id)
         self._refuse_strangers(evaluation, records)
-        table = models.EvaluationEpisode
+        table = tables.EvaluationEpisodeRow
         now = utc_now()
         rows = [_row(evaluation_id, record, now) for record in records]
         with writing(self._engine) as connection:
@@ -151,11 +151,11 @@ class Evaluations:
 
     def records(self, evaluation_id: str) -> tuple[EpisodeRecord, ...]:
         """Read the finished units, by level and seed; ``episode_score`` is recomputed."""
-        table = models.EvaluationEpisode
+        table = tables.EvaluationEpisodeRow
         with reading(self._engine) as connection:
             rows = connection.execute(
-                sa.select(*table.__table__.columns, models.Evaluation.policy_digest)
-                .join(models.Evaluation, models.Evaluation.id == table.evaluation_id)
+                sa.select(*table.__table__.columns, tables.EvaluationRow.policy_digest)
+                .join(tables.EvaluationRow, tables.EvaluationRow.id == table.evaluation_id)
                 .where(table.evaluation_id == evaluation_id)
                 .order_by(table.level, table.seed)
             ).all()
@@ -176,8 +176,8 @@ class Evaluations:
             raise StoreError("got status running; expected finished, interrupted or failed")
         with writing(self._engine) as connection:
             connection.execute(
-                sa.update(models.Evaluation)
-                .where(models.Evaluation.id == evaluation_id)
+                sa.update(tables.EvaluationRow)
+                .where(tables.EvaluationRow.id == evaluation_id)
                 .values(status=status, ended_at=utc_now())
             )
         return self.get(evaluation_id)
@@ -188,7 +188,7 @@ class Evaluations:
         Raises:
             StoreError: if it is unknown.
         """
-        found = self._select(models.Evaluation.id == evaluation_id)
+        found = self._select(tables.EvaluationRow.id == evaluation_id)
         if not found:
             raise StoreError(
                 f"got the evaluation {evaluation_id!r}; expected a stored one; "
@@ -200,10 +200,10 @@ class Evaluations:
         """Read evaluations, newest first."""
         if policy_digest is None:
             return self._select()
-        return self._select(models.Evaluation.policy_digest == policy_digest)
+        return self._select(tables.EvaluationRow.policy_digest == policy_digest)
 
     def _select(self, *conditions: sa.ColumnElement[bool]) -> tuple[Evaluation, ...]:
-        table, episode = models.Evaluation, models.EvaluationEpisode
+        table, episode = tables.EvaluationRow, tables.EvaluationEpisodeRow
         finished = (
             sa.select(sa.func.count())
             .where(episode.evaluation_id == table.id)
@@ -237,7 +237,7 @@ class Evaluations:
             for row in rows
         )
 
-    def record_verdict(self, new: NewVerdict) -> Verdict:
+    def record_verdict(self, new: NewVerdict) -> StoredVerdict:
         """Store a verdict.
 
         Args:
@@ -252,23 +252,23 @@ class Evaluations:
             lock_model(connection, new.model)
             values = {item.name: getattr(new, item.name) for item in fields(NewVerdict)}
             values["detail"] = encode_json(dict(new.detail))
-            connection.execute(sa.insert(models.Verdict).values(**values, created_at=now))
+            connection.execute(sa.insert(tables.VerdictRow).values(**values, created_at=now))
         return self.verdict(new.id)
 
-    def verdict(self, verdict_id: str) -> Verdict:
+    def verdict(self, verdict_id: str) -> StoredVerdict:
         """Read one verdict.
 
         Raises:
             StoreError: if it is unknown.
         """
-        found = self._verdicts(models.Verdict.id == verdict_id)
+        found = self._verdicts(tables.VerdictRow.id == verdict_id)
         if not found:
             raise StoreError(
                 f"got the verdict {verdict_id!r}; expected a stored one; make it with `mario gate`"
             )
         return found[0]
 
-    def test_key(self, verdict: Verdict) -> str:
+    def test_key(self, verdict: StoredVerdict) -> str:
         """The key that the confirmation seeds of a verdict's test were derived from.
 
         Raises:
@@ -276,19 +276,19 @@ class Evaluations:
         """
         return self.get(verdict.challenger_evaluation_id).key.seed_source
 
-    def verdicts(self, model: str) -> tuple[Verdict, ...]:
+    def verdicts(self, model: str) -> tuple[StoredVerdict, ...]:
         """Read a model's verdicts, oldest first."""
-        return self._verdicts(models.Verdict.model == model)
+        return self._verdicts(tables.VerdictRow.model == model)
 
-    def _verdicts(self, condition: sa.ColumnElement[bool]) -> tuple[Verdict, ...]:
-        table = models.Verdict
+    def _verdicts(self, condition: sa.ColumnElement[bool]) -> tuple[StoredVerdict, ...]:
+        table = tables.VerdictRow
         with reading(self._engine) as connection:
             rows = connection.execute(
                 sa.select(*table.__table__.columns)
                 .where(condition)
                 .order_by(table.created_at, table.id)
             ).all()
-        return tuple(Verdict(**row._mapping) for row in rows)
+        return tuple(StoredVerdict(**row._mapping) for row in rows)
 
 
 def _row(evaluation_id: str, record: EpisodeRecord, now: Any) -> dict[str, Any]:

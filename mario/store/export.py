@@ -11,9 +11,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from mario.errors import StoreError
-from mario.store import tables as models
 from mario.store.engine import translated
 from mario.store.store import ExperimentStore
+from mario.store.tables import Base
 from mario.store.types import UInt64, UtcDateTime
 
 _ROWS_A_GROUP = 50_000
@@ -21,7 +21,7 @@ _ROWS_A_GROUP = 50_000
 
 def table_names() -> tuple[str, ...]:
     """The tables that can be exported, parents before children."""
-    return tuple(table.name for table in models.Base.metadata.sorted_tables)
+    return tuple(table.name for table in Base.metadata.sorted_tables)
 
 
 def export_parquet(
@@ -64,7 +64,7 @@ def export_parquet(
             if connection.dialect.name == "postgresql":
                 connection.execution_options(isolation_level="REPEATABLE READ")
             return {
-                name: _write_table(connection, models.Base.metadata.tables[name], target)
+                name: _write_table(connection, Base.metadata.tables[name], target)
                 for name in wanted
             }
     except OSError as error:

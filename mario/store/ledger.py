@@ -11,10 +11,10 @@ from typing import Any
 import sqlalchemy as sa
 
 from mario.errors import PromotionConflict, RegistryError
-from mario.store import tables as models
+from mario.store import tables
+from mario.store.batch_insert import insert_into
 from mario.store.engine import StoreConstraintError, reading, writing
 from mario.store.records import AlphaEntry, AlphaKind, Promotion, PromotionReason, utc_now
-from mario.store.write import insert_into
 
 # Sums of alpha are compared with this slack, in units of probability.
 _ALPHA_TOLERANCE = 1e-12
@@ -27,12 +27,12 @@ def lock_model(connection: sa.Connection, model: str) -> None:
     already keeps every other writer out.
     """
     connection.execute(
-        insert_into(connection, models.Model)
+        insert_into(connection, tables.ModelRow)
         .values(name=model, created_at=utc_now())
         .on_conflict_do_nothing()
     )
     connection.execute(
-        sa.select(models.Model.name).where(models.Model.name == model).with_for_update()
+        sa.select(tables.ModelRow.name).where(tables.ModelRow.name == model).with_for_update()
     )
 
 
@@ -55,7 +55,9 @@ class Ledger:
     def models(self) -> tuple[str, ...]:
         """Names of the models that have versions, verdicts or promotions."""
         with reading(self._engine) as connection:
-            rows = connection.execute(sa.select(models.Model.name).order_by(models.Model.name))
+            rows = connection.execute(
+                sa.select(tables.ModelRow.name).order_by(tables.ModelRow.name)
+            )
             return tuple(row.name for row in rows)
 
     def promote(
@@ -180,7 +182,7 @@ class Ledger:
         version: sa.Row[Any],
         current: Promotion | None,
     ) -> None:
-        table = models.Verdict
+        table = tables.VerdictRow
         verdict = connection.execute(
             sa.select(*table.__table__.columns).where(table.id == verdict_id)
         ).one_or_none()
@@ -208,7 +210,9 @@ class Ledger:
         if not judged_now:
             raise _conflict(version.model, version.version, current)
         used = connection.execute(
-            sa.select(models.Promotion.sequence).where(models.Promotion.verdict_id == verdict_id)
+            sa.select(tables.PromotionRow.sequence).where(
+                tables.PromotionRow.verdict_id == verdict_id
+            )
         ).scalar_one_or_none()
         if used is not None:
             raise PromotionConflict(
@@ -341,12 +345,12 @@ def _append_alpha(
         verdict_id=verdict_id,
         at=utc_now(),
     )
-    connection.execute(sa.insert(models.AlphaEntry).values(**vars(entry)))
+    connection.execute(sa.insert(tables.AlphaEntryRow).values(**vars(entry)))
     return entry
 
 
 def _alpha_entries(connection: sa.Connection, model: str) -> tuple[AlphaEntry, ...]:
-    table = models.AlphaEntry
+    table = tables.AlphaEntryRow
     rows = connection.execute(
         sa.select(*table.__table__.columns).where(table.model == model).order_by(table.sequence)
     )
@@ -359,7 +363,7 @@ def _wealth(connection: sa.Connection, model: str) -> float | None:
 
 
 def _history(connection: sa.Connection, model: str) -> tuple[Promotion, ...]:
-    table = models.Promotion
+    table = tables.PromotionRow
     rows = connection.execute(
         sa.select(*table.__table__.columns).where(table.model == model).order_by(table.sequence)
     )
@@ -367,7 +371,7 @@ def _history(connection: sa.Connection, model: str) -> tuple[Promotion, ...]:
 
 
 def _last(connection: sa.Connection, model: str) -> Promotion | None:
-    table = models.Promotion
+    table = tables.PromotionRow
     row = connection.execute(
         sa.select(*table.__table__.columns)
         .where(table.model == model)
@@ -383,7 +387,7 @@ def _promotion(row: sa.Row[Any]) -> Promotion:
 
 
 def _complete_version(connection: sa.Connection, model: str, version: int) -> sa.Row[Any]:
-    table = models.RegisteredVersion
+    table = tables.RegisteredVersionRow
     row = connection.execute(
         sa.select(*table.__table__.columns).where(table.model == model, table.version == version)
     ).one_or_none()
@@ -409,7 +413,7 @@ def _append(
 ) -> Promotion:
     sequence = 1 if current is None else current.sequence + 1
     connection.execute(
-        sa.insert(models.Promotion).values(
+        sa.insert(tables.PromotionRow).values(
             model=version.model,
             sequence=sequence,
             version=version.version,

@@ -117,7 +117,7 @@ class Run:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EpisodeRow:
+class EpisodeEntry:
     """One finished training episode; (run_id, env_index, episode_index) is its identity.
 
     Attributes:
@@ -165,7 +165,7 @@ class EpisodeRow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class HealthSampleRow:
+class HealthSampleEntry:
     """What the collapse detector saw at one update; ``signals`` may hold non-finite floats."""
 
     run_id: str
@@ -178,7 +178,7 @@ class HealthSampleRow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class HealthChangeRow:
+class HealthChangeEntry:
     """A change of the collapse detector's state, with its reasons."""
 
     run_id: str
@@ -192,7 +192,7 @@ class HealthChangeRow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CheckpointRow:
+class CheckpointEntry:
     """A checkpoint that was completely written; ``path`` relative to the runs folder or a URI."""
 
     run_id: str
@@ -206,7 +206,7 @@ class CheckpointRow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SelectionRow:
+class SelectionEntry:
     """The policy's score on selection seeds after so many steps, and the best one until then."""
 
     run_id: str
@@ -221,7 +221,7 @@ class SelectionRow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RunEndRow:
+class AttemptEnd:
     """The end of an attempt, and with it of the run unless it is resumed."""
 
     run_id: str
@@ -233,7 +233,7 @@ class RunEndRow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class HeartbeatRow:
+class Heartbeat:
     """A sign of life of a running attempt."""
 
     run_id: str
@@ -243,7 +243,7 @@ class HeartbeatRow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AttemptStartRow:
+class AttemptStart:
     """Where an attempt really went on from: the steps of the checkpoint that was whole."""
 
     run_id: str
@@ -251,15 +251,15 @@ class AttemptStartRow:
     start_steps: int
 
 
-TrainingRow = (
-    EpisodeRow
-    | HealthSampleRow
-    | HealthChangeRow
-    | CheckpointRow
-    | SelectionRow
-    | RunEndRow
-    | HeartbeatRow
-    | AttemptStartRow
+TrainingEntry = (
+    EpisodeEntry
+    | HealthSampleEntry
+    | HealthChangeEntry
+    | CheckpointEntry
+    | SelectionEntry
+    | AttemptEnd
+    | Heartbeat
+    | AttemptStart
 )
 
 
@@ -328,7 +328,7 @@ class NewVerdict:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict(NewVerdict):
+class StoredVerdict(NewVerdict):
     """A verdict as stored."""
 
     created_at: datetime

@@ -9,25 +9,25 @@ import sqlalchemy as sa
 
 from mario.config.experiment import SEED_BOUND
 from mario.errors import RunIsBusy, StoreError
-from mario.store import tables as models
+from mario.store import tables
+from mario.store.batch_insert import insert_into, write_training_rows
 from mario.store.engine import encode_json, reading, redact, writing
 from mario.store.process_identity import SILENCE_SECONDS, attempt_is_alive, host_name, process_id
 from mario.store.records import (
     Attempt,
+    AttemptEnd,
+    CheckpointEntry,
     CheckpointKind,
-    CheckpointRow,
-    EpisodeRow,
-    HealthChangeRow,
-    HealthSampleRow,
+    EpisodeEntry,
+    HealthChangeEntry,
+    HealthSampleEntry,
     NewRun,
     Run,
-    RunEndRow,
     RunStatus,
-    SelectionRow,
-    TrainingRow,
+    SelectionEntry,
+    TrainingEntry,
     utc_now,
 )
-from mario.store.write import insert_into, write_training_rows
 
 _PAGE_ROWS = 5_000
 
@@ -88,7 +88,7 @@ class Runs:
         now = utc_now()
         with writing(self._engine) as connection:
             connection.execute(
-                sa.insert(models.Run).values(
+                sa.insert(tables.RunRow).values(
                     id=new.id,
                     name=new.name,
                     task=new.task,
@@ -111,7 +111,7 @@ class Runs:
                 for name, value in flatten(new.config).items()
             ]
             if parameters:
-                connection.execute(sa.insert(models.Hyperparameter), parameters)
+                connection.execute(sa.insert(tables.HyperparameterRow), parameters)
             self._begin_attempt(connection, new.id, 1, start_steps=0)
         return self.get(new.id)
 
@@ -131,7 +131,7 @@ class Runs:
             StoreUnavailableError: if the database does not answer.
             StoreError: if no seed from `first` on is free that a configuration may have.
         """
-        table, parameter = models.SeedReservation, models.Hyperparameter
+        table, parameter = tables.SeedReservationRow, tables.HyperparameterRow
         with writing(self._engine) as connection:
             mine = connection.execute(
                 sa.select(table.seed).where(table.run_id == run_id)
@@ -140,8 +140,8 @@ class Runs:
                 return int(mine)
             configured = connection.execute(
                 sa.select(parameter.value)
-                .join(models.Run, models.Run.id == parameter.run_id)
-                .where(models.Run.task == task, parameter.name == "seed")
+                .join(tables.RunRow, tables.RunRow.id == parameter.run_id)
+                .where(tables.RunRow.task == task, parameter.name == "seed")
             ).scalars()
             reserved = connection.execute(sa.select(table.seed).where(table.task == task)).scalars()
             taken = {str(seed) for seed in (*configured, *reserved)}
@@ -158,7 +158,7 @@ class Runs:
     @staticmethod
     def _reserve(connection: sa.Connection, run_id: str, task: str, seed: int) -> bool:
         """Take one seed; False where another transaction was first. PostgreSQL waits for it."""
-        table = models.SeedReservation
+        table = tables.SeedReservationRow
         done = connection.execute(
             insert_into(connection, table)
             .values(run_id=run_id, task=task, seed=seed, at=utc_now())
@@ -181,7 +181,7 @@ class Runs:
             RunIsBusy: if its process is alive on this machine, or was heard of lately on another.
         """
         with writing(self._engine) as connection:
-            run = models.Run
+            run = tables.RunRow
             found = connection.execute(
                 sa.select(run.imported).where(run.id == run_id).with_for_update()
             ).one_or_none()
@@ -192,7 +192,7 @@ class Runs:
                     f"got the imported run {run_id}; expected one of this system: an imported run "
                     "has no checkpoint to go on from"
                 )
-            attempt = models.RunAttempt
+            attempt = tables.RunAttemptRow
             last = connection.execute(
                 sa.select(attempt)
                 .where(attempt.run_id == run_id)
@@ -220,7 +220,7 @@ class Runs:
     ) -> None:
         now = utc_now()
         connection.execute(
-            sa.insert(models.RunAttempt).values(
+            sa.insert(tables.RunAttemptRow).values(
                 run_id=run_id,
                 attempt=attempt,
                 host=host_name(),
@@ -240,18 +240,18 @@ class Runs:
         """
         with writing(self._engine) as connection:
             done = connection.execute(
-                sa.update(models.Run)
-                .where(models.Run.id == run_id)
+                sa.update(tables.RunRow)
+                .where(tables.RunRow.id == run_id)
                 .values(mlflow_run_id=mlflow_run_id)
             )
             if done.rowcount != 1:
                 raise self._unknown(run_id)
 
-    def end(self, end: RunEndRow) -> None:
+    def end(self, end: AttemptEnd) -> None:
         """Store the end of an attempt at once; training uses the writer thread instead."""
         self.write([end])
 
-    def write(self, rows: Sequence[TrainingRow]) -> None:
+    def write(self, rows: Sequence[TrainingEntry]) -> None:
         """Store training rows at once, in one transaction, idempotently.
 
         Raises:
@@ -272,7 +272,7 @@ class Runs:
             Whether it was marked.
         """
         with writing(self._engine) as connection:
-            run, attempt = models.Run, models.RunAttempt
+            run, attempt = tables.RunRow, tables.RunAttemptRow
             # Nobody resumes it meanwhile: `resume` takes this lock, too.
             connection.execute(sa.select(run.id).where(run.id == run_id).with_for_update())
             row = connection.execute(
@@ -322,7 +322,7 @@ class Runs:
 
     def find(self, run_id: str) -> Run | None:
         """Read one run; None where it is unknown."""
-        runs = self._select(models.Run.id == run_id, limit=1)
+        runs = self._select(tables.RunRow.id == run_id, limit=1)
         return runs[0] if runs else None
 
     def list(
@@ -331,24 +331,24 @@ class Runs:
         """Read runs, newest first."""
         conditions = []
         if task is not None:
-            conditions.append(models.Run.task == task)
+            conditions.append(tables.RunRow.task == task)
         if status is not None:
-            conditions.append(models.Run.status == status)
+            conditions.append(tables.RunRow.status == status)
         return self._select(*conditions, limit=limit)
 
     def _select(self, *conditions: sa.ColumnElement[bool], limit: int) -> tuple[Run, ...]:
         attempts: dict[str, list[Attempt]] = {}
         with reading(self._engine) as connection:
             rows = connection.execute(
-                sa.select(models.Run)
+                sa.select(tables.RunRow)
                 .where(*conditions)
-                .order_by(models.Run.started_at.desc(), models.Run.id.desc())
+                .order_by(tables.RunRow.started_at.desc(), tables.RunRow.id.desc())
                 .limit(limit)
             ).all()
             for row in connection.execute(
-                sa.select(models.RunAttempt)
-                .where(models.RunAttempt.run_id.in_([row.id for row in rows]))
-                .order_by(models.RunAttempt.attempt)
+                sa.select(tables.RunAttemptRow)
+                .where(tables.RunAttemptRow.run_id.in_([row.id for row in rows]))
+                .order_by(tables.RunAttemptRow.attempt)
             ):
                 values = dict(row._mapping)
                 attempts.setdefault(values.pop("run_id"), []).append(Attempt(**values))
@@ -356,7 +356,7 @@ class Runs:
 
     def hyperparameters(self, run_id: str) -> dict[str, str]:
         """Read a run's hyperparameters by dotted name."""
-        table = models.Hyperparameter
+        table = tables.HyperparameterRow
         with reading(self._engine) as connection:
             rows = connection.execute(
                 sa.select(table.name, table.value).where(table.run_id == run_id)
@@ -369,15 +369,15 @@ class Runs:
             return int(
                 connection.execute(
                     sa.select(sa.func.count())
-                    .select_from(models.Episode)
-                    .where(models.Episode.run_id == run_id)
+                    .select_from(tables.EpisodeRow)
+                    .where(tables.EpisodeRow.run_id == run_id)
                 ).scalar_one()
             )
 
-    def episodes(self, run_id: str) -> Iterator[EpisodeRow]:
+    def episodes(self, run_id: str) -> Iterator[EpisodeEntry]:
         """Read a run's own (not imported) episodes by environment, then by index."""
-        table = models.Episode
-        names = list(EpisodeRow.__dataclass_fields__)
+        table = tables.EpisodeRow
+        names = list(EpisodeEntry.__dataclass_fields__)
         last = (-1, -1)
         while True:
             with reading(self._engine) as connection:
@@ -393,35 +393,35 @@ class Runs:
                     .limit(_PAGE_ROWS)
                 ).all()
             for row in rows:
-                yield EpisodeRow(**row._mapping)
+                yield EpisodeEntry(**row._mapping)
             if len(rows) < _PAGE_ROWS:
                 return
             last = (rows[-1].env_index, rows[-1].episode_index)
 
-    def health_samples(self, run_id: str) -> tuple[HealthSampleRow, ...]:
+    def health_samples(self, run_id: str) -> tuple[HealthSampleEntry, ...]:
         """Read a run's health samples in order of updates."""
-        rows = self._ordered(models.HealthSample, run_id, models.HealthSample.update_index)
-        return tuple(HealthSampleRow(**row._mapping) for row in rows)
+        rows = self._ordered(tables.HealthSampleRow, run_id, tables.HealthSampleRow.update_index)
+        return tuple(HealthSampleEntry(**row._mapping) for row in rows)
 
-    def health_changes(self, run_id: str) -> tuple[HealthChangeRow, ...]:
+    def health_changes(self, run_id: str) -> tuple[HealthChangeEntry, ...]:
         """Read a run's changes of health in order of updates."""
-        rows = self._ordered(models.HealthChange, run_id, models.HealthChange.update_index)
+        rows = self._ordered(tables.HealthChangeRow, run_id, tables.HealthChangeRow.update_index)
         return tuple(
-            HealthChangeRow(**{**row._mapping, "reasons": tuple(row.reasons)}) for row in rows
+            HealthChangeEntry(**{**row._mapping, "reasons": tuple(row.reasons)}) for row in rows
         )
 
     def checkpoints(
         self, run_id: str, kind: CheckpointKind | None = None
-    ) -> tuple[CheckpointRow, ...]:
+    ) -> tuple[CheckpointEntry, ...]:
         """Read a run's checkpoints in order of steps."""
-        rows = self._ordered(models.Checkpoint, run_id, models.Checkpoint.total_steps)
-        found = (CheckpointRow(**row._mapping) for row in rows)
+        rows = self._ordered(tables.CheckpointRow, run_id, tables.CheckpointRow.total_steps)
+        found = (CheckpointEntry(**row._mapping) for row in rows)
         return tuple(row for row in found if kind is None or row.kind == kind)
 
-    def selections(self, run_id: str) -> tuple[SelectionRow, ...]:
+    def selections(self, run_id: str) -> tuple[SelectionEntry, ...]:
         """Read a run's judgements on selection seeds in order of steps."""
-        rows = self._ordered(models.Selection, run_id, models.Selection.total_steps)
-        return tuple(SelectionRow(**row._mapping) for row in rows)
+        rows = self._ordered(tables.SelectionRow, run_id, tables.SelectionRow.total_steps)
+        return tuple(SelectionEntry(**row._mapping) for row in rows)
 
     def _ordered(
         self, table: Any, run_id: str, order: sa.ColumnElement[Any] | Any

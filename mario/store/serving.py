@@ -7,7 +7,7 @@ from dataclasses import fields
 
 import sqlalchemy as sa
 
-from mario.store import tables as models
+from mario.store import tables
 from mario.store.engine import reading, writing
 from mario.store.records import ServingComparison
 
@@ -28,11 +28,11 @@ class ServingComparisons:
         """
         values: Mapping[str, object] = {name: getattr(comparison, name) for name in _FIELDS}
         with writing(self._engine) as connection:
-            connection.execute(sa.insert(models.ServingComparison).values(**values))
+            connection.execute(sa.insert(tables.ServingComparisonRow).values(**values))
 
     def list(self, model: str, challenger_digest: str) -> tuple[ServingComparison, ...]:
         """Read the stretches of a challenger, oldest first."""
-        table = models.ServingComparison
+        table = tables.ServingComparisonRow
         with reading(self._engine) as connection:
             rows = connection.execute(
                 sa.select(*table.__table__.columns)

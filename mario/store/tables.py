@@ -61,7 +61,7 @@ class Base(DeclarativeBase):
     )
 
 
-class Model(Base):
+class ModelRow(Base):
     """A registered model (``mario-<task>``); its row is what promoters lock."""
 
     __tablename__ = "models"
@@ -69,7 +69,7 @@ class Model(Base):
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
-class Run(Base):
+class RunRow(Base):
     """One training run, however often it was resumed."""
 
     __tablename__ = "runs"
@@ -99,7 +99,7 @@ class Run(Base):
     ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
 
-class RunAttempt(Base):
+class RunAttemptRow(Base):
     """One process's share of a run: the first start is attempt 1, each resume adds one."""
 
     __tablename__ = "run_attempts"
@@ -120,7 +120,7 @@ class RunAttempt(Base):
     heartbeat_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
-class Hyperparameter(Base):
+class HyperparameterRow(Base):
     """One leaf of a run's configuration, by its dotted name, for queries over runs."""
 
     __tablename__ = "hyperparameters"
@@ -129,7 +129,7 @@ class Hyperparameter(Base):
     value: Mapped[str] = mapped_column(sa.Text)
 
 
-class SeedReservation(Base):
+class SeedReservationRow(Base):
     """A seed that a run took before it began: two that begin together never take the same.
 
     The run need not be there yet, and may never come: then its seed is left out.
@@ -143,7 +143,7 @@ class SeedReservation(Base):
     at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
-class Episode(Base):
+class EpisodeRow(Base):
     """One finished training episode; an episode is stored once, whoever writes it again."""
 
     __tablename__ = "episodes"
@@ -184,7 +184,7 @@ class Episode(Base):
     extra: Mapped[dict[str, Any] | None] = mapped_column(json_type())
 
 
-class HealthSample(Base):
+class HealthSampleRow(Base):
     """What the collapse detector saw at one update."""
 
     __tablename__ = "health_samples"
@@ -198,7 +198,7 @@ class HealthSample(Base):
     at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
-class HealthChange(Base):
+class HealthChangeRow(Base):
     """A change of the collapse detector's state, with its reasons."""
 
     __tablename__ = "health_changes"
@@ -216,7 +216,7 @@ class HealthChange(Base):
     at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
-class Checkpoint(Base):
+class CheckpointRow(Base):
     """A checkpoint that was completely written."""
 
     __tablename__ = "checkpoints"
@@ -234,7 +234,7 @@ class Checkpoint(Base):
     at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
-class Selection(Base):
+class SelectionRow(Base):
     """A judgement on selection seeds while training, by which the best checkpoint is chosen."""
 
     __tablename__ = "selections"
@@ -253,7 +253,7 @@ class Selection(Base):
     at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
-class Evaluation(Base):
+class EvaluationRow(Base):
     """One policy playing one fixed set of units; resumed under the same key."""
 
     __tablename__ = "evaluations"
@@ -280,7 +280,7 @@ class Evaluation(Base):
     ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
 
-class EvaluationEpisode(Base):
+class EvaluationEpisodeRow(Base):
     """One finished unit of an evaluation; the columns are those of ``EpisodeRecord``.
 
     ``episode_score`` repeats what the other columns give, for plain SQL; reading recomputes it.
@@ -313,7 +313,7 @@ class EvaluationEpisode(Base):
     recorded_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
-class Verdict(Base):
+class VerdictRow(Base):
     """The gate's answer, with every number; never changed, never deleted."""
 
     __tablename__ = "verdicts"
@@ -345,7 +345,7 @@ class Verdict(Base):
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
-class RegisteredVersion(Base):
+class RegisteredVersionRow(Base):
     """A version in the registry: ``pending`` before its upload, ``complete`` after."""
 
     __tablename__ = "registered_versions"
@@ -373,7 +373,7 @@ class RegisteredVersion(Base):
     completed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
 
-class Promotion(Base):
+class PromotionRow(Base):
     """The ledger: its last row of a model names the champion; append-only.
 
     Each row points at the one before it by number and by version, so there is exactly one chain:
@@ -436,7 +436,7 @@ class Promotion(Base):
     promoted_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
-class AlphaEntry(Base):
+class AlphaEntryRow(Base):
     """One movement of a model's alpha wealth; append-only, one chain like the ledger."""
 
     __tablename__ = "alpha_entries"
@@ -465,7 +465,7 @@ class AlphaEntry(Base):
     at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
-class ServingComparison(Base):
+class ServingComparisonRow(Base):
     """What a challenger did beside the champion in one stretch of serving; see `store.serving`."""
 
     __tablename__ = "serving_comparisons"

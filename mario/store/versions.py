@@ -5,12 +5,12 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from mario.errors import RegistryError
-from mario.store import tables as models
+from mario.store import tables
+from mario.store.batch_insert import insert_into
 from mario.store.engine import reading, writing
 from mario.store.ledger import lock_model
 from mario.store.process_identity import host_name, process_id
 from mario.store.records import RegisteredVersion, VersionState, new_id, utc_now
-from mario.store.write import insert_into
 
 
 class Versions:
@@ -39,7 +39,7 @@ class Versions:
             RegistryError: if the key is taken by another digest.
             StoreConstraintError: if the run is unknown.
         """
-        table = models.RegisteredVersion
+        table = tables.RegisteredVersionRow
         with writing(self._engine) as connection:
             lock_model(connection, model)
             statement = insert_into(connection, table).values(
@@ -81,7 +81,7 @@ class Versions:
             RegistryError: if it is unknown.
             StoreConstraintError: if the version number is taken.
         """
-        table = models.RegisteredVersion
+        table = tables.RegisteredVersionRow
         with writing(self._engine) as connection:
             connection.execute(
                 sa.update(table)
@@ -101,7 +101,7 @@ class Versions:
 
     def mark_broken(self, version_id: str) -> None:
         """Note that a version cannot be used: its upload was lost or its artefact is damaged."""
-        table = models.RegisteredVersion
+        table = tables.RegisteredVersionRow
         with writing(self._engine) as connection:
             connection.execute(
                 sa.update(table).where(table.id == version_id).values(state="broken")
@@ -109,14 +109,14 @@ class Versions:
 
     def get(self, model: str, version: int) -> RegisteredVersion | None:
         """Read a version by its number; None if the store does not know it."""
-        table = models.RegisteredVersion
+        table = tables.RegisteredVersionRow
         return self._one(table.model == model, table.version == version)
 
     def list(
         self, model: str | None = None, *, state: VersionState | None = None
     ) -> tuple[RegisteredVersion, ...]:
         """Read versions in the order of their registration."""
-        table = models.RegisteredVersion
+        table = tables.RegisteredVersionRow
         conditions: list[sa.ColumnElement[bool]] = []
         if model is not None:
             conditions.append(table.model == model)
@@ -129,7 +129,7 @@ class Versions:
         return found[0] if found else None
 
     def _select(self, *conditions: sa.ColumnElement[bool]) -> tuple[RegisteredVersion, ...]:
-        table = models.RegisteredVersion
+        table = tables.RegisteredVersionRow
         with reading(self._engine) as connection:
             rows = connection.execute(
                 sa.select(*table.__table__.columns)

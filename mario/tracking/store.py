@@ -13,20 +13,20 @@ from typing import ClassVar
 
 from mario.errors import ConfigError
 from mario.game.smb.memory import STATE_FIELDS
+from mario.store.journal_writer import StoreWriter
 from mario.store.process_identity import HEARTBEAT_SECONDS
 from mario.store.records import (
-    AttemptStartRow,
-    CheckpointRow,
-    EpisodeRow,
-    HealthChangeRow,
-    HealthSampleRow,
+    AttemptEnd,
+    AttemptStart,
+    CheckpointEntry,
+    EpisodeEntry,
+    HealthChangeEntry,
+    HealthSampleEntry,
     HealthState,
-    HeartbeatRow,
-    RunEndRow,
-    SelectionRow,
-    TrainingRow,
+    Heartbeat,
+    SelectionEntry,
+    TrainingEntry,
 )
-from mario.store.writer import StoreWriter
 from mario.telemetry.exporters import Instruments, MetricsPage, TrainingMetrics
 from mario.training.collapse_detector import Health, HealthSample
 from mario.training.sb3_vec_env import EpisodeRecord
@@ -72,7 +72,7 @@ class StoreSink(BaseSink):
         self._lock = threading.Lock()
         self._ended = threading.Event()
 
-    def _put(self, rows: Sequence[TrainingRow]) -> None:
+    def _put(self, rows: Sequence[TrainingEntry]) -> None:
         with self._lock:  # signs of life come from a thread of their own
             self._writer.put(rows)
 
@@ -84,7 +84,7 @@ class StoreSink(BaseSink):
 
     def beat(self) -> None:
         """Give a sign of life."""
-        row = HeartbeatRow(run_id=self._run_id, attempt=self._attempt, total_steps=self._steps)
+        row = Heartbeat(run_id=self._run_id, attempt=self._attempt, total_steps=self._steps)
         with self._lock:
             if not self._ended.is_set():
                 self._writer.put([row])
@@ -94,7 +94,7 @@ class StoreSink(BaseSink):
         self._state = start.state
         self._put(
             [
-                AttemptStartRow(
+                AttemptStart(
                     run_id=self._run_id, attempt=self._attempt, start_steps=start.start_steps
                 )
             ]
@@ -115,12 +115,12 @@ class StoreSink(BaseSink):
             "attempt": self._attempt,
             "total_steps": sample.total_steps,
         }
-        rows: list[TrainingRow] = [
-            HealthSampleRow(**common, state=state, signals=sample.to_dict())  # type: ignore[arg-type]
+        rows: list[TrainingEntry] = [
+            HealthSampleEntry(**common, state=state, signals=sample.to_dict())  # type: ignore[arg-type]
         ]
         if health.changed:
             rows.append(
-                HealthChangeRow(
+                HealthChangeEntry(
                     **common,  # type: ignore[arg-type]
                     from_state=self._state,
                     to_state=state,
@@ -134,7 +134,7 @@ class StoreSink(BaseSink):
         """Store the score on selection seeds."""
         self._put(
             [
-                SelectionRow(
+                SelectionEntry(
                     run_id=self._run_id,
                     total_steps=selection.total_steps,
                     attempt=self._attempt,
@@ -154,7 +154,7 @@ class StoreSink(BaseSink):
         shown = path.relative_to(runs_dir) if path.is_relative_to(runs_dir) else path
         self._put(
             [
-                CheckpointRow(
+                CheckpointEntry(
                     run_id=self._run_id,
                     kind=checkpoint.kind,
                     total_steps=checkpoint.total_steps,
@@ -181,7 +181,7 @@ class StoreSink(BaseSink):
         status = "collapsed" if end.status == "diverged" else end.status
         self._put(
             [
-                RunEndRow(
+                AttemptEnd(
                     run_id=self._run_id,
                     attempt=self._attempt,
                     status=status,
@@ -206,9 +206,9 @@ class StoreSink(BaseSink):
                 report.lost,
             )
 
-    def _episode(self, record: EpisodeRecord) -> EpisodeRow:
+    def _episode(self, record: EpisodeRecord) -> EpisodeEntry:
         state = {name: record.state[name] for name in STATE_FIELDS}
-        return EpisodeRow(
+        return EpisodeEntry(
             run_id=self._run_id,
             env_index=record.env_index,
             episode_index=record.episode_index,

@@ -19,7 +19,7 @@ import pytest
 
 from mario.config.experiment import ExperimentConfig
 from mario.jobs.context import Runtime
-from mario.store.records import EpisodeRow
+from mario.store.records import EpisodeEntry
 from mario.store.store import ExperimentStore
 from mario.tracking.mlflow_client import tracking_client
 from mario.tracking.store import StoreSink
@@ -151,7 +151,7 @@ def chaos(postgres_server: PostgresServer, tmp_path: Path) -> Iterator[Chaos]:
         yield Chaos(trainer, postgres_server, mlflow, disk)
 
 
-def timeless(row: EpisodeRow) -> EpisodeRow:
+def timeless(row: EpisodeEntry) -> EpisodeEntry:
     """The row without what may differ: which attempt wrote it, and when."""
     return dataclasses.replace(row, attempt=0, ended_at=datetime(2000, 1, 1, tzinfo=UTC))
 

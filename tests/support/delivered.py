@@ -7,8 +7,8 @@ from pathlib import Path
 from mario.jobs.context import Runtime
 from mario.jobs.mlflow_journals import replay_tracking
 from mario.journal.format import Patience, pending_journals
+from mario.store.journal_writer import JOURNAL_FOLDER, StoreWriter
 from mario.store.store import ExperimentStore
-from mario.store.writer import JOURNAL_FOLDER, StoreWriter
 
 _SECONDS = 120.0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mario.config.experiment import ExperimentConfig
 from mario.evaluation.records import EpisodeRecord
-from mario.store.records import EpisodeRow, EvaluationKey, NewRun, NewVerdict
+from mario.store.records import EpisodeEntry, EvaluationKey, NewRun, NewVerdict
 from mario.store.store import ExperimentStore
 
 CONFIG = {"name": "demo", "ppo": {"gamma": 0.95, "n_steps": 128}, "levels": ["1-1"]}
@@ -33,7 +33,7 @@ def run_of(experiment: ExperimentConfig, run_id: str) -> NewRun:
     )
 
 
-def episode_row(run_id: str, index: int, env_index: int = 0, **changes: object) -> EpisodeRow:
+def episode_row(run_id: str, index: int, env_index: int = 0, **changes: object) -> EpisodeEntry:
     values: dict[str, object] = {
         "run_id": run_id,
         "env_index": env_index,
@@ -60,7 +60,7 @@ def episode_row(run_id: str, index: int, env_index: int = 0, **changes: object) 
         "dying": True,
         "player_state": 11,
     }
-    return EpisodeRow(**(values | changes))  # type: ignore[arg-type]
+    return EpisodeEntry(**(values | changes))  # type: ignore[arg-type]
 
 
 def evaluation_record(digest: str, seed: int, **changes: object) -> EpisodeRecord:

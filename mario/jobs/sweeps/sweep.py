@@ -47,7 +47,7 @@ from mario.jobs.sweeps.tracking import begin_sweep_run, describe_trial, end_swee
 from mario.jobs.train import train_run
 from mario.store.check import SWEEP_ALGORITHM, run_is_alive
 from mario.store.process_identity import HEARTBEAT_SECONDS
-from mario.store.records import HeartbeatRow, NewRun, Run, RunEndRow, new_id
+from mario.store.records import AttemptEnd, Heartbeat, NewRun, Run, new_id
 from mario.store.store import ExperimentStore
 from mario.training.run import CONFIG_FILE
 from mario.training.sinks import SelectionDone
@@ -329,7 +329,7 @@ class SweepWorker:
                 if run.status == "finished":
                     return
                 store.runs.end(
-                    RunEndRow(
+                    AttemptEnd(
                         run_id=run_id,
                         attempt=run.attempts[-1].attempt,
                         status="finished",
@@ -352,7 +352,7 @@ def _keep(store: ExperimentStore, run: Run) -> Run:
     """Give a sign of life for a sweep's own run; take it over where none was given for long."""
     if run.status == "running" and run_is_alive(run):
         last = run.attempts[-1].attempt
-        store.runs.write([HeartbeatRow(run_id=run.id, attempt=last, total_steps=0)])
+        store.runs.write([Heartbeat(run_id=run.id, attempt=last, total_steps=0)])
         return run
     try:
         return store.runs.resume(run.id, start_steps=0)

@@ -20,7 +20,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from mario.errors import StoreError
-from mario.store import tables as models
+from mario.store import tables
+from mario.store.batch_insert import insert_into, upsert
 from mario.store.engine import encode_json, parse_url, redact, sqlite_path, translated, writing
 from mario.store.legacy.metrics import MetricSamples
 from mario.store.legacy.values import (
@@ -42,7 +43,6 @@ from mario.store.legacy.values import (
 )
 from mario.store.runs import flatten
 from mario.store.store import ExperimentStore
-from mario.store.write import insert_into, upsert
 
 _ROWS_A_BATCH = 5_000
 #: Of `runs.id`.
@@ -239,7 +239,7 @@ class _Import:
         config = as_mapping(take(row, EXPERIMENT_NAMES, "config"))
         run_id = self._run_id(identity)
         self._refuse_another(connection, run_id, identity, row, started)
-        statement = insert_into(connection, models.Run)
+        statement = insert_into(connection, tables.RunRow)
         connection.execute(
             statement
             .values(
@@ -269,7 +269,7 @@ class _Import:
         values = {**flatten(plain(config)), **parameters}
         if values:
             connection.execute(
-                insert_into(connection, models.Hyperparameter).on_conflict_do_nothing(),
+                insert_into(connection, tables.HyperparameterRow).on_conflict_do_nothing(),
                 [
                     {"run_id": run_id, "name": name[:256], "value": value}
                     for name, value in values.items()
@@ -286,8 +286,8 @@ class _Import:
     ) -> None:
         """Refuse to mix two experiments, of two databases of one name for instance."""
         there = connection.execute(
-            sa.select(models.Run.imported, models.Run.started_at, models.Run.extra)
-            .where(models.Run.id == run_id)
+            sa.select(tables.RunRow.imported, tables.RunRow.started_at, tables.RunRow.extra)
+            .where(tables.RunRow.id == run_id)
         ).one_or_none()  # fmt: skip
         if there is None:
             return
@@ -318,7 +318,7 @@ class _Import:
         """Keys of a run's episodes in the store, and how many each environment has."""
         keys: Counter[str] = Counter()
         following: defaultdict[int, int] = defaultdict(int)
-        episode = models.Episode
+        episode = tables.EpisodeRow
         statement = sa.select(episode.env_index, episode.episode_index, episode.extra).where(
             episode.run_id == run_id
         )
@@ -354,7 +354,7 @@ class _Import:
         for row in self._rows("episodes", order):
             run_id = self._run_id(str(take(row, EPISODE_NAMES, "experiment_id")))
             if run_id != current:
-                self._flush(models.Episode, batch)
+                self._flush(tables.EpisodeRow, batch)
                 current = run_id
                 known, following = self._known_episodes(table, run_id)
             count += 1
@@ -366,8 +366,8 @@ class _Import:
             batch.append(_episode(row, run_id, env_index, following[env_index], key))
             following[env_index] += 1
             if len(batch) >= _ROWS_A_BATCH:
-                self._flush(models.Episode, batch)
-        self._flush(models.Episode, batch)
+                self._flush(tables.EpisodeRow, batch)
+        self._flush(tables.EpisodeRow, batch)
         return count
 
     def _write_metrics(self) -> int:
@@ -388,13 +388,13 @@ class _Import:
         for samples in runs.values():
             new = samples.new()
             for start in range(0, len(new), _ROWS_A_BATCH):
-                self._flush(models.HealthSample, new[start : start + _ROWS_A_BATCH])
+                self._flush(tables.HealthSampleRow, new[start : start + _ROWS_A_BATCH])
             self._amend(samples)
         return count
 
     def _amend(self, samples: MetricSamples) -> None:
         """Add to samples that are there what the source has got since."""
-        sample = models.HealthSample
+        sample = tables.HealthSampleRow
         with writing(self._store.engine) as connection:
             for update_index, signals in samples.amended():
                 connection.execute(
@@ -403,7 +403,7 @@ class _Import:
                     .values(signals=encode_json(signals))
                 )
 
-    def _flush(self, table: type[models.Base], batch: list[dict[str, Any]]) -> None:
+    def _flush(self, table: type[tables.Base], batch: list[dict[str, Any]]) -> None:
         if batch:
             with writing(self._store.engine) as connection:
                 upsert(connection, table, batch)

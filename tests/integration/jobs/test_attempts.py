@@ -24,13 +24,13 @@ from mario.errors import RunIsBusy, TrainingInterrupted
 from mario.jobs.attempts import wait_for_turn
 from mario.jobs.context import Runtime
 from mario.journal.format import Journal, encode_line
-from mario.store import tables as models
+from mario.store import tables
 from mario.store.check import check_store
 from mario.store.engine import writing
+from mario.store.journal_writer import StoreWriter, to_record
 from mario.store.process_identity import SILENCE_SECONDS
-from mario.store.records import HeartbeatRow, Run, RunEndRow, utc_now
+from mario.store.records import AttemptEnd, Heartbeat, Run, utc_now
 from mario.store.store import ExperimentStore
-from mario.store.writer import StoreWriter, to_record
 from mario.tracking.store import StoreSink
 from mario.training.sinks import RunEnd, RunStart
 from tests.support.delivered import deliver
@@ -50,8 +50,8 @@ def elsewhere(store: ExperimentStore, silent_seconds: float) -> Run:
     heard = utc_now() - timedelta(seconds=silent_seconds)
     with writing(store.engine) as connection:
         connection.execute(
-            sa.update(models.RunAttempt)
-            .where(models.RunAttempt.run_id == run.id)
+            sa.update(tables.RunAttemptRow)
+            .where(tables.RunAttemptRow.run_id == run.id)
             .values(host="other-pod", pid=7, started_at=heard, heartbeat_at=heard)
         )
     return run
@@ -163,8 +163,8 @@ def test_a_process_that_has_ended_its_run_may_still_write(
         now = utc_now()
         with writing(store.engine) as connection:
             connection.execute(
-                sa.update(models.RunAttempt)
-                .where(models.RunAttempt.run_id == run.id)
+                sa.update(tables.RunAttemptRow)
+                .where(tables.RunAttemptRow.run_id == run.id)
                 .values(pid=ending.pid, status="interrupted", ended_at=now)
             )
         begun = time.monotonic()
@@ -198,7 +198,7 @@ def test_an_old_sign_of_life_that_comes_late_revives_nobody(store: ExperimentSto
     run = elsewhere(store, SILENCE_SECONDS + 60)
     assert store.runs.mark_killed(run.id, "its process is gone")
     old = utc_now() - timedelta(seconds=SILENCE_SECONDS + 30)
-    store.runs.write([HeartbeatRow(run_id=run.id, attempt=1, total_steps=64, at=old)])
+    store.runs.write([Heartbeat(run_id=run.id, attempt=1, total_steps=64, at=old)])
     assert store.runs.get(run.id).status == "killed"
 
 
@@ -210,12 +210,12 @@ def test_a_late_sign_of_life_of_a_process_of_this_machine_that_is_gone_revives_n
     run = store.runs.start(new_run())
     with writing(store.engine) as connection:
         connection.execute(
-            sa.update(models.RunAttempt)
-            .where(models.RunAttempt.run_id == run.id)
+            sa.update(tables.RunAttemptRow)
+            .where(tables.RunAttemptRow.run_id == run.id)
             .values(pid=gone.pid)
         )
     assert store.runs.mark_killed(run.id, "its process is gone")
-    store.runs.write([HeartbeatRow(run_id=run.id, attempt=1, total_steps=64)])
+    store.runs.write([Heartbeat(run_id=run.id, attempt=1, total_steps=64)])
     assert store.runs.get(run.id).status == "killed"
 
 
@@ -225,7 +225,7 @@ def test_what_a_process_that_is_gone_left_in_its_journal_is_delivered_before_it_
     """A pod that was told to end while the database was away: its end is on the volume only."""
     run = elsewhere(store, 10)
     journal = Journal(runtime.run_dir(run.id) / "journal")
-    end = RunEndRow(run_id=run.id, attempt=1, status="interrupted", end_steps=64, reason="stopped")
+    end = AttemptEnd(run_id=run.id, attempt=1, status="interrupted", end_steps=64, reason="stopped")
     journal.append(encode_line(to_record(end)))
     journal.close(empty=False)
     begun = time.monotonic()
@@ -243,8 +243,8 @@ def test_a_process_of_this_machine_that_hangs_is_not_waited_for(
         try:
             with writing(store.engine) as connection:
                 connection.execute(
-                    sa.update(models.RunAttempt)
-                    .where(models.RunAttempt.run_id == run.id)
+                    sa.update(tables.RunAttemptRow)
+                    .where(tables.RunAttemptRow.run_id == run.id)
                     .values(pid=hung.pid, heartbeat_at=utc_now() - timedelta(hours=2))
                 )
             with pytest.raises(RunIsBusy, match=f"process {hung.pid} on this machine"):

@@ -21,7 +21,7 @@ from mario.journal.writer import (
     JournaledWriter,
 )
 from mario.store.engine import make_engine
-from mario.store.writer import StoreWriter
+from mario.store.journal_writer import StoreWriter
 from tests.support.processes import free_port
 from tests.support.store_rows import episode_row
 

@@ -17,9 +17,9 @@ from mario.errors import StoreError, TrainingInterrupted
 from mario.jobs.context import Runtime
 from mario.jobs.train import TrainOutcome, train_run
 from mario.journal.format import LOCK_SECONDS, REPLAY_SECONDS, Journal, Patience, encode_line
+from mario.store.journal_writer import StoreWriter, replay_journals
 from mario.store.records import Run
 from mario.store.store import ExperimentStore
-from mario.store.writer import StoreWriter, replay_journals
 from mario.tracking.mlflow_client import tracking_client
 from tests.support.delivered import deliver_all
 from tests.support.training_runs import small_config

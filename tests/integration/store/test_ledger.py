@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from mario.errors import PromotionConflict, RegistryError
-from mario.store import tables as models
+from mario.store import tables
 from mario.store.engine import StoreConstraintError, writing
 from mario.store.records import Promotion
 from mario.store.store import ExperimentStore
@@ -107,9 +107,9 @@ def test_the_database_itself_keeps_one_chain(store: ExperimentStore) -> None:
         {"reason": "whim"},
     ):
         with pytest.raises(StoreConstraintError), writing(store.engine) as connection:
-            connection.execute(sa.insert(models.Promotion).values(**(row | change)))
+            connection.execute(sa.insert(tables.PromotionRow).values(**(row | change)))
     with writing(store.engine) as connection:
-        connection.execute(sa.insert(models.Promotion).values(**row))
+        connection.execute(sa.insert(tables.PromotionRow).values(**row))
 
 
 def test_two_threads_promote_at_once(database_url: str) -> None:

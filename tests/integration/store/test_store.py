@@ -18,8 +18,7 @@ from alembic.runtime.migration import MigrationContext
 
 from mario.config.experiment import SEED_BOUND
 from mario.errors import RunIsBusy, StoreError
-from mario.store import migrate
-from mario.store import tables as models
+from mario.store import migrate, tables
 from mario.store.check import run_is_alive
 from mario.store.engine import (
     StoreConstraintError,
@@ -30,12 +29,12 @@ from mario.store.engine import (
 )
 from mario.store.process_identity import SILENCE_SECONDS, process_began
 from mario.store.records import (
-    CheckpointRow,
-    HealthChangeRow,
-    HealthSampleRow,
-    HeartbeatRow,
-    RunEndRow,
-    SelectionRow,
+    AttemptEnd,
+    CheckpointEntry,
+    HealthChangeEntry,
+    HealthSampleEntry,
+    Heartbeat,
+    SelectionEntry,
     utc_now,
 )
 from mario.store.runs import flatten
@@ -60,7 +59,7 @@ A, B = "a" * 64, "b" * 64
 def test_migrations_make_exactly_the_models(database_url: str) -> None:
     engine = make_engine(database_url)
     with engine.connect() as connection:
-        differences = compare_metadata(MigrationContext.configure(connection), models.Base.metadata)
+        differences = compare_metadata(MigrationContext.configure(connection), tables.Base.metadata)
     engine.dispose()
     assert differences == []
 
@@ -205,19 +204,19 @@ def test_episodes_are_read_in_pages(
 def test_health_and_checkpoints_come_back(store: ExperimentStore) -> None:
     run = store.runs.start(new_run())
     now = datetime.now(UTC)
-    sample = HealthSampleRow(
+    sample = HealthSampleEntry(
         run_id=run.id, update_index=3, attempt=1, total_steps=512, state="warning",
         signals={"entropy": 0.2, "kl": math.inf, "value_loss": math.nan, "per_env": [1, 2]}, at=now,
     )  # fmt: skip
-    change = HealthChangeRow(
+    change = HealthChangeEntry(
         run_id=run.id, update_index=3, attempt=1, total_steps=512, from_state="healthy",
         to_state="warning", reasons=("entropy 0.2 below 0.3",), at=now,
     )  # fmt: skip
-    saved = CheckpointRow(
+    saved = CheckpointEntry(
         run_id=run.id, kind="best", total_steps=512, attempt=1, path="run/checkpoints/512",
         sha256="d" * 64, size_bytes=1 << 33, at=now,
     )  # fmt: skip
-    judged = SelectionRow(
+    judged = SelectionEntry(
         run_id=run.id, total_steps=512, attempt=1, score=0.4, best_score=0.4, is_best=True,
         details={"clear_rate": 0.25}, seconds=2.5, at=now,
     )  # fmt: skip
@@ -256,15 +255,15 @@ def test_no_two_runs_that_begin_together_take_one_seed(database_url: str) -> Non
 def test_a_killed_run_is_resumed_and_finished(store: ExperimentStore) -> None:
     run = store.runs.start(new_run())
     with writing(store.engine) as connection:  # as if another process had started it and died
-        connection.execute(sa.update(models.RunAttempt).values(pid=2**22 + 1))
+        connection.execute(sa.update(tables.RunAttemptRow).values(pid=2**22 + 1))
     resumed = store.runs.resume(run.id, start_steps=300)
     assert [a.status for a in resumed.attempts] == ["killed", "running"]
     assert resumed.status == "running"
     # The first attempt's end arrives late, from its journal: the run goes on.
-    store.runs.write([RunEndRow(run_id=run.id, attempt=1, status="failed", end_steps=200)])
+    store.runs.write([AttemptEnd(run_id=run.id, attempt=1, status="failed", end_steps=200)])
     assert store.runs.get(run.id).status == "running"
-    store.runs.write([HeartbeatRow(run_id=run.id, attempt=2, total_steps=400)])
-    end = RunEndRow(run_id=run.id, attempt=2, status="finished", end_steps=1000)
+    store.runs.write([Heartbeat(run_id=run.id, attempt=2, total_steps=400)])
+    end = AttemptEnd(run_id=run.id, attempt=2, status="finished", end_steps=1000)
     store.runs.write([end])
     store.runs.write([end])
     done = store.runs.get(run.id)
@@ -275,7 +274,7 @@ def test_a_killed_run_is_resumed_and_finished(store: ExperimentStore) -> None:
 def test_a_living_run_is_not_resumed(store: ExperimentStore) -> None:
     run = store.runs.start(new_run())
     with writing(store.engine) as connection:
-        connection.execute(sa.update(models.RunAttempt).values(pid=os.getppid()))
+        connection.execute(sa.update(tables.RunAttemptRow).values(pid=os.getppid()))
     with pytest.raises(StoreError, match=f"process {os.getppid()}"):
         store.runs.resume(run.id, start_steps=0)
 
@@ -284,7 +283,9 @@ def move_attempt(store: ExperimentStore, run_id: str, **values: object) -> None:
     """Make a run's attempts look as if another process had begun them."""
     with writing(store.engine) as connection:
         connection.execute(
-            sa.update(models.RunAttempt).where(models.RunAttempt.run_id == run_id).values(**values)
+            sa.update(tables.RunAttemptRow)
+            .where(tables.RunAttemptRow.run_id == run_id)
+            .values(**values)
         )
 
 
@@ -355,7 +356,7 @@ def test_any_text_and_number_comes_back(store: ExperimentStore, text: str) -> No
     row = episode_row(run.id, 0, end_reason=text, shaped_return=1e-300, seed=0, total_steps=2**62)
     store.runs.write([row])
     assert list(store.runs.episodes(run.id)) == [row]
-    sample = HealthSampleRow(
+    sample = HealthSampleEntry(
         run_id=run.id, update_index=1, attempt=1, total_steps=1, state="healthy",
         signals={text: [text, {"x": None}]},
     )  # fmt: skip
@@ -387,8 +388,8 @@ def test_the_database_refuses_what_cannot_be(store: ExperimentStore) -> None:
         store.runs.write([episode_row(run.id, 1, ended_at=datetime(2026, 1, 1))])
     with pytest.raises(StoreConstraintError):
         store.runs.write([episode_row(run.id, 1, y_px=None)])
-    _refused(store, sa.update(models.Run).values(status="dreaming"))
-    _refused(store, sa.update(models.Run).values(status="finished"))  # without an end
+    _refused(store, sa.update(tables.RunRow).values(status="dreaming"))
+    _refused(store, sa.update(tables.RunRow).values(status="finished"))  # without an end
     assert store.runs.count_episodes(run.id) == 0
 
 
@@ -410,18 +411,18 @@ def test_no_verdict_without_evaluation_of_just_that_policy(store: ExperimentStor
         {"decision": "maybe"},
         {"model": "unknown model"},
     ):
-        _refused(store, sa.insert(models.Verdict).values(**(columns | change)))
+        _refused(store, sa.insert(tables.VerdictRow).values(**(columns | change)))
     with writing(store.engine) as connection:
-        connection.execute(sa.insert(models.Verdict).values(**columns))
+        connection.execute(sa.insert(tables.VerdictRow).values(**columns))
 
 
-@pytest.mark.parametrize("table", models.APPEND_ONLY)
+@pytest.mark.parametrize("table", tables.APPEND_ONLY)
 def test_append_only(store: ExperimentStore, table: str) -> None:
     registered(store, 1, A)
     verdict_id = verdict(store, (1, A), (None, B))
     store.ledger.grant_alpha(MODEL, 0.05)
     store.ledger.promote(MODEL, 1, verdict_id=verdict_id, promoted_by="test")
-    target = models.Base.metadata.tables[table]
+    target = tables.Base.metadata.tables[table]
     _refused(store, sa.update(target).values(model="mario-2-1"))
     _refused(store, sa.delete(target))
     if store.engine.dialect.name == "postgresql":

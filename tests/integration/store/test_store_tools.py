@@ -15,16 +15,16 @@ from typer.testing import CliRunner
 
 from mario.cli.main import app
 from mario.errors import StoreError
-from mario.store import tables as models
+from mario.store import tables
 from mario.store.check import check_store
 from mario.store.engine import writing
 from mario.store.export import export_parquet, table_names
+from mario.store.journal_writer import StoreWriter
 from mario.store.legacy.importer import import_legacy
 from mario.store.process_identity import SILENCE_SECONDS
-from mario.store.records import HealthSampleRow, HeartbeatRow, Run, RunEndRow, utc_now
+from mario.store.records import AttemptEnd, HealthSampleEntry, Heartbeat, Run, utc_now
 from mario.store.runs import Runs
 from mario.store.store import ExperimentStore
-from mario.store.writer import StoreWriter
 from tests.support.postgres import PostgresServer
 from tests.support.store_rows import MODEL, episode_row, new_run, registered, verdict
 
@@ -39,17 +39,17 @@ def _filled(store: ExperimentStore) -> dict[str, str]:
         ids[name] = run.id
         store.runs.write([episode_row(run.id, i, env) for env in range(2) for i in range(3)])
     for name in ("finished", "collapsed", "interrupted"):
-        end = RunEndRow(run_id=ids[name], attempt=1, status=name, end_steps=9)  # type: ignore[arg-type]
+        end = AttemptEnd(run_id=ids[name], attempt=1, status=name, end_steps=9)  # type: ignore[arg-type]
         store.runs.write([end])
     with writing(store.engine) as connection:
         connection.execute(
-            sa.update(models.RunAttempt)
-            .where(models.RunAttempt.run_id.in_([ids["killed"], ids["resumed"]]))
+            sa.update(tables.RunAttemptRow)
+            .where(tables.RunAttemptRow.run_id.in_([ids["killed"], ids["resumed"]]))
             .values(pid=2**22 + 1)
         )
     store.runs.resume(ids["resumed"], start_steps=3)
     store.runs.write([episode_row(ids["resumed"], 3, attempt=2)])
-    store.runs.write([RunEndRow(run_id=ids["resumed"], attempt=2, status="finished", end_steps=9)])
+    store.runs.write([AttemptEnd(run_id=ids["resumed"], attempt=2, status="finished", end_steps=9)])
     registered(store, 1, A)
     store.ledger.grant_alpha(MODEL, 0.05)
     store.ledger.spend_alpha(MODEL, A, 0.02)
@@ -86,7 +86,7 @@ def test_a_run_that_goes_on_while_it_is_checked_is_not_killed(
     """Its process was gone when the check read it; a launcher resumes it before it is marked."""
     run = store.runs.start(new_run())
     with writing(store.engine) as connection:
-        connection.execute(sa.update(models.RunAttempt).values(pid=2**22 + 1))
+        connection.execute(sa.update(tables.RunAttemptRow).values(pid=2**22 + 1))
     read = Runs.list
 
     def read_and_resume(self: Runs, **more: Any) -> tuple[Run, ...]:
@@ -108,11 +108,11 @@ def test_a_run_that_is_heard_of_while_it_is_checked_is_not_killed(store: Experim
     long_ago = utc_now() - timedelta(seconds=2 * SILENCE_SECONDS)
     with writing(store.engine) as connection:
         connection.execute(
-            sa.update(models.RunAttempt).values(host="another", heartbeat_at=long_ago)
+            sa.update(tables.RunAttemptRow).values(host="another", heartbeat_at=long_ago)
         )
     seen = store.runs.get(run.id).attempts[-1]
     late = utc_now() - timedelta(seconds=1.5 * SILENCE_SECONDS)  # out of its journal
-    store.runs.write([HeartbeatRow(run_id=run.id, attempt=1, total_steps=1, at=late)])
+    store.runs.write([Heartbeat(run_id=run.id, attempt=1, total_steps=1, at=late)])
     assert not store.runs.mark_killed(run.id, "its process is gone", seen=seen)
     assert store.runs.get(run.id).status == "running"
     seen = store.runs.get(run.id).attempts[-1]
@@ -127,10 +127,10 @@ def test_check_finds_what_is_broken(store: ExperimentStore, tmp_path: Path) -> N
     store.runs.write([episode_row(run.id, i) for i in (0, 1, 3)])
     store.versions.begin(MODEL, "half", digest=B)
     with writing(store.engine) as connection:
-        connection.execute(sa.update(models.EvaluationEpisode).values(episode_score=0.99))
+        connection.execute(sa.update(tables.EvaluationEpisodeRow).values(episode_score=0.99))
         connection.execute(
-            sa.update(models.RegisteredVersion)
-            .where(models.RegisteredVersion.version == 1)
+            sa.update(tables.RegisteredVersionRow)
+            .where(tables.RegisteredVersionRow.version == 1)
             .values(state="broken")
         )
     for run_id in (run.id, "run-x"):
@@ -155,7 +155,7 @@ def test_check_finds_what_is_broken(store: ExperimentStore, tmp_path: Path) -> N
 def test_export_is_complete_and_exact(store: ExperimentStore, tmp_path: Path) -> None:
     ids = _filled(store)
     store.runs.write(
-        [HealthSampleRow(run_id=ids["finished"], update_index=0, attempt=1, total_steps=1,
+        [HealthSampleEntry(run_id=ids["finished"], update_index=0, attempt=1, total_steps=1,
                          state="healthy", signals={"kl": float("nan")})]
     )  # fmt: skip
     counts = export_parquet(store, tmp_path / "out")
@@ -239,9 +239,9 @@ def test_a_past_project_is_imported_whole(
     assert [store.runs.count_episodes(f"legacy-old-{n}") for n in (1, 2, 7)] == [60, 60, 2]
     with store.engine.connect() as connection:
         rows = connection.execute(
-            sa.select(models.Episode)
-            .where(models.Episode.run_id == "legacy-old-1")
-            .order_by(models.Episode.episode_index)
+            sa.select(tables.EpisodeRow)
+            .where(tables.EpisodeRow.run_id == "legacy-old-1")
+            .order_by(tables.EpisodeRow.episode_index)
         ).all()
     row = rows[9]
     assert (row.episode_index, row.shaped_return, row.length_steps) == (9, 15.0, 110)
@@ -285,8 +285,8 @@ def test_other_shapes_of_the_old_tables(store: ExperimentStore, tmp_path: Path) 
     assert [s.signals["loss"] for s in store.runs.health_samples(run.id)] == [0.5, 0.6]
     with store.engine.connect() as connection:
         keys = connection.execute(
-            sa.select(models.Episode.env_index, models.Episode.episode_index).order_by(
-                models.Episode.env_index, models.Episode.episode_index
+            sa.select(tables.EpisodeRow.env_index, tables.EpisodeRow.episode_index).order_by(
+                tables.EpisodeRow.env_index, tables.EpisodeRow.episode_index
             )
         ).all()
     assert [tuple(key) for key in keys] == [(0, 0), (1, 0), (1, 1)]
@@ -321,7 +321,7 @@ def _execute(path: Path, *statements: str) -> str:
 
 def _returns(store: ExperimentStore, name: str) -> list[float]:
     (run_id,) = (run.id for run in store.runs.list() if run.name == name)
-    episode = models.Episode
+    episode = tables.EpisodeRow
     statement = sa.select(episode.shaped_return).where(episode.run_id == run_id)
     with store.engine.connect() as connection:
         return list(connection.scalars(statement.order_by(episode.episode_index)))
@@ -336,8 +336,8 @@ def test_a_source_that_goes_on_is_imported_whole(store: ExperimentStore, tmp_pat
     assert all(len(run.id) <= 64 for run in store.runs.list())
     with store.engine.connect() as connection:
         flags = connection.execute(
-            sa.select(models.Episode.flag, models.Episode.end_reason).order_by(
-                models.Episode.shaped_return
+            sa.select(tables.EpisodeRow.flag, tables.EpisodeRow.end_reason).order_by(
+                tables.EpisodeRow.shaped_return
             )
         ).all()
     truth = [False, False, True, False, True]

@@ -15,19 +15,19 @@ import sqlalchemy as sa
 
 from mario.errors import StoreError
 from mario.journal.format import decode_line, encode_line
-from mario.store import tables as models
+from mario.store import tables
 from mario.store.engine import writing
+from mario.store.journal_writer import Replay, StoreWriter, from_record, replay_journals, to_record
 from mario.store.records import (
-    AttemptStartRow,
-    CheckpointRow,
-    HealthChangeRow,
-    HealthSampleRow,
-    HeartbeatRow,
-    RunEndRow,
-    SelectionRow,
+    AttemptEnd,
+    AttemptStart,
+    CheckpointEntry,
+    HealthChangeEntry,
+    HealthSampleEntry,
+    Heartbeat,
+    SelectionEntry,
 )
 from mario.store.store import ExperimentStore
-from mario.store.writer import Replay, StoreWriter, from_record, replay_journals, to_record
 from tests.support.paths import ROOT
 from tests.support.postgres import PostgresServer
 from tests.support.serving_load import wait_until
@@ -37,22 +37,22 @@ from tests.support.store_rows import episode_row, new_run
 def test_rows_survive_the_journal(tmp_path: Path) -> None:
     rows = [
         episode_row("run", 3),
-        HealthSampleRow(
+        HealthSampleEntry(
             run_id="run", update_index=1, attempt=1, total_steps=2, state="healthy",
             signals={"kl": float("nan"), "note": "a\nb ✓"},
         ),
-        HealthChangeRow(
+        HealthChangeEntry(
             run_id="run", update_index=1, attempt=1, total_steps=2, from_state="warming",
             to_state="healthy", reasons=("one", "two"),
         ),
-        RunEndRow(run_id="run", attempt=1, status="finished", end_steps=None),
-        HeartbeatRow(run_id="run", attempt=1, total_steps=3),
-        AttemptStartRow(run_id="run", attempt=2, start_steps=256),
-        CheckpointRow(
+        AttemptEnd(run_id="run", attempt=1, status="finished", end_steps=None),
+        Heartbeat(run_id="run", attempt=1, total_steps=3),
+        AttemptStart(run_id="run", attempt=2, start_steps=256),
+        CheckpointEntry(
             run_id="run", kind="best", total_steps=1, attempt=1, path="a/b", sha256="d" * 64,
             size_bytes=2**40,
         ),
-        SelectionRow(
+        SelectionEntry(
             run_id="run", total_steps=1, attempt=1, score=0.4, best_score=0.5, is_best=False,
             details={"clear_rate": 0.25}, seconds=2.5,
         ),
@@ -64,8 +64,8 @@ def test_rows_survive_the_journal(tmp_path: Path) -> None:
         record = decode_line(line[:-1])
         assert record is not None
         again = from_record(record)
-        if isinstance(row, HealthSampleRow):
-            assert isinstance(again, HealthSampleRow)
+        if isinstance(row, HealthSampleEntry):
+            assert isinstance(again, HealthSampleEntry)
             assert again.signals == {"kl": "nan", "note": "a\nb ✓"}
         else:
             assert again == row
@@ -167,17 +167,17 @@ def test_rows_of_a_resumed_run_replace_those_before(store: ExperimentStore, tmp_
 
 def test_where_an_attempt_went_on_from(store: ExperimentStore, tmp_path: Path) -> None:
     run = store.runs.start(new_run())
-    store.runs.end(RunEndRow(run_id=run.id, attempt=1, status="interrupted", end_steps=300))
+    store.runs.end(AttemptEnd(run_id=run.id, attempt=1, status="interrupted", end_steps=300))
     run = store.runs.resume(run.id, start_steps=0)
     with StoreWriter(store.url, tmp_path / "run") as writer:
-        writer.put([AttemptStartRow(run_id=run.id, attempt=2, start_steps=256)])
+        writer.put([AttemptStart(run_id=run.id, attempt=2, start_steps=256)])
     assert [attempt.start_steps for attempt in store.runs.get(run.id).attempts] == [0, 256]
 
 
 def test_the_end_of_a_run_goes_through_the_writer(store: ExperimentStore, tmp_path: Path) -> None:
     run = store.runs.start(new_run())
     with StoreWriter(store.url, tmp_path / "run") as writer:
-        writer.put([RunEndRow(run_id=run.id, attempt=1, status="collapsed", end_steps=9)])
+        writer.put([AttemptEnd(run_id=run.id, attempt=1, status="collapsed", end_steps=9)])
     assert store.runs.get(run.id).status == "collapsed"
 
 
@@ -185,7 +185,7 @@ _WRITER = """
 import sys, time
 sys.path.insert(0, {root!r})
 from tests.support.store_rows import episode_row
-from mario.store.writer import StoreWriter
+from mario.store.journal_writer import StoreWriter
 url, folder, run_id = sys.argv[1:]
 writer = StoreWriter(url, folder, batch_bytes=16_384, flush_seconds=0.01)
 index = 0
@@ -260,7 +260,7 @@ def test_a_run_that_ends_while_the_database_is_away_loses_nothing(
     try:
         writer = StoreWriter(url, tmp_path / "run")
         writer.put([episode_row(run.id, i) for i in range(10)])
-        writer.put([RunEndRow(run_id=run.id, attempt=1, status="finished", end_steps=1000)])
+        writer.put([AttemptEnd(run_id=run.id, attempt=1, status="finished", end_steps=1000)])
         assert wait_until(lambda: writer.report().last_error is not None, 60)
         report = writer.close(0.5)
     finally:
@@ -300,7 +300,7 @@ def test_another_database_takes_nothing_of_a_run_that_it_does_not_have(
     run = store.runs.start(new_run())
     with StoreWriter(AWAY, tmp_path / run.id) as writer:
         writer.put([episode_row(run.id, i) for i in range(30)])
-        writer.put([RunEndRow(run_id=run.id, attempt=1, status="finished", end_steps=9)])
+        writer.put([AttemptEnd(run_id=run.id, attempt=1, status="finished", end_steps=9)])
         assert writer.close(0.0).pending
     folder = tmp_path / run.id / "journal"
     before = {path.name: path.read_bytes() for path in folder.glob("*.jsonl")}
@@ -333,9 +333,9 @@ def test_a_row_whose_run_is_not_there_waits(
     new = new_run(id="run-elsewhere")
     row = {
         "episode": episode_row(new.id, 0),
-        "end": RunEndRow(run_id=new.id, attempt=1, status="finished", end_steps=9),
-        "sign of life": HeartbeatRow(run_id=new.id, attempt=1, total_steps=1),
-        "start": AttemptStartRow(run_id=new.id, attempt=1, start_steps=7),
+        "end": AttemptEnd(run_id=new.id, attempt=1, status="finished", end_steps=9),
+        "sign of life": Heartbeat(run_id=new.id, attempt=1, total_steps=1),
+        "start": AttemptStart(run_id=new.id, attempt=1, start_steps=7),
     }[kind]
     with StoreWriter(store.url, tmp_path / new.id) as writer:
         writer.put([row])
@@ -374,8 +374,8 @@ def test_heartbeats_never_go_backwards(store: ExperimentStore, tmp_path: Path) -
     with StoreWriter(store.url, tmp_path / "run") as writer:
         for minutes in (5, 3):
             at = now + timedelta(minutes=minutes)
-            writer.put([HeartbeatRow(run_id=run.id, attempt=1, total_steps=1, at=at)])
+            writer.put([Heartbeat(run_id=run.id, attempt=1, total_steps=1, at=at)])
             assert writer.flush(20)
     assert store.runs.get(run.id).attempts[0].heartbeat_at == now + timedelta(minutes=5)
     with writing(store.engine) as connection:
-        assert connection.execute(sa.select(models.RunAttempt.status)).scalar_one() == "running"
+        assert connection.execute(sa.select(tables.RunAttemptRow.status)).scalar_one() == "running"

@@ -26,9 +26,9 @@ from mario.jobs.mlflow_journals import open_tracking
 from mario.jobs.store_maintenance import check
 from mario.registry.registry import ModelRegistry
 from mario.store.engine import writing
-from mario.store.records import Run, RunEndRow, utc_now
+from mario.store.records import AttemptEnd, Run, utc_now
 from mario.store.store import ExperimentStore
-from mario.store.tables import RunAttempt
+from mario.store.tables import RunAttemptRow
 from mario.tracking.mlflow import MlflowSink
 from mario.tracking.mlflow_client import tracking_client
 from mario.tracking.mlflow_writer import TrackingWriter, mark_ended
@@ -184,7 +184,7 @@ def test_what_mlflow_missed_is_replayed(
         writer.end("finished")
         ended = datetime.now(UTC)
         assert writer.close(0.5).pending
-        store.runs.end(RunEndRow(run_id=run.id, attempt=1, status="finished", end_steps=1))
+        store.runs.end(AttemptEnd(run_id=run.id, attempt=1, status="finished", end_steps=1))
         sound, text = check(away)
         assert sound
         assert "not delivered yet" in text
@@ -210,8 +210,8 @@ def killed_days_ago(store: ExperimentStore, mlflow_run_id: str, days: int) -> Ru
     run = store.runs.start(new_run(mlflow_run_id=mlflow_run_id))
     with writing(store.engine) as connection:
         connection.execute(
-            sa.update(RunAttempt)
-            .where(RunAttempt.run_id == run.id)
+            sa.update(RunAttemptRow)
+            .where(RunAttemptRow.run_id == run.id)
             .values(pid=gone.pid, heartbeat_at=utc_now() - timedelta(days=days))
         )
     return store.runs.get(run.id)

@@ -21,7 +21,7 @@ from mario.jobs.context import Runtime
 from mario.jobs.register import ARTEFACT_FOLDER
 from mario.jobs.train import TrainOutcome, train_run
 from mario.policy.artefact import load_artefact
-from mario.store.records import RunEndRow
+from mario.store.records import AttemptEnd
 from mario.store.store import ExperimentStore
 from mario.training.checkpoint import list_checkpoints, verify_checkpoint
 from tests.support.training_runs import small_config
@@ -133,7 +133,7 @@ def test_a_run_that_was_begun_anew_elsewhere_has_only_the_checkpoints_since_then
         assert store.runs.checkpoints(begun.run_id, "last")
         attempt = store.runs.resume(begun.run_id, start_steps=0).attempts[-1].attempt
         store.runs.end(
-            RunEndRow(
+            AttemptEnd(
                 run_id=begun.run_id, attempt=attempt, status="killed", end_steps=None, reason=""
             )
         )

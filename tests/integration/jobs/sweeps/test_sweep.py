@@ -35,8 +35,7 @@ from mario.jobs.sweeps.sweep import (
     run_sweep,
 )
 from mario.journal.format import Journal
-from mario.store import migrate
-from mario.store import tables as models
+from mario.store import migrate, tables
 from mario.store.check import check_store
 from mario.store.engine import writing
 from mario.store.process_identity import SILENCE_SECONDS
@@ -218,7 +217,7 @@ def test_a_sweeps_run_lives_as_long_as_any_worker_gives_signs_of_life(
     run = store.runs.start(new_run(algorithm="sweep"))
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    attempt = models.RunAttempt
+    attempt = tables.RunAttemptRow
 
     def heard(seconds_ago: float) -> str:
         at = utc_now() - timedelta(seconds=seconds_ago)

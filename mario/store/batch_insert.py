@@ -10,42 +10,42 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from mario.store import tables as models
-from mario.store.bulk import copy_upsert
+from mario.store import tables
 from mario.store.engine import UnknownRunsError, encode_json, redact, writing
+from mario.store.postgres_copy import copy_upsert
 from mario.store.process_identity import SILENCE_SECONDS, host_name, is_alive
 from mario.store.records import (
-    AttemptStartRow,
-    CheckpointRow,
-    EpisodeRow,
-    HealthChangeRow,
-    HealthSampleRow,
-    HeartbeatRow,
-    RunEndRow,
-    SelectionRow,
-    TrainingRow,
+    AttemptEnd,
+    AttemptStart,
+    CheckpointEntry,
+    EpisodeEntry,
+    HealthChangeEntry,
+    HealthSampleEntry,
+    Heartbeat,
+    SelectionEntry,
+    TrainingEntry,
     utc_now,
 )
 
-_TABLES: dict[type, type[models.Base]] = {
-    EpisodeRow: models.Episode,
-    HealthSampleRow: models.HealthSample,
-    HealthChangeRow: models.HealthChange,
-    CheckpointRow: models.Checkpoint,
-    SelectionRow: models.Selection,
+_TABLES: dict[type, type[tables.Base]] = {
+    EpisodeEntry: tables.EpisodeRow,
+    HealthSampleEntry: tables.HealthSampleRow,
+    HealthChangeEntry: tables.HealthChangeRow,
+    CheckpointEntry: tables.CheckpointRow,
+    SelectionEntry: tables.SelectionRow,
 }
 _FIELDS: dict[type, tuple[str, ...]] = {
     kind: tuple(item.name for item in fields(kind)) for kind in _TABLES
 }
 _JSON_FIELDS = {
-    HealthSampleRow: ("signals",),
-    HealthChangeRow: ("reasons",),
-    SelectionRow: ("details",),
+    HealthSampleEntry: ("signals",),
+    HealthChangeEntry: ("reasons",),
+    SelectionEntry: ("details",),
 }
 
 
 def insert_into(
-    connection: sa.Connection, table: type[models.Base] | sa.Table
+    connection: sa.Connection, table: type[tables.Base] | sa.Table
 ) -> postgresql.Insert | sqlite.Insert:
     """An INSERT that knows ``ON CONFLICT``, in the connection's dialect."""
     if connection.dialect.name == "postgresql":
@@ -55,7 +55,7 @@ def insert_into(
 
 def write_training_rows(
     engine: sa.Engine,
-    rows: Iterable[TrainingRow],
+    rows: Iterable[TrainingEntry],
     *,
     episodes: Sequence[Mapping[str, Any]] = (),
 ) -> None:
@@ -85,23 +85,23 @@ def write_training_rows(
         _require_runs(connection, run_ids)
         for kind, table in _TABLES.items():
             values = [_values(row) for row in groups.get(kind, ())]
-            if kind is EpisodeRow:
+            if kind is EpisodeEntry:
                 values += [_episode_values(episode) for episode in episodes]
             if values:
                 upsert(connection, table, values)
         # Ends first: they take the run's row before the attempt's, as who resumes it or finds it
         # dead does; the other way round the two would wait for each other.
-        for end in groups.get(RunEndRow, ()):
+        for end in groups.get(AttemptEnd, ()):
             _end(connection, end)
-        for start in groups.get(AttemptStartRow, ()):
+        for start in groups.get(AttemptStart, ()):
             _start(connection, start)
-        for heartbeat in _newest_heartbeats(groups.get(HeartbeatRow, ())):
+        for heartbeat in _newest_heartbeats(groups.get(Heartbeat, ())):
             _beat(connection, heartbeat)
 
 
 def known_runs(connection: sa.Connection, run_ids: Iterable[str]) -> set[str]:
     """Which of these runs the database has."""
-    table = models.Run
+    table = tables.RunRow
     return set(connection.execute(sa.select(table.id).where(table.id.in_(run_ids))).scalars())
 
 
@@ -124,7 +124,7 @@ def _values(row: Any) -> dict[str, Any]:
     values = {name: _plain(getattr(row, name)) for name in _FIELDS[kind]}
     for name in _JSON_FIELDS.get(kind, ()):
         values[name] = encode_json(values[name])
-    return _episode_values(values) if kind is EpisodeRow else values
+    return _episode_values(values) if kind is EpisodeEntry else values
 
 
 def _episode_values(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,7 +144,7 @@ def _plain(value: Any) -> Any:
 
 
 def upsert(
-    connection: sa.Connection, table: type[models.Base], values: Sequence[Mapping[str, Any]]
+    connection: sa.Connection, table: type[tables.Base], values: Sequence[Mapping[str, Any]]
 ) -> None:
     """Insert rows that have an ``attempt``; on a key that exists the later attempt stays.
 
@@ -162,7 +162,7 @@ def upsert(
     if connection.dialect.name == "postgresql":
         copy_upsert(
             connection,
-            models.Base.metadata.tables[table.__tablename__],
+            tables.Base.metadata.tables[table.__tablename__],
             newest.values(),
             columns=list(values[0]),
             key=key,
@@ -179,15 +179,15 @@ def upsert(
     connection.execute(statement, [dict(row) for row in newest.values()])
 
 
-def _newest_heartbeats(rows: Sequence[HeartbeatRow]) -> list[HeartbeatRow]:
-    newest: dict[tuple[str, int], HeartbeatRow] = {}
+def _newest_heartbeats(rows: Sequence[Heartbeat]) -> list[Heartbeat]:
+    newest: dict[tuple[str, int], Heartbeat] = {}
     for row in rows:
         newest[row.run_id, row.attempt] = row
     return list(newest.values())
 
 
-def _start(connection: sa.Connection, row: AttemptStartRow) -> None:
-    attempt = models.RunAttempt
+def _start(connection: sa.Connection, row: AttemptStart) -> None:
+    attempt = tables.RunAttemptRow
     connection.execute(
         sa.update(attempt)
         .where(attempt.run_id == row.run_id, attempt.attempt == row.attempt)
@@ -196,12 +196,12 @@ def _start(connection: sa.Connection, row: AttemptStartRow) -> None:
 
 
 def _newest_attempt(run_id: str) -> sa.ScalarSelect[int]:
-    attempt = models.RunAttempt
+    attempt = tables.RunAttemptRow
     return sa.select(sa.func.max(attempt.attempt)).where(attempt.run_id == run_id).scalar_subquery()
 
 
-def _beat(connection: sa.Connection, row: HeartbeatRow) -> None:
-    attempt = models.RunAttempt
+def _beat(connection: sa.Connection, row: Heartbeat) -> None:
+    attempt = tables.RunAttemptRow
     connection.execute(
         sa.update(attempt)
         .where(
@@ -215,13 +215,13 @@ def _beat(connection: sa.Connection, row: HeartbeatRow) -> None:
         _revive(connection, row)
 
 
-def _revive(connection: sa.Connection, row: HeartbeatRow) -> None:
+def _revive(connection: sa.Connection, row: Heartbeat) -> None:
     """Take back that an attempt was killed: it was silent, on a machine that nobody could ask.
 
     The journal of one that was killed may hold a late sign of life; on this machine its process is
     asked for.
     """
-    attempt, run = models.RunAttempt, models.Run
+    attempt, run = tables.RunAttemptRow, tables.RunRow
     newest = _newest_attempt(row.run_id)
     killed = connection.execute(
         sa.select(attempt.host, attempt.pid).where(
@@ -246,9 +246,9 @@ def _revive(connection: sa.Connection, row: HeartbeatRow) -> None:
     )
 
 
-def _end(connection: sa.Connection, row: RunEndRow) -> None:
+def _end(connection: sa.Connection, row: AttemptEnd) -> None:
     """End an attempt, and the run if no later attempt has begun; a killed one may still say how."""
-    attempt, run = models.RunAttempt, models.Run
+    attempt, run = tables.RunAttemptRow, tables.RunRow
     newest = _newest_attempt(row.run_id)
     connection.execute(
         sa.update(run)

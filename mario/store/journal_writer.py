@@ -29,6 +29,7 @@ from mario.journal.writer import (
     WriterObserver,
     WriterReport,
 )
+from mario.store.batch_insert import known_runs, write_training_rows
 from mario.store.engine import (
     StoreConstraintError,
     UnknownRunsError,
@@ -38,54 +39,47 @@ from mario.store.engine import (
     redact,
 )
 from mario.store.records import (
-    AttemptStartRow,
-    CheckpointRow,
-    EpisodeRow,
-    HealthChangeRow,
-    HealthSampleRow,
-    HeartbeatRow,
-    RunEndRow,
-    SelectionRow,
-    TrainingRow,
+    AttemptEnd,
+    AttemptStart,
+    CheckpointEntry,
+    EpisodeEntry,
+    HealthChangeEntry,
+    HealthSampleEntry,
+    Heartbeat,
+    SelectionEntry,
+    TrainingEntry,
 )
-from mario.store.write import known_runs, write_training_rows
 
 _log = logging.getLogger(__name__)
 
 JOURNAL_FOLDER = "journal"
-_KINDS: dict[str, type] = {
-    kind.__name__: kind
-    for kind in (
-        EpisodeRow,
-        HealthSampleRow,
-        HealthChangeRow,
-        CheckpointRow,
-        SelectionRow,
-        RunEndRow,
-        HeartbeatRow,
-        AttemptStartRow,
-    )
-}
-_FIELDS = {kind: tuple(item.name for item in fields(kind)) for kind in _KINDS.values()}
-TABLE_NAMES = {
-    "EpisodeRow": "episodes",
-    "HealthSampleRow": "health_samples",
-    "HealthChangeRow": "health_changes",
-    "CheckpointRow": "checkpoints",
-    "SelectionRow": "selections",
-    "RunEndRow": "runs",
-    "HeartbeatRow": "run_attempts",
-    "AttemptStartRow": "run_attempts",
-}
-_EPISODE_KEYS = {"row", *_FIELDS[EpisodeRow]}
+# Each kind of entry: its class, its name in the field ``row`` of a journal's records, and the table
+# that its rows are counted under. The names are a file format: a journal that an earlier version
+# left behind must stay readable.
+_KINDS: tuple[tuple[type, str, str], ...] = (
+    (EpisodeEntry, "EpisodeRow", "episodes"),
+    (HealthSampleEntry, "HealthSampleRow", "health_samples"),
+    (HealthChangeEntry, "HealthChangeRow", "health_changes"),
+    (CheckpointEntry, "CheckpointRow", "checkpoints"),
+    (SelectionEntry, "SelectionRow", "selections"),
+    (AttemptEnd, "RunEndRow", "runs"),
+    (Heartbeat, "HeartbeatRow", "run_attempts"),
+    (AttemptStart, "AttemptStartRow", "run_attempts"),
+)
+_NAMES = {kind: name for kind, name, _ in _KINDS}
+_TYPES = {name: kind for kind, name, _ in _KINDS}
+_TABLES = {name: table for _, name, table in _KINDS}
+_FIELDS = {kind: tuple(item.name for item in fields(kind)) for kind, _, _ in _KINDS}
+_EPISODE = _NAMES[EpisodeEntry]
+_EPISODE_KEYS = {"row", *_FIELDS[EpisodeEntry]}
 _AS_IT_IS = frozenset({str, int, float, bool, type(None)})
 _MOMENTS = ("at", "ended_at")
 
 
-def to_record(row: TrainingRow) -> Record:
+def to_record(row: TrainingEntry) -> Record:
     """A training row as JSON types, for the journal."""
     kind = type(row)
-    record: Record = {"row": kind.__name__}
+    record: Record = {"row": _NAMES[kind]}
     for name in _FIELDS[kind]:
         value: Any = getattr(row, name)
         if type(value) not in _AS_IT_IS:  # one look-up for nearly every value: this is hot
@@ -94,25 +88,25 @@ def to_record(row: TrainingRow) -> Record:
     return record
 
 
-def from_record(record: Record) -> TrainingRow:
+def from_record(record: Record) -> TrainingEntry:
     """The training row of a journal record.
 
     Raises:
         DeliveryRefusedError: if it is none; a newer version may have written it.
     """
     values = dict(record)
-    kind = _KINDS.get(str(values.pop("row", None)))
+    kind = _TYPES.get(str(values.pop("row", None)))
     if kind is None:
         raise DeliveryRefusedError(f"got a record of type {record.get('row')!r}")
     try:
         for name in _MOMENTS:
             if name in values:
                 values[name] = datetime.fromisoformat(values[name])
-        if kind is HealthChangeRow:
+        if kind is HealthChangeEntry:
             values["reasons"] = tuple(values["reasons"])
-        row: TrainingRow = kind(**values)
+        row: TrainingEntry = kind(**values)
     except (TypeError, ValueError, KeyError) as error:
-        raise DeliveryRefusedError(f"got a {kind.__name__} that cannot be read: {error}") from error
+        raise DeliveryRefusedError(f"got a {record['row']} that cannot be read: {error}") from error
     return row
 
 
@@ -169,7 +163,7 @@ class StoreWriter:
             observer=observer,
         )
 
-    def put(self, rows: Sequence[TrainingRow]) -> None:
+    def put(self, rows: Sequence[TrainingEntry]) -> None:
         """Take rows; returns at once, raises nothing, survives the process's death."""
         self._writer.put([to_record(row) for row in rows])
 
@@ -215,10 +209,10 @@ def _deliver_to(
         begun = time.perf_counter()
         try:
             # Nearly all records are episodes: they go as they are, checked by the database.
-            episodes = [r for r in records if r.get("row") == "EpisodeRow"]
+            episodes = [r for r in records if r.get("row") == _EPISODE]
             if any(episode.keys() != _EPISODE_KEYS for episode in episodes):
                 episodes = []
-            rest = [r for r in records if not episodes or r.get("row") != "EpisodeRow"]
+            rest = [r for r in records if not episodes or r.get("row") != _EPISODE]
             write_training_rows(
                 engine,
                 [from_record(record) for record in rest],
@@ -244,7 +238,7 @@ def _deliver_to(
                 observer.failed()
             raise DeliveryUnavailableError(str(error)) from error
         if observer is not None:
-            tables = Counter(TABLE_NAMES[record["row"]] for record in records)
+            tables = Counter(_TABLES[record["row"]] for record in records)
             observer.written(tables, time.perf_counter() - begun)
 
     return deliver
