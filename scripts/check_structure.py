@@ -1,4 +1,4 @@
-"""Check the structure of the code: no module imports itself through others.
+"""Check the structure of the code: import cycles, class names, and sizes.
 
 `python scripts/check_structure.py` prints what it finds and exits 1, or exits 0. A check is a
 function that takes the modules and yields one line for each finding; `CHECKS` lists them. Imports
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +17,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("mario", "flows", "serving")
+MIGRATIONS = "mario.store.migrations.versions."
+MODULE_LINES = 500
+FUNCTION_LINES = 80
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,43 @@ def import_cycles(modules: Mapping[str, Module]) -> Iterator[str]:
         yield f"import cycle: {' <-> '.join(sorted(group))}"
 
 
-CHECKS: tuple[Callable[[Mapping[str, Module]], Iterator[str]], ...] = (import_cycles,)
+def class_names(modules: Mapping[str, Module]) -> Iterator[str]:
+    """Yield one line for each class name that two modules define."""
+    places: dict[str, list[str]] = defaultdict(list)
+    for name, module in sorted(modules.items()):
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.ClassDef):
+                places[node.name].append(name)
+    for name, found in sorted(places.items()):
+        if len(found) > 1:
+            yield f"class {name} is defined {len(found)} times: {', '.join(found)}"
+
+
+def sizes(modules: Mapping[str, Module]) -> Iterator[str]:
+    """Yield one line for each module and function that is too long to read at once.
+
+    A migration is frozen once it has run somewhere, so its functions have no limit.
+    """
+    for name, module in sorted(modules.items()):
+        lines = module.path.read_text(encoding="utf-8").count("\n")
+        if lines > MODULE_LINES:
+            yield f"{name}: got {lines} lines, expected at most {MODULE_LINES}"
+        if name.startswith(MIGRATIONS):
+            continue
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                length = (node.end_lineno or node.lineno) - node.lineno + 1
+                if length > FUNCTION_LINES:
+                    yield (
+                        f"{name}.{node.name}: got {length} lines, expected at most {FUNCTION_LINES}"
+                    )
+
+
+CHECKS: tuple[Callable[[Mapping[str, Module]], Iterator[str]], ...] = (
+    import_cycles,
+    class_names,
+    sizes,
+)
 
 
 def main() -> int:
