@@ -27,9 +27,10 @@ import gymnasium
 import numpy as np
 
 from benchmarks._report import Row, cores, finish, print_table, spread, target
-from mario.game.batch.contract import BatchSettings, EpisodeSpec
+from mario.config.game import GameConfig
+from mario.game.batch.contract import EpisodeSpec
 from mario.game.batch.native import NativeBatch
-from mario.game.console.contract import rom_path
+from mario.game.console.cartridge import rom_path
 from mario.game.console.native import NativeConsole
 from mario.game.console.nes_py import NesPyConsole
 from mario.game.smb.actions import action_set
@@ -205,7 +206,7 @@ def subprocess_steps(processes: int) -> tuple[Measure, Callable[[], None]]:
 
 
 def native_steps(slots: int, threads: int) -> Measure:
-    batch = NativeBatch(slots, BatchSettings(BUTTONS, no_op_max_frames=30, threads=threads))
+    batch = NativeBatch(slots, GameConfig(), BUTTONS, threads)
     out = np.zeros((slots, *OBSERVATION_SHAPE), np.uint8)
     for slot in range(slots):
         batch.begin(slot, EpisodeSpec(LEVEL, slot), out)
@@ -229,14 +230,15 @@ def memory_per_environment_mb(slots: int = 256) -> float:
     program = f"""
 import numpy as np
 from benchmarks.console import BUTTONS, LEVEL
-from mario.game.batch.contract import BatchSettings, EpisodeSpec
+from mario.config.game import GameConfig
+from mario.game.batch.contract import EpisodeSpec
 from mario.game.batch.native import NativeBatch
 def resident():
     pages = int(open('/proc/self/statm').read().split()[1])
     import resource
     return pages * resource.getpagesize()
 def play(n):
-    batch = NativeBatch(n, BatchSettings(BUTTONS, threads=1))
+    batch = NativeBatch(n, GameConfig(), BUTTONS, threads=1)
     out = np.zeros((n, 4, 84, 84), np.uint8)
     for slot in range(n):
         batch.begin(slot, EpisodeSpec(LEVEL, slot), out)

@@ -27,7 +27,9 @@ import psutil
 
 from benchmarks._report import Row, finish, print_table, target
 from benchmarks._serving_load import Connection, http_request
-from mario.game.batch.contract import BatchSettings, EpisodeSpec, GameBatch, open_batch
+from mario.config.game import GameConfig
+from mario.game.batch.contract import EpisodeSpec, GameBatch
+from mario.game.batch.factory import open_batch
 from serving.launcher import running
 from serving.settings import ServingSettings
 from tests.support.onnx_networks import write_test_artefact
@@ -90,7 +92,7 @@ async def _play(
     number: int, kind: str, port: int, begin: float, end: float, measured: _Measured
 ) -> None:
     """Play one session."""
-    batch = open_batch(1, BatchSettings(buttons=tuple(range(256)), threads=1))
+    batch = open_batch(1, GameConfig(), buttons=range(256), threads=1)
     observation = np.zeros((1, 4, 84, 84), np.uint8)
     batch.begin(0, EpisodeSpec("1-1", number), observation)
     connection = Connection("127.0.0.1", port)

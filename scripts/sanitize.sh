@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 compiler=${CXX:-g++}
 command -v "$compiler" >/dev/null || { echo "sanitize: no $compiler; install a C++17 compiler or set CXX" >&2; exit 2; }
 
-rom=$("$bin/python" -c 'from mario.game.console.contract import rom_path; print(rom_path())')
+rom=$("$bin/python" -c 'from mario.game.console.cartridge import rom_path; print(rom_path())')
 sources=$(find mario/game/native -name '*.cpp' ! -name module.cpp | sort)
 mkdir -p build/sanitize
 

@@ -92,7 +92,7 @@ def _ask_service_once(task: str, runtime: Runtime) -> str | None:
     import httpx
     import numpy as np
 
-    from mario.game.console.contract import open_console
+    from mario.game.console.factory import open_console
     from mario.game.smb.observations.pixels import frame_from_rgb
     from mario.game.smb.stage import start_level
     from serving.launcher import running

@@ -255,7 +255,10 @@ class MarioClient:
             MarioError: the game or the service refuses.
         """
         try:
-            from mario.game.batch.contract import BatchSettings, EndReason, EpisodeSpec, open_batch
+            from mario.config.faults import parse_settings
+            from mario.config.game import GameConfig
+            from mario.game.batch.contract import EndReason, EpisodeSpec
+            from mario.game.batch.factory import open_batch
         except ImportError as error:
             raise ServingError(
                 f"play: got no game on this machine ({error}); expected the whole package "
@@ -264,10 +267,13 @@ class MarioClient:
             ) from error
 
         # An action's index is its button byte, whatever actions the champion has.
-        settings = BatchSettings(
-            buttons=tuple(range(256)), frame_skip=frame_skip, max_steps=max_steps, threads=1
-        )
-        batch = open_batch(1, settings, "nes-py" if console == "nes-py" else "native")
+        values = {
+            "console": "nes-py" if console == "nes-py" else "native",
+            "frame_skip": frame_skip,
+            "max_steps": max_steps,
+        }
+        game = parse_settings(GameConfig, values, "play")
+        batch = open_batch(1, game, buttons=range(256), threads=1)
         observations = np.zeros((1, 4, 84, 84), dtype=np.uint8)
         versions: dict[str, None] = {}
         try:

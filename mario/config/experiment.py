@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from mario.config.algorithms import AlgorithmConfig, PPOConfig
 from mario.config.checkpoints import CheckpointConfig, SelectionConfig
 from mario.config.collapse import CollapseConfig
 from mario.config.evaluation import EvaluationConfig
-from mario.config.faults import describe_faults
+from mario.config.faults import parse_settings
 from mario.config.game import GameConfig
 from mario.config.gate import GateConfig
 from mario.config.levels import LEVEL_NAMES, LevelName
@@ -27,7 +27,6 @@ from mario.config.network import NetworkConfig
 from mario.config.section import PositiveInt, Section
 from mario.config.sinks import SinksConfig
 from mario.config.yaml_file import load_yaml
-from mario.errors import ConfigError
 
 #: A training seed is below it: stable-baselines3 seeds NumPy's global generator, of 32 bits.
 SEED_BOUND = 2**32
@@ -153,7 +152,4 @@ def parse_config(values: dict[str, Any], source: str) -> ExperimentConfig:
     """
     if isinstance(values.get("algorithm"), dict):
         values = {**values, "algorithm": {"name": "ppo", **values["algorithm"]}}
-    try:
-        return ExperimentConfig.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(f"{source}: {describe_faults(error, ExperimentConfig)}") from None
+    return parse_settings(ExperimentConfig, values, source)

@@ -4,11 +4,31 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from mario.config.algorithms import ALGORITHMS
+from mario.errors import ConfigError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def parse_settings(model: type[Model], values: dict[str, Any], source: str) -> Model:
+    """Validate plain values.
+
+    Args:
+        model: the section that they are for.
+        values: as YAML, JSON or an argument list gives them.
+        source: what the error message names as the place to correct.
+
+    Raises:
+        ConfigError: with the key, what was got and what is allowed, for every fault.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {describe_faults(error, model)}") from None
 
 
 def describe_faults(error: ValidationError, root: type[BaseModel]) -> str:

@@ -1,4 +1,4 @@
-"""The settings of the game that a policy is trained on."""
+"""The settings of the game that a policy plays."""
 
 from __future__ import annotations
 
@@ -9,11 +9,28 @@ from pydantic import Field
 from mario.config.rewards import RewardConfig
 from mario.config.section import NonNegativeInt, PositiveInt, Section
 
+ConsoleName = Literal["native", "nes-py"]
+
 
 class GameConfig(Section):
-    """The game as the policy meets it while training."""
+    """The game as a policy plays it.
 
-    console: Literal["native", "nes-py"] = "native"
+    Attributes:
+        console: the emulator; `nes-py` needs no compiler and is slower.
+        actions: name of the action set.
+        frame_skip: controllable frames that an action is held for.
+        max_pool: whether the observation is the pixelwise maximum of a step's last two frames.
+        no_op_max_frames: an episode starts with 0 … this many frames of no input, drawn by the
+            episode's generator.
+        sticky_probability: chance per frame that the console sees the buttons of the frame before
+            (Machado et al. 2018, section 5).
+        max_steps: an episode is truncated after this many steps.
+        stuck_limit_steps: … or when the furthest x has not grown for this many steps; 0 = never.
+            In the whole game the furthest x is that of all levels so far, so leave it 0 there.
+        reward: how a step is rewarded.
+    """
+
+    console: ConsoleName = "native"
     actions: Literal["right_only", "simple", "simple_left_jump", "complex"] = "simple"
     frame_skip: PositiveInt = 4
     max_pool: bool = False

@@ -17,18 +17,20 @@ from functools import cache
 
 import numpy as np
 
+from mario.config.faults import parse_settings
+from mario.config.game import ConsoleName, GameConfig
 from mario.errors import EvaluationError
 from mario.evaluation.records import EndReason as RecordedEnd
 from mario.evaluation.records import EpisodeRecord
 from mario.game.batch.contract import (
-    BatchSettings,
     BatchStep,
     EndReason,
     EpisodeSpec,
     GameBatch,
-    open_batch,
 )
-from mario.game.console.contract import ConsoleName, UInt8Array, open_console
+from mario.game.batch.factory import open_batch
+from mario.game.console.contract import UInt8Array
+from mario.game.console.factory import open_console
 from mario.game.rng import derive_seed
 from mario.game.smb.levels import level as find_level
 from mario.game.smb.memory import read_time
@@ -54,16 +56,22 @@ _RECORDED_END: dict[EndReason, RecordedEnd] = {
 OnRecord = Callable[[EpisodeRecord], None]
 
 
-def protocol_settings(policy: Policy, threads: int = 0) -> BatchSettings:
-    """The batch settings of the protocol for a policy's actions and frame skip."""
-    return BatchSettings(
-        buttons=tuple(action.buttons for action in policy.actions),
-        frame_skip=policy.frame_skip,
-        no_op_max_frames=NO_OP_MAX_FRAMES,
-        sticky_probability=STICKY_PROBABILITY,
-        max_steps=MAX_STEPS,
-        threads=threads,
-    )
+def protocol_game(policy: Policy, console: ConsoleName = "native") -> GameConfig:
+    """The game of the protocol, with the policy's frame skip."""
+    values = {
+        "console": console,
+        "frame_skip": policy.frame_skip,
+        "no_op_max_frames": NO_OP_MAX_FRAMES,
+        "sticky_probability": STICKY_PROBABILITY,
+        "max_steps": MAX_STEPS,
+    }
+    return parse_settings(GameConfig, values, "evaluation")
+
+
+def _open_games(slots: int, policy: Policy, console: ConsoleName, threads: int) -> GameBatch:
+    """Open the protocol's games with the policy's actions."""
+    buttons = [action.buttons for action in policy.actions]
+    return open_batch(slots, protocol_game(policy, console), buttons=buttons, threads=threads)
 
 
 @cache
@@ -123,7 +131,7 @@ def play_units(
     first = [unit for _, unit in zip(range(environments), queue, strict=False)]
     if not first:
         return
-    batch = open_batch(len(first), protocol_settings(policy, threads), console)
+    batch = _open_games(len(first), policy, console, threads)
     try:
         yield from _play(batch, policy, first, queue, policy_digest, console, on_step)
     finally:
@@ -267,7 +275,7 @@ def record_frames(
     Yields:
         uint8 (240, 256, 3) each, copies; the first is the picture the policy first acts on.
     """
-    batch = open_batch(1, protocol_settings(policy, threads=1), console)
+    batch = _open_games(1, policy, console, threads=1)
     try:
         observations = np.zeros((1, *OBSERVATION_SHAPE), np.uint8)
         game = _start(policy, unit)

@@ -13,8 +13,8 @@ import numpy as np
 
 from mario.config.game import GameConfig
 from mario.errors import ConsoleError
-from mario.game.batch.contract import EndReason, EpisodeSpec, open_batch
-from mario.game.batch.settings import batch_settings
+from mario.game.batch.contract import EndReason, EpisodeSpec
+from mario.game.batch.factory import open_batch
 from mario.game.console.contract import FRAMES_PER_SECOND, UInt8Array
 from mario.game.smb.actions import action_set
 from mario.game.smb.levels import level as find_level
@@ -82,7 +82,7 @@ class MarioEnv(gymnasium.Env[UInt8Array, np.int64]):
         self.action_space = gymnasium.spaces.Discrete(len(self.actions))
         self._terms = reward_terms(self.game.reward)
         self._furthest_px = np.zeros(1, np.int32)
-        self._batch = open_batch(1, batch_settings(self.game, threads=1), self.game.console)
+        self._batch = open_batch(1, self.game, threads=1)
         self._observations = np.zeros((1, *OBSERVATION_SHAPE), np.uint8)
         self._playing = False
 

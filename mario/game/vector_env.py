@@ -18,8 +18,8 @@ from gymnasium.vector.utils import batch_space
 
 from mario.config.game import GameConfig
 from mario.errors import ConfigError, ConsoleError
-from mario.game.batch.contract import BatchStep, EndReason, EpisodeSpec, open_batch
-from mario.game.batch.settings import batch_settings
+from mario.game.batch.contract import BatchStep, EndReason, EpisodeSpec
+from mario.game.batch.factory import open_batch
 from mario.game.console.contract import UInt8Array
 from mario.game.env import render_fps
 from mario.game.smb.actions import action_set
@@ -101,7 +101,7 @@ class MarioVectorEnv(VectorEnv[UInt8Array, npt.NDArray[np.int64], npt.NDArray[An
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._terms = reward_terms(self.game.reward)
-        self._batch = open_batch(num_envs, batch_settings(self.game, threads), self.game.console)
+        self._batch = open_batch(num_envs, self.game, threads=threads)
         self._observations = np.zeros((num_envs, *OBSERVATION_SHAPE), np.uint8)
         self._furthest_px = np.zeros(num_envs, np.int32)
         self._generators: dict[int, np.random.Generator] = {}

@@ -11,11 +11,11 @@ from typing import cast
 
 import numpy as np
 
+from mario.config.game import ConsoleName
 from mario.errors import EvaluationError
 from mario.evaluation.comparison import Comparison, compare_scores, score_matrix
 from mario.evaluation.records import EpisodeRecord
 from mario.evaluation.rule import METRICS, Metric
-from mario.game.console.contract import ConsoleName
 from mario.game.smb.levels import task_levels
 from mario.jobs.context import Runtime
 from mario.jobs.evaluate import evaluate_stored, evaluation_key, units_of

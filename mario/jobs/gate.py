@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 from mario.config.experiment import load_config
+from mario.config.game import ConsoleName
 from mario.config.gate import GateConfig
 from mario.errors import EvaluationError
 from mario.evaluation.alpha_budget import AlphaWealth, replay
@@ -21,7 +22,6 @@ from mario.evaluation.gate import SequentialGate, Verdict, decide
 from mario.evaluation.records import PROTOCOL, PairedUnit, pair_records
 from mario.evaluation.rule import GateRule
 from mario.evaluation.seeds import Unit, schedule
-from mario.game.console.contract import ConsoleName
 from mario.jobs.context import Runtime
 from mario.jobs.engines.engine import LOCAL, EvaluationEngine, open_engine
 from mario.jobs.evaluate import evaluate_stored, evaluation_key, task_and_levels

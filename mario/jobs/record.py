@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import cast
 
+from mario.config.game import ConsoleName
 from mario.evaluation.protocol import record_frames
-from mario.game.console.contract import ConsoleName
 from mario.game.video import write_mp4
 from mario.jobs.context import Runtime
 from mario.jobs.policies import load_policy

@@ -6,12 +6,12 @@ import json
 import tempfile
 from pathlib import Path
 
+from mario.config.game import ConsoleName
 from mario.errors import EvaluationError
 from mario.evaluation.protocol import record_frames
 from mario.evaluation.records import EpisodeRecord, PairedUnit, pair_records
 from mario.evaluation.verdict import Verdict
 from mario.files import write_whole
-from mario.game.console.contract import ConsoleName
 from mario.game.video import write_mp4
 from mario.jobs.context import Runtime
 from mario.jobs.evaluate import units_of

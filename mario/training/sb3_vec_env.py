@@ -17,8 +17,8 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from mario.config.experiment import ExperimentConfig
 from mario.errors import SaveStateError
-from mario.game.batch.contract import BatchStep, EndReason, EpisodeSpec, GameBatch, open_batch
-from mario.game.batch.settings import batch_settings
+from mario.game.batch.contract import BatchStep, EndReason, EpisodeSpec, GameBatch
+from mario.game.batch.factory import open_batch
 from mario.game.console.contract import UInt8Array
 from mario.game.rng import derive_seed
 from mario.game.smb.memory import STATE_FIELDS, furthest_at_start
@@ -120,7 +120,7 @@ class GameVecEnv(VecEnv):
         super().__init__(
             batch.slots,
             gym.spaces.Box(0, 255, OBSERVATION_SHAPE, np.uint8),
-            gym.spaces.Discrete(len(batch.settings.buttons)),
+            gym.spaces.Discrete(len(batch.buttons)),
         )
         self._batch = batch
         self._terms = terms
@@ -182,7 +182,7 @@ class GameVecEnv(VecEnv):
             furthest_after_px=step.furthest_x_px,
             end=step.end,
             game_reward=step.game_reward,
-            frame_skip=self._batch.settings.frame_skip,
+            frame_skip=self._batch.game.frame_skip,
         )
         self._total_steps += self.num_envs
         self._returns += rewards
@@ -305,10 +305,8 @@ def make_vec_env(
     Raises:
         ConsoleError: the console is not there.
     """
-    batch = open_batch(config.environments, batch_settings(config.game, threads),
-                       config.game.console)  # fmt: skip
     return GameVecEnv(
-        batch,
+        open_batch(config.environments, config.game, threads=threads),
         reward_terms(config.game.reward),
         source or episode_source(config.seed, config.level_names),
     )

@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 from mario.errors import ConsoleError
-from mario.game.console.contract import Console, open_console
+from mario.game.console.contract import Console
+from mario.game.console.factory import open_console
 from mario.game.rng import SplitMix64
 from mario.game.smb import stage
 from mario.game.smb.levels import LEVEL_NAMES

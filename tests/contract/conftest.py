@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from mario.game.batch.contract import BatchSettings, GameBatch, open_batch
-from mario.game.console.contract import Console, ConsoleName, open_console
+from mario.config.game import ConsoleName, GameConfig
+from mario.game.batch.contract import GameBatch
+from mario.game.batch.factory import open_batch
+from mario.game.console.contract import Console
+from mario.game.console.factory import open_console
 
 CONSOLES: tuple[ConsoleName, ...] = ("nes-py", "native")
 
@@ -26,14 +29,15 @@ def console(console_name: ConsoleName) -> Console:
 
 
 @pytest.fixture
-def make_batch(
-    console_name: ConsoleName,
-) -> Iterator[Callable[[int, BatchSettings], GameBatch]]:
+def make_batch(console_name: ConsoleName) -> Iterator[Callable[..., GameBatch]]:
     """Make batches that are closed after the test."""
     made: list[GameBatch] = []
 
-    def make(slots: int, settings: BatchSettings) -> GameBatch:
-        made.append(open_batch(slots, settings, console_name))
+    def make(
+        slots: int, game: GameConfig, buttons: Sequence[int] | None = None, threads: int = 2
+    ) -> GameBatch:
+        game = game.model_copy(update={"console": console_name})
+        made.append(open_batch(slots, game, buttons=buttons, threads=threads))
         return made[-1]
 
     yield make

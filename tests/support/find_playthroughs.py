@@ -19,9 +19,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mario.game.batch.contract import BatchSettings, EndReason, EpisodeSpec
+from mario.config.game import GameConfig
+from mario.game.batch.contract import EndReason, EpisodeSpec
 from mario.game.batch.native import NativeBatch
-from mario.game.console.native import NativeConsole, rom_bytes
+from mario.game.console.cartridge import rom_bytes
+from mario.game.console.native import NativeConsole
 from mario.game.smb.levels import LEVEL_NAMES
 from mario.game.smb.observations.pixels import OBSERVATION_SHAPE
 from mario.game.smb.stage import start_level
@@ -40,8 +42,8 @@ CHOICES = {
 # A player who walks more and jumps less gets into pipes in the water.
 CALM = {RIGHT: 10, RIGHT | B: 4, RIGHT | A: 3, 0: 3, LEFT: 2, DOWN: 3, RIGHT | A | B: 3, A: 1}
 BUTTONS = tuple(CHOICES | CALM)
-SETTINGS = BatchSettings(
-    BUTTONS, FRAME_SKIP, no_op_max_frames=0, sticky_probability=0.0, max_steps=10**6, threads=1
+GAME = GameConfig(
+    frame_skip=FRAME_SKIP, no_op_max_frames=0, sticky_probability=0.0, max_steps=10**6
 )
 
 # Not zero in the areas in the clouds, where vines lead ("CloudTypeOverride"). The area number at
@@ -128,7 +130,8 @@ def explore(
     rng = random.Random(seed)
     habits = CALM if calm else CHOICES
     weights = [habits.get(buttons, 0) for buttons in BUTTONS]
-    batch, out = NativeBatch(SLOTS, SETTINGS), np.zeros((SLOTS, *OBSERVATION_SHAPE), np.uint8)
+    batch = NativeBatch(SLOTS, GAME, BUTTONS, threads=1)
+    out = np.zeros((SLOTS, *OBSERVATION_SHAPE), np.uint8)
     batch.begin(0, EpisodeSpec(level, 0), out)
     root_state = batch.console_state(0)
     nodes: dict[Cell, Node] = {cell_of(batch.ram(0)): Node(root_state, 0, [], 0)}

@@ -8,17 +8,16 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from mario.game.batch.contract import BatchSettings, EndReason, EpisodeSpec, GameBatch
+from mario.config.game import GameConfig
+from mario.game.batch.contract import EndReason, EpisodeSpec, GameBatch
 from mario.game.batch.native import NativeBatch
 from mario.game.smb.observations.pixels import OBSERVATION_SHAPE, grey
 from tests.support.lockstep import playthroughs, random_buttons
 from tests.support.stock_env import stock_env
 
 # Every button byte is an action, one frame a step, no noise: what the stock environment does.
-SETTINGS = BatchSettings(
-    tuple(range(256)), frame_skip=1, no_op_max_frames=0, sticky_probability=0.0,
-    max_steps=10**6, threads=1,
-)  # fmt: skip
+GAME = GameConfig(frame_skip=1, no_op_max_frames=0, sticky_probability=0.0, max_steps=10**6)
+BUTTONS = tuple(range(256))
 
 
 @dataclass
@@ -41,7 +40,7 @@ def compare(level: str | None, episodes: int, seed: int, *, film: bool = False) 
     observation must be within one grey level of OpenCV's `INTER_AREA`.
     """
     env = stock_env(level)
-    batch: GameBatch = NativeBatch(1, SETTINGS)
+    batch: GameBatch = NativeBatch(1, GAME, BUTTONS, threads=1)
     assert isinstance(batch, NativeBatch)
     out = np.zeros((1, *OBSERVATION_SHAPE), np.uint8)
     batch.begin(0, EpisodeSpec(level, 0), out)

@@ -1,8 +1,8 @@
 """The batch Protocol: N games stepped in one call, with noise, frame skip, ends and auto-reset.
 
-Two implementations pass the same contract tests: `console_batch.ConsoleBatch` (Python, over any
-console) and `native_batch.NativeBatch` (C++, threads). An episode depends on its spec and the
-actions only: not on the number of slots, the slot, the threads or what was played before.
+Two implementations pass the same contract tests: `oracle.ConsoleBatch` (Python, over any console)
+and `native.NativeBatch` (C++, threads). An episode depends on its spec and the actions only: not on
+the number of slots, the slot, the threads or what was played before.
 
 An episode, in order: the level's first controllable frame (or the spec's save-state); k frames of
 no input, k drawn first of all by the episode's generator (they stop early if the game ends); the
@@ -20,8 +20,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from mario.errors import ConfigError
-from mario.game.console.contract import ConsoleName, UInt8Array
+from mario.config.game import GameConfig
+from mario.game.console.contract import UInt8Array
 from mario.game.smb.memory import STATE_DTYPE, StateArray
 from mario.game.smb.observations.pixels import OBSERVATION_SHAPE
 
@@ -50,51 +50,6 @@ class EpisodeSpec:
     level: str | None
     seed: int
     state: bytes | None = None
-
-
-@dataclass(frozen=True)
-class BatchSettings:
-    """What all slots of a batch have in common.
-
-    Attributes:
-        buttons: button byte of each action, 0…255 each.
-        frame_skip: controllable frames an action is held for, ≥ 1.
-        max_pool: whether the observation is the pixelwise maximum of the last two frames of a step.
-        no_op_max_frames: the start waits 0…this many frames, drawn by the episode's generator.
-        sticky_probability: chance per frame that the console sees the buttons of the frame before
-            (Machado et al. 2018, section 5), in [0, 1).
-        max_steps: an episode is truncated after this many steps.
-        stuck_limit_steps: … or when the furthest x has not grown for this many steps; 0 = never. In
-            the whole game the furthest x is that of all levels so far, so leave it 0 there.
-        threads: threads that step the slots; 0 = all cores. Changes nothing but speed.
-    """
-
-    buttons: tuple[int, ...]
-    frame_skip: int = 4
-    max_pool: bool = False
-    no_op_max_frames: int = 30
-    sticky_probability: float = 0.25
-    max_steps: int = 3000
-    stuck_limit_steps: int = 0
-    threads: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse settings that no batch can run."""
-        checks = [
-            (bool(self.buttons) and all(0 <= b <= 0xFF for b in self.buttons),
-             "buttons", "at least one button byte, each 0-255"),
-            (self.frame_skip >= 1, "frame_skip", "at least 1"),
-            (self.no_op_max_frames >= 0, "no_op_max_frames", "0 or more"),
-            (0.0 <= self.sticky_probability < 1.0, "sticky_probability", "in [0, 1)"),
-            (self.max_steps >= 1, "max_steps", "at least 1"),
-            (self.stuck_limit_steps >= 0, "stuck_limit_steps", "0 or more"),
-            (self.threads >= 0, "threads", "0 or more"),
-        ]  # fmt: skip
-        for ok, name, expected in checks:
-            if not ok:
-                raise ConfigError(
-                    f"{name} = {getattr(self, name)!r}: expected {expected}; correct the setting"
-                )
 
 
 @dataclass
@@ -152,8 +107,13 @@ class GameBatch(Protocol):
         ...
 
     @property
-    def settings(self) -> BatchSettings:
-        """The settings it was made with."""
+    def game(self) -> GameConfig:
+        """The settings of the game."""
+        ...
+
+    @property
+    def buttons(self) -> tuple[int, ...]:
+        """The button byte of each action, 0…255."""
         ...
 
     def begin(self, slot: int, spec: EpisodeSpec, out: UInt8Array) -> None:
@@ -180,7 +140,7 @@ class GameBatch(Protocol):
         an idle slot is skipped.
 
         Args:
-            actions: int64 (N,), indices into `settings.buttons`; ignored for idle slots.
+            actions: int64 (N,), indices into `buttons`; ignored for idle slots.
             out: uint8 (N, 4, 84, 84), C-contiguous; receives the observations after the step.
 
         Raises:
@@ -215,20 +175,3 @@ class GameBatch(Protocol):
     def close(self) -> None:
         """Stop the threads and free the consoles."""
         ...
-
-
-def open_batch(slots: int, settings: BatchSettings, console: ConsoleName = "native") -> GameBatch:
-    """Make a batch of `slots` games on the named console.
-
-    Raises:
-        ConsoleError: there is no such console, or its native build is missing.
-    """
-    if slots < 1:
-        raise ConfigError(f"slots = {slots}: expected at least 1; correct the number of games")
-    if console == "native":
-        from mario.game.batch.native import NativeBatch
-
-        return NativeBatch(slots, settings)
-    from mario.game.batch.oracle import ConsoleBatch
-
-    return ConsoleBatch(slots, settings, console)

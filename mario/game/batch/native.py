@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from mario.config.game import GameConfig
 from mario.errors import ConsoleError
-from mario.game.batch.contract import BatchSettings, BatchStep, EpisodeSpec
+from mario.game.batch.contract import BatchStep, EpisodeSpec
+from mario.game.console.cartridge import rom_bytes
 from mario.game.console.contract import UInt8Array
-from mario.game.console.native import native_module, rom_bytes
+from mario.game.console.native import native_module
+from mario.game.smb.actions import button_bytes
 from mario.game.smb.levels import LEVEL_NAMES
 from mario.game.smb.levels import level as find_level
 from mario.game.smb.memory import STATE_DTYPE, STATE_FIELDS, StateArray
@@ -21,31 +25,39 @@ _LEVEL_INDEX = {name: index for index, name in enumerate(LEVEL_NAMES)}
 
 
 class NativeBatch:
-    """N native games; a step releases the interpreter lock and runs on `settings.threads` threads.
+    """N native games; a step releases the interpreter lock and runs on several threads.
 
     One Python thread at a time may use a batch.
     """
 
-    def __init__(self, slots: int, settings: BatchSettings) -> None:
-        """Switch `slots` consoles on.
+    def __init__(
+        self,
+        slots: int,
+        game: GameConfig,
+        buttons: Sequence[int] | None = None,
+        threads: int = 0,
+    ) -> None:
+        """Switch `slots` consoles on; see :func:`mario.game.batch.factory.open_batch`.
 
         Raises:
+            ConfigError: a button byte is out of range.
             ConsoleError: the native extension is not built.
             RomError: the cartridge image is missing.
         """
         self._slots = slots
-        self._settings = settings
+        self._game = game
+        self._buttons = button_bytes(game.actions, buttons)
         self._core = native_module().Batch(
             rom_bytes(),
             slots,
-            bytes(settings.buttons),
-            settings.frame_skip,
-            settings.max_pool,
-            settings.no_op_max_frames,
-            settings.sticky_probability,
-            settings.max_steps,
-            settings.stuck_limit_steps,
-            settings.threads or _cores(),
+            bytes(self._buttons),
+            game.frame_skip,
+            game.max_pool,
+            game.no_op_max_frames,
+            game.sticky_probability,
+            game.max_steps,
+            game.stuck_limit_steps,
+            threads or _cores(),
         )
         result = self._result = BatchStep.empty(slots)
         self._core.attach(
@@ -67,9 +79,14 @@ class NativeBatch:
         return self._slots
 
     @property
-    def settings(self) -> BatchSettings:
-        """The settings it was made with."""
-        return self._settings
+    def game(self) -> GameConfig:
+        """The settings of the game."""
+        return self._game
+
+    @property
+    def buttons(self) -> tuple[int, ...]:
+        """The button byte of each action."""
+        return self._buttons
 
     def begin(self, slot: int, spec: EpisodeSpec, out: UInt8Array) -> None:
         """Start an episode in a slot."""

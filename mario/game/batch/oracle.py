@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import numpy as np
 import numpy.typing as npt
 
+from mario.config.game import GameConfig
 from mario.errors import ConfigError, ConsoleError, SaveStateError
-from mario.game.batch.contract import BatchSettings, BatchStep, EndReason, EpisodeSpec
-from mario.game.console.contract import Console, ConsoleName, UInt8Array, open_console
+from mario.game.batch.contract import BatchStep, EndReason, EpisodeSpec
+from mario.game.console.contract import Console, UInt8Array
+from mario.game.console.factory import open_console
 from mario.game.rng import SplitMix64
 from mario.game.smb import stage
+from mario.game.smb.actions import button_bytes
 from mario.game.smb.levels import level as find_level
 from mario.game.smb.memory import MAX_X_PX, STATE_DTYPE, StateArray, is_won, read_state
 from mario.game.smb.observations.pixels import OBSERVATION_SHAPE, FrameStack, area_resize
@@ -29,9 +33,9 @@ _REWARD_LIMIT = 15
 class _Slot:
     """One game and the bookkeeping of its episode."""
 
-    def __init__(self, console: Console, settings: BatchSettings) -> None:
+    def __init__(self, console: Console, game: GameConfig) -> None:
         self.console = console
-        self.settings = settings
+        self.game = game
         self.stack = FrameStack()
         self.spec: EpisodeSpec | None = None
         self.queued: EpisodeSpec | None = None
@@ -61,7 +65,7 @@ class _Slot:
         self.spec = spec
         self.generator = SplitMix64(spec.seed)
         self.seen_buttons = self.steps = self.frames = self.progress_step = 0
-        for _ in range(self.generator.below(self.settings.no_op_max_frames + 1)):
+        for _ in range(self.generator.below(self.game.no_op_max_frames + 1)):
             if stage.is_over(self.console, single_level=self.single_level):
                 break
             stage.play_frame(self.console, 0)
@@ -74,14 +78,13 @@ class _Slot:
         self.stack.fill(area_resize(self.console.screen_grey()))
 
     def step(self, buttons: int, result: BatchStep, row: int) -> EndReason:
-        settings = self.settings
+        game = self.game
         result.before[row] = read_state(self.console.ram)
         pictures: list[UInt8Array] = []
         reward, over = 0, False
-        for index in range(settings.frame_skip):
+        for index in range(game.frame_skip):
             sticky = (
-                settings.sticky_probability > 0
-                and self.generator.uniform() < settings.sticky_probability
+                game.sticky_probability > 0 and self.generator.uniform() < game.sticky_probability
             )
             if not sticky:
                 self.seen_buttons = buttons
@@ -93,13 +96,13 @@ class _Slot:
             over = stage.is_over(self.console, single_level=self.single_level)
             if not over:
                 stage.skip_unplayable(self.console, single_level=self.single_level)
-            last = over or index == settings.frame_skip - 1
-            if last or (settings.max_pool and index == settings.frame_skip - 2):
+            last = over or index == game.frame_skip - 1
+            if last or (game.max_pool and index == game.frame_skip - 2):
                 pictures.append(self.console.screen_grey())
             if over:
                 break
         self.steps += 1
-        picture = np.maximum.reduce(pictures) if settings.max_pool else pictures[-1]
+        picture = np.maximum.reduce(pictures) if game.max_pool else pictures[-1]
         self.stack.push(area_resize(picture))
         result.after[row] = after
         result.furthest_x_px[row] = self.furthest_x_px
@@ -129,22 +132,21 @@ class _Slot:
             if after["flag"] if self.single_level else is_won(self.console.ram):
                 return EndReason.FLAG
             return EndReason.DEATH if after["time_left"] > 0 else EndReason.TIME_OUT
-        limit = self.settings.stuck_limit_steps
+        limit = self.game.stuck_limit_steps
         stuck = limit > 0 and self.steps - self.progress_step >= limit
-        if stuck or self.steps >= self.settings.max_steps:
+        if stuck or self.steps >= self.game.max_steps:
             return EndReason.TRUNCATED
         return EndReason.RUNNING
 
 
 class ConsoleBatch:
-    """A batch over consoles stepped one after the other (`settings.threads` changes nothing)."""
+    """A batch over consoles stepped one after the other on one thread."""
 
-    def __init__(
-        self, slots: int, settings: BatchSettings, console: ConsoleName = "nes-py"
-    ) -> None:
-        """Switch `slots` consoles on."""
-        self._settings = settings
-        self._slots = [_Slot(open_console(console), settings) for _ in range(slots)]
+    def __init__(self, slots: int, game: GameConfig, buttons: Sequence[int] | None = None) -> None:
+        """Switch `slots` consoles on; see :func:`mario.game.batch.factory.open_batch`."""
+        self._game = game
+        self._buttons = button_bytes(game.actions, buttons)
+        self._slots = [_Slot(open_console(game.console), game) for _ in range(slots)]
         self._level_states: list[dict[str | None, bytes]] = [{} for _ in range(slots)]
         self._result = BatchStep.empty(slots)
 
@@ -154,9 +156,14 @@ class ConsoleBatch:
         return len(self._slots)
 
     @property
-    def settings(self) -> BatchSettings:
-        """The settings it was made with."""
-        return self._settings
+    def game(self) -> GameConfig:
+        """The settings of the game."""
+        return self._game
+
+    @property
+    def buttons(self) -> tuple[int, ...]:
+        """The button byte of each action."""
+        return self._buttons
 
     def begin(self, slot: int, spec: EpisodeSpec, out: UInt8Array) -> None:
         """Start an episode in a slot."""
@@ -176,13 +183,13 @@ class ConsoleBatch:
         check_buffer(out, self.slots)
         result = self._result
         active = np.array([slot.spec is not None for slot in self._slots])
-        check_actions(actions, active, len(self._settings.buttons))
+        check_actions(actions, active, len(self._buttons))
         result.active[:] = active
         result.end[:] = EndReason.RUNNING
         for row, slot in enumerate(self._slots):
             if not active[row]:
                 continue
-            end = slot.step(self._settings.buttons[int(actions[row])], result, row)
+            end = slot.step(self._buttons[int(actions[row])], result, row)
             result.end[row] = end
             if end is not EndReason.RUNNING:
                 result.terminal_observations[row] = slot.stack.observation()

@@ -1,19 +1,15 @@
-"""The console Protocol: what every NES emulator behind this system can do.
+"""The console Protocol: what every NES emulator of this project can do.
 
-Two implementations pass the same contract tests: `nes_py_console.NesPyConsole` (the reference) and
-`native_console.NativeConsole` (this project's own, bit-exact and fast).
+Two implementations pass the same contract tests: `nes_py.NesPyConsole`, the reference, and
+`native.NativeConsole`, which is bit-exact with it and fast.
 """
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
-
-from mario.errors import ConsoleError, RomError
 
 ConsoleName = Literal["native", "nes-py"]
 
@@ -66,47 +62,3 @@ class Console(Protocol):
                 console is as it was.
         """
         ...
-
-
-@cache
-def rom_path() -> Path:
-    """Find the cartridge image of Super Mario Bros that gym-super-mario-bros installs.
-
-    Raises:
-        RomError: the package or its file is not there.
-    """
-    from importlib.util import find_spec
-
-    spec = find_spec("gym_super_mario_bros")
-    if spec is None or spec.origin is None:
-        raise RomError(
-            "package gym-super-mario-bros not found: expected it installed, since its cartridge "
-            "image is what the console plays; run `make setup`"
-        )
-    path = Path(spec.origin).parent / "_roms" / "super-mario-bros.nes"
-    if not path.is_file():
-        raise RomError(
-            f"cartridge image {path} not found: expected the file of gym-super-mario-bros 7.4.0; "
-            "reinstall that package"
-        )
-    return path
-
-
-def open_console(name: ConsoleName = "native") -> Console:
-    """Switch a console on.
-
-    Args:
-        name: `native`, or `nes-py`, the slower reference that needs no native build.
-
-    Raises:
-        ConsoleError: there is no such console, or its native build is missing.
-    """
-    if name == "nes-py":
-        from mario.game.console.nes_py import NesPyConsole
-
-        return NesPyConsole()
-    if name == "native":
-        from mario.game.console.native import NativeConsole
-
-        return NativeConsole()
-    raise ConsoleError(f"unknown console {name!r}: expected native or nes-py; set `game.console`")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import TYPE_CHECKING
 
 from mario.errors import ConsoleError
-from mario.game.console.contract import UInt8Array, rom_path
+from mario.game.console.cartridge import rom_bytes
+from mario.game.console.contract import UInt8Array
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -27,16 +27,6 @@ def native_module() -> ModuleType:
             "again, or set `console: nes-py` in the configuration, which is slower"
         ) from error
     return _native
-
-
-@cache
-def rom_bytes() -> bytes:
-    """Read the cartridge image of Super Mario Bros.
-
-    Raises:
-        RomError: gym-super-mario-bros or its file is not there.
-    """
-    return rom_path().read_bytes()
 
 
 class NativeConsole:

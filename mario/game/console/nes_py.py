@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from mario.errors import ConsoleError, SaveStateError
-from mario.game.console.contract import RAM_BYTES, UInt8Array, rom_path
+from mario.game.console.cartridge import rom_path
+from mario.game.console.contract import RAM_BYTES, UInt8Array
 from mario.game.smb.observations.pixels import grey
 
 _MAGIC = b"NPY1"

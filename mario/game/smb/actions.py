@@ -7,6 +7,7 @@ down, up, start, select, B, A. Other formats order the same eight buttons differ
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntFlag
 from types import MappingProxyType
@@ -92,6 +93,26 @@ def action_set(name: str) -> ActionSet:
             f"unknown action set {name!r}: expected one of {', '.join(ACTION_SETS)}; "
             "correct `game.actions`"
         ) from None
+
+
+def button_bytes(name: str, given: Sequence[int] | None = None) -> tuple[int, ...]:
+    """List the button byte of each action, 0…255.
+
+    Args:
+        name: the action set.
+        given: the bytes to use instead of the set's.
+
+    Raises:
+        ConfigError: there is no such action set, or the given bytes are none or out of range.
+    """
+    if given is None:
+        return tuple(action.buttons for action in action_set(name))
+    if not given or not all(0 <= byte <= 0xFF for byte in given):
+        raise ConfigError(
+            f"buttons = {tuple(given)!r}: expected at least one button byte, each 0-255; correct "
+            "the actions"
+        )
+    return tuple(given)
 
 
 # smbdataset's BP1 byte and FM2's columns, most significant bit / first column first.

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mario.config.evaluation import EvaluationConfig
+from mario.config.game import ConsoleName
 from mario.evaluation.protocol import play_units
 from mario.evaluation.records import EpisodeRecord
-from mario.game.console.contract import ConsoleName
 from mario.jobs.policies import LoadedPolicy
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mario.errors import ConfigError, EvaluationError
-from mario.evaluation.protocol import evaluate_units, play_units, protocol_settings, record_frames
+from mario.evaluation.protocol import evaluate_units, play_units, protocol_game, record_frames
 from mario.evaluation.seeds import schedule
 from mario.game.smb.actions import action_set
 from mario.jobs.policies import policy_from_artefact
@@ -94,11 +94,11 @@ def test_the_video_shows_the_recorded_episode() -> None:
 
 
 def test_the_protocol_has_its_own_constants() -> None:
-    settings = protocol_settings(POLICY)
-    assert settings.no_op_max_frames == 30
-    assert settings.sticky_probability == 0.25
-    assert settings.max_steps == 3000
-    assert settings.frame_skip == POLICY.frame_skip
+    game = protocol_game(POLICY)
+    assert game.no_op_max_frames == 30
+    assert game.sticky_probability == 0.25
+    assert game.max_steps == 3000
+    assert game.frame_skip == POLICY.frame_skip
 
 
 @pytest.mark.parametrize(

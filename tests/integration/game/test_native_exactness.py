@@ -9,12 +9,13 @@ import pytest
 
 from mario.game.batch.contract import EndReason, EpisodeSpec
 from mario.game.batch.native import NativeBatch
-from mario.game.console.native import NativeConsole, rom_bytes
+from mario.game.console.cartridge import rom_bytes
+from mario.game.console.native import NativeConsole
 from mario.game.smb import stage
 from mario.game.smb.levels import LEVEL_NAMES
 from mario.game.smb.observations.pixels import OBSERVATION_SHAPE
 from tests.support.lockstep import Divergence, LockstepConsole, play
-from tests.support.stock_comparison import SETTINGS, Comparison, compare
+from tests.support.stock_comparison import BUTTONS, GAME, Comparison, compare
 from tests.support.stock_env import stock_env
 
 # Overworld, underground, water, castle, day, night, snow. Every second one is played to its end,
@@ -87,7 +88,10 @@ def test_a_time_out_is_the_stock_environments() -> None:
     for address, digit in ((0x07F8, 0), (0x07F9, 0), (0x07FA, 2)):
         console.poke(address, digit)
         env.ram[address] = digit
-    batch, out = NativeBatch(1, SETTINGS), np.zeros((1, *OBSERVATION_SHAPE), np.uint8)
+    batch, out = (
+        NativeBatch(1, GAME, BUTTONS, threads=1),
+        np.zeros((1, *OBSERVATION_SHAPE), np.uint8),
+    )
     batch.begin(0, EpisodeSpec("1-2", 0, console.save_state()), out)
     done = False
     while not done:

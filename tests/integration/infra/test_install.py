@@ -60,7 +60,7 @@ def test_without_a_compiler_the_package_installs_and_says_what_to_do(
     # By name too: CMake looks for compilers in the system's folders whatever the path says.
     target = install({"PATH": str(BUILD_TOOLS), "CC": nowhere, "CXX": nowhere})
     assert not list(target.rglob("_native*.so"))
-    opened = "from mario.game.console.contract import open_console; console = open_console('{}')"
+    opened = "from mario.game.console.factory import open_console; console = open_console('{}')"
     error = ask(target, opened.format("native"))
     assert "mario.errors.ConsoleError: the native console is not built" in error
     assert "install a C++17 compiler" in error

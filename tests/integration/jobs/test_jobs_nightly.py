@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from mario.config.game import ConsoleName
 from mario.config.gate import GateConfig
 from mario.errors import EvaluationError
 from mario.evaluation.records import EpisodeRecord
-from mario.game.console.contract import ConsoleName
 from mario.jobs.context import Runtime
 from mario.jobs.engines.engine import LOCAL
 from mario.jobs.gate import champion_for, judge, rule_from

@@ -14,11 +14,8 @@ from gymnasium.utils.env_checker import check_env
 from mario.config.game import GameConfig
 from mario.config.rewards import RewardConfig
 from mario.errors import ConfigError, ConsoleError
-from mario.game.batch.contract import BatchSettings
-from mario.game.batch.settings import batch_settings
-from mario.game.console.contract import open_console
+from mario.game.console.factory import open_console
 from mario.game.env import MarioEnv
-from mario.game.smb.actions import action_set
 from mario.game.smb.memory import STATE_FIELDS
 from mario.game.smb.stage import start_level
 from mario.game.vector_env import MarioVectorEnv
@@ -37,18 +34,6 @@ def test_gymnasium_finds_nothing_to_complain_about(console: str) -> None:
         warnings.filterwarnings("ignore", message=".*spec.*")
         check_env(env, skip_render_check=True)
     env.close()
-
-
-def test_every_setting_of_the_game_reaches_the_batch() -> None:
-    game = GameConfig(
-        actions="complex", frame_skip=3, max_pool=True, no_op_max_frames=7, sticky_probability=0.5,
-        max_steps=99, stuck_limit_steps=11,
-    )  # fmt: skip
-    assert batch_settings(game, threads=2) == BatchSettings(
-        buttons=tuple(action.buttons for action in action_set("complex")), frame_skip=3,
-        max_pool=True, no_op_max_frames=7, sticky_probability=0.5, max_steps=99,
-        stuck_limit_steps=11, threads=2,
-    )  # fmt: skip
 
 
 def test_info_holds_the_thirteen_values_and_the_end() -> None:

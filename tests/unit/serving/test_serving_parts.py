@@ -285,11 +285,12 @@ def test_comparisons_wait_for_a_store_that_is_away() -> None:
 
 def test_a_live_game_is_the_episode_of_the_protocol() -> None:
     """The page shows what evaluation would record: the same noise, the same observations."""
-    from mario.game.batch.contract import BatchSettings, EpisodeSpec
+    from mario.config.game import GameConfig
+    from mario.game.batch.contract import EpisodeSpec
     from mario.game.batch.oracle import ConsoleBatch
 
     buttons = 0b1000_0010
-    batch = ConsoleBatch(1, BatchSettings(buttons=(buttons,)), "nes-py")
+    batch = ConsoleBatch(1, GameConfig(console="nes-py"), (buttons,))
     expected = np.zeros((1, 4, 84, 84), np.uint8)
     batch.begin(0, EpisodeSpec("1-1", 7), expected)
     game = LiveGame(open_live_console("nes-py"))

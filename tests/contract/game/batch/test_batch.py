@@ -5,24 +5,32 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
+from mario.config.game import GameConfig
 from mario.errors import ConfigError, ConsoleError, SaveStateError
-from mario.game.batch.contract import BatchSettings, EndReason, EpisodeSpec, GameBatch
+from mario.game.batch.contract import EndReason, EpisodeSpec, GameBatch
 from mario.game.batch.oracle import ConsoleBatch
-from mario.game.console.contract import UInt8Array, open_console
+from mario.game.console.contract import UInt8Array
+from mario.game.console.factory import open_console
 from mario.game.rng import SplitMix64
-from mario.game.smb.actions import action_set
+from mario.game.smb.actions import button_bytes
 from mario.game.smb.memory import STATE_DTYPE, read_state
 from mario.game.smb.observations.pixels import OBSERVATION_SHAPE, area_resize, grey
 from mario.game.smb.stage import start_level
 
-MakeBatch = Callable[[int, BatchSettings], GameBatch]
-SETTINGS = BatchSettings(tuple(a.buttons for a in action_set("simple")), max_steps=40, threads=2)
+MakeBatch = Callable[..., GameBatch]
+BUTTONS = button_bytes("simple")
 RIGHT_B = 3
+
+
+def game(**changes: object) -> GameConfig:
+    """The game of these tests, with some settings changed."""
+    return GameConfig.model_validate({"actions": "simple", "max_steps": 40, **changes})
 
 
 def buffer(slots: int) -> UInt8Array:
@@ -99,16 +107,16 @@ SPECS = [EpisodeSpec(level, seed) for seed, level in enumerate(["1-1", "1-1", "5
 
 
 def test_episodes_do_not_depend_on_the_number_of_slots(make_batch: MakeBatch) -> None:
-    alone = play(make_batch(1, SETTINGS), SPECS)
-    assert play(make_batch(3, SETTINGS), SPECS) == alone
+    alone = play(make_batch(1, game()), SPECS)
+    assert play(make_batch(3, game()), SPECS) == alone
 
 
 def test_episodes_do_not_depend_on_slot_order_or_threads(make_batch: MakeBatch) -> None:
     """The same spec and actions in another slot, beside other games, on one thread."""
     spec = EpisodeSpec("1-1", 99)
     others = [EpisodeSpec("1-2", 5), EpisodeSpec("5-3", 6)]
-    first = play(make_batch(1, SETTINGS), [spec])[0]
-    batch = make_batch(3, replace(SETTINGS, threads=1))
+    first = play(make_batch(1, game()), [spec])[0]
+    batch = make_batch(3, game(), threads=1)
     out = buffer(3)
     for slot, other in zip((0, 1), others, strict=True):
         batch.begin(slot, other, out)
@@ -122,13 +130,13 @@ def test_episodes_do_not_depend_on_slot_order_or_threads(make_batch: MakeBatch) 
 
 def test_the_reference_over_nes_py_gives_the_same_episodes(make_batch: MakeBatch) -> None:
     """Fails for a batch that is self-consistent and wrong."""
-    settings = replace(SETTINGS, max_steps=25)
-    reference = play(ConsoleBatch(1, settings, "nes-py"), SPECS[1:3])
+    settings = game(max_steps=25)
+    reference = play(ConsoleBatch(1, game(max_steps=25, console="nes-py")), SPECS[1:3])
     assert play(make_batch(2, settings), SPECS[1:3]) == reference
 
 
 def test_seeds_change_the_episode(make_batch: MakeBatch) -> None:
-    batch = make_batch(2, SETTINGS)
+    batch = make_batch(2, game())
     traces = [play(batch, [EpisodeSpec("1-1", seed)])[0] for seed in (1, 2, 1)]
     assert traces[0] == traces[2]
     assert traces[0].rows != traces[1].rows
@@ -136,7 +144,7 @@ def test_seeds_change_the_episode(make_batch: MakeBatch) -> None:
 
 def test_without_noise_all_seeds_are_one_episode(make_batch: MakeBatch) -> None:
     """The old accident, made on purpose: no start no-ops and no sticky actions."""
-    settings = replace(SETTINGS, no_op_max_frames=0, sticky_probability=0.0, max_steps=12)
+    settings = game(no_op_max_frames=0, sticky_probability=0.0, max_steps=12)
     batch = make_batch(1, settings)
     assert play(batch, [EpisodeSpec("1-1", 1)]) == play(batch, [EpisodeSpec("1-1", 2)])
 
@@ -144,7 +152,7 @@ def test_without_noise_all_seeds_are_one_episode(make_batch: MakeBatch) -> None:
 def test_start_no_ops_and_sticky_frames_follow_the_generator(make_batch: MakeBatch) -> None:
     """One step of one episode, computed again frame by frame from the definition."""
     seed = 4
-    batch, out = make_batch(1, SETTINGS), buffer(1)
+    batch, out = make_batch(1, game()), buffer(1)
     batch.begin(0, EpisodeSpec("1-1", seed), out)
     generator = SplitMix64(seed)
     console = open_console("nes-py")
@@ -156,7 +164,7 @@ def test_start_no_ops_and_sticky_frames_follow_the_generator(make_batch: MakeBat
         batch.step(np.array([action], np.int64), out)
         for _ in range(4):
             if generator.uniform() >= 0.25:
-                seen = SETTINGS.buttons[action]
+                seen = BUTTONS[action]
             console.step(seen)
     assert batch.states()[0] == read_state(console.ram)
     assert np.array_equal(batch.screen_rgb(0), console.screen_rgb())
@@ -164,22 +172,22 @@ def test_start_no_ops_and_sticky_frames_follow_the_generator(make_batch: MakeBat
 
 
 def test_max_pooling_takes_the_maximum_of_the_last_two_pictures(make_batch: MakeBatch) -> None:
-    quiet = replace(SETTINGS, no_op_max_frames=0, sticky_probability=0.0)
-    batch, out = make_batch(1, replace(quiet, max_pool=True)), buffer(1)
+    quiet = game(no_op_max_frames=0, sticky_probability=0.0)
+    batch, out = make_batch(1, quiet.model_copy(update={"max_pool": True})), buffer(1)
     batch.begin(0, EpisodeSpec("1-1", 0), out)
     console = open_console("nes-py")
     start_level(console, "1-1")
     for _ in range(6):
         batch.step(np.array([RIGHT_B], np.int64), out)
-        console.step(SETTINGS.buttons[RIGHT_B], 3)
+        console.step(BUTTONS[RIGHT_B], 3)
         third = grey(console.screen_rgb())
-        console.step(SETTINGS.buttons[RIGHT_B])
+        console.step(BUTTONS[RIGHT_B])
         expected = area_resize(np.maximum(third, grey(console.screen_rgb())))
         assert np.array_equal(out[0, -1], expected)
 
 
 def test_stack_starts_with_one_frame_four_times_and_slides(make_batch: MakeBatch) -> None:
-    batch, out = make_batch(1, SETTINGS), buffer(1)
+    batch, out = make_batch(1, game()), buffer(1)
     batch.begin(0, EpisodeSpec("1-1", 0), out)
     assert all(np.array_equal(out[0, 0], out[0, i]) for i in range(4))
     before = out.copy()
@@ -189,7 +197,7 @@ def test_stack_starts_with_one_frame_four_times_and_slides(make_batch: MakeBatch
 
 
 def test_step_limit_truncates_and_an_empty_queue_idles(make_batch: MakeBatch) -> None:
-    batch, out = make_batch(2, replace(SETTINGS, max_steps=3)), buffer(2)
+    batch, out = make_batch(2, game(max_steps=3)), buffer(2)
     batch.begin(0, EpisodeSpec("1-1", 0), out)
     batch.begin(1, EpisodeSpec("1-1", 1), out)
     batch.queue(0, EpisodeSpec("5-3", 2))
@@ -206,7 +214,7 @@ def test_step_limit_truncates_and_an_empty_queue_idles(make_batch: MakeBatch) ->
 
 
 def test_stuck_limit_counts_steps_without_new_furthest_x(make_batch: MakeBatch) -> None:
-    quiet = replace(SETTINGS, stuck_limit_steps=5, no_op_max_frames=0, sticky_probability=0.0)
+    quiet = game(stuck_limit_steps=5, no_op_max_frames=0, sticky_probability=0.0)
     batch, out = make_batch(1, quiet), buffer(1)
     batch.begin(0, EpisodeSpec("1-1", 0), out)
     for _ in range(4):
@@ -223,7 +231,7 @@ def test_stuck_limit_counts_steps_without_new_furthest_x(make_batch: MakeBatch) 
 
 
 def test_death_ends_the_episode_in_the_frame_it_happens(make_batch: MakeBatch) -> None:
-    quiet = replace(SETTINGS, no_op_max_frames=0, sticky_probability=0.0, max_steps=200)
+    quiet = game(no_op_max_frames=0, sticky_probability=0.0, max_steps=200)
     trace = Trace()
     batch, out = make_batch(1, quiet), buffer(1)
     batch.begin(0, EpisodeSpec("1-1", 0), out)
@@ -241,7 +249,7 @@ def test_death_ends_the_episode_in_the_frame_it_happens(make_batch: MakeBatch) -
 
 def test_the_games_own_clock_ends_the_episode(make_batch: MakeBatch) -> None:
     """A save-state with two units of the clock left (and the start's enemies far away)."""
-    quiet = replace(SETTINGS, no_op_max_frames=0, sticky_probability=0.0, max_steps=200)
+    quiet = game(no_op_max_frames=0, sticky_probability=0.0, max_steps=200)
     batch, out = make_batch(1, quiet), buffer(1)
     console = open_console("nes-py" if isinstance(batch, ConsoleBatch) else "native")
     start_level(console, "1-2")
@@ -260,7 +268,7 @@ def test_the_games_own_clock_ends_the_episode(make_batch: MakeBatch) -> None:
 
 
 def test_snapshot_goes_on_exactly_even_with_what_is_queued(make_batch: MakeBatch) -> None:
-    settings = replace(SETTINGS, max_steps=12)
+    settings = game(max_steps=12)
     batch, out = make_batch(2, settings), buffer(2)
     batch.begin(0, EpisodeSpec("1-1", 11), out)
     batch.begin(1, EpisodeSpec("5-3", 12), out)
@@ -293,7 +301,7 @@ def test_snapshot_goes_on_exactly_even_with_what_is_queued(make_batch: MakeBatch
 
 
 def test_broken_snapshots_are_refused(make_batch: MakeBatch) -> None:
-    batch, out = make_batch(1, SETTINGS), buffer(1)
+    batch, out = make_batch(1, game()), buffer(1)
     batch.begin(0, EpisodeSpec("1-1", 0), out)
     snapshot = batch.snapshot(0)
     middle = len(snapshot) // 2
@@ -305,7 +313,7 @@ def test_broken_snapshots_are_refused(make_batch: MakeBatch) -> None:
 
 def test_forged_snapshots_are_refused_or_harmless(make_batch: MakeBatch) -> None:
     """With a checksum that fits; what is refused leaves the slot as it was."""
-    batch, out = make_batch(1, replace(SETTINGS, no_op_max_frames=0)), buffer(1)
+    batch, out = make_batch(1, game(no_op_max_frames=0)), buffer(1)
     batch.begin(0, EpisodeSpec("1-1", 0), out)
     genuine = batch.snapshot(0)
     # The checksum's place and the body's: after a magic, and the native batch's version number.
@@ -330,7 +338,7 @@ def test_forged_snapshots_are_refused_or_harmless(make_batch: MakeBatch) -> None
 
 
 def test_episodes_start_from_a_save_state(make_batch: MakeBatch) -> None:
-    quiet = replace(SETTINGS, no_op_max_frames=0, sticky_probability=0.0)
+    quiet = game(no_op_max_frames=0, sticky_probability=0.0)
     batch, out = make_batch(2, quiet), buffer(2)
     batch.begin(0, EpisodeSpec("1-1", 0), out)
     for _ in range(8):
@@ -350,7 +358,7 @@ def test_episodes_start_from_a_save_state(make_batch: MakeBatch) -> None:
 
 
 def test_the_whole_game_goes_on_after_a_death(make_batch: MakeBatch) -> None:
-    settings = replace(SETTINGS, max_steps=400, no_op_max_frames=0, sticky_probability=0.0)
+    settings = game(max_steps=400, no_op_max_frames=0, sticky_probability=0.0)
     batch, out = make_batch(1, settings), buffer(1)
     batch.begin(0, EpisodeSpec(None, 0), out)
     lives = []
@@ -365,20 +373,20 @@ def test_the_whole_game_goes_on_after_a_death(make_batch: MakeBatch) -> None:
 
 
 def test_the_last_axe_wins_the_whole_game(make_batch: MakeBatch) -> None:
-    batch, out = make_batch(1, SETTINGS), buffer(1)
+    batch, out = make_batch(1, game()), buffer(1)
     batch.begin(0, EpisodeSpec(None, 0), out)
     console = open_console("nes-py" if isinstance(batch, ConsoleBatch) else "native")
     console.load_state(batch.console_state(0))
     console.poke(0x075F, 7)  # world 8 …
     console.poke(0x0770, 2)  # … is over
-    settings = replace(SETTINGS, no_op_max_frames=0)
+    settings = game(no_op_max_frames=0)
     batch = make_batch(1, settings)
     batch.begin(0, EpisodeSpec(None, 0, console.save_state()), out)
     assert batch.step(np.array([1], np.int64), out).end[0] == EndReason.FLAG
 
 
 def test_states_have_the_thirteen_values(make_batch: MakeBatch) -> None:
-    batch, out = make_batch(2, SETTINGS), buffer(2)
+    batch, out = make_batch(2, game()), buffer(2)
     batch.begin(1, EpisodeSpec("1-1", 0), out)
     states = batch.states()
     assert states.dtype == STATE_DTYPE
@@ -394,7 +402,7 @@ def test_states_have_the_thirteen_values(make_batch: MakeBatch) -> None:
 def test_impossible_actions_are_refused_and_nothing_moves(
     make_batch: MakeBatch, actions: np.ndarray
 ) -> None:
-    batch, out = make_batch(2, SETTINGS), buffer(2)
+    batch, out = make_batch(2, game()), buffer(2)
     for slot in (0, 1):
         batch.begin(slot, EpisodeSpec("1-1", slot), out)
     before = batch.states()
@@ -412,28 +420,28 @@ def test_impossible_actions_are_refused_and_nothing_moves(
     ],
 )
 def test_impossible_buffers_are_refused(make_batch: MakeBatch, out: np.ndarray) -> None:
-    batch = make_batch(2, SETTINGS)
+    batch = make_batch(2, game())
     with pytest.raises(ConsoleError, match="C-contiguous"):
         batch.begin(0, EpisodeSpec("1-1", 0), out)
 
 
 def test_unknown_levels_are_refused(make_batch: MakeBatch) -> None:
     with pytest.raises(ConfigError, match="expected"):
-        make_batch(1, SETTINGS).begin(0, EpisodeSpec("0-1", 0), buffer(1))
+        make_batch(1, game()).begin(0, EpisodeSpec("0-1", 0), buffer(1))
+
+
+@pytest.mark.parametrize(("buttons", "threads"), [((), 2), ((300,), 2), ((-1,), 2), ((1,), -1)])
+def test_impossible_settings_are_refused(
+    make_batch: MakeBatch, buttons: tuple[int, ...], threads: int
+) -> None:
+    with pytest.raises(ConfigError, match="threads" if threads < 0 else "buttons"):
+        make_batch(1, game(), buttons, threads)
 
 
 @pytest.mark.parametrize(
     "change",
-    [
-        {"buttons": ()},
-        {"buttons": (300,)},
-        {"frame_skip": 0},
-        {"sticky_probability": 1.0},
-        {"no_op_max_frames": -1},
-        {"max_steps": 0},
-        {"threads": -1},
-    ],
+    [{"frame_skip": 0}, {"sticky_probability": 1.0}, {"no_op_max_frames": -1}, {"max_steps": 0}],
 )
-def test_impossible_settings_are_refused(change: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match=next(iter(change))):
-        replace(SETTINGS, **change)  # type: ignore[arg-type]
+def test_an_impossible_game_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(change))):
+        game(**change)

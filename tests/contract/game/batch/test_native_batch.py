@@ -8,28 +8,30 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from mario.config.game import GameConfig
 from mario.errors import ConfigError, ConsoleError, SaveStateError
-from mario.game.batch.contract import BatchSettings, EndReason, EpisodeSpec
+from mario.game.batch.contract import EndReason, EpisodeSpec
 from mario.game.batch.native import NativeBatch
 from mario.game.batch.oracle import ConsoleBatch
 from mario.game.console.native import NativeConsole
-from mario.game.smb.actions import action_set
 from mario.game.smb.levels import LEVEL_NAMES
 from mario.game.smb.observations.pixels import OBSERVATION_SHAPE
 from mario.game.smb.stage import start_level
 
-SETTINGS = BatchSettings(tuple(a.buttons for a in action_set("complex")), max_steps=120)
+
+def game(**changes: object) -> GameConfig:
+    """The game of these tests, with some settings changed."""
+    return GameConfig.model_validate({"actions": "complex", "max_steps": 120, **changes})
 
 
 def trajectories(slots: int, threads: int, episodes: int) -> dict[int, list[bytes]]:
     """What each seed's episode showed, played in whatever slot was free."""
-    batch = NativeBatch(slots, replace(SETTINGS, threads=threads))
+    batch = NativeBatch(slots, game(), threads=threads)
     out = np.zeros((slots, *OBSERVATION_SHAPE), np.uint8)
     players = [np.random.default_rng(seed) for seed in range(episodes)]
     seen: dict[int, list[bytes]] = {}
@@ -61,9 +63,9 @@ def test_threads_slots_and_order_change_nothing() -> None:
 
 
 def test_python_and_native_play_the_same_whole_game() -> None:
-    settings = replace(SETTINGS, max_steps=400, no_op_max_frames=7, max_pool=True)
+    settings = game(max_steps=400, no_op_max_frames=7, max_pool=True)
     spec = EpisodeSpec(None, 3)
-    batches = (ConsoleBatch(1, settings, "native"), NativeBatch(1, settings))
+    batches = (ConsoleBatch(1, settings), NativeBatch(1, settings))
     outs = [np.zeros((1, *OBSERVATION_SHAPE), np.uint8) for _ in batches]
     for batch, out in zip(batches, outs, strict=True):
         batch.begin(0, spec, out)
@@ -84,8 +86,8 @@ def test_python_and_native_play_the_same_whole_game() -> None:
 
 @pytest.mark.parametrize("level", ["1-4", "2-2", "4-2", "8-3"])
 def test_python_and_native_play_the_same_levels(level: str) -> None:
-    settings = replace(SETTINGS, max_steps=60)
-    batches = (ConsoleBatch(1, settings, "native"), NativeBatch(1, settings))
+    settings = game(max_steps=60)
+    batches = (ConsoleBatch(1, settings), NativeBatch(1, settings))
     outs = [np.zeros((1, *OBSERVATION_SHAPE), np.uint8) for _ in batches]
     for batch, out in zip(batches, outs, strict=True):
         batch.begin(0, EpisodeSpec(level, 17), out)
@@ -101,7 +103,7 @@ def test_python_and_native_play_the_same_levels(level: str) -> None:
 
 
 def test_a_console_and_a_batch_share_save_states() -> None:
-    batch = NativeBatch(1, SETTINGS)
+    batch = NativeBatch(1, game())
     out = np.zeros((1, *OBSERVATION_SHAPE), np.uint8)
     batch.begin(0, EpisodeSpec("3-1", 1), out)
     batch.step(np.array([4]), out)
@@ -112,7 +114,7 @@ def test_a_console_and_a_batch_share_save_states() -> None:
 
 
 def test_what_is_queued_is_checked_when_it_is_queued() -> None:
-    batch = NativeBatch(1, SETTINGS)
+    batch = NativeBatch(1, game())
     with pytest.raises(SaveStateError, match="expected"):
         batch.queue(0, EpisodeSpec("1-1", 0, b"nonsense"))
     with pytest.raises(ConfigError, match="unknown level"):
@@ -123,7 +125,7 @@ def test_what_is_queued_is_checked_when_it_is_queued() -> None:
 
 def test_furthest_x_ignores_a_mario_left_of_the_area() -> None:
     """The loop of 4-4 puts x at 65,535 for some frames."""
-    batch = NativeBatch(1, replace(SETTINGS, no_op_max_frames=0))
+    batch = NativeBatch(1, game(no_op_max_frames=0))
     out = np.zeros((1, *OBSERVATION_SHAPE), np.uint8)
     batch.begin(0, EpisodeSpec("4-4", 0), out)
     console = NativeConsole()
@@ -158,7 +160,7 @@ def inside(call: Callable[[], object]) -> bool:
 
 
 def test_steps_release_the_interpreter_lock() -> None:
-    batch = NativeBatch(1, replace(SETTINGS, frame_skip=20_000, threads=1))
+    batch = NativeBatch(1, game(frame_skip=20_000), threads=1)
     out = np.zeros((1, *OBSERVATION_SHAPE), np.uint8)
     batch.begin(0, EpisodeSpec("2-2", 0), out)
     standing = np.zeros(1, np.int64)
@@ -178,12 +180,12 @@ def test_the_threads_are_as_many_as_asked_for_and_end_with_the_batch() -> None:
 
     gc.collect()  # batches that other tests left have threads, too
     before = threads()
-    batch = NativeBatch(4, replace(SETTINGS, threads=3))  # the caller is one of them
+    batch = NativeBatch(4, game(), threads=3)  # the caller is one of them
     assert threads() == before + 2
     batch.close()
     gc.collect()
     assert threads() == before
-    alone = NativeBatch(1, replace(SETTINGS, threads=3))  # one game cannot be shared out
+    alone = NativeBatch(1, game(), threads=3)  # one game cannot be shared out
     assert threads() == before
     alone.close()
 
@@ -195,8 +197,8 @@ def test_games_that_get_stuck_fall_idle_and_are_forgotten() -> None:
     console.poke(0x0776, 1)  # paused …
     console.poke(0x0E, 7)  # … in a state in which nobody plays
     stuck = EpisodeSpec("1-1", 0, console.save_state())
-    quiet = replace(SETTINGS, no_op_max_frames=0, sticky_probability=0.0, threads=2)
-    batch, out = NativeBatch(3, quiet), np.zeros((3, *OBSERVATION_SHAPE), np.uint8)
+    quiet = game(no_op_max_frames=0, sticky_probability=0.0)
+    batch, out = NativeBatch(3, quiet, threads=2), np.zeros((3, *OBSERVATION_SHAPE), np.uint8)
     for slot, spec in enumerate((stuck, stuck, EpisodeSpec("1-1", 0))):
         batch.begin(slot, spec, out)
     actions = np.zeros(3, np.int64)
@@ -208,7 +210,7 @@ def test_games_that_get_stuck_fall_idle_and_are_forgotten() -> None:
 
 
 def test_a_closed_batch_says_so() -> None:
-    batch = NativeBatch(2, SETTINGS)
+    batch = NativeBatch(2, game())
     batch.close()
     with pytest.raises(ConsoleError, match="closed"):
         batch.states()
@@ -216,7 +218,7 @@ def test_a_closed_batch_says_so() -> None:
 
 def test_a_forked_process_plays_on_without_the_threads() -> None:
     """And ends: the threads that it did not get are not waited for."""
-    batch = NativeBatch(4, replace(SETTINGS, threads=3))
+    batch = NativeBatch(4, game(), threads=3)
     out = np.zeros((4, *OBSERVATION_SHAPE), np.uint8)
     for slot in range(4):
         batch.begin(slot, EpisodeSpec("1-1", slot), out)

@@ -9,8 +9,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from mario.config.game import ConsoleName
 from mario.errors import ConfigError, ConsoleError, SaveStateError
-from mario.game.console.contract import Console, ConsoleName, open_console
+from mario.game.console.contract import Console
+from mario.game.console.factory import open_console
 from mario.game.smb.levels import LEVELS
 from mario.game.smb.memory import read_state
 from mario.game.smb.observations.pixels import grey

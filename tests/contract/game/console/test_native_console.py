@@ -16,8 +16,9 @@ from hypothesis.extra import numpy as hnp
 
 import mario.game
 from mario.errors import ConsoleError, RomError, SaveStateError
-from mario.game.console.contract import open_console, rom_path
-from mario.game.console.native import NativeConsole, native_module, rom_bytes
+from mario.game.console.cartridge import rom_bytes, rom_path
+from mario.game.console.factory import open_console
+from mario.game.console.native import NativeConsole, native_module
 from mario.game.smb.observations.pixels import area_resize
 from mario.game.smb.stage import start_level
 

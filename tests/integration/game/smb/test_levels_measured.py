@@ -5,14 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mario.game.batch.contract import BatchSettings, EndReason, EpisodeSpec
+from mario.game.batch.contract import EndReason, EpisodeSpec
 from mario.game.batch.native import NativeBatch
-from mario.game.console.native import NativeConsole, rom_bytes
+from mario.game.console.cartridge import rom_bytes
+from mario.game.console.native import NativeConsole
 from mario.game.smb import stage
 from mario.game.smb.levels import LEVEL_NAMES, LEVELS, START_X_PX
 from mario.game.smb.memory import read_state
 from mario.game.smb.observations.pixels import OBSERVATION_SHAPE
 from tests.support.lockstep import playthroughs
+from tests.support.stock_comparison import BUTTONS, GAME
 
 KINDS = {0: "water", 1: "overworld", 2: "underground", 3: "castle"}
 # Object kinds in row 13 of an area's object list (SMB disassembly, "AreaParserTasks").
@@ -60,11 +62,10 @@ def test_a_play_ends_at_the_length(name: str) -> None:
     """The pole is held at one x exactly; the axe can be jumped at from a little further."""
     film = playthroughs()[name]
     level = LEVELS[name]
-    settings = BatchSettings(
-        tuple(range(256)), frame_skip=1, no_op_max_frames=0, sticky_probability=0.0,
-        max_steps=10**6, threads=1,
-    )  # fmt: skip
-    batch, out = NativeBatch(1, settings), np.zeros((1, *OBSERVATION_SHAPE), np.uint8)
+    batch, out = (
+        NativeBatch(1, GAME, BUTTONS, threads=1),
+        np.zeros((1, *OBSERVATION_SHAPE), np.uint8),
+    )
     batch.begin(0, EpisodeSpec(name, 0), out)
     for buttons in film:
         result = batch.step(np.array([buttons], np.int64), out)

@@ -1,0 +1,26 @@
+"""Open a console by its name."""
+
+from __future__ import annotations
+
+from mario.errors import ConsoleError
+from mario.game.console.contract import Console, ConsoleName
+
+
+def open_console(name: ConsoleName = "native") -> Console:
+    """Switch a console on.
+
+    Args:
+        name: `native`, or `nes-py`, the slower reference that needs no native build.
+
+    Raises:
+        ConsoleError: there is no such console, or its native build is missing.
+    """
+    if name == "nes-py":
+        from mario.game.console.nes_py import NesPyConsole
+
+        return NesPyConsole()
+    if name == "native":
+        from mario.game.console.native import NativeConsole
+
+        return NativeConsole()
+    raise ConsoleError(f"unknown console {name!r}: expected native or nes-py; set `game.console`")
