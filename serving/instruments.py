@@ -16,7 +16,8 @@ from prometheus_client import CollectorRegistry, generate_latest, multiprocess
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from mario.policy.manifest import Uint8Array, observation_features
-from mario.telemetry.names import SERVING_METRICS, instrument
+from mario.telemetry.instruments import instrument
+from mario.telemetry.names import SERVING_METRICS
 from serving.policies.sources import Role
 from serving.policies.versions import LoadedVersion
 

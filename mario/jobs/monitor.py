@@ -21,7 +21,9 @@ from mario.jobs.nightly import newest_night
 from mario.registry.registry import ModelRegistry
 from mario.store.records import Evaluation, Promotion, StoredVerdict
 from mario.store.store import ExperimentStore
-from mario.telemetry.exporters import Instruments, LoopMetrics, MetricsPage
+from mario.telemetry.instruments import InstrumentSet
+from mario.telemetry.loop import LoopMetrics
+from mario.telemetry.page import MetricsPage
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +35,7 @@ class LoopMonitor:
         instruments: where it is shown.
     """
 
-    def __init__(self, instruments: Instruments) -> None:
+    def __init__(self, instruments: InstrumentSet) -> None:
         self._instruments = instruments
         self._metrics = LoopMetrics(instruments)
         self._seen_promotions: Counter[str] = Counter()
@@ -170,7 +172,7 @@ def monitor(
         ConfigError: the address cannot be bound.
     """
     ended = stop or threading.Event()
-    instruments = Instruments()
+    instruments = InstrumentSet()
     loop = LoopMonitor(instruments)
     api_url = os.environ.get("PREFECT_API_URL")
     flows = FlowMonitor(api_url, LoopMetrics(instruments)) if api_url else None

@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from mario.errors import FlowError
-from mario.telemetry.exporters import LoopMetrics
+from mario.telemetry.loop import LoopMetrics
 
 #: Flow runs that ended before are history, not monitoring.
 _LOOK_BACK = timedelta(days=30)

@@ -40,7 +40,9 @@ from mario.store.journal_writer import StoreWriter, replay_journals
 from mario.store.records import AttemptEnd, EndStatus, NewRun, Run, new_id
 from mario.store.runs import refuse_busy
 from mario.store.store import ExperimentStore
-from mario.telemetry.exporters import Instruments, StoreMetrics, TrainingMetrics
+from mario.telemetry.instruments import InstrumentSet
+from mario.telemetry.store import StoreMetrics
+from mario.telemetry.training import TrainingMetrics
 from mario.tracking.mlflow import MlflowSink, TensorBoardSink
 from mario.tracking.store import PrometheusSink, StoreSink
 from mario.tracking.wandb import WandbSink
@@ -288,7 +290,7 @@ def open_sinks(
         StoreError: the store's journal cannot be opened: nothing would know of the run.
     """
     attempt = run.attempts[-1].attempt
-    instruments = Instruments()
+    instruments = InstrumentSet()
     metrics = TrainingMetrics(instruments, run.id)
     patience = Patience(LOCK_SECONDS, stop)
     writer = StoreWriter(
@@ -337,7 +339,7 @@ def _mlflow_sink(
     return MlflowSink(writer)
 
 
-def _prometheus_sink(run_id: str, instruments: Instruments) -> PrometheusSink:
+def _prometheus_sink(run_id: str, instruments: InstrumentSet) -> PrometheusSink:
     """The metrics page where MARIO_METRICS_HOST, _PORT and _TARGETS say (default: free port)."""
     targets = os.environ.get("MARIO_METRICS_TARGETS")
     return PrometheusSink(

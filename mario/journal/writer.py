@@ -61,7 +61,7 @@ Deliver = Callable[[Sequence[Record]], None]
 class WriterObserver(Protocol):
     """Hears how a writer fares (metrics); called from its thread or the producer's, must not block.
 
-    ``mario.telemetry.exporters.StoreMetrics`` is one.
+    ``mario.telemetry.store.StoreMetrics`` is one.
     """
 
     def waiting(self, queue_rows: int, journal_rows: int) -> None:

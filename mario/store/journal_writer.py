@@ -111,7 +111,7 @@ def from_record(record: Record) -> TrainingEntry:
 
 
 class StoreObserver(WriterObserver, Protocol):
-    """Hears also what became of each batch; ``mario.telemetry.exporters.StoreMetrics`` is one."""
+    """Hears also what became of each batch; ``mario.telemetry.store.StoreMetrics`` is one."""
 
     def written(self, rows: Mapping[str, int], seconds: float) -> None:
         """A batch was written: rows by table, and how long it took."""

@@ -1,1 +1,1 @@
-"""Prometheus: the name of every metric, and how they are exported."""
+"""Prometheus metrics: their names, and the pages that show them."""

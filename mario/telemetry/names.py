@@ -1,8 +1,8 @@
-"""Every Prometheus metric of the system, by name, in one place; imports none of the parts it names.
+"""Declarations of every Prometheus metric of the system.
 
-Names carry the prefix `mario_`, base units (`_seconds`, `_px`, `_steps`) and `_total` on counters
-(https://prometheus.io/docs/practices/naming/). Dashboards and alert rules may use no name that is
-not here; a test holds them to it.
+Names have the prefix `mario_`, base units (`_seconds`, `_px`, `_steps`) and `_total` on counters
+(https://prometheus.io/docs/practices/naming/). Dashboards and alert rules use no other names; a
+test checks it.
 """
 
 from __future__ import annotations
@@ -10,20 +10,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric.
+    """One declared metric.
 
     Attributes:
         name: full name, with `_total` on counters.
-        kind: what Prometheus calls it.
-        help: what a person reads in the metrics page and in the docs.
+        kind: Prometheus' type of the metric.
+        help: the text on the metrics page.
         labels: label names.
         buckets: upper bounds of a histogram, in the metric's unit.
-        across_workers: how a gauge of several worker processes becomes one number.
+        across_workers: how a gauge is aggregated over worker processes.
     """
 
     name: str
@@ -34,12 +32,12 @@ class Metric:
     across_workers: Literal["all", "livesum", "livemax", "livemin", "livemostrecent"] = "all"
 
 
-#: From 10 ms, where a small insert ends, to half an hour, where a long evaluation does.
+#: From 10 ms (a small insert) to half an hour (a long evaluation).
 _WORK_BUCKETS_SECONDS = (
     0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 180.0, 600.0, 1800.0,
 )  # fmt: skip
 
-#: One page a training run; `run` is the run's id, so that pages of several runs can be added up.
+#: On the page of each training run; `run` is the run's id.
 TRAINING_METRICS: tuple[Metric, ...] = (
     Metric("mario_training_info", "gauge", "1; the labels say what is trained and how.",
            ("run", "config", "config_hash", "algorithm", "task")),
@@ -117,7 +115,7 @@ TRAINING_METRICS: tuple[Metric, ...] = (
            ("run", "sink")),
 )  # fmt: skip
 
-#: The writer between a training run and the database, on that run's page.
+#: The writer between a training run and the database, on the run's page.
 STORE_METRICS: tuple[Metric, ...] = (
     Metric("mario_store_available", "gauge", "1 while the database takes what is written, else 0.",
            ("run",)),
@@ -137,7 +135,7 @@ STORE_METRICS: tuple[Metric, ...] = (
            "Unix time of the last batch that the database took.", ("run",)),
 )  # fmt: skip
 
-#: What the database says of the loop; `model` is the registered model of a task.
+#: Evaluations, verdicts, promotions and flow runs; `model` is the registered model of a task.
 LOOP_METRICS: tuple[Metric, ...] = (
     Metric("mario_evaluation_units_total", "counter",
            "Units played under mario-eval-v1, by seed family.", ("model", "seed_family")),
@@ -186,7 +184,7 @@ LOOP_METRICS: tuple[Metric, ...] = (
 )  # fmt: skip
 
 
-#: From 0.1 ms, where one inference call on a small network ends, to the longest time-out.
+#: From 0.1 ms (one inference call of a small network) to the longest time-out.
 _LATENCY_BUCKETS_SECONDS = (
     0.0001, 0.00025, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075,
     0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0,
@@ -260,7 +258,7 @@ ALL_METRICS: tuple[Metric, ...] = (
 
 
 def series_names() -> frozenset[str]:
-    """Return every name that a metrics page may show: histograms have three each."""
+    """Name every series that a metrics page may show; a histogram has three."""
     names: set[str] = set()
     for metric in ALL_METRICS:
         if metric.kind == "histogram":
@@ -268,19 +266,3 @@ def series_names() -> frozenset[str]:
         else:
             names.add(metric.name)
     return frozenset(names)
-
-
-def instrument(metric: Metric, registry: CollectorRegistry) -> Counter | Gauge | Histogram:
-    """Make the live instrument of a metric in a registry."""
-    if metric.kind == "counter":
-        return Counter(metric.name, metric.help, metric.labels, registry=registry)
-    if metric.kind == "gauge":
-        return Gauge(
-            metric.name,
-            metric.help,
-            metric.labels,
-            registry=registry,
-            multiprocess_mode=metric.across_workers,
-        )
-    buckets = metric.buckets or Histogram.DEFAULT_BUCKETS
-    return Histogram(metric.name, metric.help, metric.labels, buckets=buckets, registry=registry)

@@ -27,7 +27,9 @@ from mario.store.records import (
     SelectionEntry,
     TrainingEntry,
 )
-from mario.telemetry.exporters import Instruments, MetricsPage, TrainingMetrics
+from mario.telemetry.instruments import InstrumentSet
+from mario.telemetry.page import MetricsPage
+from mario.telemetry.training import TrainingMetrics
 from mario.training.collapse_detector import Health, HealthSample
 from mario.training.sb3_vec_env import EpisodeRecord
 from mario.training.signals import WINDOW_EPISODES
@@ -234,7 +236,7 @@ class PrometheusSink(BaseSink):
     def __init__(
         self,
         run_id: str,
-        instruments: Instruments,
+        instruments: InstrumentSet,
         *,
         host: str = "127.0.0.1",
         port: int = 0,

@@ -21,8 +21,10 @@ from typing import Any
 import pytest
 import yaml
 
-from mario.telemetry.exporters import Instruments, MetricsPage, TrainingMetrics
+from mario.telemetry.instruments import InstrumentSet
 from mario.telemetry.names import ALL_METRICS, series_names
+from mario.telemetry.page import MetricsPage
+from mario.telemetry.training import TrainingMetrics
 from tests.support.paths import ROOT
 from tests.support.processes import free_port, server
 
@@ -200,7 +202,7 @@ class Stack:
         raise AssertionError(f"{expression} answered nothing for {seconds} s")
 
 
-def everything(instruments: Instruments) -> None:
+def everything(instruments: InstrumentSet) -> None:
     """Set every metric once, with labels such as the real ones."""
     labels = {
         "run": "r0", "state": "healthy", "role": "champion", "seed_family": "screening",
@@ -242,9 +244,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     settings = (MONITORING / "alertmanager" / "alertmanager.yml").read_text()
     assert "http://127.0.0.1:9095/alerts" in settings
     (folder / "alertmanager.yml").write_text(settings.replace("http://127.0.0.1:9095/alerts", hook))
-    instruments = Instruments()
+    instruments = InstrumentSet()
     everything(instruments)
-    with MetricsPage(instruments.registry) as page, MetricsPage(Instruments().registry) as other:
+    with MetricsPage(instruments.registry) as page, MetricsPage(InstrumentSet().registry) as other:
         config = yaml.safe_load((MONITORING / "prometheus" / "prometheus.yml").read_text())
         config["global"] |= {"scrape_interval": "1s", "evaluation_interval": "1s"}
         config["rule_files"] = [str(path) for path in RULE_FILES]
@@ -307,7 +309,7 @@ def test_every_panel_shows_something(stack: Stack) -> None:
 
 
 def test_a_collapse_reaches_the_receiver(stack: Stack) -> None:
-    instruments = Instruments()
+    instruments = InstrumentSet()
     training = TrainingMetrics(instruments, "ruined")
     training.start(
         config="demo", config_hash="ab", algorithm="ppo", task="1-1", environments=8,

@@ -21,7 +21,8 @@ from mario.jobs.context import Runtime
 from mario.jobs.monitor_flows import FlowMonitor
 from mario.jobs.versions import open_registry
 from mario.store.store import ExperimentStore
-from mario.telemetry.exporters import Instruments, LoopMetrics
+from mario.telemetry.instruments import InstrumentSet
+from mario.telemetry.loop import LoopMetrics
 from tests.support.policies import GOOD, STUCK, write_odds_policy
 from tests.support.prefect_server import (
     PrefectServer,
@@ -454,7 +455,7 @@ def test_the_policy_of_a_champion_that_a_person_promoted_changes_nothing(
 def test_the_metrics_page_counts_what_ended(
     server: PrefectServer, undisturbed: dict[str, Any]
 ) -> None:
-    instruments = Instruments()
+    instruments = InstrumentSet()
     monitor = FlowMonitor(server.url, LoopMetrics(instruments))
     get = instruments.registry.get_sample_value
     monitor.refresh()

@@ -14,7 +14,7 @@ from mario.jobs.context import Runtime
 from mario.jobs.monitor import LoopMonitor, monitor
 from mario.registry.registry import ModelRegistry
 from mario.store.store import ExperimentStore
-from mario.telemetry.exporters import Instruments
+from mario.telemetry.instruments import InstrumentSet
 from tests.support.processes import free_port, wait_for_http
 from tests.support.store_rows import (
     MODEL,
@@ -34,7 +34,7 @@ def runtime(tmp_path: Path, empty_mlflow: Path) -> Runtime:
 
 
 def test_the_page_follows_the_store(runtime: Runtime) -> None:
-    instruments = Instruments()
+    instruments = InstrumentSet()
     loop = LoopMonitor(instruments)
     get = instruments.registry.get_sample_value
     model = {"model": MODEL}
@@ -92,7 +92,7 @@ def play(store: ExperimentStore, digest: str, source: str, first: int, cleared: 
 
 
 def test_drift_is_measured_against_the_nightly_baseline(runtime: Runtime) -> None:
-    instruments = Instruments()
+    instruments = InstrumentSet()
     loop = LoopMonitor(instruments)
     champion = {"model": MODEL, "version": "1"}
 

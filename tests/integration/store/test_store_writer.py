@@ -103,9 +103,10 @@ def test_everything_arrives_once(store: ExperimentStore, tmp_path: Path) -> None
 def test_the_metrics_say_how_the_writer_fares(
     postgres_server: PostgresServer, postgres_database: str, tmp_path: Path
 ) -> None:
-    from mario.telemetry.exporters import Instruments, StoreMetrics
+    from mario.telemetry.instruments import InstrumentSet
+    from mario.telemetry.store import StoreMetrics
 
-    instruments = Instruments()
+    instruments = InstrumentSet()
     metrics = StoreMetrics(instruments, "r1")
 
     def value(name: str, **labels: str) -> float | None:

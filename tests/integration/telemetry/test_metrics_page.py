@@ -11,15 +11,12 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from mario.errors import ConfigError
-from mario.telemetry.exporters import (
-    HEALTH_STATES,
-    Instruments,
-    LoopMetrics,
-    MetricsPage,
-    StoreMetrics,
-    TrainingMetrics,
-)
-from mario.telemetry.names import ALL_METRICS, instrument, series_names
+from mario.telemetry.instruments import InstrumentSet, instrument
+from mario.telemetry.loop import LoopMetrics
+from mario.telemetry.names import ALL_METRICS, series_names
+from mario.telemetry.page import MetricsPage
+from mario.telemetry.store import StoreMetrics
+from mario.telemetry.training import HEALTH_STATES, TrainingMetrics
 
 
 def read(page: MetricsPage) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -59,7 +56,7 @@ def test_every_metric_can_be_made_and_appears_under_its_name() -> None:
 
 
 def test_a_training_run_is_seen_while_it_lives_and_gone_after(tmp_path: Path) -> None:
-    instruments = Instruments()
+    instruments = InstrumentSet()
     training = TrainingMetrics(instruments, "r1")
     store = StoreMetrics(instruments, "r1")
     training.start(
@@ -109,7 +106,7 @@ def test_a_training_run_is_seen_while_it_lives_and_gone_after(tmp_path: Path) ->
 
 
 def test_exactly_one_health_state_holds() -> None:
-    instruments = Instruments()
+    instruments = InstrumentSet()
     training = TrainingMetrics(instruments, "r1")
     steps = [("warming", ()), ("healthy", ()), ("warning", ("entropy",)), ("collapsed", ("kl",))]
     for state, rules in steps:
@@ -131,8 +128,8 @@ def test_exactly_one_health_state_holds() -> None:
         training.health("fine", ())
 
 
-def test_a_former_champion_leaves_the_page(tmp_path: Path) -> None:
-    instruments = Instruments()
+def test_a_former_champion_leaves_the_page() -> None:
+    instruments = InstrumentSet()
     loop = LoopMetrics(instruments)
     loop.champion("mario-1-1", "1", "aa", 10.0)
     loop.champion("mario-1-2", "5", "cc", 11.0)
@@ -140,11 +137,9 @@ def test_a_former_champion_leaves_the_page(tmp_path: Path) -> None:
     loop.verdict("mario-1-1", "reject", evidence=0.5, units=40, guards=("per_level",))
     loop.flow_ended("pipeline", "completed")
     loop.evaluation("mario-1-1", "2", "confirmation", score=0.5, clear_ratio=0.2, furthest_x_px=900)
-    path = tmp_path / "textfile" / "loop.prom"
-    instruments.write_textfile(path)
     champions = {
         (sample.labels["model"], sample.labels["version"])
-        for family in text_string_to_metric_families(path.read_text())
+        for family in instruments.registry.collect()
         for sample in family.samples
         if sample.name == "mario_champion_info"
     }
@@ -160,7 +155,7 @@ def test_a_port_that_is_taken_is_one_sentence() -> None:
 
 
 def test_a_wrong_kind_of_use_is_an_error() -> None:
-    instruments = Instruments()
+    instruments = InstrumentSet()
     with pytest.raises(AssertionError):
         instruments.set("mario_training_steps_total", 1, run="r1")
     with pytest.raises(KeyError):

@@ -11,7 +11,7 @@ import pytest
 from mario.jobs.context import Runtime
 from mario.jobs.train import open_sinks
 from mario.store.store import ExperimentStore
-from mario.telemetry.exporters import Instruments
+from mario.telemetry.instruments import InstrumentSet
 from mario.telemetry.names import STORE_METRICS, TRAINING_METRICS
 from mario.tracking.store import PrometheusSink
 from mario.training.checkpoint import TENSORS_FILE, list_checkpoints
@@ -30,7 +30,7 @@ OTHERS = {
 SOMETIMES = {"mario_training_health_rule"}
 
 
-def shown(instruments: Instruments) -> set[str]:
+def shown(instruments: InstrumentSet) -> set[str]:
     """Names of the metrics on the page."""
     samples = {
         sample.name for family in instruments.registry.collect() for sample in family.samples
@@ -95,7 +95,7 @@ class FullDisk(BaseSink):
 
 
 def test_what_goes_wrong_is_counted(tmp_path: Path) -> None:
-    instruments = Instruments()
+    instruments = InstrumentSet()
 
     def count(name: str, **labels: str) -> float | None:
         return instruments.registry.get_sample_value(
