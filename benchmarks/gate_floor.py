@@ -2,8 +2,9 @@
 
     python benchmarks/gate_floor.py
 
-reads `benchmarks/results/gate_calibration.json` and prints the table that `docs/guides/gate.md`
-shows of the real pairs on which the score test needs more than .8 of the clear test's units.
+reads `benchmarks/results/gate_calibration.json` and prints the table in
+`docs/reference/gate-statistics.md` of the real pairs on which the score test needs
+more than .8 of the clear test's units.
 """
 
 from __future__ import annotations

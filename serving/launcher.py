@@ -73,7 +73,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="mario serve",
         description="Serve the champion over HTTP. Every setting is also an environment variable "
-        f"{PREFIX}<NAME>; docs/guides/serving.md lists them all.",
+        f"{PREFIX}<NAME>; docs/reference/http-api.md lists them all.",
         add_help=False,
     )
     parser.add_argument("--help-service", action="help", help="show this and stop")

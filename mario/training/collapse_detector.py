@@ -6,7 +6,7 @@ long enough ends in `collapsed` (or `diverged`, where numbers left all bounds). 
 chance, several in a row are not: every rule has its patience, in updates.
 
 The thresholds were chosen on the tuning half of the traces of `benchmarks/collapse.py` and judged
-on the other half; `docs/guides/collapse.md` says what each rule is for and where it comes from.
+on the other half; `docs/reference/collapse-rules.md` gives the purpose and the source of each rule.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class Health:
 
 @dataclass(frozen=True)
 class HealthRules:
-    """Every threshold of the detector; `docs/guides/collapse.md` gives each rule's source.
+    """Every threshold of the detector; `docs/reference/collapse-rules.md` gives each rule's source.
 
     Attributes:
         warmup_updates: updates before a rule that compares with the past may speak.

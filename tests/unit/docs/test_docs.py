@@ -209,3 +209,9 @@ def test_every_decision_record_is_in_the_index_with_its_number() -> None:
         assert f"| [{number}]({record.name}) |" in index
     listed = [int(number) for number in re.findall(r"^\| \[?(\d+)", index, re.MULTILINE)]
     assert listed == list(range(1, len(listed) + 1)), "a number that is left out is explained"
+
+
+def test_pages_that_the_code_names_exist(source: str) -> None:
+    for page, number in re.findall(r"docs/((?:adr/(\d{4})|[\w/-]+\.md))", source):
+        pattern = f"adr/{number}-*.md" if number else page
+        assert any((ROOT / "docs").glob(pattern)), f"no docs/{page}"
