@@ -1,1 +1,1 @@
-"""The BentoML service that answers observations with actions."""
+"""The BentoML service that answers observations with the champion's actions."""

@@ -1,4 +1,4 @@
-"""Starts the service: in the foreground, or on a free port for as long as a block runs."""
+"""Start the service as a process: in the foreground, or while a `with` block runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SERVICE = "serving.service:service"
 ROOT = Path(__file__).resolve().parents[1]
 _STOP_SECONDS = 15.0
 _PR_SET_PDEATHSIG = 1  # prctl(2)
-# Loaded here: between fork and exec nothing may be imported.
+# Loaded here, as nothing may be imported between fork and exec.
 _libc = ctypes.CDLL(None)
 
 
@@ -32,7 +32,7 @@ def serve(settings: ServingSettings) -> int:
     """Run the service in the foreground until Ctrl-C or SIGTERM.
 
     Args:
-        settings: how to serve; port 0 takes a free port.
+        settings: the settings; port 0 uses a free port.
 
     Returns:
         The exit code of the service, 0 after a clean stop.
@@ -40,21 +40,21 @@ def serve(settings: ServingSettings) -> int:
     Raises:
         ServingError: the port or the metrics port is taken.
     """
-    settings = _prepared(settings)
+    settings = _resolve(settings)
     process = _start(settings, {})
     print(f"serving on {_url(settings)}/ (Ctrl-C to stop)", flush=True)
-    # The service is in a process group of its own, so that a Ctrl-C reaches it once, from here.
-    # A handler may not wait itself: it runs in the middle of the wait below.
-    asked: list[float] = []
+    # The service has its own process group, so that Ctrl-C reaches it only through this handler.
+    # The handler must not wait: it interrupts the wait below.
+    stop_requests: list[float] = []
 
-    def ask_to_stop(*_: object) -> None:
-        asked.append(time.monotonic())
+    def request_stop(*_: object) -> None:
+        stop_requests.append(time.monotonic())
         process.send_signal(signal.SIGTERM)
 
     numbers = (signal.SIGINT, signal.SIGTERM)
-    previous = {number: signal.signal(number, ask_to_stop) for number in numbers}
+    previous = {number: signal.signal(number, request_stop) for number in numbers}
     try:
-        code = _wait(process, asked)
+        code = _wait(process, stop_requests)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -62,7 +62,7 @@ def serve(settings: ServingSettings) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """Run ``mario serve``: options on top of ``MARIO_SERVING_*`` variables.
+    """Run ``mario serve``; options override ``MARIO_SERVING_*`` variables.
 
     Returns:
         The exit code.
@@ -84,17 +84,17 @@ def main(arguments: list[str]) -> int:
 
 
 _OPTIONS = {
-    "policy": "policy artefact to serve, or a folder with links champion and challenger; "
-    "the registry is followed without it",
-    "task": "task whose champion is served (1-1)",
-    "host": "address to listen on (127.0.0.1); any other demands tokens",
-    "port": "port to listen on (3000); 0 takes a free one",
+    "policy": "policy artefact to serve, or a folder with links champion and challenger "
+    "(without it: the registry)",
+    "task": "task whose champion to serve (1-1)",
+    "host": "address to listen on (127.0.0.1); any but loopback requires tokens",
+    "port": "port to listen on (3000); 0 uses a free one",
     "metrics-port": "port for /metrics without a token (0: none)",
     "workers": "worker processes (1)",
     "tokens-file": "file with one bearer token a line",
     "database-url": "database with the promotion ledger",
     "tracking-uri": "MLflow tracking URI",
-    "shadow-share": "share of requests that the challenger answers unseen, 0 to 1",
+    "shadow-share": "share of requests that the challenger answers in the shadow, 0 to 1",
     "canary-share": "share of sessions that the challenger answers, 0 to 1",
 }
 
@@ -107,21 +107,21 @@ def running(
     log: Path | None = None,
     environment: dict[str, str] | None = None,
 ) -> Iterator[str]:
-    """Run the service in a process of its own while the block runs.
+    """Run the service in another process while the block runs.
 
     Args:
-        settings: how to serve; port 0 takes a free port.
-        ready_seconds: longest time until it answers as ready.
-        log: file that its output goes to; None takes a temporary one.
+        settings: the settings; port 0 uses a free port.
+        ready_seconds: longest time until the service is ready.
+        log: file for its output; None uses a temporary one.
         environment: further environment variables.
 
     Yields:
-        The service's URL, without a slash at the end.
+        The URL of the service, without a slash at the end.
 
     Raises:
-        ServingError: it ends or is not ready in time; the message ends with its last output.
+        ServingError: it exits, or is not ready in time; the message shows its last output.
     """
-    settings = _prepared(settings)
+    settings = _resolve(settings)
     with tempfile.TemporaryDirectory(prefix="mario-serving-") as folder:
         path = log or Path(folder) / "service.log"
         with path.open("wb") as output:
@@ -134,7 +134,7 @@ def running(
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Find a port that nothing listens on now."""
+    """Find a port that is free now."""
     with socket.socket(family_of(host)) as probe:
         probe.bind((host, 0))
         port: int = probe.getsockname()[1]
@@ -142,14 +142,14 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 def absolute_url(url: str) -> str:
-    """Make the path of a relative SQLite URL absolute; leave any other URL as it is."""
+    """Make the path of a relative SQLite URL absolute; return any other URL unchanged."""
     scheme, found, path = url.partition(":///")
     if not found or not scheme.startswith("sqlite") or not path or path.startswith(("/", ":")):
         return url
     return f"{scheme}:///{Path(path).absolute()}"
 
 
-def _prepared(settings: ServingSettings) -> ServingSettings:
+def _resolve(settings: ServingSettings) -> ServingSettings:
     places: dict[str, Any] = {
         name: Path(getattr(settings, name)).absolute()
         for name in ("policy", "cache", "tokens_file", "session_file")
@@ -160,8 +160,8 @@ def _prepared(settings: ServingSettings) -> ServingSettings:
             places[name] = absolute_url(getattr(settings, name))
     settings = settings.model_copy(update=places)
     if settings.metrics_port:
-        # The workers share this port among themselves, which the system takes for leave to share
-        # it with any other service, too: a scrape would then show now this one and now that one.
+        # The workers share this port, so the system would let another service of this user share
+        # it too; scrapes would then alternate between the two.
         _require_free(settings.host, settings.metrics_port, "metrics port: ")
     if settings.port:
         _require_free(settings.host, settings.port)
@@ -192,7 +192,7 @@ def _start(
     settings: ServingSettings, environment: dict[str, str], output: Any = None
 ) -> subprocess.Popen[bytes]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
-    # The service runs in another folder: what is relative to this one would be lost.
+    # The service runs in another folder, so make relative paths absolute.
     clean["MARIO_RUNS_DIR"] = str(Path(os.environ.get("MARIO_RUNS_DIR") or "runs").absolute())
     for name in ("MARIO_DATABASE_URL", "MLFLOW_TRACKING_URI"):
         if name in clean:
@@ -207,13 +207,13 @@ def _start(
         stdout=output,
         stderr=output,
         start_new_session=True,
-        # One system call of a library that is loaded already: safe beside threads.
+        # One system call of a library that is already loaded, which is safe with threads.
         preexec_fn=_end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509
     )
 
 
 def _end_with_parent() -> None:
-    """In the child: be told to stop when the process that started it is gone, even by SIGKILL."""
+    """In the child: receive SIGTERM when the parent exits, even by SIGKILL."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
@@ -235,24 +235,25 @@ def _wait_ready(
             pass
         time.sleep(0.1)
     tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-    state = f"ended with {process.poll()}" if process.poll() is not None else f"said {answer}"
+    code = process.poll()
+    state = f"answered {answer}" if code is None else f"exited with code {code}"
     raise ServingError(
         f"the service {state} and was not ready within {seconds:g} s; its last output: {tail}"
     )
 
 
-def _wait(process: subprocess.Popen[bytes], asked: list[float]) -> int:
-    """Wait for the service to end; by force once it was asked and does not."""
+def _wait(process: subprocess.Popen[bytes], stop_requests: list[float]) -> int:
+    """Wait for the service to exit; kill it if it does not after a stop was requested."""
     while True:
         try:
             return process.wait(timeout=0.5)
         except subprocess.TimeoutExpired:
-            if asked and time.monotonic() - asked[0] > _STOP_SECONDS:
+            if stop_requests and time.monotonic() - stop_requests[0] > _STOP_SECONDS:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End the service and its workers; by force if it does not end by itself."""
+    """Stop the service and its workers; kill them if they do not stop in time."""
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
         try:

@@ -1,8 +1,8 @@
 """The BentoML service; ``bentoml serve serving.service:service`` starts it.
 
-BentoML brings the processes, the configuration and the build. Requests are answered by
-:mod:`serving.http.application`, which stands before BentoML's own middlewares: those label metrics
-with whatever path a stranger typed, and hold a timer for a minute after every request.
+BentoML provides the processes, the configuration and the build. :mod:`serving.http.application`
+answers the requests, before BentoML's own middlewares: those label metrics with whatever path a
+client sends, and hold a timer for a minute after every request.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from typing import Any
 from _bentoml_sdk import Service
 from bentoml import Bento
 
-from serving.bento_source import check_code, forget_other_code
+from serving.bento_code import require_own_code, unload_other_code
 
-forget_other_code()  # before anything of the project is imported: see there
+unload_other_code()  # before any other import of the project
 
 # isort: split
 from serving.settings import ServingSettings  # noqa: E402
-from serving.worker import assemble  # noqa: E402
+from serving.worker import build_application  # noqa: E402
 
 _settings = ServingSettings.from_env()
 
 
 class MarioService:
-    """Super Mario Bros: an observation comes in, the champion's action goes out."""
+    """Super Mario Bros: answers observations with the champion's actions."""
 
 
 class _ServiceWithOwnApplication(Service):  # type: ignore[misc]
@@ -33,15 +33,15 @@ class _ServiceWithOwnApplication(Service):  # type: ignore[misc]
 
     def to_asgi(self, is_main: bool = True) -> Any:
         """Build the ASGI application that a worker process runs."""
-        return assemble(_settings, super().to_asgi(is_main))
+        return build_application(_settings, super().to_asgi(is_main))
 
     def on_load_bento(self, bento: Bento) -> None:
-        """Called when the service was loaded from a built Bento, in each process.
+        """Check the code that each process loaded from a built Bento.
 
         Raises:
-            BentoMLException: what was loaded is not the Bento's code.
+            BentoMLException: an imported module is not the Bento's.
         """
-        check_code(Path(bento.path_of("src")), str(bento.tag))
+        require_own_code(Path(bento.path_of("src")), str(bento.tag))
         super().on_load_bento(bento)
 
 
@@ -55,7 +55,7 @@ service = _ServiceWithOwnApplication(
         "metrics": {"enabled": False},
         "logging": {"access": {"enabled": False}},
     },
-    # Several threads for one small matrix product only take each other's core away.
+    # The matrix products are small: more threads would only compete for cores.
     envs=[
         {"name": "OMP_NUM_THREADS", "value": "1"},
         {"name": "OPENBLAS_NUM_THREADS", "value": "1"},

@@ -1,6 +1,6 @@
-"""The service's settings: frozen, checked, and read from MARIO_SERVING_* environment variables.
+"""The settings of the service, read from MARIO_SERVING_* environment variables.
 
-They travel by environment because BentoML starts its workers as processes of their own.
+They are environment variables because BentoML starts its workers as separate processes.
 """
 
 from __future__ import annotations
@@ -31,49 +31,48 @@ MIN_TOKEN_LENGTH = 16
 
 
 class ServingSettings(BaseModel):
-    """Everything a person can set about the service; each field is ``MARIO_SERVING_<FIELD>``.
+    """All settings of the service; the variable of a field is ``MARIO_SERVING_<FIELD>``.
 
     Attributes:
-        policy: folder to serve from; None follows the registry. See ``sources.FolderSource``.
-        task: task whose champion is served, when the registry is followed.
-        database_url: database with the promotion ledger; None takes the project's default.
-        tracking_uri: MLflow tracking URI; None takes the project's default.
-        cache: folder that artefacts are downloaded to; None makes a temporary one.
-        host: address to listen on. Anything but loopback demands tokens.
+        policy: folder to serve, see ``sources.FolderSource``; None follows the registry.
+        task: task whose champion to serve from the registry.
+        database_url: database with the promotion ledger; None uses the project's default.
+        tracking_uri: MLflow tracking URI; None uses the project's default.
+        cache: folder for downloaded artefacts; None uses a temporary one.
+        host: address to listen on; any but loopback requires tokens.
         port: port to listen on; the launcher replaces 0 by a free one.
-        allowed_hosts: names, beside those of this machine, that a browser may know the service
-            by, separated by commas: a proxy's, for example.
-        metrics_port: port of a listener that serves only ``/metrics``, without a token; 0 has
-            none, and ``/metrics`` of the main port then takes a token like the rest.
+        allowed_hosts: further host names of the service, such as a proxy's, separated by commas.
+        metrics_port: port of a listener that serves only ``/metrics``, without a token; 0: no
+            such listener. ``/metrics`` on the main port needs a token like the rest.
         workers: worker processes.
         threads: threads of one inference call.
         tokens: bearer tokens, separated by commas or white space; several at once allow rotation.
-        tokens_file: file with one token a line; read again when it changes.
-        rate_limit_per_second: requests a second that one token (or, without tokens, one address)
-            may make, over all workers; 0 sets no limit.
-        rate_limit_burst: requests it may make at once.
+        tokens_file: file with one token a line; reloaded when it changes.
+        rate_limit_per_second: requests a second of one token (without tokens: of one address),
+            over all workers; 0 sets no limit.
+        rate_limit_burst: requests of one token at once.
         trusted_proxies: addresses or networks, separated by commas, whose ``X-Forwarded-For`` and
-            ``X-Forwarded-Proto`` are believed. From anybody else, this machine included, the
-            address that counts is that of the connection.
-        poll_seconds: how often the ledger is looked at for another version.
-        max_observations: largest number of observations in a request.
-        max_list_observations: largest number of those that come as JSON lists of numbers, which
-            take a hundred times the work of bytes and block the interpreter meanwhile.
-        max_batch_observations: largest number of observations answered in one inference call.
-        inline_observations: batches up to this size are answered without a change of thread.
-        max_body_bytes: largest request body, where an endpoint has no narrower limit of its own.
+            ``X-Forwarded-Proto`` are trusted. For any other peer, this machine included, the
+            address of the connection counts.
+        poll_seconds: time between two polls of the ledger for another version.
+        max_observations: most observations in a request.
+        max_list_observations: most observations as JSON lists of numbers, which take a hundred
+            times the work of bytes and hold the interpreter lock.
+        max_batch_observations: most observations in one inference call.
+        inline_observations: largest batch that runs in the event loop.
+        max_body_bytes: largest request body, unless an endpoint has a smaller limit.
         max_header_bytes: largest sum of header names and values.
-        body_timeout_seconds: longest time a client may take to send its headers, and its body.
-        max_in_flight: requests one worker holds at once; more are refused with 503.
-        max_queue_observations: observations that may wait in one worker; more are refused.
-        max_sessions: sessions held at once, over all workers.
-        session_timeout_seconds: a session unused for so long is forgotten.
+        body_timeout_seconds: longest time for the headers of a request, and for its body.
+        max_in_flight: most concurrent requests of one worker; more get a 503.
+        max_queue_observations: most waiting observations of one worker; more get a 503.
+        max_sessions: most sessions at once, over all workers.
+        session_timeout_seconds: a session expires after this time without a request.
         session_file: file that workers share sessions through; None makes one for the service.
-        shadow_share: share of requests that the challenger answers too, unseen, 0..1.
+        shadow_share: share of requests that the challenger answers in the shadow, 0..1.
         canary_share: share of sessions that the challenger answers, 0..1.
-        comparison_flush_seconds: how often shadow and canary numbers go into the store.
-        max_watchers: pages that may watch a game at once, in one worker.
-        console: which console the page plays on.
+        comparison_flush_seconds: time between two writes of shadow and canary counts.
+        max_watchers: most pages that watch a game at once, in one worker.
+        console: console of the live page.
         drift_window: observations that drift and action distribution are computed over.
     """
 
@@ -116,7 +115,7 @@ class ServingSettings(BaseModel):
     drift_window: int = Field(default=1000, ge=10)
 
     @model_validator(mode="after")
-    def _ports_apart(self) -> Self:
+    def _ports_differ(self) -> Self:
         if self.metrics_port and self.metrics_port == self.port:
             raise ValueError(
                 f"got {self.port} for both {PREFIX}PORT and {PREFIX}METRICS_PORT; expected two "
@@ -130,7 +129,7 @@ class ServingSettings(BaseModel):
     def _are_addresses(cls, value: str) -> str:
         names = [name.strip() for name in value.split(",") if name.strip()]
         for name in names:
-            ipaddress.ip_network(name)  # uvicorn would take what is none for a name, silently
+            ipaddress.ip_network(name)  # uvicorn would silently treat anything else as a name
         return ",".join(names)
 
     @model_validator(mode="after")
@@ -138,7 +137,7 @@ class ServingSettings(BaseModel):
         self.token_list()
         if not self.listens_on_loopback and not self.has_tokens:
             raise ValueError(
-                f"got host {self.host}, which other machines reach, and no tokens; set "
+                f"got host {self.host}, which other machines can reach, and no tokens; set "
                 f"{PREFIX}TOKENS or {PREFIX}TOKENS_FILE, or listen on 127.0.0.1"
             )
         return self
@@ -169,7 +168,7 @@ class ServingSettings(BaseModel):
         return bool(self.tokens.get_secret_value().strip()) or self.tokens_file is not None
 
     def token_list(self) -> tuple[str, ...]:
-        """Read the tokens that are valid now, from the setting and from the file.
+        """Read the valid tokens from the setting and the file.
 
         Raises:
             ValueError: a token is too short or not printable ASCII, or the file is unreadable or
@@ -186,7 +185,7 @@ class ServingSettings(BaseModel):
             text += " " + content
         tokens = tuple(dict.fromkeys(text.split()))
         for number, token in enumerate(tokens, 1):
-            # The token itself is never shown: this message goes to logs.
+            # The message must not show the token: it goes to logs.
             if len(token) < MIN_TOKEN_LENGTH or not token.isascii() or not token.isprintable():
                 raise ValueError(
                     f"token number {number} has {len(token)} characters; expected at least "
@@ -195,7 +194,7 @@ class ServingSettings(BaseModel):
         return tokens
 
     def to_env(self) -> dict[str, str]:
-        """Write the settings that differ from the defaults as environment variables."""
+        """Return the settings that differ from the defaults as environment variables."""
         result = {}
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
@@ -206,10 +205,10 @@ class ServingSettings(BaseModel):
 
     @classmethod
     def from_env(cls, environment: Mapping[str, str] | None = None, **changes: Any) -> Self:
-        """Read the settings from ``MARIO_SERVING_*`` variables; ``changes`` go before them.
+        """Read the settings from ``MARIO_SERVING_*`` variables; ``changes`` override them.
 
         Raises:
-            ServingError: an unknown variable or a value that is not allowed, with its name.
+            ServingError: a variable is unknown or its value not allowed; the message names it.
         """
         source = os.environ if environment is None else environment
         values: dict[str, Any] = {
@@ -225,14 +224,14 @@ class ServingSettings(BaseModel):
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address or name is reached from this machine alone."""
+    """Whether an address or name is reachable from this machine only."""
     if host == "localhost":
         return True
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
         return False
-    # A listener on all IPv6 addresses shows IPv4 ones as ::ffff:127.0.0.1.
+    # A listener on all IPv6 addresses reports IPv4 ones as ::ffff:127.0.0.1.
     return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
@@ -246,7 +245,7 @@ def is_address(text: str) -> bool:
 
 
 def family_of(host: str) -> socket.AddressFamily:
-    """The kind of address that a host is: IPv6 where it has a colon, else IPv4."""
+    """The address family of a host: IPv6 if it has a colon, else IPv4."""
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 

@@ -1,10 +1,9 @@
-"""The folder that the workers of one service share, and no other service does.
+"""The folder that the workers of one service share.
 
-BentoML names one folder for the metrics of all services of a user and empties it whenever one of
-them starts, so that a second service on the machine would take the first one's metrics away. Here
-each service has a folder of its own, named after the BentoML process whose children the workers
-are. It is held by a lock for as long as a worker lives; the next service to start removes what
-services that ended left behind.
+BentoML uses one metrics folder for all services of a user and empties it whenever one of them
+starts, so a second service would delete the metrics of the first. Here each service has its own
+folder, named after the BentoML process that is the parent of the workers. A lock holds the folder
+while a worker lives; the next service that starts removes the folders of services that ended.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ _METRICS = "PROMETHEUS_MULTIPROC_DIR"
 
 
 def private_folder(name: str) -> Path:
-    """Make a folder among the temporary ones that belongs to this user alone.
+    """Make a temporary folder that only this user can open.
 
     Args:
-        name: what it is for; the user's number is added.
+        name: first part of its name; the user's number follows.
 
     Raises:
-        ServingError: somebody else made it first.
+        ServingError: the path is taken by a file, a link or another user.
     """
     folder = Path(tempfile.gettempdir()) / f"{name}-{os.getuid()}"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -43,7 +42,7 @@ def private_folder(name: str) -> Path:
 
 
 def service_folder() -> Path:
-    """Make and hold the folder of the service that this process is a worker of.
+    """Make and lock the folder of the service that this process is a worker of.
 
     Raises:
         ServingError: see :func:`private_folder`.
@@ -53,7 +52,7 @@ def service_folder() -> Path:
         fcntl.flock(file, fcntl.LOCK_EX)
         folder = base / _service_name(os.getppid())
         folder.mkdir(mode=0o700, exist_ok=True)
-        # Never closed: the lock says that a worker lives, and goes with the process.
+        # Never closed: the lock ends with the process.
         fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_SH)
         for other in base.iterdir():
             if other.is_dir() and other != folder:
@@ -61,10 +60,10 @@ def service_folder() -> Path:
     return folder
 
 
-def own_metrics(folder: Path) -> None:
-    """Keep this process's metrics below ``folder``; call it before an instrument is made.
+def use_private_metrics(folder: Path) -> None:
+    """Store this process's metrics in ``folder``; call it before metrics are registered.
 
-    Does nothing where metrics are kept in the process, which is so outside BentoML.
+    Does nothing outside BentoML, where metrics stay in the process.
     """
     if _METRICS in os.environ:
         metrics = folder / "metrics"
@@ -73,12 +72,12 @@ def own_metrics(folder: Path) -> None:
 
 
 def _service_name(pid: int) -> str:
-    """Name a process so that another one that gets its number has another name."""
+    """Name a process by number and start time, as the system reuses numbers."""
     try:
-        # Fields after the name in brackets, which may hold anything: proc(5), starttime.
+        # Field 22, starttime (proc(5)), counted after the name, which may hold spaces.
         started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
-        return str(pid)  # no Linux
+        return str(pid)  # not Linux
     return f"{pid}-{started}"
 
 

@@ -1,75 +1,75 @@
-"""Puts one worker together: source, engine, endpoints, application."""
+"""Build the application of one worker from its parts."""
 
 from __future__ import annotations
 
-from serving.api.live_socket import Watch
-from serving.api.open_inference import OpenInference
-from serving.api.openapi import ApiDocs
-from serving.api.page import Page
-from serving.api.predict import Endpoints
+from serving.api.open_inference import OpenInferenceEndpoints
+from serving.api.openapi import OpenApiEndpoints
+from serving.api.page import PageEndpoints
+from serving.api.predict import PredictEndpoints
 from serving.api.sessions import SessionEndpoints
-from serving.http.application import Application, Part
-from serving.http.authentication import Doorkeeper
-from serving.http.limits import guard_connections
+from serving.api.watch_socket import WatchSocket
+from serving.http.application import Application, Lifecycle
+from serving.http.authentication import Authenticator
+from serving.http.connection_limits import limit_connections
 from serving.http.messages import AsgiApp
-from serving.http.metrics_listener import MetricsPort
-from serving.http.rate_limit import RateLimit
-from serving.instruments import Instruments
-from serving.policies.comparison import Comparer, ComparisonSink
+from serving.http.metrics_listener import MetricsListener
+from serving.http.rate_limit import RateLimiter
+from serving.metrics import ServingMetrics
 from serving.policies.engine import Engine
 from serving.policies.sources import FolderSource, PolicySource
-from serving.sessions.session_store import SessionTable
+from serving.policies.traffic_comparison import ComparisonSink, TrafficComparison
+from serving.sessions.session_table import SessionTable
 from serving.settings import ServingSettings
-from serving.shared_folder import own_metrics, service_folder
+from serving.shared_folder import service_folder, use_private_metrics
 
 
 def open_source(settings: ServingSettings) -> tuple[PolicySource, ComparisonSink | None]:
-    """Open the source that the settings name, a folder or else the registry, and its sink."""
+    """Open the source that the settings name, a folder or the registry, and its comparison sink."""
     if settings.policy is not None:
         return FolderSource(settings.policy), None
-    # MLflow is large; a service that serves a folder does without it.
-    from serving.policies.registry_source import RegistrySource, StoreSink
+    # Imported here, as a service that serves a folder needs no MLflow.
+    from serving.policies.registry_source import ComparisonStoreSink, RegistrySource
 
     source = RegistrySource(settings)
-    return source, StoreSink(source)
+    return source, ComparisonStoreSink(source)
 
 
-def assemble(settings: ServingSettings, inner: AsgiApp) -> Application:
-    """Build the application of one worker around BentoML's own."""
+def build_application(settings: ServingSettings, inner: AsgiApp) -> Application:
+    """Build the application of one worker around BentoML's own, ``inner``."""
     folder = service_folder()
-    own_metrics(folder)
-    instruments = Instruments(settings.drift_window)
-    guard_connections(settings, instruments)
+    use_private_metrics(folder)
+    metrics = ServingMetrics(settings.drift_window)
+    limit_connections(settings, metrics)
     source, sink = open_source(settings)
-    comparer = Comparer(sink, settings.comparison_flush_seconds)
-    engine = Engine(settings, source, instruments, comparer)
+    comparison = TrafficComparison(sink, settings.comparison_flush_seconds)
+    engine = Engine(settings, source, metrics, comparison)
     table = SessionTable(
         settings.session_file or folder / "sessions",
         settings.max_sessions,
         settings.session_timeout_seconds,
     )
-    doorkeeper = Doorkeeper(settings)
+    authenticator = Authenticator(settings)
     routes = [
-        *Endpoints(engine, instruments, doorkeeper).routes(),
+        *PredictEndpoints(engine, metrics, authenticator).routes(),
         *SessionEndpoints(engine, table).routes(),
-        *OpenInference(engine).routes(),
-        *Page(engine, doorkeeper).routes(),
-        *ApiDocs(settings).routes(),
+        *OpenInferenceEndpoints(engine).routes(),
+        *PageEndpoints(engine, authenticator).routes(),
+        *OpenApiEndpoints(settings).routes(),
     ]
-    instruments.read("sessions", table.count)
-    parts: list[Part] = [engine, instruments]
+    metrics.set_reader("sessions", table.count)
+    parts: list[Lifecycle] = [engine, metrics]
     if settings.metrics_port:
-        parts.append(MetricsPort(settings.host, settings.metrics_port, instruments.page))
+        parts.append(MetricsListener(settings.host, settings.metrics_port, metrics.page))
     return Application(
         settings,
-        instruments,
-        doorkeeper,
+        metrics,
+        authenticator,
         routes,
-        sockets={"/watch": Watch(engine, settings.max_watchers, settings.console)},
+        sockets={"/watch": WatchSocket(engine, settings.max_watchers, settings.console)},
         inner=inner,
         parts=parts,
-        rate_limit=RateLimit(
+        rate_limit=RateLimiter(
             settings.rate_limit_per_second, settings.rate_limit_burst, folder / "rates"
         ),
-        attempts=RateLimit(1, 10, folder / "attempts", what="log-in or wrong token"),
+        attempts=RateLimiter(1, 10, folder / "attempts", what="log-in or wrong token"),
     )

@@ -1,1 +1,1 @@
-"""The endpoints of the service, and how their bodies are read and written."""
+"""The endpoints of the service, and how their bodies are parsed and rendered."""

@@ -1,7 +1,7 @@
 """The Open Inference Protocol v2 over HTTP, with the binary tensor data extension.
 
-https://github.com/kserve/open-inference-protocol and Triton's ``extension_binary_data.md``: what
-KServe, Triton's clients and Triton-compatible load generators speak.
+See https://github.com/kserve/open-inference-protocol and Triton's ``extension_binary_data.md``.
+KServe, Triton's clients and Triton-compatible load generators use it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import orjson
 from mario.policy.manifest import OBSERVATION_SHAPE, Uint8Array
 from serving.api.request_parsing import (
     OBSERVATION_BYTES,
-    Ask,
     check_count,
     check_lists,
     parse_mode,
@@ -26,46 +25,51 @@ from serving.api.request_parsing import (
     parse_seed,
 )
 from serving.http.application import Route
-from serving.http.errors import Refusal, bad_request
-from serving.http.json_body import parse_beside, parse_object, show
+from serving.http.errors import HttpError, bad_request
+from serving.http.json_body import parse_object, parse_off_loop, show
 from serving.http.messages import BYTES, JSON, Request, Response, json_response
-from serving.policies.engine import Decision, Engine
-from serving.policies.versions import LoadedVersion
+from serving.policies.engine import Engine
+from serving.policies.prediction import PredictionInput, PredictionOutput
+from serving.policies.version_follower import LoadedVersion
 
 MODEL = "mario"
 LENGTH_HEADER = b"inference-header-content-length"
-#: The JSON before binary data names a few tensors; it is never long.
+#: The JSON before binary data only names a few tensors.
 _MAX_HEADER_BYTES = 64 << 10
 _EMPTY_DIMENSIONS = len(OBSERVATION_SHAPE) + 1
-#: What a request may ask for besides tensors. Triton's sequences, priorities and time limits mean
-#: something that this service does not do, and are refused like any other.
+#: Parameters that a request may have. Triton's sequences, priorities and time limits are not
+#: supported, and refused like any other.
 _REQUEST_PARAMETERS = ("binary_data_output", "mode", "seed")
 
-_OUTPUTS: dict[str, tuple[str, Callable[[Decision], Any]]] = {
-    "action": ("INT64", lambda d: d.actions),
+_OUTPUTS: dict[str, tuple[str, Callable[[PredictionOutput], Any]]] = {
+    "action": ("INT64", lambda output: output.actions),
     "action_name": (
         "BYTES",
-        lambda d: np.array([d.version.policy.actions[a].name for a in d.actions], dtype=object),
+        lambda output: np.array(
+            [output.version.policy.actions[a].name for a in output.actions], dtype=object
+        ),
     ),
     "buttons": (
         "UINT8",
-        lambda d: np.array([d.version.policy.actions[a].buttons for a in d.actions], np.uint8),
+        lambda output: np.array(
+            [output.version.policy.actions[a].buttons for a in output.actions], np.uint8
+        ),
     ),
-    "probabilities": ("FP32", lambda d: d.probabilities),
-    "value": ("FP32", lambda d: d.values),
+    "probabilities": ("FP32", lambda output: output.probabilities),
+    "value": ("FP32", lambda output: output.values),
 }
 
 
 @dataclass(frozen=True)
-class _Wish:
-    """One output that the client asks for."""
+class _RequestedOutput:
+    """One output tensor that the client requests."""
 
     name: str
     binary: bool
 
 
-class OpenInference:
-    """The protocol's endpoints around an engine."""
+class OpenInferenceEndpoints:
+    """Handlers of ``/v2``."""
 
     def __init__(self, engine: Engine) -> None:
         """Answer with ``engine``."""
@@ -93,22 +97,22 @@ class OpenInference:
         return routes
 
     async def server(self, request: Request) -> Response:
-        """Tell what this server is."""
+        """Answer with the name and extensions of the server."""
         return json_response(
             {"name": "mario", "version": "1", "extensions": ["binary_tensor_data"]}
         )
 
     async def live(self, request: Request) -> Response:
-        """Tell that the process answers."""
+        """Answer that the process is alive."""
         return json_response({"live": True})
 
     async def ready(self, request: Request) -> Response:
-        """Tell whether there is a version to answer with."""
+        """Answer whether a version is loaded."""
         self._engine.champion.require()
         return json_response({"ready": True})
 
     async def model_ready(self, request: Request) -> Response:
-        """Tell whether the model is there."""
+        """Answer whether the model, in this version, is loaded."""
         version = self._version(request)
         return json_response({"name": MODEL, "ready": True, "version": version.ref.version})
 
@@ -138,42 +142,36 @@ class OpenInference:
 
     async def infer(self, request: Request) -> Response:
         """Answer observations."""
-        # Triton's clients send no content type at all.
+        # Triton's clients send no content type.
         if request.content_type():
             request.require_content_type(JSON, BYTES)
         request.require_plain()
         parse_query(request.query, ())
         self._version(request)
-        # Binary data is not looked at; the JSON before it is short, or refused for its length.
+        # Binary data is not parsed; the JSON before it is short, or refused for its length.
         size = 0 if LENGTH_HEADER in request.headers else len(request.body)
-        name, ask, wishes = await parse_beside(size, self._parse, request)
-        decision = await self._engine.decide(ask)
+        request_id, inputs, tensors = await parse_off_loop(size, self._parse, request)
+        output = await self._engine.predict(inputs)
         wanted = request.parameters.get("version")
-        if wanted is not None and wanted != decision.version.ref.version:
-            raise self._other_version(wanted)
-        return _answer(request, name, decision, wishes)
+        if wanted is not None and wanted != output.version.ref.version:
+            raise _other_version()
+        return _answer(request, request_id, output, tensors)
 
-    def _parse(self, request: Request) -> tuple[str | None, Ask, list[_Wish]]:
+    def _parse(
+        self, request: Request
+    ) -> tuple[str | None, PredictionInput, list[_RequestedOutput]]:
         document, binary = _split(request, self._max_lists)
-        return document.get("id"), self._ask(document, binary), _wishes(document)
+        inputs = self._parse_inputs(document, binary)
+        return document.get("id"), inputs, _requested_outputs(document)
 
     def _version(self, request: Request) -> LoadedVersion:
         version = self._engine.champion.require()
         wanted = request.parameters.get("version")
         if wanted is not None and wanted != version.ref.version:
-            raise self._other_version(wanted)
+            raise _other_version()
         return version
 
-    @staticmethod
-    def _other_version(wanted: str) -> Refusal:
-        return Refusal(
-            404,
-            "version",
-            "this version is not the one that answers; ask without a version, or see /v2/models/"
-            f"{MODEL} for the one that does",
-        )
-
-    def _ask(self, document: dict[str, Any], binary: bytes) -> Ask:
+    def _parse_inputs(self, document: dict[str, Any], binary: bytes) -> PredictionInput:
         inputs = document.get("inputs")
         if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
             raise bad_request("inputs", "inputs: expected a list of one tensor, observation")
@@ -201,7 +199,16 @@ class OpenInference:
             check_lists(shape[0], self._max_lists)
         parameters = _parameters(document, "parameters", _REQUEST_PARAMETERS)
         mode, seed = parse_mode(parameters.get("mode")), parse_seed(parameters.get("seed"))
-        return Ask(_tensor_data(tensor, shape, binary), mode, seed)
+        return PredictionInput(_tensor_data(tensor, shape, binary), mode, seed)
+
+
+def _other_version() -> HttpError:
+    return HttpError(
+        404,
+        "version",
+        "this version does not answer now; leave the version out, or see /v2/models/"
+        f"{MODEL} for the one that does",
+    )
 
 
 def _show_shape(shape: object) -> str:
@@ -211,7 +218,7 @@ def _show_shape(shape: object) -> str:
 
 
 def _split(request: Request, max_lists: int) -> tuple[dict[str, Any], bytes]:
-    """Split a body into its JSON and the binary data after it."""
+    """Split a body into its JSON document and the binary data after it."""
     length = request.headers.get(LENGTH_HEADER)
     body = request.body
     if length is None:
@@ -236,7 +243,7 @@ def _split(request: Request, max_lists: int) -> tuple[dict[str, Any], bytes]:
     document = parse_object(
         head, ("id", "inputs", "outputs", "parameters", "model_name"), max_lists=max_lists
     )
-    model = document.get("model_name", MODEL)  # the path names it; KServe's client says it again
+    model = document.get("model_name", MODEL)  # KServe's client repeats the name of the path
     if model != MODEL:
         raise bad_request("model_name", f"model_name: got {show(model)}; expected {MODEL}")
     name = document.get("id")
@@ -262,11 +269,11 @@ def _tensor_data(tensor: dict[str, Any], shape: list[int], binary: bytes) -> Uin
     if binary:
         raise bad_request("size", f"got {len(binary)} bytes after the JSON; expected none")
     values = tensor["data"]
-    # The protocol allows data as one flat list or nested as the shape says.
+    # The protocol allows data as a flat list or nested like the shape.
     for length in shape[1:] if isinstance(values, list) and _nested(values) else []:
         if not all(isinstance(item, list) and len(item) == length for item in values):
             raise bad_request(
-                "shape", "inputs[0].data: got lists that are not nested as shape says"
+                "shape", "inputs[0].data: got lists that are not nested like the shape"
             )
         values = list(chain.from_iterable(values))
     if not isinstance(values, list) or len(values) != expected:
@@ -284,7 +291,7 @@ def _nested(values: list[Any]) -> bool:
 
 
 def _parameters(owner: dict[str, Any], where: str, allowed: Sequence[str]) -> dict[str, Any]:
-    """The parameters of a request, an input or an output; one that is not known is refused."""
+    """Return the parameters of a request, an input or an output; refuse unknown ones."""
     parameters = owner.get("parameters", {})
     if not isinstance(parameters, dict):
         raise bad_request("parameters", f"{where}: got {show(parameters)}; expected an object")
@@ -292,7 +299,7 @@ def _parameters(owner: dict[str, Any], where: str, allowed: Sequence[str]) -> di
         if name not in allowed:
             raise bad_request(
                 "parameters",
-                f"{where}: got the unknown parameter {name[:60]!r}; expected none but "
+                f"{where}: got the unknown parameter {name[:60]!r}; expected only "
                 f"{', '.join(allowed)}",
             )
     return parameters
@@ -305,15 +312,15 @@ def _boolean(parameters: dict[str, Any], name: str, where: str, default: bool) -
     return value
 
 
-def _wishes(document: dict[str, Any]) -> list[_Wish]:
+def _requested_outputs(document: dict[str, Any]) -> list[_RequestedOutput]:
     parameters = _parameters(document, "parameters", _REQUEST_PARAMETERS)
     default = _boolean(parameters, "binary_data_output", "parameters", False)
     outputs = document.get("outputs")
     if outputs is None or outputs == []:
-        return [_Wish(name, default) for name in _OUTPUTS]
+        return [_RequestedOutput(name, default) for name in _OUTPUTS]
     if not isinstance(outputs, list) or len(outputs) > len(_OUTPUTS):
         raise bad_request("outputs", f"outputs: expected a list of at most {len(_OUTPUTS)}")
-    wishes = []
+    requested = []
     for number, item in enumerate(outputs):
         where = f"outputs[{number}]"
         name = item.get("name") if isinstance(item, dict) else None
@@ -325,36 +332,41 @@ def _wishes(document: dict[str, Any]) -> list[_Wish]:
                     "outputs", f"{where}: got {key[:60]!r}; expected name and parameters"
                 )
         own = _parameters(item, f"{where}.parameters", ("binary_data",))
-        wishes.append(_Wish(name, _boolean(own, "binary_data", f"{where}.parameters", default)))
-    return wishes
+        requested.append(
+            _RequestedOutput(name, _boolean(own, "binary_data", f"{where}.parameters", default))
+        )
+    return requested
 
 
 def _answer(
-    request: Request, name: str | None, decision: Decision, wishes: list[_Wish]
+    request: Request,
+    request_id: str | None,
+    output: PredictionOutput,
+    requested: list[_RequestedOutput],
 ) -> Response:
     outputs, tail = [], []
-    for wish in wishes:
-        datatype, get = _OUTPUTS[wish.name]
-        values = get(decision)
-        output: dict[str, Any] = {
-            "name": wish.name,
+    for tensor in requested:
+        datatype, get = _OUTPUTS[tensor.name]
+        values = get(output)
+        entry: dict[str, Any] = {
+            "name": tensor.name,
             "datatype": datatype,
             "shape": list(values.shape),
         }
-        if wish.binary:
+        if tensor.binary:
             tail.append(_to_bytes(values, datatype))
-            output["parameters"] = {"binary_data_size": len(tail[-1])}
+            entry["parameters"] = {"binary_data_size": len(tail[-1])}
         else:
-            output["data"] = values.ravel().tolist() if datatype == "BYTES" else values.ravel()
-        outputs.append(output)
-    ref = decision.version.ref
+            entry["data"] = values.ravel().tolist() if datatype == "BYTES" else values.ravel()
+        outputs.append(entry)
+    ref = output.version.ref
     document = {
         "model_name": MODEL,
         "model_version": ref.version,
-        **({} if name is None else {"id": name}),
+        **({} if request_id is None else {"id": request_id}),
         "parameters": {
             "digest": ref.digest,
-            "mode": decision.mode,
+            "mode": output.mode,
             "latency_seconds": request.elapsed_seconds(),
         },
         "outputs": outputs,

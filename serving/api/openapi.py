@@ -1,4 +1,4 @@
-"""The OpenAPI document, with examples that run, and the page that shows it."""
+"""The OpenAPI document, with examples that work, and the page that shows it."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from serving.settings import ServingSettings
 
 _OBSERVATION_BASE64 = base64.b64encode(bytes(OBSERVATION_BYTES)).decode()
 _ERRORS = {
-    400: "The request is not exactly right; the sentence says what was expected.",
-    401: "A bearer token is needed, or this one is not valid.",
+    400: "The request is not valid; the message says what was expected.",
+    401: "A bearer token is missing or not valid.",
     403: "The service has no tokens and answers its own machine only.",
     404: "There is nothing of this name.",
     408: "The body did not arrive in time.",
     409: "The session is answering another request.",
     410: "The session expired.",
     413: "The body, or the number of observations, is too large.",
-    415: "The content type is another one.",
+    415: "The content type is not supported.",
     429: "Too many requests or sessions; see Retry-After.",
     431: "The headers are too large.",
-    503: "No version answers yet, or too much waits; see Retry-After.",
+    503: "No version is loaded yet, or too many requests wait; see Retry-After.",
 }
 
 
-class ApiDocs:
-    """Handlers of the OpenAPI document and its page."""
+class OpenApiEndpoints:
+    """Handlers of ``/openapi.json`` and ``/docs``."""
 
     def __init__(self, settings: ServingSettings) -> None:
-        """Describe the service with these limits."""
+        """Describe the service with the limits in ``settings``."""
         self._document = document(settings)
 
     def routes(self) -> list[Route]:
@@ -80,7 +80,7 @@ def document(settings: ServingSettings) -> dict[str, Any]:
         "info": {
             "title": "mario",
             "version": "1",
-            "description": "An observation comes in, the champion's action goes out. An "
+            "description": "Answers observations with the champion's actions. An "
             "observation is the last four frames, uint8 (4, 84, 84), newest last, as "
             "mario.game.smb.observations.pixels makes them from the screen.",
         },
@@ -163,7 +163,7 @@ def _schemas(settings: ServingSettings) -> dict[str, Any]:
 
 
 def _zeros(count: int, description: str = "") -> dict[str, Any]:
-    """Bytes, with an example that JSON cannot hold: ``count`` zeros, which is a black picture."""
+    """Schema of a binary body whose example, a black picture, is ``count`` zero bytes."""
     schema = {**_BINARY, **({"description": description} if description else {})}
     return {"schema": schema, "x-example-zeros": count}
 
@@ -186,7 +186,7 @@ def _predict_paths(settings: ServingSettings) -> dict[str, Any]:
         "/predict": {
             "post": _operation(
                 "predict",
-                f"Answer one or many observations, as JSON: up to {settings.max_observations}, of "
+                f"Answer one or many observations as JSON: up to {settings.max_observations}, of "
                 f"which up to {settings.max_list_observations} as lists of numbers",
                 body={"application/json": {
                     "schema": {"$ref": "#/components/schemas/Predict"},
@@ -202,7 +202,7 @@ def _predict_paths(settings: ServingSettings) -> dict[str, Any]:
         "/predict/raw": {
             "post": _operation(
                 "predict_raw",
-                "Answer observations sent as bytes; with Accept: application/octet-stream the "
+                "Answer observations sent as bytes. With Accept: application/octet-stream the "
                 "answer is rows of int32 action, int32 buttons, float32 value, float32 × A "
                 "probabilities, little-endian, and the version is in X-Mario-* headers",
                 parameters=_QUERY,
@@ -231,16 +231,17 @@ def _predict_paths(settings: ServingSettings) -> dict[str, Any]:
 
 def _session_paths(settings: ServingSettings) -> dict[str, Any]:
     session = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
-    wish = {"type": "object", "additionalProperties": False,
+    options = {"type": "object", "additionalProperties": False,
             "properties": {"mode": _MODE, "seed": _SEED}}  # fmt: skip
     picture = {"schema": _BINARY, "x-example-base64": _example_png()}
     return {
         "/sessions": {
             "post": _operation(
                 "create_session",
-                f"Start a session, which keeps the last four frames; unused for "
-                f"{settings.session_timeout_seconds:g} s it is forgotten",
-                body={"application/json": {"schema": wish, "examples": {"plain": {"value": {}}}}},
+                f"Start a session, which keeps the last four frames; it expires after "
+                f"{settings.session_timeout_seconds:g} s without a request",
+                body={"application/json": {"schema": options,
+                                           "examples": {"plain": {"value": {}}}}},
                 answer="Session", success=201, errors=(400, 408, 413, 415, 429, 503),
                 body_required=False,
                 links={name: {"operationId": name, "parameters": {"id": "$response.body#/session"}}
@@ -250,7 +251,7 @@ def _session_paths(settings: ServingSettings) -> dict[str, Any]:
         "/sessions/{id}/act": {
             "post": _operation(
                 "act",
-                f"Take one screen into the session and answer: PNG of 256 × 240, or "
+                f"Add one screen to the session and answer it: PNG of 256 × 240, or "
                 f"{SCREEN_BYTES} bytes (a screen), or {FRAME_BYTES} bytes (a ready frame)",
                 parameters=[session],
                 body={"image/png": picture, "application/octet-stream": _zeros(FRAME_BYTES)},
@@ -277,7 +278,7 @@ def _inference_paths() -> dict[str, Any]:
     length = {
         "name": "Inference-Header-Content-Length", "in": "header",
         "schema": {"type": "integer", "minimum": 0},
-        "description": "bytes of JSON before binary tensor data; wanted where there are some",
+        "description": "bytes of JSON before the binary tensor data; required if there is any",
     }  # fmt: skip
     body = {
         "application/json": {
@@ -287,10 +288,14 @@ def _inference_paths() -> dict[str, Any]:
         "application/octet-stream": {"schema": _BINARY},
     }
     paths: dict[str, Any] = {
-        "/v2": {"get": _operation("server", "What this server is", answer=None)},
-        "/v2/health/live": {"get": _operation("oip_live", "Whether it answers", answer=None)},
+        "/v2": {"get": _operation("server", "Name and extensions of the server", answer=None)},
+        "/v2/health/live": {
+            "get": _operation("oip_live", "Whether the process is alive", answer=None)
+        },
         "/v2/health/ready": {
-            "get": _operation("oip_ready", "Whether a version answers", answer=None, errors=(503,))
+            "get": _operation(
+                "oip_ready", "Whether a version is loaded", answer=None, errors=(503,)
+            )
         },
     }
     base = "/v2/models/mario"
@@ -301,7 +306,7 @@ def _inference_paths() -> dict[str, Any]:
                               parameters=given, errors=errors)
         }  # fmt: skip
         paths[path + "/ready"] = {
-            "get": _operation("model_ready" + suffix, "Whether a version answers", answer=None,
+            "get": _operation("model_ready" + suffix, "Whether a version is loaded", answer=None,
                               parameters=given, errors=errors)
         }  # fmt: skip
         paths[path + "/infer"] = {
@@ -317,13 +322,13 @@ def _inference_paths() -> dict[str, Any]:
 
 def _service_paths() -> dict[str, Any]:
     return {
-        "/livez": {"get": _operation("livez", "Whether the process answers", answer=None)},
+        "/livez": {"get": _operation("livez", "Whether the process is alive", answer=None)},
         "/healthz": {"get": _operation("healthz", "As /livez", answer=None)},
-        "/readyz": {"get": _operation("readyz", "Whether a version answers", answer=None,
+        "/readyz": {"get": _operation("readyz", "Whether a version is loaded", answer=None,
                                       errors=(503,))},
-        "/card": {"get": _operation("card", "What is known of the champion", answer=None,
+        "/card": {"get": _operation("card", "Description of the champion", answer=None,
                                     errors=(503,))},
-        "/metrics": {"get": _operation("metrics", "What Prometheus reads", answer="text")},
+        "/metrics": {"get": _operation("metrics", "Metrics for Prometheus", answer="text")},
     }  # fmt: skip
 
 
@@ -346,7 +351,7 @@ def _operation(
         content = {"text/plain": {"schema": {"type": "string"}}}
     if bytes_too:
         content["application/octet-stream"] = {"schema": _BINARY}
-    # Any request may meet these: a small body limit, a missing token, the rate, large headers.
+    # Any request may get these: authentication, body and header limits, timeout, rate limit.
     statuses = sorted({*errors, 401, 403, 408, 413, 429, 431})
     result: dict[str, Any] = {
         "operationId": name,

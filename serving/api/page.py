@@ -1,4 +1,4 @@
-"""The page at ``/``, its parts, the card, and the form that turns a token into a cookie."""
+"""The web page at ``/`` with its static files, the card, and the log-in form."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from pathlib import Path
 
 from mario.game.smb.levels import LEVEL_NAMES
 from serving.http.application import Route
-from serving.http.authentication import COOKIE_NAME, COOKIE_SECONDS, Doorkeeper
-from serving.http.errors import Refusal, bad_request
+from serving.http.authentication import COOKIE_NAME, COOKIE_SECONDS, Authenticator
+from serving.http.errors import HttpError, bad_request
 from serving.http.messages import Request, Response, json_response
 from serving.policies.engine import Engine
 
 _STATIC = Path(__file__).parents[1] / "static"
-_PARTS = {
+_STATIC_FILES = {
     "app.js": b"text/javascript; charset=utf-8",
     "docs.js": b"text/javascript; charset=utf-8",
     "style.css": b"text/css; charset=utf-8",
 }
 _HTML = b"text/html; charset=utf-8"
 _FORM = b"application/x-www-form-urlencoded"
-#: Nothing from elsewhere, and nothing of this page inside others.
+#: The page loads nothing from other sites, and no other site may frame it.
 _PAGE_HEADERS = [
     (
         b"content-security-policy",
@@ -31,18 +31,18 @@ _PAGE_HEADERS = [
         b"frame-ancestors 'none'",
     ),
     (b"cache-control", b"no-cache"),
-    # Not no-referrer: with that, a browser writes `Origin: null` when this very form is sent.
+    # Not no-referrer: browsers would then send `Origin: null` with the log-in form.
     (b"referrer-policy", b"same-origin"),
 ]
 
 
-class Page:
-    """Handlers of what a browser loads."""
+class PageEndpoints:
+    """Handlers of the web page."""
 
-    def __init__(self, engine: Engine, doorkeeper: Doorkeeper) -> None:
-        """Tell of ``engine``'s champion; let in whom ``doorkeeper`` lets in."""
+    def __init__(self, engine: Engine, authenticator: Authenticator) -> None:
+        """Describe ``engine``'s champion; log in with ``authenticator``."""
         self._engine = engine
-        self._doorkeeper = doorkeeper
+        self._authenticator = authenticator
 
     def routes(self) -> list[Route]:
         """All routes of this module."""
@@ -55,24 +55,24 @@ class Page:
         ]
 
     async def index(self, request: Request) -> Response:
-        """Show the page, or the form to those who are not known yet."""
+        """Send the page, or the log-in form if the request is not authenticated."""
         try:
-            self._doorkeeper.check(request.headers, "")
-        except Refusal:
+            self._authenticator.check(request.headers, "")
+        except HttpError:
             return Response(401, _file("login.html"), _HTML, list(_PAGE_HEADERS))
         return Response(200, _file("index.html"), _HTML, list(_PAGE_HEADERS))
 
     async def login(self, request: Request) -> Response:
-        """Turn a token into the page's cookie."""
+        """Log in: exchange a token for the page's cookie."""
         request.require_content_type(_FORM)
         try:
             fields = urllib.parse.parse_qs(request.body.decode("ascii"), max_num_fields=4)
         except ValueError:
             raise bad_request("form", "the form is not name=value pairs") from None
         token = fields.get("token", [""])[0].strip()
-        cookie = self._doorkeeper.make_cookie(token.encode())
+        cookie = self._authenticator.make_cookie(token.encode())
         if cookie is None:
-            page = _file("login.html").replace(b"<!--wrong-->", b"This token is not a valid one.")
+            page = _file("login.html").replace(b"<!--wrong-->", b"This token is not valid.")
             return Response(401, page, _HTML, list(_PAGE_HEADERS))
         value = (
             f"{COOKIE_NAME}={cookie}; Path=/; Max-Age={COOKIE_SECONDS}; HttpOnly; SameSite=Strict"
@@ -82,14 +82,14 @@ class Page:
         return Response(303, b"", headers=[(b"location", b"/"), (b"set-cookie", value.encode())])
 
     async def static(self, request: Request) -> Response:
-        """Send a part of the page."""
+        """Send a static file."""
         name = request.parameters["name"]
-        if name not in _PARTS:
-            raise Refusal(404, "path", "the page has no such part")
-        return Response(200, _file(name), _PARTS[name], list(_PAGE_HEADERS))
+        if name not in _STATIC_FILES:
+            raise HttpError(404, "path", "there is no such file")
+        return Response(200, _file(name), _STATIC_FILES[name], list(_PAGE_HEADERS))
 
     async def card(self, request: Request) -> Response:
-        """Tell what is known of the version that answers, and of the challenger."""
+        """Describe the version that answers, and name the challenger."""
         version = self._engine.champion.require()
         manifest = version.policy.artefact.manifest
         challenger = self._engine.challenger.current
@@ -119,7 +119,7 @@ class Page:
 
 
 def page_file(name: str) -> Response:
-    """Send an HTML page of the folder ``static``."""
+    """Send an HTML page from the folder ``static``."""
     return Response(200, _file(name), _HTML, list(_PAGE_HEADERS))
 
 

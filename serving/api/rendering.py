@@ -1,4 +1,4 @@
-"""Turns decisions into answers: JSON, and rows of bytes."""
+"""Render actions as responses: JSON, or rows of bytes."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from typing import Any
 import numpy as np
 
 from serving.http.messages import BYTES, Request, Response, json_response
-from serving.policies.engine import Decision
+from serving.policies.prediction import PredictionOutput
 
 
-def decision_json(request: Request, decision: Decision) -> Response:
-    """Answer with JSON: see :func:`decision_document`."""
-    return json_response(decision_document(request, decision))
+def json_answer(request: Request, output: PredictionOutput) -> Response:
+    """Make a JSON response; see :func:`describe_output`."""
+    return json_response(describe_output(request, output))
 
 
-def decision_document(request: Request, decision: Decision) -> dict[str, Any]:
-    """Describe a decision: one prediction an observation, and the version that made them all."""
-    actions = decision.version.policy.actions
+def describe_output(request: Request, output: PredictionOutput) -> dict[str, Any]:
+    """Describe an output as JSON: one prediction per observation, and the version."""
+    actions = output.version.policy.actions
     predictions = [
         {
             "action": action,
             "action_name": actions[action].name,
             "buttons": actions[action].buttons,
-            "probabilities": decision.probabilities[row],
-            "value": decision.values[row],
+            "probabilities": output.probabilities[row],
+            "value": output.values[row],
         }
-        for row, action in enumerate(decision.actions.tolist())
+        for row, action in enumerate(output.actions.tolist())
     ]
-    ref = decision.version.ref
+    ref = output.version.ref
     return {
         "predictions": predictions,
-        "mode": decision.mode,
+        "mode": output.mode,
         "model": ref.model,
         "version": ref.version,
         "digest": ref.digest,
@@ -39,20 +39,20 @@ def decision_document(request: Request, decision: Decision) -> dict[str, Any]:
     }
 
 
-def decision_bytes(request: Request, decision: Decision) -> Response:
-    """Answer with little-endian rows, and the version in headers.
+def bytes_answer(request: Request, output: PredictionOutput) -> Response:
+    """Make a response of little-endian rows, with the version in headers.
 
     A row is: int32 action, int32 button byte, float32 value, float32 × A probabilities.
     """
-    buttons = np.array(decision.version.policy.artefact.manifest.button_bytes, dtype="<i4")
-    count, width = decision.probabilities.shape
+    buttons = np.array(output.version.policy.artefact.manifest.button_bytes, dtype="<i4")
+    count, width = output.probabilities.shape
     rows = np.empty((count, 3 + width), dtype="<f4")
-    rows[:, 0] = decision.actions.astype("<i4").view("<f4")
-    rows[:, 1] = buttons[decision.actions].view("<f4")
-    rows[:, 2] = decision.values
-    rows[:, 3:] = decision.probabilities
-    ref = decision.version.ref
-    names = ",".join(action.name for action in decision.version.policy.actions)
+    rows[:, 0] = output.actions.astype("<i4").view("<f4")
+    rows[:, 1] = buttons[output.actions].view("<f4")
+    rows[:, 2] = output.values
+    rows[:, 3:] = output.probabilities
+    ref = output.version.ref
+    names = ",".join(action.name for action in output.version.policy.actions)
     return Response(
         200,
         rows.tobytes(),
@@ -61,7 +61,7 @@ def decision_bytes(request: Request, decision: Decision) -> Response:
             (b"x-mario-model", ref.model.encode()),
             (b"x-mario-version", ref.version.encode()),
             (b"x-mario-digest", ref.digest.encode()),
-            (b"x-mario-mode", decision.mode.encode()),
+            (b"x-mario-mode", output.mode.encode()),
             (b"x-mario-actions", names.encode()),
             (b"x-mario-latency-seconds", f"{request.elapsed_seconds():.6f}".encode()),
         ],

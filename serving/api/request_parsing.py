@@ -1,7 +1,7 @@
-"""Turns request bodies into observations, refusing whatever is not exactly right.
+"""Parse request bodies into observations, strictly.
 
-Nothing is reshaped, cast, clipped or truncated here: a body is right or it is a 400 with a
-sentence that says where it is wrong.
+Nothing is reshaped, cast, clipped or truncated: a body that is not valid gets a 400 whose message
+says where the error is.
 """
 
 from __future__ import annotations
@@ -9,47 +9,41 @@ from __future__ import annotations
 import binascii
 import urllib.parse
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any, cast
 
 import numpy as np
 
+from mario.game.smb.observations.pixels import frame_from_rgb
 from mario.policy.manifest import OBSERVATION_SHAPE, ActionSelection, Uint8Array
-from serving.http.errors import Refusal, bad_request
+from serving.http.errors import HttpError, bad_request
 from serving.http.json_body import kind, parse_object, show
+from serving.policies.prediction import PredictionInput
+from serving.sessions.frames import (
+    MAX_PNG_BYTES,
+    SCREEN_BYTES,
+    SCREEN_SHAPE,
+    STACK,
+    frame_from_png,
+)
 
 OBSERVATION_BYTES = 4 * 84 * 84
 _BASE64_LENGTH = OBSERVATION_BYTES // 3 * 4
 MAX_SEED = 2**63 - 1
+_PNG_BASE64_LENGTH = (MAX_PNG_BYTES + 2) // 3 * 4
 _LEVEL_NAMES = ("frames", "rows", "columns")
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """What a client wants.
-
-    Attributes:
-        observations: uint8 (N, 4, 84, 84), N ≥ 1.
-        mode: greedy or sample, or None for the policy's own.
-        seed: seed for sampling, or None for a random one.
-    """
-
-    observations: Uint8Array
-    mode: ActionSelection | None
-    seed: int | None
-
-
-def parse_predict(body: bytes, max_observations: int, max_lists: int) -> Ask:
+def parse_predict(body: bytes, max_observations: int, max_lists: int) -> PredictionInput:
     """Parse the JSON of ``POST /predict``.
 
     Args:
         body: the JSON text.
-        max_observations: largest number of observations.
-        max_lists: largest number of those that are nested lists.
+        max_observations: most observations.
+        max_lists: most observations as nested lists.
 
     Raises:
-        Refusal: 400 with what is wrong, or 413 for too many observations.
+        HttpError: 400, not valid; 413, too many observations.
     """
     max_lists = min(max_lists, max_observations)
     document = parse_object(
@@ -60,7 +54,7 @@ def parse_predict(body: bytes, max_observations: int, max_lists: int) -> Ask:
         raise bad_request(
             "observations", "expected either observation (one) or observations (a list of them)"
         )
-    # Python's bytes() takes True for 1; the slow look for it is only made where it can be.
+    # bytes() accepts True as 1; the slow check for booleans runs only if the body may hold one.
     suspicious = b"true" in body or b"false" in body
     if "observation" in document:
         observations = _observation(document["observation"], "observation", suspicious)[None]
@@ -76,14 +70,14 @@ def parse_predict(body: bytes, max_observations: int, max_lists: int) -> Ask:
         observations = np.stack(
             [_observation(item, f"observations[{i}]", suspicious) for i, item in enumerate(items)]
         )
-    return Ask(observations, mode, seed)
+    return PredictionInput(observations, mode, seed)
 
 
-def parse_raw(body: bytes, query: bytes, max_observations: int) -> Ask:
+def parse_raw(body: bytes, query: bytes, max_observations: int) -> PredictionInput:
     """Parse the bytes of ``POST /predict/raw``: N × 4 × 84 × 84, row by row, newest frame last.
 
     Raises:
-        Refusal: 400 or 413.
+        HttpError: 400 or 413.
     """
     parameters = parse_query(query, ("mode", "seed"))
     count, rest = divmod(len(body), OBSERVATION_BYTES)
@@ -95,17 +89,53 @@ def parse_raw(body: bytes, query: bytes, max_observations: int) -> Ask:
         )
     check_count(count, max_observations)
     observations = np.frombuffer(body, dtype=np.uint8).reshape(count, *OBSERVATION_SHAPE)
-    return Ask(
-        observations, parse_mode(parameters.get("mode")), parse_seed_text(parameters.get("seed"))
-    )
+    return PredictionInput(observations, *_mode_and_seed(parameters))
+
+
+def parse_frames_json(body: bytes) -> PredictionInput:
+    """Parse ``{"frames": [PNG, PNG, PNG, PNG]}``, base64, oldest first.
+
+    Raises:
+        HttpError: 400.
+    """
+    document = parse_object(body, ("frames", "mode", "seed"))
+    mode, seed = parse_mode(document.get("mode")), parse_seed(document.get("seed"))
+    items = document.get("frames")
+    if not isinstance(items, list) or len(items) != STACK:
+        raise bad_request("frames", "frames: expected a list of four PNG pictures as base64")
+    frames = []
+    for i, item in enumerate(items):
+        where = f"frames[{i}]"
+        if not isinstance(item, str) or len(item) > _PNG_BASE64_LENGTH:
+            raise bad_request("frames", f"{where}: expected a PNG picture as base64")
+        frames.append(frame_from_png(decode_base64(item, where), where))
+    return PredictionInput(np.stack(frames)[None], mode, seed)
+
+
+def parse_frames_bytes(body: bytes, query: bytes) -> PredictionInput:
+    """Parse four screens as bytes, 4 × 240 × 256 × 3, oldest first.
+
+    Raises:
+        HttpError: 400.
+    """
+    parameters = parse_query(query, ("mode", "seed"))
+    if len(body) != STACK * SCREEN_BYTES:
+        raise bad_request(
+            "size",
+            f"got {len(body)} bytes; expected {STACK * SCREEN_BYTES}, four screens of "
+            "240 × 256 × 3 bytes",
+        )
+    screens = np.frombuffer(body, dtype=np.uint8).reshape(STACK, *SCREEN_SHAPE)
+    frames = np.stack([frame_from_rgb(screen) for screen in screens])
+    return PredictionInput(frames[None], *_mode_and_seed(parameters))
 
 
 def check_count(count: int, max_observations: int) -> None:
-    """Refuse no observations (400) and too many (413)."""
+    """Refuse zero observations (400) and too many (413)."""
     if count == 0:
         raise bad_request("count", "got no observations; expected at least one")
     if count > max_observations:
-        raise Refusal(
+        raise HttpError(
             413,
             "count",
             f"got {count} observations; expected at most {max_observations}; send several requests",
@@ -115,7 +145,7 @@ def check_count(count: int, max_observations: int) -> None:
 def check_lists(count: int, max_lists: int) -> None:
     """Refuse too many observations as lists of numbers (413)."""
     if count > max_lists:
-        raise Refusal(
+        raise HttpError(
             413,
             "count",
             f"got {count} observations as lists of numbers; expected at most {max_lists}; send "
@@ -124,10 +154,10 @@ def check_lists(count: int, max_lists: int) -> None:
 
 
 def parse_mode(value: object) -> ActionSelection | None:
-    """Check a mode; None where it is absent.
+    """Check a mode; None if absent.
 
     Raises:
-        Refusal: 400.
+        HttpError: 400.
     """
     if value is None:
         return None
@@ -139,10 +169,10 @@ def parse_mode(value: object) -> ActionSelection | None:
 
 
 def parse_seed(value: object) -> int | None:
-    """Check a seed; None where it is absent.
+    """Check a seed; None if absent.
 
     Raises:
-        Refusal: 400.
+        HttpError: 400.
     """
     if value is None:
         return None
@@ -153,25 +183,11 @@ def parse_seed(value: object) -> int | None:
     return value
 
 
-def parse_seed_text(text: str | None) -> int | None:
-    """Check a seed that came in a query string; None where it is absent.
-
-    Raises:
-        Refusal: 400.
-    """
-    if text is None:
-        return None
-    # int() would take spaces, underscores, signs and other scripts' digits.
-    if not (text.isascii() and text.isdigit() and len(text) <= 19):
-        raise bad_request("seed", f"seed: got {text[:40]!r}; expected a whole number")
-    return parse_seed(int(text))
-
-
 def parse_query(query: bytes, allowed: Iterable[str]) -> dict[str, str]:
-    """Parse a query string that has no other names than ``allowed``, each at most once.
+    """Parse a query string with no names but ``allowed``, each at most once.
 
     Raises:
-        Refusal: 400.
+        HttpError: 400.
     """
     if not query:
         return {}
@@ -203,11 +219,11 @@ def decode_base64(text: str, where: str, length: int | None = None) -> bytes:
 
     Args:
         text: the characters.
-        where: what a message calls it.
-        length: number of bytes it must give, or None for any.
+        where: name of the value in error messages.
+        length: expected number of bytes; None allows any.
 
     Raises:
-        Refusal: 400.
+        HttpError: 400.
     """
     try:
         data = binascii.a2b_base64(text.encode("ascii"), strict_mode=True)
@@ -216,6 +232,15 @@ def decode_base64(text: str, where: str, length: int | None = None) -> bytes:
     if length is not None and len(data) != length:
         raise bad_request("size", f"{where}: got {len(data)} bytes; expected {length}")
     return data
+
+
+def _mode_and_seed(parameters: dict[str, str]) -> tuple[ActionSelection | None, int | None]:
+    """Parse the values of the query parameters ``mode`` and ``seed``."""
+    mode, seed = parse_mode(parameters.get("mode")), parameters.get("seed")
+    # int() would accept spaces, underscores, signs and the digits of other scripts.
+    if seed is not None and not (seed.isascii() and seed.isdigit() and len(seed) <= 19):
+        raise bad_request("seed", f"seed: got {seed[:40]!r}; expected a whole number")
+    return mode, parse_seed(None if seed is None else int(seed))
 
 
 def _observation(value: object, where: str, suspicious: bool) -> Uint8Array:
@@ -261,7 +286,7 @@ def _check_nesting(value: object, where: str) -> None:
             current = list(chain.from_iterable(cast(list[list[object]], current)))
 
 
-def _wrong_number(flat: list[Any], where: str) -> Refusal:
+def _wrong_number(flat: list[Any], where: str) -> HttpError:
     for position, item in enumerate(flat):
         if type(item) is not int or not 0 <= item <= 255:
             frame, rest = divmod(position, 84 * 84)

@@ -1,12 +1,18 @@
-"""The endpoints that take screens: one-off, and in sessions that remember the last four."""
+"""The endpoints that take screens: single requests, and sessions that keep the last four."""
 
 from __future__ import annotations
 
 import asyncio
 
 from mario.policy.manifest import Uint8Array
-from serving.api.rendering import decision_document, decision_json
-from serving.api.request_parsing import parse_mode, parse_query, parse_seed, parse_seed_text
+from serving.api.rendering import describe_output, json_answer
+from serving.api.request_parsing import (
+    parse_frames_bytes,
+    parse_frames_json,
+    parse_mode,
+    parse_query,
+    parse_seed,
+)
 from serving.http.application import Route
 from serving.http.json_body import parse_object
 from serving.http.messages import BYTES, JSON, Request, Response, json_response
@@ -18,19 +24,17 @@ from serving.sessions.frames import (
     frame_from_bytes,
     frame_from_png,
     is_plain_png,
-    parse_frames_bytes,
-    parse_frames_json,
 )
-from serving.sessions.session_store import SessionTable
+from serving.sessions.session_table import SessionTable
 
 PNG = b"image/png"
 
 
 class SessionEndpoints:
-    """Handlers around an engine and a session table."""
+    """Handlers of ``/predict/frames`` and ``/sessions``."""
 
     def __init__(self, engine: Engine, table: SessionTable) -> None:
-        """Answer with ``engine``; remember in ``table``."""
+        """Answer with ``engine``; keep sessions in ``table``."""
         self._engine = engine
         self._table = table
 
@@ -48,12 +52,10 @@ class SessionEndpoints:
         """Answer the last four screens."""
         if request.require_content_type(JSON, BYTES) == JSON:
             parse_query(request.query, ())
-            ask = await asyncio.to_thread(parse_frames_json, request.body)
+            inputs = await asyncio.to_thread(parse_frames_json, request.body)
         else:
-            parameters = parse_query(request.query, ("mode", "seed"))
-            seed = parse_seed_text(parameters.get("seed"))
-            ask = await asyncio.to_thread(parse_frames_bytes, request.body, parameters, seed)
-        return decision_json(request, await self._engine.decide(ask))
+            inputs = await asyncio.to_thread(parse_frames_bytes, request.body, request.query)
+        return json_answer(request, await self._engine.predict(inputs))
 
     async def create(self, request: Request) -> Response:
         """Start a session."""
@@ -72,13 +74,13 @@ class SessionEndpoints:
         )
 
     async def act(self, request: Request) -> Response:
-        """Take one screen into a session and answer it."""
+        """Add one screen to a session and answer it."""
         kind = request.require_content_type(PNG, BYTES)
         parse_query(request.query, ())
         with self._table.use(request.parameters["id"]) as session:
             observation = session.push(await self._frame(kind, request.body))
-            decision = await self._engine.decide_in_session(session, observation)
-            document = decision_document(request, decision)
+            output = await self._engine.predict_in_session(session, observation)
+            document = describe_output(request, output)
             prediction = document.pop("predictions")[0]
             return json_response({**prediction, "frames": min(session.frames, STACK), **document})
 
@@ -90,7 +92,7 @@ class SessionEndpoints:
 
     @staticmethod
     async def _frame(kind: bytes, body: bytes) -> Uint8Array:
-        # Most screens are decoded sooner than a thread would be woken up twice.
+        # Decoding a plain screen takes less time than switching to a thread and back.
         if kind != PNG:
             return frame_from_bytes(body, "the screen")
         if is_plain_png(body):

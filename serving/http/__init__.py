@@ -1,1 +1,1 @@
-"""HTTP below the endpoints: application, limits, authentication, errors."""
+"""The HTTP layer below the endpoints: application, limits, authentication, errors."""

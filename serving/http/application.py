@@ -1,7 +1,7 @@
-"""The ASGI application: limits, tokens, routing, errors and metrics around the handlers.
+"""The ASGI application: limits, authentication, routing, errors and metrics around the handlers.
 
-It stands before everything else that BentoML mounts, so that no request meets code that would
-answer with a 500, a traceback, or a metric label made of what a stranger typed.
+It handles every request before BentoML's own application could: that one answers with a 500 or a
+traceback, and labels metrics with whatever path a client sends.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
 
-from serving.http.authentication import Doorkeeper, WrongToken, check_host, check_origin
-from serving.http.errors import Refusal
+from serving.http.authentication import Authenticator, InvalidToken, check_host, check_origin
+from serving.http.errors import HttpError
 from serving.http.messages import (
     AsgiApp,
-    ClientGone,
+    ClientDisconnected,
     Message,
     Receive,
     Request,
@@ -25,8 +25,8 @@ from serving.http.messages import (
     Send,
     read_body,
 )
-from serving.http.rate_limit import RateLimit
-from serving.instruments import Instruments
+from serving.http.rate_limit import RateLimiter
+from serving.metrics import ServingMetrics
 from serving.settings import ServingSettings, is_loopback
 
 logger = logging.getLogger("mario.serving")
@@ -41,11 +41,11 @@ class Route:
 
     Attributes:
         method: GET, POST or DELETE.
-        path: path with ``{name}`` for a part that may be anything.
+        path: path, with ``{name}`` for a path parameter.
         handler: answers the request.
-        public: whether it needs no token; such routes are not counted against the rate limit.
-        max_body_bytes: largest body; None takes the settings' limit.
-        counted: a public route that an address may only use a few times a second.
+        public: needs no token and does not count against the rate limit.
+        max_body_bytes: largest body; None uses the limit of the settings.
+        counted: a public route that has a rate limit of its own for each address.
     """
 
     method: str
@@ -57,7 +57,7 @@ class Route:
 
 
 class Router:
-    """Finds the route of a method and a path; exact paths by one look into a dictionary."""
+    """Finds the route of a method and a path; paths without parameters in one dictionary lookup."""
 
     def __init__(self, routes: list[Route]) -> None:
         """Index the routes."""
@@ -80,17 +80,17 @@ class Router:
         return self._patterns[-1][1]
 
     def find(self, method: str, path: str) -> tuple[Route, dict[str, str]]:
-        """Find a route and the values of its path's parts.
+        """Find a route and the values of its path parameters.
 
         Raises:
-            Refusal: 404, no such path; 405, the path has no such method.
+            HttpError: 404, no such path; 405, no such method on this path.
         """
         methods = self._exact.get(path)
         parameters: dict[str, str] = {}
         if methods is None:
             methods, parameters = self._match(path)
         if methods is None:
-            raise Refusal(404, "path", "there is nothing at this path; see /docs")
+            raise HttpError(404, "path", "there is nothing at this path; see /docs")
         route = methods.get(method)
         if route is None:
             raise MethodNotAllowed(sorted(methods))
@@ -112,22 +112,22 @@ class Router:
         return None, {}
 
 
-class MethodNotAllowed(Refusal):
-    """The path is right and the method is not."""
+class MethodNotAllowed(HttpError):
+    """A 405: the path exists, but not with this method."""
 
     def __init__(self, allowed: list[str]) -> None:
-        """Refuse with the methods that are allowed."""
+        """Name the methods that are allowed."""
         names = ", ".join(allowed)
         super().__init__(405, "method", f"this path takes {names} only")
         self._allowed = names
 
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """See :class:`Refusal`."""
+        """See :class:`HttpError`."""
         return [*super().headers(), (b"allow", self._allowed.encode())]
 
 
-class Part(Protocol):
-    """Something that runs for as long as the application does."""
+class Lifecycle(Protocol):
+    """Something that starts and stops with the application."""
 
     def start(self) -> None:
         """Start, in the event loop."""
@@ -142,37 +142,44 @@ class Application:
     def __init__(
         self,
         settings: ServingSettings,
-        instruments: Instruments,
-        doorkeeper: Doorkeeper,
+        metrics: ServingMetrics,
+        authenticator: Authenticator,
         routes: list[Route],
         *,
         sockets: dict[str, SocketHandler] | None = None,
         inner: AsgiApp,
-        parts: Sequence[Part],
-        rate_limit: RateLimit,
-        attempts: RateLimit,
+        parts: Sequence[Lifecycle],
+        rate_limit: RateLimiter,
+        attempts: RateLimiter,
     ) -> None:
-        """Serve ``routes``; only the lifespan goes on to ``inner``, BentoML's application.
+        """Serve ``routes``.
 
-        ``parts`` are started in the event loop before the first request, and stopped after the
-        last. ``rate_limit`` counts what each token asks, ``attempts`` each address's
-        log-ins and, apart from them, its wrong tokens.
+        Args:
+            settings: limits and names of the service.
+            metrics: counts requests and errors.
+            authenticator: checks tokens and cookies.
+            routes: all HTTP endpoints.
+            sockets: handler of each WebSocket path.
+            inner: BentoML's application; it gets only the lifespan events.
+            parts: started in the event loop before the first request, stopped after the last.
+            rate_limit: limits the requests of a token.
+            attempts: limits the log-ins of an address and, separately, its invalid tokens.
         """
         self._settings = settings
         self._host_names = settings.host_names
-        self._instruments = instruments
+        self._metrics = metrics
         self._router = Router(routes)
         self._sockets = sockets or {}
         self._inner = inner
         self._parts = parts
-        self.doorkeeper = doorkeeper
+        self.authenticator = authenticator
         self._rate_limit = rate_limit
         self._attempts = attempts
         self._in_flight = 0
-        instruments.read("in_flight_requests", lambda: self._in_flight)
+        metrics.set_reader("in_flight_requests", lambda: self._in_flight)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection's event; see the ASGI specification."""
+        """Handle one ASGI connection; see the ASGI specification."""
         if scope["type"] == "http":
             await self._serve(scope, receive, send)
         elif scope["type"] == "websocket":
@@ -216,20 +223,19 @@ class Application:
                 timeout_seconds=self._settings.body_timeout_seconds,
             )
             response = await route.handler(request)
-        except Refusal as refusal:
-            reason = refusal.reason
-            response = Response(refusal.status, refusal.body(), headers=refusal.headers())
-        except ClientGone:
-            self._instruments.get("errors_total", endpoint, "client_gone").inc()
+        except HttpError as error:
+            reason = error.reason
+            response = _error_response(error)
+        except ClientDisconnected:
+            self._metrics.get("errors_total", endpoint, "client_gone").inc()
             return
         except Exception:
-            # A bug. The client gets a sentence and may try again; the log gets the traceback.
+            # A bug: the client gets a message, the log gets the traceback.
             logger.exception("%s %s failed", request.method, endpoint)
             reason = "internal"
-            sorry = Refusal(
-                503, reason, "something went wrong here; try again", retry_after_seconds=1
+            response = _error_response(
+                HttpError(503, reason, "internal error; try again", retry_after_seconds=1)
             )
-            response = Response(sorry.status, sorry.body(), headers=sorry.headers())
         finally:
             self._in_flight -= 1
         self._count(endpoint, response.status, reason, request)
@@ -238,7 +244,7 @@ class Application:
     def _check_headers(self, scope: Scope) -> None:
         size = sum(len(name) + len(value) for name, value in scope["headers"])
         if size + len(scope["query_string"]) > self._settings.max_header_bytes:
-            raise Refusal(
+            raise HttpError(
                 431,
                 "headers",
                 f"got {size} bytes of headers; expected at most {self._settings.max_header_bytes}",
@@ -246,21 +252,21 @@ class Application:
             )
 
     def _check_caller(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
-        if not self.doorkeeper.required and not _is_loopback(_server(scope)):
-            # `bentoml serve --host` listens where it is told without asking the settings.
-            raise Refusal(
+        if not self.authenticator.required and not _is_loopback(_server(scope)):
+            # `bentoml serve --host` bypasses the check of the settings.
+            raise HttpError(
                 403,
                 "no_tokens",
-                "this service has no tokens, so it answers nobody but its own machine; give it "
-                "some (MARIO_SERVING_TOKENS or MARIO_SERVING_TOKENS_FILE)",
+                "this service has no tokens, so it answers only its own machine; set "
+                "MARIO_SERVING_TOKENS or MARIO_SERVING_TOKENS_FILE",
             )
-        if not self.doorkeeper.required:
+        if not self.authenticator.required:
             check_host(headers, self._host_names)
         peer = _peer(scope)
         try:
-            key = self.doorkeeper.check(headers, peer)
-        except WrongToken:
-            # Apart from the log-ins: a program with an old token locks no person out.
+            key = self.authenticator.check(headers, peer)
+        except InvalidToken:
+            # Not counted with the log-ins: a program with an old token must not lock people out.
             self._attempts.take(f"token {peer}")
             raise
         self._rate_limit.take(key)
@@ -268,15 +274,15 @@ class Application:
     def _admit(self, scope: Scope, request: Request) -> None:
         self._check_caller(scope, request.headers)
         if self._in_flight > self._settings.max_in_flight:
-            raise Refusal(
+            raise HttpError(
                 503,
                 "in_flight",
-                f"{self._in_flight} requests are held already; try again later",
+                f"{self._in_flight} requests are already in progress; try again later",
                 retry_after_seconds=1,
             )
 
     def _count(self, endpoint: str, status: int, reason: str | None, request: Request) -> None:
-        get = self._instruments.get
+        get = self._metrics.get
         get("requests_total", endpoint, str(status)).inc()
         if reason is not None:
             get("errors_total", endpoint, reason).inc()
@@ -293,19 +299,19 @@ class Application:
             self._check_caller(scope, headers)
             check_origin(headers, self._host_names)
             await handler(scope, receive, send)
-        except Refusal as refusal:
-            self._instruments.get("errors_total", scope["path"], refusal.reason).inc()
+        except HttpError as error:
+            self._metrics.get("errors_total", scope["path"], error.reason).inc()
             await send(
                 {
                     "type": "websocket.close",
-                    "code": 4000 + refusal.status,
-                    "reason": refusal.sentence[:120],
+                    "code": 4000 + error.status,
+                    "reason": error.message[:120],
                 }
             )
 
 
 def _server(scope: Scope) -> str:
-    """The address of this machine that the client reached; of a Unix socket none."""
+    """The local address that the client connected to; a Unix socket counts as localhost."""
     server = scope.get("server")
     return str(server[0]) if server and server[1] is not None else "localhost"
 
@@ -316,8 +322,13 @@ def _is_loopback(host: str) -> bool:
 
 
 def _peer(scope: Scope) -> str:
+    """The address of the client."""
     client = scope.get("client")
     return str(client[0]) if client else "unknown"
+
+
+def _error_response(error: HttpError) -> Response:
+    return Response(error.status, error.body(), headers=error.headers())
 
 
 async def _send_response(send: Send, response: Response, *, head: bool) -> None:

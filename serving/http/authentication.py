@@ -1,4 +1,4 @@
-"""Who may ask: bearer tokens, the page's cookie, and which names and sites a browser comes by."""
+"""Authentication by bearer token or cookie, and the checks of Host and Origin."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from collections.abc import Set as AbstractSet
 from functools import lru_cache
 
-from serving.http.errors import Refusal
+from serving.http.errors import HttpError
 from serving.settings import ServingSettings, is_loopback
 
 logger = logging.getLogger("mario.serving")
@@ -19,19 +19,23 @@ COOKIE_SECONDS = 12 * 3600
 _REREAD_SECONDS = 1.0
 
 
-class WrongToken(Refusal):
-    """A 401 for credentials that were given and are not valid: perhaps a guess."""
+class InvalidToken(HttpError):
+    """A 401 for a token or cookie that is not valid; it may be a guess."""
 
-    def __init__(self, sentence: str) -> None:
-        """Refuse, explained in ``sentence``."""
-        super().__init__(401, "token", sentence)
+    def __init__(self, message: str) -> None:
+        """Answer with ``message``."""
+        super().__init__(401, "token", message)
 
 
-class Doorkeeper:
-    """Checks bearer tokens against all that are valid now, in time that tells nothing of them."""
+class Authenticator:
+    """Checks bearer tokens and cookies in constant time, against all tokens that are valid now."""
 
     def __init__(self, settings: ServingSettings) -> None:
-        """Read the tokens; raises ValueError where they cannot be used."""
+        """Read the tokens.
+
+        Raises:
+            ValueError: a token is not allowed, or the tokens file cannot be read.
+        """
         self._settings = settings
         self._required = settings.has_tokens
         self._digests = self._read()
@@ -40,22 +44,22 @@ class Doorkeeper:
 
     @property
     def required(self) -> bool:
-        """Whether a token is needed at all."""
+        """Whether the service has tokens, so that a request needs one."""
         return self._required
 
     def check(self, headers: dict[bytes, bytes], peer: str) -> str:
-        """Let a request in, by its bearer token or the page's cookie.
+        """Authenticate a request by its bearer token or its cookie.
 
         Args:
             headers: the request's headers.
             peer: the client's address.
 
         Returns:
-            The key that its rate is counted under.
+            The key that the rate limit counts this client under.
 
         Raises:
-            WrongToken: 401, a token or a cookie that is not valid.
-            Refusal: 401, neither.
+            InvalidToken: 401, the token or the cookie is not valid.
+            HttpError: 401, the request has neither.
         """
         if not self._required:
             return peer
@@ -65,21 +69,24 @@ class Doorkeeper:
             key = self.token_key(token.strip())
             if key is not None:
                 return key
-            raise WrongToken("the bearer token is not a valid one; ask for a new one")
+            raise InvalidToken("the bearer token is not valid; get a new one")
         cookie = headers.get(b"cookie", b"")
         key = self._cookie_key(cookie)
         if key is not None:
             return key
         if COOKIE_NAME.encode() in cookie:
-            raise WrongToken("the page's cookie is not valid any more; log in at / again")
-        raise Refusal(
-            401, "token", "this needs a token; send the header Authorization: Bearer <token>"
+            raise InvalidToken("the page's cookie is no longer valid; log in at / again")
+        raise HttpError(
+            401,
+            "token",
+            "this endpoint needs a token; send the header Authorization: Bearer <token>",
         )
 
     def token_key(self, token: bytes) -> str | None:
-        """Return the key of a token, None where it is not valid.
+        """Return the key of a token, or None if it is not valid.
 
-        All valid tokens are compared, through digests of equal length, whatever matches first.
+        The token is compared with every valid token, by digests of equal length, even after a
+        match, so that the time tells nothing about them.
         """
         self._reread()
         digest = hashlib.sha256(token).digest()
@@ -90,9 +97,9 @@ class Doorkeeper:
         return None if found is None else found.hex()[:16]
 
     def make_cookie(self, token: bytes) -> str | None:
-        """Make the value of the page's cookie for a valid token, None for another.
+        """Make the page's cookie for a token; None if the token is not valid.
 
-        The cookie is not the token: it ends by itself, and cannot be turned back into it.
+        The cookie expires, and the token cannot be computed from it.
         """
         if self.token_key(token) is None:
             return None
@@ -134,7 +141,7 @@ class Doorkeeper:
         return (status.st_mtime_ns, status.st_ino)
 
     def _reread(self) -> None:
-        """Take in a changed tokens file; a broken one keeps the tokens that were valid."""
+        """Read the tokens file if it changed; keep the former tokens if it is not valid."""
         now = time.monotonic()
         if self._settings.tokens_file is None or now - self._read_at < _REREAD_SECONDS:
             return
@@ -145,56 +152,56 @@ class Doorkeeper:
         self._stamp = stamp
         try:
             self._digests = self._read()
-            logger.info("tokens were read again: %d are valid", len(self._digests))
+            logger.info("tokens reloaded: %d are valid", len(self._digests))
         except ValueError as error:
-            logger.warning("tokens stay as they were: %s", error)
+            logger.warning("tokens not reloaded, the former ones stay valid: %s", error)
 
 
 def check_host(headers: dict[bytes, bytes], allowed: AbstractSet[str]) -> None:
-    """Refuse a browser that was led to this machine by a name of somebody else's.
+    """Refuse a request whose Host header names another machine: protect from DNS rebinding.
 
-    Where no token is asked for, that a page was loaded from here is all that stands between its
-    script and the service. A stranger's name may point to 127.0.0.1 a moment after the page was
-    loaded from elsewhere (DNS rebinding; Jackson et al., 2007); the Host header still has it.
+    Without tokens, only the browser's same-origin policy keeps the script of another site from
+    this service. An attacker evades it by pointing a name of his own to 127.0.0.1 after his page
+    was loaded (Jackson et al., 2007); the Host header still holds that name.
 
     Args:
         headers: the request's headers.
-        allowed: further names that the service is known by.
+        allowed: further names of this service.
 
     Raises:
-        Refusal: 403.
+        HttpError: 403.
     """
     host = headers.get(b"host")
-    # Every browser sends it; a program that does not is led by nobody.
+    # Every browser sends Host; a client without it is not a browser.
     if host is not None and not _is_known(host) and _name(host) not in allowed:
-        raise Refusal(
+        raise HttpError(
             403,
             "host",
             "this service has no tokens, so it answers only under a name of its own machine, such "
-            "as localhost; name others in MARIO_SERVING_ALLOWED_HOSTS, or set tokens",
+            "as localhost; add other names to MARIO_SERVING_ALLOWED_HOSTS, or set tokens",
         )
 
 
 def check_origin(headers: dict[bytes, bytes], allowed: AbstractSet[str]) -> None:
-    """Refuse what a page of another site sends: the browser lends it its address and its cookie.
+    """Refuse a request from a page of another site: the browser would send our cookie with it.
 
     Args:
         headers: the request's headers.
-        allowed: further names that the service is known by.
+        allowed: further names of this service.
 
     Raises:
-        Refusal: 403.
+        HttpError: 403.
     """
     origin = headers.get(b"origin")
     if origin is None:
         return
     site = origin.partition(b"://")[2].lower()
     if site != headers.get(b"host", b"").lower() and _name(site) not in allowed:
-        raise Refusal(
+        raise HttpError(
             403,
             "origin",
-            "this comes from a page of another site; behind a proxy with a name of its own, set "
-            "MARIO_SERVING_ALLOWED_HOSTS to that name",
+            "the request comes from a page of another site; if a proxy gives this service another "
+            "name, add it to MARIO_SERVING_ALLOWED_HOSTS",
         )
 
 

@@ -1,44 +1,44 @@
-"""How the service says no: one exception with a status, a reason for the metrics and a sentence."""
+"""The exception that becomes an HTTP error answer."""
 
 from __future__ import annotations
 
 import json
 
 
-class Refusal(Exception):
-    """A request that is answered with an error.
+class HttpError(Exception):
+    """An error answer to a request.
 
     Attributes:
-        status: HTTP status, 4xx, or 503 when the service is busy or has no version.
-        reason: short constant that labels the error metric.
-        sentence: what was got, what was expected, what to do.
-        retry_after_seconds: when the client may try again; sent as ``Retry-After``.
-        closes: whether the connection is closed, as the rest of the request was not read.
+        status: HTTP status: 4xx, or 503 when the service is busy or has no version.
+        reason: short constant; the label of the error metric.
+        message: what was got, what was expected, what to do.
+        retry_after_seconds: sent as ``Retry-After``.
+        closes: whether to close the connection, because the rest of the request was not read.
     """
 
     def __init__(
         self,
         status: int,
         reason: str,
-        sentence: str,
+        message: str,
         *,
         retry_after_seconds: int | None = None,
         closes: bool = False,
     ) -> None:
-        """Refuse with ``status`` for ``reason``, explained in ``sentence``."""
-        super().__init__(sentence)
+        """Answer with ``status``, ``reason`` and ``message``."""
+        super().__init__(message)
         self.status = status
         self.reason = reason
-        self.sentence = sentence
+        self.message = message
         self.retry_after_seconds = retry_after_seconds
         self.closes = closes
 
     def body(self) -> bytes:
-        """The answer's JSON body; ``error`` alone is what Open Inference Protocol clients read."""
-        return json.dumps({"error": self.sentence, "reason": self.reason}).encode()
+        """The answer's JSON body; Open Inference Protocol clients read ``error`` only."""
+        return json.dumps({"error": self.message, "reason": self.reason}).encode()
 
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """Headers that belong to this status."""
+        """Headers that this error adds to the answer."""
         headers = []
         if self.retry_after_seconds is not None:
             headers.append((b"retry-after", str(self.retry_after_seconds).encode()))
@@ -49,6 +49,6 @@ class Refusal(Exception):
         return headers
 
 
-def bad_request(reason: str, sentence: str) -> Refusal:
-    """A 400: the request itself must be changed."""
-    return Refusal(400, reason, sentence)
+def bad_request(reason: str, message: str) -> HttpError:
+    """Make a 400: the client must change the request."""
+    return HttpError(400, reason, message)

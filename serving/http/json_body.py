@@ -1,9 +1,10 @@
-"""Parses JSON bodies strictly, and in a time that is bounded whatever they hold.
+"""Parse JSON bodies strictly, in bounded time whatever they hold.
 
-The parser keeps the interpreter's lock from a body's first byte to its last: while it reads, no
-other client is answered. 16 MiB of ``{},{},…`` take half a second of that, and three times as much
-to look through. So what no right body needs is counted in its bytes and refused before they are
-parsed; what is long all the same is parsed in one thread beside the event loop, one by one.
+The parser holds the interpreter lock from the first byte of a body to the last, so no other client
+is answered meanwhile. 16 MiB of ``{},{},…`` take half a second, and three times as much to walk
+through. So objects and values are counted in the raw bytes, and a body with more of them than any
+valid body is refused before it is parsed. A long valid body is parsed in a thread beside the event
+loop, one at a time.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ from typing import Any, ParamSpec, TypeVar, cast
 import numpy as np
 import orjson
 
-from serving.http.errors import Refusal, bad_request
+from serving.http.errors import HttpError, bad_request
 
 #: Bodies up to this size are parsed in the event loop: two observations as lists, 2 ms.
 INLINE_BYTES = 256 << 10
-#: Bodies up to this size are parsed without a look at what they hold: 0.2 ms at most.
+#: Bodies up to this size are parsed without counting their values: 0.2 ms at most.
 _UNCOUNTED_BYTES = 4 << 10
-#: Objects of the largest right body: an inference request that names all its outputs has 14.
+#: Most objects in a body; an inference request that names all its outputs has 14.
 _MAX_OBJECTS = 64
 #: Lists and numbers of one observation as nested lists.
 VALUES_PER_OBSERVATION = 1 + 4 + 4 * 84 + 4 * 84 * 84
-#: Room for whatever else a body may hold: names, base64, parameters.
+#: Allowance for all other values: names, base64, parameters.
 _OTHER_VALUES = 4096
 
 P = ParamSpec("P")
@@ -36,12 +37,12 @@ T = TypeVar("T")
 _thread = ThreadPoolExecutor(1, "parse")
 
 
-async def parse_beside(size: int, parse: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call ``parse``: here for JSON of few bytes, else in the thread for long ones.
+async def parse_off_loop(size: int, parse: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call ``parse`` here if the JSON is short, else in the parser thread.
 
     Args:
         size: length of the JSON, bytes.
-        parse: parses it, and raises a refusal where it is wrong.
+        parse: the function; it raises HttpError for a body that is not valid.
         args: its arguments.
         kwargs: its named arguments.
     """
@@ -52,15 +53,15 @@ async def parse_beside(size: int, parse: Callable[P, T], *args: P.args, **kwargs
 
 
 def parse_object(body: bytes, allowed: Iterable[str], *, max_lists: int = 0) -> dict[str, Any]:
-    """Parse a JSON object that has no other keys than ``allowed``, and no key twice.
+    """Parse a JSON object with no keys but ``allowed`` and no repeated key.
 
     Args:
         body: the JSON text.
         allowed: the object's own keys.
-        max_lists: observations that it may hold as nested lists.
+        max_lists: most observations as nested lists.
 
     Raises:
-        Refusal: 400; 413, it holds far more values than those observations have.
+        HttpError: 400, not valid; 413, far more values than ``max_lists`` observations have.
     """
     _refuse_many_values(body, max_lists)
     try:
@@ -82,13 +83,13 @@ def parse_object(body: bytes, allowed: Iterable[str], *, max_lists: int = 0) -> 
 
 
 def kind(value: object) -> str:
-    """What JSON calls a value."""
+    """Name the JSON type of a value."""
     names = {dict: "object", list: "list", str: "string", bool: "boolean", type(None): "null"}
     return names.get(type(value), "number")
 
 
 def show(value: object, length: int = 40) -> str:
-    """A value for a message: a list or an object, which may be long and deep, only by its kind."""
+    """Show a value in a message; of a list or an object only the type, as it may be long."""
     if isinstance(value, list | dict):
         return f"a JSON {kind(value)}"
     if isinstance(value, str):
@@ -97,9 +98,9 @@ def show(value: object, length: int = 40) -> str:
 
 
 def _refuse_many_values(body: bytes, max_lists: int) -> None:
-    """Refuse a body whose commas and brackets are more than a right one has.
+    """Refuse a body with more commas and brackets than a valid one has.
 
-    Those in strings count, too, and mean nothing there; no string that is right has many.
+    Those inside strings count too; no valid string holds many.
     """
     if len(body) <= _UNCOUNTED_BYTES:
         return
@@ -113,7 +114,7 @@ def _refuse_many_values(body: bytes, max_lists: int) -> None:
         raise bad_request("json", f"got {objects} objects; expected at most {_MAX_OBJECTS}")
     values, most = count(",") + count("["), _OTHER_VALUES + max_lists * VALUES_PER_OBSERVATION
     if values > most:
-        raise Refusal(
+        raise HttpError(
             413,
             "count",
             f"got about {values} numbers and lists; expected those of at most {max_lists} "
@@ -122,12 +123,12 @@ def _refuse_many_values(body: bytes, max_lists: int) -> None:
 
 
 def _refuse_repeated_keys(body: bytes, document: dict[str, Any]) -> None:
-    """Refuse an object that says something twice: the parser keeps the last without a word.
+    """Refuse a repeated key, of which the fast parser silently keeps only the last.
 
-    What was dropped had quotes. The slow parser, which sees all keys, is asked only where there
-    are more of them than the document accounts for, and only about a short body.
+    A dropped key leaves quotes in the body. The standard library's slow parser, which sees every
+    key, runs only if the body has more quotes than the parsed document, and only if it is short.
     """
-    # Runs of backslashes begin outside an escape, so pairs of them, then quotes with one, go.
+    # Remove escaped quotes: first pairs of backslashes, then each backslash with its quote.
     bare = body
     if b"\\" in body:
         bare = body.replace(b"\\\\", b"").replace(b'\\"', b"")
@@ -155,10 +156,9 @@ def _refuse_repeated_keys(body: bytes, document: dict[str, Any]) -> None:
 
 
 def _texts(document: dict[str, Any]) -> int:
-    """Count keys and strings; in lists that begin with a number or a list none is looked for.
+    """Count keys and strings; skip lists that begin with a number or a list.
 
-    Nesting may be as deep as the parser allows, 1,024 levels, deeper than functions may call
-    each other.
+    Not recursive: the parser allows 1,024 levels, more than Python's recursion limit.
     """
     total, waiting = 0, [cast(Any, document)]
     while waiting:
@@ -173,5 +173,5 @@ def _texts(document: dict[str, Any]) -> int:
     return total
 
 
-def _too_deep() -> Refusal:
+def _too_deep() -> HttpError:
     return bad_request("json", "the body is not JSON: it is nested too deeply")

@@ -1,4 +1,4 @@
-"""Requests and answers as the handlers see them, and reading a body within its limits."""
+"""The request and the response of a handler, and reading a body within limits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from serving.http.errors import Refusal
+from serving.http.errors import HttpError
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -22,22 +22,22 @@ JSON = b"application/json"
 BYTES = b"application/octet-stream"
 
 
-class ClientGone(Exception):
+class ClientDisconnected(Exception):
     """The client closed the connection before its request was complete."""
 
 
 @dataclass(slots=True)
 class Request:
-    """One HTTP request, whole.
+    """One complete HTTP request.
 
     Attributes:
         method: GET, POST, …
         path: decoded path.
         query: raw query string.
-        headers: header name in lower case → value; of repeated headers the last.
+        headers: header name in lower case → value; the last one of repeated headers.
         body: the whole body.
-        parameters: the parts of the path that the route names.
-        started: ``time.perf_counter()`` when the headers had come.
+        parameters: values of the path parameters of the route.
+        started: ``time.perf_counter()`` when the headers had arrived.
     """
 
     method: str
@@ -56,12 +56,12 @@ class Request:
         """Return the media type of the body.
 
         Raises:
-            Refusal: 415, it is none of ``allowed``, or the body is compressed.
+            HttpError: 415, the type is not in ``allowed``, or the body is compressed.
         """
         got = self.content_type()
         if got not in allowed:
             names = " or ".join(item.decode() for item in allowed)
-            raise Refusal(
+            raise HttpError(
                 415,
                 "content_type",
                 f"got content type {_printable(got) or 'none'}; expected {names}; "
@@ -74,18 +74,18 @@ class Request:
         """Refuse a body that is compressed.
 
         Raises:
-            Refusal: 415.
+            HttpError: 415.
         """
         encoding = self.headers.get(b"content-encoding", b"identity").strip().lower()
         if encoding not in (b"identity", b""):
-            raise Refusal(
+            raise HttpError(
                 415,
                 "content_encoding",
                 f"got content encoding {_printable(encoding)}; expected none; send it plain",
             )
 
     def accepts_bytes(self) -> bool:
-        """Whether the client would rather have bytes than JSON; of equals, what it names first."""
+        """Whether the client prefers bytes to JSON; at equal weights, the type named first."""
         accept = self.headers.get(b"accept", b"").lower()
         if BYTES not in accept:
             return False
@@ -96,20 +96,20 @@ class Request:
         return as_bytes > as_json
 
     def elapsed_seconds(self) -> float:
-        """Time since the headers had come, seconds."""
+        """Seconds since the headers arrived."""
         return time.perf_counter() - self.started
 
 
 def preference(accept: bytes, kind: bytes) -> float:
-    """How much a client wants a media type: RFC 9110, section 12.5.1.
+    """The weight that a client gives a media type (RFC 9110, section 12.5.1).
 
     Args:
         accept: the Accept header, in lower case.
         kind: a media type.
 
     Returns:
-        0 (not at all) to 1, by the most exact range that holds it; 0 where none does or where the
-        weight is none.
+        0 (not accepted) to 1, from the most specific range that matches; 0 if none matches or the
+        weight is not a number.
     """
     ranges = {kind: 3, kind.partition(b"/")[0] + b"/*": 2, b"*/*": 1}
     best, weight = 0, 0.0
@@ -129,7 +129,7 @@ def preference(accept: bytes, kind: bytes) -> float:
 
 @dataclass(slots=True)
 class Response:
-    """One HTTP answer."""
+    """One HTTP response."""
 
     status: int = 200
     body: bytes = b""
@@ -140,7 +140,7 @@ class Response:
 def json_response(
     document: Any, status: int = 200, headers: list[tuple[bytes, bytes]] | None = None
 ) -> Response:
-    """Answer with a JSON document; NumPy arrays in it become lists."""
+    """Make a JSON response; NumPy arrays become lists."""
     return Response(
         status, orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY), JSON, headers or []
     )
@@ -158,16 +158,16 @@ async def read_body(
         timeout_seconds: longest time for all of it.
 
     Raises:
-        Refusal: 413, 400 or 408.
-        ClientGone: the client closed the connection.
+        HttpError: 413, 400 or 408.
+        ClientDisconnected: the client closed the connection.
     """
     declared = headers.get(b"content-length")
     if declared is not None:
         if not declared.isdigit() or len(declared) > 18:
-            raise Refusal(400, "content_length", "the Content-Length header is not a number")
+            raise HttpError(400, "content_length", "the Content-Length header is not a number")
         if int(declared) > limit_bytes:
             raise _too_large(int(declared), limit_bytes)
-    # Most bodies are here already or come in one piece: a timer only for those that do not.
+    # Most bodies arrive in one piece; the others share one deadline.
     message = await _receive(receive, timeout_seconds)
     chunk: bytes = message.get("body", b"")
     if not message.get("more_body", False):
@@ -191,16 +191,16 @@ async def _receive(receive: Receive, timeout_seconds: float) -> Message:
         async with asyncio.timeout(timeout_seconds):
             message = await receive()
     except TimeoutError:
-        raise Refusal(
+        raise HttpError(
             408, "body_timeout", "the body did not arrive in time; send it faster", closes=True
         ) from None
     if message["type"] == "http.disconnect":
-        raise ClientGone
+        raise ClientDisconnected
     return message
 
 
-def _too_large(got: int, limit_bytes: int) -> Refusal:
-    return Refusal(
+def _too_large(got: int, limit_bytes: int) -> HttpError:
+    return HttpError(
         413,
         "too_large",
         f"got a body of at least {got} bytes; expected at most {limit_bytes}; send fewer "

@@ -1,4 +1,4 @@
-"""A listener for Prometheus alone: ``/metrics`` on a port of its own, without a token."""
+"""A listener for Prometheus that serves only ``/metrics``, on its own port and without a token."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from serving.settings import family_of
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    # Every worker listens on the port, and each can show the metrics of all. The system would
-    # let another service of the same person share it, too: the launcher looks for that.
+    # Every worker listens on this port and serves the metrics of all. The system would also let
+    # another service of the same user share it; the launcher checks for that.
     allow_reuse_port = True
 
     def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
@@ -21,11 +21,11 @@ class _Server(ThreadingHTTPServer):
         super().__init__(address, handler)
 
 
-class MetricsPort:
-    """Serves one page from a thread of its own."""
+class MetricsListener:
+    """Serves the metrics page in a thread."""
 
     def __init__(self, host: str, port: int, page: Callable[[], tuple[bytes, str]]) -> None:
-        """Serve ``page``, which gives body and content type, on ``host`` and ``port``."""
+        """Serve ``page``, which returns body and content type, on ``host`` and ``port``."""
         self._address = (host, port)
         self._page = page
         self._server: _Server | None = None
@@ -49,7 +49,7 @@ class MetricsPort:
                 self._answer(200, body, content_type)
 
             def do_POST(self) -> None:
-                # What came with the request was not read, so the connection cannot go on.
+                # The body was not read, so the connection cannot be reused.
                 self._answer(405, b"this port takes GET only\n")
 
             do_HEAD = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_POST  # noqa: N815
@@ -65,18 +65,18 @@ class MetricsPort:
                     self.wfile.write(body)
 
             def version_string(self) -> str:
-                """Say who serves, and not which Python it runs on."""
+                """Hide the Python version."""
                 return "mario"
 
             def log_message(self, format: str, *arguments: object) -> None:
-                """Say nothing: a scrape every few seconds is no news."""
+                """Log nothing: Prometheus asks every few seconds."""
 
         try:
             self._server = _Server(self._address, Handler)
         except OSError as error:
             raise ServingError(
                 f"metrics port: got {self._address[0]}:{self._address[1]}, which cannot be "
-                f"listened on ({error.strerror}); choose another one"
+                f"listened on ({error.strerror}); choose another port"
             ) from error
         threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
 

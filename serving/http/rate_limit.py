@@ -1,8 +1,8 @@
-"""How often somebody may ask: token buckets in one file that all workers of a service share.
+"""Rate limits: token buckets in one file that all workers of a service share.
 
-Connections do not spread evenly over the workers, and one that is kept stays with its worker: a
-share of the rate for each worker would refuse an honest client and give a dishonest one several
-bursts. So the buckets are mapped into every worker's memory, as the sessions are.
+Connections spread unevenly over the workers, and a connection that is kept open stays with one. A
+share of the rate for each worker would refuse a client with one connection and allow a client with
+many several bursts. So every worker maps the same buckets into its memory, as it does the sessions.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ from typing import Any
 
 import numpy as np
 
-from serving.http.errors import Refusal
+from serving.http.errors import HttpError
 
 _BUCKET = np.dtype([("key", "<u8"), ("left", "<f8"), ("since", "<f8")])
 _SETS = 1024
 _WAYS = 8
 
 
-class RateLimit:
-    """A token bucket (Turner 1986) for each key, bounded in number.
+class RateLimiter:
+    """A bounded number of token buckets (Turner 1986), one a key.
 
-    A key has eight places that its hash names; the longest unused of them is forgotten first.
+    The hash of a key selects a set of eight buckets; a new key replaces the least recently used.
     """
 
     def __init__(
         self, per_second: float, burst: int, path: Path | None = None, *, what: str = "requests"
     ) -> None:
-        """Allow ``per_second`` on average and ``burst`` at once; 0 sets no limit.
+        """Allow ``per_second`` requests on average and ``burst`` at once.
 
         Args:
-            per_second: requests a second, 0 or more.
+            per_second: requests a second; 0 sets no limit.
             burst: requests at once, 1 or more.
             path: file that the workers share; None keeps the buckets in this process.
-            what: what is counted, in words for those who are refused.
+            what: what is counted, for the error message.
         """
         self._what = what
         self._per_second = per_second
@@ -49,18 +49,18 @@ class RateLimit:
             self._buckets = np.zeros((_SETS, _WAYS), dtype=_BUCKET)
             return
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        os.ftruncate(self._file, _SETS * _WAYS * _BUCKET.itemsize)  # zeros, or as it is
+        os.ftruncate(self._file, _SETS * _WAYS * _BUCKET.itemsize)  # a new file is all zeros
         self._buckets = np.memmap(path, dtype=_BUCKET, mode="r+", shape=(_SETS, _WAYS))
 
     def take(self, key: str) -> None:
         """Count one request.
 
         Raises:
-            Refusal: 429 with the time after which one more is allowed.
+            HttpError: 429, with the time until the next request is allowed.
         """
         if self._per_second == 0:
             return
-        # 0 marks a place that was never used.
+        # 0 marks an unused bucket.
         number = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) or 1
         place = number % _SETS
         if self._file is None:
@@ -73,17 +73,17 @@ class RateLimit:
                 fcntl.lockf(self._file, fcntl.LOCK_UN, 1, place)
         if left < 1:
             wait = max(1, int((1 - left) / self._per_second + 0.999))
-            raise Refusal(
+            raise HttpError(
                 429,
                 "rate_limit",
-                f"more than {self._per_second:g} {self._what} a second; wait, then go on more "
+                f"more than {self._per_second:g} {self._what} a second; wait, then send them more "
                 "slowly",
                 retry_after_seconds=wait,
             )
 
     def _take(self, ways: np.ndarray[Any, np.dtype[np.void]], number: int) -> float:
-        """Take one from a key's bucket if there is one; return what was in it."""
-        # The same clock in all processes of the machine.
+        """Take one token from a key's bucket if it has one; return the tokens before that."""
+        # All processes of the machine share this clock.
         now = time.monotonic()
         keys = ways["key"].tolist()
         if number in keys:

@@ -1,1 +1,1 @@
-"""The versions that answer: where they come from, how they are swapped, batched and compared."""
+"""The policy versions that answer: their sources, swaps, batches and comparison."""

@@ -1,11 +1,11 @@
-"""Answers the observations of many requests in few inference calls, without waiting for more.
+"""Batch the observations of concurrent requests into few inference calls, without a delay.
 
-While the network runs, requests gather; when it is done, all that gathered becomes the next batch.
-A single request is never kept waiting for company, and under load batches grow by themselves. A
-batch takes the current version once, so no version is mixed in it.
+While the network runs, requests queue; when it returns, the queue becomes the next batch. A single
+request never waits for others, and batches grow with the load. A batch reads the current version
+once, so one version answers all of it.
 
-Small batches run in the event loop itself: handing them to a thread and back costs two wake-ups and
-a fight for the interpreter lock, more than the milliseconds they block. Large ones go to a thread.
+Small batches run in the event loop: a thread costs two wake-ups and contention for the interpreter
+lock, more than the milliseconds that the batch blocks. Large batches run in a thread.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from mario.policy.manifest import Float32Array, Uint8Array
-from serving.http.errors import Refusal
-from serving.policies.versions import LoadedVersion
+from serving.http.errors import HttpError
+from serving.policies.version_follower import LoadedVersion
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What the network said to the observations of one request.
+class NetworkOutput:
+    """The network's output for the observations of one request.
 
     Attributes:
-        version: the version that answered, the same for all rows.
+        version: the version that answered all rows.
         logits: float32 (N, A).
         values: float32 (N,).
-        batch_observations: observations in the inference call that it was part of.
+        batch_observations: observations in the whole inference call.
     """
 
     version: LoadedVersion
@@ -41,11 +41,11 @@ class Answer:
     batch_observations: int
 
 
-_Job = tuple[Uint8Array, "asyncio.Future[Answer]"]
+_Job = tuple[Uint8Array, "asyncio.Future[NetworkOutput]"]
 
 
 class Batcher:
-    """Gathers observations of one event loop and answers them in a thread of its own."""
+    """Batches the observations of one event loop."""
 
     def __init__(
         self,
@@ -57,15 +57,15 @@ class Batcher:
         inline_observations: int = 0,
         name: str = "inference",
     ) -> None:
-        """Answer with whatever ``version`` returns when a batch starts.
+        """Answer each batch with what ``version`` returns when the batch starts.
 
         Args:
-            version: returns the version that answers; may raise a refusal.
-            max_batch_observations: a batch takes no further request beyond this many.
-            max_queue_observations: more observations than this may not wait.
-            on_batch: called with the version that answered a batch, its number of observations and
-                its seconds, in whatever thread ran it.
-            inline_observations: batches up to this size run in the event loop; 0 runs none there.
+            version: returns the current version; may raise HttpError.
+            max_batch_observations: largest batch, unless a single request is larger.
+            max_queue_observations: most observations that may wait.
+            on_batch: called with the version, the number of observations and the seconds of each
+                batch, in the thread that ran it.
+            inline_observations: largest batch in the event loop; 0 runs all in the thread.
             name: the thread's name.
         """
         self._version = version
@@ -85,49 +85,49 @@ class Batcher:
 
     @property
     def queued_observations(self) -> int:
-        """Observations that wait or are being answered."""
+        """Observations that wait or are in the current batch."""
         return self._queued
 
     def start(self) -> None:
-        """Start the thread; call it in the event loop that will ask."""
+        """Start the thread; call it in the event loop that submits."""
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Answer what is waiting, then stop the thread."""
+        """Answer the waiting requests, then stop the thread."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
         if self._thread is not None:
             self._thread.join(timeout=10)
 
-    def submit(self, observations: Uint8Array) -> asyncio.Future[Answer]:
-        """Queue observations uint8 (N, 4, 84, 84), N ≥ 1; the future gets the answer.
+    def submit(self, observations: Uint8Array) -> asyncio.Future[NetworkOutput]:
+        """Queue observations uint8 (N, 4, 84, 84), N ≥ 1; the future gets the output.
 
         Raises:
-            Refusal: 503, too many observations wait.
+            HttpError: 503, too many observations wait.
         """
         if self._loop is None or self._stopping:
-            raise Refusal(
+            raise HttpError(
                 503, "stopping", "the service is stopping; try again", retry_after_seconds=1
             )
         count = len(observations)
         if self._queued and self._queued + count > self._max_queue:
-            raise Refusal(
+            raise HttpError(
                 503,
                 "queue_full",
-                f"{self._queued} observations wait already and at most {self._max_queue} may; "
+                f"{self._queued} observations already wait; expected at most {self._max_queue}; "
                 "send fewer at a time or try again later",
                 retry_after_seconds=1,
             )
-        future: asyncio.Future[Answer] = self._loop.create_future()
+        future: asyncio.Future[NetworkOutput] = self._loop.create_future()
         self._queued += count
         job = (observations, future)
         if self._inline == 0 or self._in_thread:
             self._hand_over([job])
         else:
-            # What other requests submit in this turn of the loop joins the batch.
+            # Requests that submit in the same iteration of the event loop join the batch.
             if not self._gathered:
                 self._loop.call_soon(self._run_gathered)
             self._gathered.append(job)
@@ -167,10 +167,10 @@ class Batcher:
         try:
             self._loop.call_soon_threadsafe(self._deliver_from_thread, batch, results, count)
         except RuntimeError:
-            return  # the event loop closed while the batch ran; nobody waits any more
+            return  # the event loop closed while the batch ran, so no request waits for it
 
-    def _results(self, batch: Sequence[_Job], count: int) -> list[Answer | Exception]:
-        results: list[Answer | Exception]
+    def _results(self, batch: Sequence[_Job], count: int) -> list[NetworkOutput | Exception]:
+        results: list[NetworkOutput | Exception]
         try:
             version = self._version()
             observations = (
@@ -182,25 +182,25 @@ class Batcher:
             results, row = [], 0
             for job_observations, _ in batch:
                 rows = slice(row, row + len(job_observations))
-                results.append(Answer(version, logits[rows], values[rows], count))
+                results.append(NetworkOutput(version, logits[rows], values[rows], count))
                 row = rows.stop
-        except Exception as error:  # whatever went wrong goes to those who wait, not to the thread
+        except Exception as error:  # any error goes to the waiting requests, not to the thread
             results = [error] * len(batch)
         return results
 
     def _deliver_from_thread(
-        self, batch: Sequence[_Job], results: Sequence[Answer | Exception], count: int
+        self, batch: Sequence[_Job], results: Sequence[NetworkOutput | Exception], count: int
     ) -> None:
         self._in_thread -= len(batch)
         self._deliver(batch, results, count)
 
     def _deliver(
-        self, batch: Sequence[_Job], results: Sequence[Answer | Exception], count: int
+        self, batch: Sequence[_Job], results: Sequence[NetworkOutput | Exception], count: int
     ) -> None:
         self._queued -= count
         for (_, future), result in zip(batch, results, strict=True):
             if future.done():
-                continue  # the client went away
+                continue  # the client disconnected
             if isinstance(result, Exception):
                 future.set_exception(result)
             else:

@@ -1,4 +1,4 @@
-"""Follows the promotion ledger: the champion is the ledger's, its artefact comes from MLflow."""
+"""The source that reads the champion from the promotion ledger and its artefact from MLflow."""
 
 from __future__ import annotations
 
@@ -11,27 +11,26 @@ from pathlib import Path
 from typing import Any
 
 from mario.errors import RegistryError
-from mario.registry.download import ResolvedVersion
 from mario.registry.registry import ModelRegistry, model_name
 from mario.store.records import ServingComparison
 from mario.store.store import ExperimentStore
-from serving.policies.sources import Card, Role, VersionRef
+from serving.policies.sources import Role, VersionCard, VersionRef
 from serving.settings import ServingSettings
 from serving.shared_folder import private_folder
 
-#: Of a policy's evaluations the card shows those it was judged by, not those it was chosen by.
+#: The card shows the evaluations that judged the policy, not those that selected its checkpoint.
 _FAMILIES = ("confirmation", "screening")
 
 
-class StoreSink:
-    """See :class:`serving.policies.comparison.ComparisonSink`: keeps comparisons in the store."""
+class ComparisonStoreSink:
+    """Stores comparisons; see :class:`serving.policies.traffic_comparison.ComparisonSink`."""
 
     def __init__(self, source: RegistrySource) -> None:
-        """Write into the store that ``source`` follows."""
+        """Write to the store of ``source``."""
         self._source = source
 
     def write(self, comparison: ServingComparison) -> None:
-        """See :class:`serving.policies.comparison.ComparisonSink`."""
+        """See :class:`serving.policies.traffic_comparison.ComparisonSink`."""
         self._source.store.serving.add(comparison)
 
 
@@ -39,7 +38,7 @@ class RegistrySource:
     """See :class:`serving.policies.sources.PolicySource`."""
 
     def __init__(self, settings: ServingSettings) -> None:
-        """Follow the model of the settings' task; nothing is opened before the first look."""
+        """Follow the model of the settings' task; nothing is opened before the first poll."""
         runs = Path(os.environ.get("MARIO_RUNS_DIR") or "runs").absolute()
         self._database_url = settings.database_url or (
             os.environ.get("MARIO_DATABASE_URL") or f"sqlite:///{runs / 'mario.db'}"
@@ -51,14 +50,13 @@ class RegistrySource:
         self._cache = settings.cache or private_folder("mario-cache")
         self._model = model_name(settings.task)
         self._registry: ModelRegistry | None = None
-        self._resolved: dict[VersionRef, ResolvedVersion] = {}
 
     @property
     def store(self) -> ExperimentStore:
         """The store with the ledger.
 
         Raises:
-            StoreError: it is not there or does not answer.
+            StoreError: it does not exist or is unreachable.
         """
         return self._open().store
 
@@ -66,7 +64,7 @@ class RegistrySource:
         """See :class:`serving.policies.sources.PolicySource`."""
         registry = self._open()
         if role == "champion":
-            # The ledger alone, without MLflow: this is asked every second.
+            # The ledger alone, without MLflow: this runs every second.
             promotion = registry.store.ledger.champion(self._model)
             if promotion is None:
                 return None
@@ -87,7 +85,7 @@ class RegistrySource:
         with _only_one_worker(self._cache):
             return registry.download(resolved, folder).folder
 
-    def card(self, ref: VersionRef) -> Card:
+    def card(self, ref: VersionRef) -> VersionCard:
         """See :class:`serving.policies.sources.PolicySource`."""
         store = self._open().store
         promotions = [p for p in store.ledger.history(ref.model) if str(p.version) == ref.version]
@@ -105,7 +103,7 @@ class RegistrySource:
         version = store.versions.get(ref.model, int(ref.version))
         if version is not None and version.run_id is not None:
             details["training run"] = version.run_id
-        return Card(promoted_at, reason, self._clear_rates(store, ref), details)
+        return VersionCard(promoted_at, reason, self._clear_rates(store, ref), details)
 
     def _clear_rates(self, store: ExperimentStore, ref: VersionRef) -> tuple[dict[str, Any], ...]:
         evaluations = store.evaluations.list(policy_digest=ref.digest)
@@ -113,7 +111,7 @@ class RegistrySource:
             found = [e for e in evaluations if e.key.seed_family == family and e.finished_units]
             if not found:
                 continue
-            # One that goes on now has few units yet; of those that ended the largest tells most.
+            # Prefer finished evaluations to running ones, then the one with the most units.
             best = max(found, key=lambda e: (e.status == "finished", e.finished_units))
             played: dict[str, list[bool]] = {}
             for record in store.evaluations.records(best.id):
@@ -138,7 +136,7 @@ _REASONS = {
 
 
 def clear_rate(level: str, cleared: int, episodes: int) -> dict[str, Any]:
-    """Share of episodes cleared with its 95 % score interval (Wilson 1927, JASA 22:209-212).
+    """Share of cleared episodes with its 95 % score interval (Wilson 1927, JASA 22:209-212).
 
     Args:
         level: the level's name.
@@ -166,7 +164,7 @@ def clear_rate(level: str, cleared: int, episodes: int) -> dict[str, Any]:
 
 @contextmanager
 def _only_one_worker(folder: Path) -> Iterator[None]:
-    """Let one process at a time download into the cache; the others then find it there."""
+    """Let one process at a time download into the cache; the others then find the files there."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""Where versions come from: a folder, or the registry with its promotion ledger."""
+"""The contract of a source of versions, and the source that reads a folder."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Role = Literal["champion", "challenger"]
 
 @dataclass(frozen=True)
 class VersionRef:
-    """Names one version.
+    """Identifies one version.
 
     Attributes:
         model: registered model, such as ``mario-1-1``.
         version: the version's name in the registry.
-        digest: SHA-256 of its ``policy.json``, which is the policy's identity (docs/adr/0003).
+        digest: SHA-256 of its ``policy.json``, the identity of the policy (docs/adr/0003).
     """
 
     model: str
@@ -28,15 +28,15 @@ class VersionRef:
 
 
 @dataclass(frozen=True)
-class Card:
-    """What the page tells about a version besides its name.
+class VersionCard:
+    """What the page shows about a version besides its name.
 
     Attributes:
-        promoted_at: when it became champion, ISO 8601 with zone, or None.
-        reason: why it was promoted, one line.
-        clear_rates: for each level the rate with its interval, as dicts with keys ``level``,
-            ``episodes``, ``cleared``, ``rate``, ``low``, ``high``.
-        details: anything else worth showing, label → text.
+        promoted_at: when it became champion, ISO 8601 with time zone, or None.
+        reason: why it was promoted, one line, or None.
+        clear_rates: clear rate of each level with its interval; keys ``level``, ``episodes``,
+            ``cleared``, ``rate``, ``low``, ``high``.
+        details: further lines, label → text.
     """
 
     promoted_at: str | None = None
@@ -46,45 +46,45 @@ class Card:
 
 
 class PolicySource(Protocol):
-    """Says which versions are champion and challenger, and brings them here.
+    """Resolves champion and challenger, and fetches their artefacts.
 
-    Called from one background thread; calls may take seconds.
+    Called from one background thread; a call may take seconds.
     """
 
     def resolve(self, role: Role) -> VersionRef | None:
-        """Say which version has ``role`` now; None where there is none.
+        """Return the current version of ``role``; None if there is none.
 
         Raises:
-            MarioError: the source cannot be asked, or what it names cannot be trusted.
+            MarioError: the source is unreachable, or its answer is not valid.
         """
         ...
 
     def fetch(self, ref: VersionRef) -> Path:
-        """Bring the version's artefact here and return its folder.
+        """Fetch the artefact of a version and return its folder.
 
         Raises:
-            MarioError: it is not there or does not arrive whole.
+            MarioError: it does not exist, or the download is incomplete.
         """
         ...
 
-    def card(self, ref: VersionRef) -> Card:
-        """Tell what is known about the version."""
+    def card(self, ref: VersionRef) -> VersionCard:
+        """Return what is known about a version."""
         ...
 
 
 class FolderSource:
-    """Serves from the file system.
+    """A source that reads a folder.
 
-    The folder is either a policy artefact itself, or holds links (or folders) named ``champion``
-    and, optionally, ``challenger``. A link is followed at every look, so that renaming a new link
-    over it swaps the version; its target's name is the version's name.
+    The folder is a policy artefact itself, or holds links (or folders) named ``champion`` and,
+    optionally, ``challenger``. Every poll follows the link, so replacing the link swaps the
+    version; the name of its target is the version's name.
     """
 
     def __init__(self, folder: Path, model: str = "mario-folder") -> None:
         """Serve from ``folder`` under the name ``model``."""
         self._folder = folder
         self._model = model
-        # Where each role led to last. A name would not do: x/policy and y/policy share theirs.
+        # The folder of each role at the last poll; two folders may have the same name.
         self._seen: dict[Role, tuple[VersionRef, Path]] = {}
 
     def resolve(self, role: Role) -> VersionRef | None:
@@ -109,13 +109,13 @@ class FolderSource:
             if seen == ref:
                 return folder
         raise ServingError(
-            f"version {ref.version}: got one that {self._folder} did not lead to at the last look; "
-            "expected what champion or challenger leads to; look again"
+            f"version {ref.version}: got one that {self._folder} does not link to; expected the "
+            "target of champion or challenger; resolve the role again"
         )
 
-    def card(self, ref: VersionRef) -> Card:
+    def card(self, ref: VersionRef) -> VersionCard:
         """See :class:`PolicySource`."""
-        return Card(details={"source": "folder"})
+        return VersionCard(details={"source": "folder"})
 
     def _path(self, role: Role) -> Path | None:
         if (self._folder / MANIFEST_FILE).is_file():
@@ -124,6 +124,6 @@ class FolderSource:
         if role == "champion" and not link.exists() and not link.is_symlink():
             raise ServingError(
                 f"{self._folder}: got neither {MANIFEST_FILE} nor an entry named champion; "
-                "expected a policy artefact or a folder that leads to one; correct the path"
+                "expected a policy artefact or a folder that links to one; correct the path"
             )
         return link.resolve() if link.exists() or link.is_symlink() else None

@@ -1,1 +1,1 @@
-"""Frame stacks that the service keeps for clients, and the game on the live page."""
+"""Sessions with the frame stacks of clients, and the game on the live page."""

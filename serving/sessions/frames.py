@@ -1,4 +1,4 @@
-"""Turns screens that clients send into frames of the observation, with training's own code."""
+"""Convert screens from clients into frames of the observation, with the code that training uses."""
 
 from __future__ import annotations
 
@@ -9,22 +9,19 @@ from PIL import Image
 
 from mario.game.smb.observations.pixels import OBSERVATION_SHAPE, area_resize, frame_from_rgb, grey
 from mario.policy.manifest import Uint8Array
-from serving.api.request_parsing import Ask, check_count, decode_base64, parse_mode, parse_seed
 from serving.http.errors import bad_request
-from serving.http.json_body import parse_object
 
 SCREEN_SHAPE = (240, 256, 3)
 SCREEN_BYTES = 240 * 256 * 3
 FRAME_BYTES = 84 * 84
-#: The largest picture of an NES screen is far below this, even without compression.
+#: More than the largest PNG of an NES screen, even without compression.
 MAX_PNG_BYTES = 512 << 10
-PNG_BASE64_LENGTH = (MAX_PNG_BYTES + 2) // 3 * 4
 STACK = OBSERVATION_SHAPE[0]
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PLAIN_KINDS = frozenset(
+_PLAIN_CHUNK_TYPES = frozenset(
     (b"IHDR", b"PLTE", b"IDAT", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"pHYs", b"tIME")
 )
-#: Pixels come in chunks of 8 KiB (libpng) or 64 KiB (Pillow); a screen has at most 181 KiB.
+#: Encoders write chunks of 8 KiB (libpng) or 64 KiB (Pillow); a screen has at most 181 KiB.
 _PLAIN_CHUNKS = 32
 
 
@@ -33,20 +30,20 @@ def frame_from_png(data: bytes, where: str) -> Uint8Array:
 
     Args:
         data: a PNG of 256 × 240 pixels: colours, a palette, or grey, eight bits, no transparency.
-        where: what a message calls it.
+        where: name of the picture in error messages.
 
     Returns:
         uint8 (84, 84).
 
     Raises:
-        Refusal: 400, it is anything else.
+        HttpError: 400, not such a picture.
     """
     if len(data) > MAX_PNG_BYTES:
         raise bad_request(
             "size", f"{where}: got {len(data)} bytes; expected at most {MAX_PNG_BYTES}"
         )
     try:
-        # The header is read first: nothing is decompressed before the size is known to be right.
+        # Pillow reads only the header here: check the size before anything is decompressed.
         image = Image.open(io.BytesIO(data), formats=["PNG"])
         width, height = image.size
         right = (
@@ -57,8 +54,10 @@ def frame_from_png(data: bytes, where: str) -> Uint8Array:
         )
         if right:
             image.load()
-    except Exception:  # Pillow raises a dozen unrelated types for a picture that is broken
-        raise bad_request("png", f"{where}: got bytes that are not a whole PNG picture") from None
+    except Exception:  # Pillow raises a dozen unrelated types for a broken picture
+        raise bad_request(
+            "png", f"{where}: got bytes that are not a complete PNG picture"
+        ) from None
     if not right:
         raise bad_request(
             "picture",
@@ -66,7 +65,7 @@ def frame_from_png(data: bytes, where: str) -> Uint8Array:
             "one of 256 × 240, RGB, palette or grey, without transparency",
         )
     if image.mode == "P":
-        # The grey of each colour once, instead of each pixel's: the same integers, sooner.
+        # Convert the palette to grey instead of every pixel: the same result, faster.
         palette = np.array(image.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
         indices = np.asarray(image)
         if int(indices.max()) >= len(palette):
@@ -76,17 +75,17 @@ def frame_from_png(data: bytes, where: str) -> Uint8Array:
 
 
 def is_plain_png(data: bytes) -> bool:
-    """Whether a PNG consists of few chunks and none but pixels and their colours.
+    """Whether a PNG holds few chunks, and only those for pixels and colours.
 
-    Such a picture is decoded in well under a millisecond. What else a PNG may hold (texts and
-    profiles that unpack to megabytes, chunks by the thousand) takes as long as its sender likes.
+    Such a picture decodes in well under a millisecond. Other contents (compressed texts and
+    profiles of megabytes, thousands of chunks) may take arbitrarily long.
     """
     position = len(_PNG_SIGNATURE)
     for _ in range(_PLAIN_CHUNKS):
         kind = data[position + 4 : position + 8]
         if kind == b"IEND":
             return True
-        if kind not in _PLAIN_KINDS:
+        if kind not in _PLAIN_CHUNK_TYPES:
             return False
         position += 12 + int.from_bytes(data[position : position + 4], "big")
     return False
@@ -99,7 +98,7 @@ def frame_from_bytes(data: bytes, where: str) -> Uint8Array:
         uint8 (84, 84).
 
     Raises:
-        Refusal: 400, the length is neither.
+        HttpError: 400, the length is that of neither.
     """
     if len(data) == SCREEN_BYTES:
         return frame_from_rgb(np.frombuffer(data, dtype=np.uint8).reshape(SCREEN_SHAPE))
@@ -110,41 +109,3 @@ def frame_from_bytes(data: bytes, where: str) -> Uint8Array:
         f"{where}: got {len(data)} bytes; expected {SCREEN_BYTES} (a screen, 240 × 256 × 3) or "
         f"{FRAME_BYTES} (a ready frame, 84 × 84)",
     )
-
-
-def parse_frames_json(body: bytes) -> Ask:
-    """Parse ``{"frames": [PNG, PNG, PNG, PNG]}``, base64, oldest first.
-
-    Raises:
-        Refusal: 400.
-    """
-    document = parse_object(body, ("frames", "mode", "seed"))
-    mode, seed = parse_mode(document.get("mode")), parse_seed(document.get("seed"))
-    items = document.get("frames")
-    if not isinstance(items, list) or len(items) != STACK:
-        raise bad_request("frames", "frames: expected a list of four PNG pictures as base64")
-    frames = []
-    for i, item in enumerate(items):
-        where = f"frames[{i}]"
-        if not isinstance(item, str) or len(item) > PNG_BASE64_LENGTH:
-            raise bad_request("frames", f"{where}: expected a PNG picture as base64")
-        frames.append(frame_from_png(decode_base64(item, where), where))
-    return Ask(np.stack(frames)[None], mode, seed)
-
-
-def parse_frames_bytes(body: bytes, parameters: dict[str, str], seed: int | None) -> Ask:
-    """Parse four screens as bytes, 4 × 240 × 256 × 3, oldest first.
-
-    Raises:
-        Refusal: 400.
-    """
-    if len(body) != STACK * SCREEN_BYTES:
-        raise bad_request(
-            "size",
-            f"got {len(body)} bytes; expected {STACK * SCREEN_BYTES}, four screens of "
-            "240 × 256 × 3 bytes",
-        )
-    check_count(1, 1)
-    screens = np.frombuffer(body, dtype=np.uint8).reshape(STACK, *SCREEN_SHAPE)
-    frames = np.stack([frame_from_rgb(screen) for screen in screens])
-    return Ask(frames[None], parse_mode(parameters.get("mode")), seed)

@@ -1,8 +1,8 @@
-"""One game that a page watches: the champion plays it frame by frame, or the person at the page.
+"""The game of the web page, played frame by frame by the champion or by a person.
 
-An episode is played as ``mario-eval-v1`` plays it: the same start, the same draws for sticky
-frames, a decision every ``frame_skip`` frames. So what the page shows for a level and a seed is
-what evaluation would have recorded, as long as nobody takes the pad.
+An episode follows ``mario-eval-v1``: the same start, the same draws for sticky frames, a decision
+every ``frame_skip`` frames. So an episode that only the champion plays ends as an evaluation of the
+same level and seed does.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from mario.errors import ConsoleError
+from mario.evaluation.protocol import NO_OP_MAX_FRAMES, STICKY_PROBABILITY
 from mario.game.console.contract import Console
 from mario.game.console.factory import open_console
 from mario.game.rng import SplitMix64
@@ -23,18 +24,16 @@ from mario.game.smb.memory import read_state
 from mario.game.smb.observations.pixels import FrameStack, area_resize
 from mario.policy.manifest import Uint8Array
 
-NO_OP_MAX_FRAMES = 30
-STICKY_PROBABILITY = 0.25
 _STATE_NAMES = ("x_px", "y_px", "score", "coins", "time_left", "status", "world", "stage")
 
 Ended = Literal["flag", "death", "time"]
 
 
 def open_live_console(name: str) -> Console:
-    """Open a console; ``auto`` takes the native one where it was built.
+    """Open a console; ``auto`` prefers the native one and falls back to nes-py.
 
     Raises:
-        ConsoleError: there is none.
+        ConsoleError: the console is not available.
     """
     if name == "nes-py":
         return open_console("nes-py")
@@ -47,19 +46,19 @@ def open_live_console(name: str) -> Console:
 
 
 class LiveGame:
-    """A game in progress. Not safe for two threads at once.
+    """A game in progress; not thread-safe.
 
     Attributes:
-        level: the level that is played.
+        level: the current level.
         seed: seed of the episode.
         frame: controllable frames played in the episode.
-        buttons: what the console saw on the last frame.
-        ended: why the episode is over, or None.
+        buttons: button byte of the last frame.
+        ended: why the episode ended, or None.
         furthest_x_px: furthest x of the episode.
     """
 
     def __init__(self, console: Console) -> None:
-        """Play on ``console``; call :meth:`start` first."""
+        """Play on ``console``; call :meth:`start` before anything else."""
         self._console = console
         self._stack = FrameStack()
         self._generator = SplitMix64(0)
@@ -77,8 +76,8 @@ class LiveGame:
 
         Args:
             level: ``1-1`` … ``8-4``.
-            seed: 0 … 2**63 − 1, drives start and stickiness.
-            sticky: whether a frame may keep the buttons of the frame before.
+            seed: 0 … 2**63 − 1; drives the start and the sticky frames.
+            sticky: whether a frame may repeat the buttons of the frame before.
 
         Raises:
             ConfigError: there is no such level.
@@ -103,11 +102,11 @@ class LiveGame:
         """Play one controllable frame.
 
         Args:
-            buttons: button byte that is held.
+            buttons: button byte.
             frame_skip: frames between two decisions.
 
         Returns:
-            Whether a decision is due now: the observation has just changed.
+            Whether a decision is due: the observation has just changed.
         """
         if self.ended is not None:
             return False
@@ -127,11 +126,11 @@ class LiveGame:
         return due and not over
 
     def observation(self) -> Uint8Array:
-        """What the policy sees: uint8 (4, 84, 84)."""
+        """The observation, uint8 (4, 84, 84)."""
         return self._stack.observation()
 
     def status(self) -> dict[str, Any]:
-        """What the page writes beside the picture."""
+        """The numbers that the page shows beside the picture."""
         state = read_state(self._console.ram)
         return {
             **{name: int(state[name]) for name in _STATE_NAMES},
@@ -144,7 +143,7 @@ class LiveGame:
         }
 
     def png(self) -> bytes:
-        """The picture as PNG, 256 × 240."""
+        """The screen as PNG, 256 × 240."""
         buffer = io.BytesIO()
         screen = np.ascontiguousarray(self._console.screen_rgb())
         Image.fromarray(screen).save(buffer, "PNG", compress_level=1)
@@ -154,7 +153,7 @@ class LiveGame:
         return area_resize(self._console.screen_grey())
 
     def _play(self, buttons: int) -> bool:
-        """Play one frame; return whether the episode is over."""
+        """Play one frame; return whether the episode ended."""
         stage.play_frame(self._console, buttons)
         if stage.is_over(self._console, single_level=True):
             return True

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from serving.sessions.session_store import _SLOT
+from serving.sessions.session_table import _SLOT
 
 #: What a connection may be silent between two requests before uvicorn closes it.
 _KEPT_SECONDS = 5.0

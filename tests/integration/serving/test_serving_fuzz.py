@@ -17,7 +17,7 @@ from mario.policy.onnx import OnnxPolicy
 from serving.api.openapi import document
 from serving.launcher import running
 from serving.settings import ServingSettings
-from serving.worker import assemble
+from serving.worker import build_application
 from tests.support.bad_requests import bad_request, send_slowly, status_of
 from tests.support.onnx_networks import random_observations, write_test_artefact
 from tests.support.serving_load import wait_until
@@ -149,7 +149,9 @@ def test_the_document_names_every_route(tmp_path: Path) -> None:
 
     async def inner(*_: object) -> None: ...
 
-    application = assemble(ServingSettings(policy=tmp_path, session_file=tmp_path / "s"), inner)
+    application = build_application(
+        ServingSettings(policy=tmp_path, session_file=tmp_path / "s"), inner
+    )
     router = application._router
     there = {("/".join(parts), method) for parts, methods in router._patterns for method in methods}
     there |= {(path, method) for path, methods in router._exact.items() for method in methods}

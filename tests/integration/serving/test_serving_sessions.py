@@ -117,13 +117,13 @@ def test_a_palette_picture_is_the_same_as_its_colours(client: httpx.Client) -> N
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"", "not a whole PNG"),
-        (b"\x89PNG\r\n\x1a\n" + b"\0" * 50, "not a whole PNG"),
-        (_png(_screens(1)[0])[:-30], "not a whole PNG"),
+        (b"", "not a complete PNG"),
+        (b"\x89PNG\r\n\x1a\n" + b"\0" * 50, "not a complete PNG"),
+        (_png(_screens(1)[0])[:-30], "not a complete PNG"),
         (_png(_screens(1)[0][:200]), "256 × 200"),
         (_png(np.zeros((240, 256, 4), np.uint8), "RGBA"), "RGBA"),
         (_png(np.zeros((4000, 4000, 3), np.uint8)), "4000 × 4000"),
-        (b"GIF89a" + b"\0" * 100, "not a whole PNG"),
+        (b"GIF89a" + b"\0" * 100, "not a complete PNG"),
         (_film(_screens(3)), "one of 256 × 240"),
     ],
 )

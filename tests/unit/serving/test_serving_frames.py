@@ -19,7 +19,7 @@ from benchmarks.serving_sessions import png
 from mario.game.smb.observations.pixels import frame_from_rgb
 from serving.api import sessions as session_endpoints
 from serving.api.sessions import SessionEndpoints
-from serving.http.errors import Refusal
+from serving.http.errors import HttpError
 from serving.sessions.frames import MAX_PNG_BYTES, frame_from_bytes, frame_from_png, is_plain_png
 
 SCREEN = np.random.default_rng(0).integers(0, 256, (240, 256, 3), dtype=np.uint8)
@@ -88,7 +88,7 @@ def test_what_takes_as_long_as_its_sender_likes_is_not_decoded_in_the_event_loop
 
     monkeypatch.setattr(session_endpoints, "frame_from_png", decode)
     for body in (data, png(SCREEN)):
-        with suppress(Refusal):
+        with suppress(HttpError):
             asyncio.run(SessionEndpoints._frame(b"image/png", body))
     assert threads[0] is not threading.main_thread()
     assert threads[1] is threading.main_thread()
@@ -98,5 +98,5 @@ def test_bytes_are_a_screen_or_a_ready_frame() -> None:
     np.testing.assert_array_equal(frame_from_bytes(SCREEN.tobytes(), "it"), frame_from_rgb(SCREEN))
     ready = frame_from_rgb(SCREEN)
     np.testing.assert_array_equal(frame_from_bytes(ready.tobytes(), "it"), ready)
-    with pytest.raises(Refusal, match="expected 184320"):
+    with pytest.raises(HttpError, match="expected 184320"):
         frame_from_bytes(bytes(7055), "it")

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from serving.api import predict as endpoints
-from serving.api.request_parsing import Ask, parse_predict
+from serving.api.request_parsing import PredictionInput, parse_predict
 from serving.http.application import Application
-from serving.http.errors import Refusal
-from serving.http.json_body import INLINE_BYTES, parse_beside, parse_object, show
+from serving.http.errors import HttpError
+from serving.http.json_body import INLINE_BYTES, parse_object, parse_off_loop, show
 from serving.http.messages import Message
 from serving.settings import ServingSettings
-from serving.worker import assemble
+from serving.worker import build_application
 from tests.support.onnx_networks import random_observations, write_test_artefact
 
 LIMIT = ServingSettings().max_body_bytes
@@ -36,10 +36,10 @@ def test_deep_nesting_is_refused_whatever_is_deep(
 ) -> None:
     rest = "" if key.startswith("observation") else ',"observation":[]'
     body = f'{{"{key}":{_closed(opening, closing, depth)}{rest}}}'.encode()
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(HttpError) as caught:
         parse_predict(body, 64, 16)
     assert caught.value.status == 400
-    assert len(caught.value.sentence) < 400
+    assert len(caught.value.message) < 400
 
 
 def _full(text: str, prefix: str, suffix: str) -> bytes:
@@ -69,7 +69,7 @@ def test_what_no_right_body_holds_is_refused_before_it_is_parsed(
         raise AssertionError("it was parsed")
 
     monkeypatch.setattr("serving.http.json_body.orjson.loads", loads)
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(HttpError) as caught:
         parse_predict(body, 64, 16)
     assert caught.value.status in (400, 413)
 
@@ -79,7 +79,7 @@ def test_a_key_twice_among_many_is_found_by_one_walk() -> None:
     names = [f'"{number}":0' for number in range(3000)]
     body = f'{{"mode":{{{",".join([*names, names[-1]])}}}}}'.encode()
     started = time.process_time()
-    with pytest.raises(Refusal, match="'2999' twice"):
+    with pytest.raises(HttpError, match="'2999' twice"):
         parse_object(body, ("mode",))
     assert time.process_time() - started < 0.2  # 0.002 s; by counting 0.3 s
 
@@ -90,7 +90,7 @@ def test_escapes_are_told_from_the_ends_of_strings() -> None:
     assert parse_object(json.dumps(document).encode(), ("mode", "seed")) == document
     long = json.dumps({"mode": "\\/" * INLINE_BYTES, "seed": '"'}).encode()
     assert parse_object(long, ("mode", "seed"))["seed"] == '"'
-    with pytest.raises(Refusal, match="twice"):
+    with pytest.raises(HttpError, match="twice"):
         parse_object(long[:-1] + b',"seed":1}', ("mode", "seed"))
 
 
@@ -99,7 +99,7 @@ def test_lists_are_limited_and_base64_is_not() -> None:
     lists = observations.tolist()
     ask = parse_predict(json.dumps({"observations": lists[:16]}).encode(), 64, 16)
     np.testing.assert_array_equal(ask.observations, observations[:16])
-    with pytest.raises(Refusal, match="at most 16") as caught:
+    with pytest.raises(HttpError, match="at most 16") as caught:
         parse_predict(json.dumps({"observations": lists}).encode(), 64, 16)
     assert caught.value.status == 413
     # Indented as people do: still within what a body may be.
@@ -145,7 +145,7 @@ def test_others_are_answered_while_a_long_body_is_parsed(
     settings = ServingSettings(policy=folder, session_file=tmp_path / "sessions")
     answered, waited = threading.Event(), []
 
-    def parse(body: bytes, max_observations: int, max_lists: int) -> Ask:
+    def parse(body: bytes, max_observations: int, max_lists: int) -> PredictionInput:
         waited.append(answered.wait(60))
         return parse_predict(body, max_observations, max_lists)
 
@@ -154,7 +154,7 @@ def test_others_are_answered_while_a_long_body_is_parsed(
     async def inner(*_: object) -> None: ...
 
     async def run() -> list[int]:
-        application = assemble(settings, inner)
+        application = build_application(settings, inner)
         for part in application._parts:
             part.start()
         observations = random_observations(4)
@@ -185,7 +185,7 @@ def test_long_bodies_are_parsed_one_after_the_other() -> None:
         at_once[0] -= 1
 
     async def run() -> None:
-        await asyncio.gather(*(parse_beside(INLINE_BYTES + 1, parse) for _ in range(8)))
+        await asyncio.gather(*(parse_off_loop(INLINE_BYTES + 1, parse) for _ in range(8)))
 
     asyncio.run(run())
     assert most == [1]

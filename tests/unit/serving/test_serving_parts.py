@@ -15,14 +15,14 @@ import pytest
 from mario.errors import ArtefactError, RegistryError, ServingError, StoreError
 from mario.policy.onnx import OnnxPolicy
 from mario.store.records import ServingComparison
-from serving.http.errors import Refusal
-from serving.instruments import Window, entropy_ratio
+from serving.http.errors import HttpError
+from serving.metrics import ObservationWindow, entropy_ratio
 from serving.policies.batcher import Batcher
-from serving.policies.comparison import Comparer
-from serving.policies.sources import Card, FolderSource, Role, VersionRef
-from serving.policies.versions import LoadedVersion, VersionFollower, load_version
+from serving.policies.sources import FolderSource, Role, VersionCard, VersionRef
+from serving.policies.traffic_comparison import TrafficComparison
+from serving.policies.version_follower import LoadedVersion, VersionFollower, load_version
 from serving.sessions.live_game import LiveGame, open_live_console
-from serving.sessions.session_store import SessionTable
+from serving.sessions.session_table import SessionTable
 from tests.support.onnx_networks import random_observations, write_test_artefact
 from tests.support.paths import ROOT
 
@@ -31,7 +31,7 @@ from tests.support.paths import ROOT
 def version(tmp_path_factory: pytest.TempPathFactory) -> LoadedVersion:
     artefact = write_test_artefact(tmp_path_factory.mktemp("p") / "v1")
     ref = VersionRef("mario-1-1", "1", artefact.digest)
-    return LoadedVersion(ref, OnnxPolicy(artefact), Card(), 0.0)
+    return LoadedVersion(ref, OnnxPolicy(artefact), VersionCard(), 0.0)
 
 
 def test_entropy_ratio_against_known_values() -> None:
@@ -45,7 +45,7 @@ def test_entropy_ratio_against_known_values() -> None:
 def test_the_window_sees_black_frames_and_starts_anew_with_a_version(
     version: LoadedVersion,
 ) -> None:
-    window = Window(100)
+    window = ObservationWindow(100)
     assert window.summary() == {}
     for _ in range(40):
         window.add(version, np.zeros((1, 4, 84, 84), np.uint8), np.array([2]))
@@ -53,7 +53,7 @@ def test_the_window_sees_black_frames_and_starts_anew_with_a_version(
     assert summary["observation_black_ratio"] == 1
     assert summary["observation_frozen_ratio"] == 1
     assert summary["action_entropy_ratio"] == 0
-    other = LoadedVersion(version.ref, version.policy, Card(), 1.0)
+    other = LoadedVersion(version.ref, version.policy, VersionCard(), 1.0)
     window.add(other, random_observations(1), np.array([1]))
     assert window.summary()["observation_black_ratio"] == 0
 
@@ -88,7 +88,7 @@ def test_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:
         loaded = load_version(source, ref, threads=1)
         assert loaded.policy.artefact.digest == expected[role].digest == ref.digest
         assert loaded.policy.artefact.folder == expected[role].folder.resolve()
-    with pytest.raises(ServingError, match="did not lead to"):
+    with pytest.raises(ServingError, match="does not link to"):
         source.fetch(VersionRef("mario-folder", "policy", "0" * 64))
 
 
@@ -101,7 +101,7 @@ def test_sessions_go_on_in_another_process_and_are_held_by_one(tmp_path: Path) -
         first = session.generator.uniform()
         code = (
             "from pathlib import Path\n"
-            "from serving.sessions.session_store import SessionTable\n"
+            "from serving.sessions.session_table import SessionTable\n"
             f"table = SessionTable(Path({str(tmp_path / 'table')!r}), 4, 60)\n"
             "try:\n"
             f"    with table.use({name!r}) as session: print(session.frames)\n"
@@ -122,11 +122,10 @@ def test_sessions_go_on_in_another_process_and_are_held_by_one(tmp_path: Path) -
         assert session.frames == 1
     for _ in range(3):
         table.create("champion", None, None)
-    with pytest.raises(Refusal, match="all 4 sessions"):
+    with pytest.raises(HttpError, match="all 4 sessions"):
         table.create("champion", None, None)
     table.delete(name)
     table.create("champion", None, None)
-    table.close()
 
 
 def test_a_batch_takes_one_version_and_gathers_what_waits(version: LoadedVersion) -> None:
@@ -150,7 +149,7 @@ def test_a_batch_takes_one_version_and_gathers_what_waits(version: LoadedVersion
         while batcher._jobs:
             await asyncio.sleep(0.001)
         futures += [batcher.submit(observations[i : i + 1]) for i in range(1, 12)]
-        with pytest.raises(Refusal) as caught:
+        with pytest.raises(HttpError) as caught:
             batcher.submit(observations[:1])
         assert caught.value.retry_after_seconds == 1
         gate.set()
@@ -202,7 +201,7 @@ def test_an_error_in_a_batch_reaches_those_who_wait_and_no_one_else(
 
     def current() -> LoadedVersion:
         if broken[0]:
-            raise Refusal(503, "no_version", "none")
+            raise HttpError(503, "no_version", "none")
         return version
 
     async def run() -> None:
@@ -214,7 +213,7 @@ def test_an_error_in_a_batch_reaches_those_who_wait_and_no_one_else(
             inline_observations=inline,
         )
         batcher.start()
-        with pytest.raises(Refusal, match="none"):
+        with pytest.raises(HttpError, match="none"):
             await batcher.submit(random_observations(1))
         broken[0] = False
         assert (await batcher.submit(random_observations(1))).version is version
@@ -243,18 +242,18 @@ def _ref(number: int) -> VersionRef:
 
 def test_a_comparison_holds_the_times_of_its_own_two_versions() -> None:
     sink = _Kept()
-    comparer = Comparer(sink, 10)
+    comparison = TrafficComparison(sink, 10)
     one, two, three = _ref(1), _ref(2), _ref(3)
     # One observation in a stretch: both calls end before the comparison is known of.
-    comparer.took(one, "champion", 1, 0.5)
-    comparer.took(two, "challenger", 1, 0.25)
-    comparer.shadow(one, two, 1, 1)
+    comparison.add_inference(one, "champion", 1, 0.5)
+    comparison.add_inference(two, "challenger", 1, 0.25)
+    comparison.add_shadow(one, two, 1, 1)
     # The champion changes in the middle: what it took before is not the new one's.
-    comparer.took(three, "champion", 2, 0.125)
-    comparer.took(two, "challenger", 2, 0.0625)
-    comparer.shadow(three, two, 2, 0)
-    comparer.dropped(three, two, 4)
-    comparer.flush()
+    comparison.add_inference(three, "champion", 2, 0.125)
+    comparison.add_inference(two, "challenger", 2, 0.0625)
+    comparison.add_shadow(three, two, 2, 0)
+    comparison.add_dropped(three, two, 4)
+    comparison.flush()
     first, second = sink.rows
     assert (first.champion_seconds, first.champion_observations) == (0.5, 1)
     assert first.shadow_observations == first.agreed_observations == 1
@@ -263,23 +262,23 @@ def test_a_comparison_holds_the_times_of_its_own_two_versions() -> None:
     assert (second.shadow_observations, second.dropped_observations) == (2, 4)
     assert first.challenger_seconds + second.challenger_seconds == 0.3125
     # The champion alone makes no comparison, and its time does not go into the next one.
-    comparer.took(three, "champion", 7, 7.0)
-    comparer.flush()
-    comparer.took(three, "champion", 1, 1.0)
-    comparer.decided(three, two, "challenger")
-    comparer.flush()
+    comparison.add_inference(three, "champion", 7, 7.0)
+    comparison.flush()
+    comparison.add_inference(three, "champion", 1, 1.0)
+    comparison.add_decision(three, two, "challenger")
+    comparison.flush()
     assert len(sink.rows) == 3
     assert (sink.rows[2].champion_seconds, sink.rows[2].challenger_decisions) == (1.0, 1)
 
 
 def test_comparisons_wait_for_a_store_that_is_away() -> None:
     sink = _Kept(failures=1)
-    comparer = Comparer(sink, 10)
-    comparer.shadow(_ref(1), _ref(2), 5, 3)
-    comparer.flush()
+    comparison = TrafficComparison(sink, 10)
+    comparison.add_shadow(_ref(1), _ref(2), 5, 3)
+    comparison.flush()
     assert sink.rows == []
-    comparer.shadow(_ref(1), _ref(2), 1, 1)
-    comparer.flush()
+    comparison.add_shadow(_ref(1), _ref(2), 1, 1)
+    comparison.flush()
     assert [row.shadow_observations for row in sink.rows] == [5, 1]
 
 
@@ -317,7 +316,7 @@ class _Away:
     def fetch(self, ref: VersionRef) -> Path:
         raise NotImplementedError
 
-    def card(self, ref: VersionRef) -> Card:
+    def card(self, ref: VersionRef) -> VersionCard:
         raise NotImplementedError
 
 
@@ -328,7 +327,7 @@ def test_a_password_in_an_address_reaches_neither_log_nor_page(
     follower = VersionFollower(
         _Away(), "champion", poll_seconds=1, on_swap=lambda *said: results.append(said[1])
     )
-    follower.look()
+    follower.poll()
     assert results == ["unreachable"]
     for text in (follower.last_error, caplog.text):
         assert text is not None

@@ -14,12 +14,12 @@ import pytest
 from mario.errors import ServingError
 from serving.api.request_parsing import decode_base64, parse_query
 from serving.http.application import Application, Route
-from serving.http.authentication import Doorkeeper
-from serving.http.errors import Refusal
+from serving.http.authentication import Authenticator
+from serving.http.errors import HttpError
 from serving.http.json_body import parse_object
 from serving.http.messages import Message, Request, Response, json_response
-from serving.http.rate_limit import RateLimit
-from serving.instruments import Instruments
+from serving.http.rate_limit import RateLimiter
+from serving.metrics import ServingMetrics
 from serving.settings import ServingSettings
 from serving.shared_folder import private_folder
 from tests.support.paths import ROOT
@@ -28,17 +28,17 @@ from tests.support.paths import ROOT
 def test_the_rate_limit_refills_and_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr("serving.http.rate_limit.time.monotonic", lambda: now[0])
-    limit = RateLimit(2.0, 3)
+    limit = RateLimiter(2.0, 3)
     for _ in range(3):
         limit.take("a")
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(HttpError) as caught:
         limit.take("a")
     assert caught.value.status == 429
     assert caught.value.retry_after_seconds == 1
     limit.take("b")
     now[0] += 0.5
     limit.take("a")
-    with pytest.raises(Refusal):
+    with pytest.raises(HttpError):
         limit.take("a")
     held = limit._buckets.nbytes
     for number in range(20_000):
@@ -50,19 +50,19 @@ def test_the_rate_limit_refills_and_is_bounded(monkeypatch: pytest.MonkeyPatch) 
         limit.take("c")
     for number in range(1000):
         limit.take(f"later{number}")
-    with pytest.raises(Refusal):
+    with pytest.raises(HttpError):
         limit.take("c")
 
 
 def test_workers_share_the_rate_of_a_token(tmp_path: Path) -> None:
     """Two limits on one file stand for two workers; the second is a real second process."""
-    limit = RateLimit(0.001, 5, tmp_path / "rates")
+    limit = RateLimiter(0.001, 5, tmp_path / "rates")
     for _ in range(3):
         limit.take("token")
     code = (
         "from pathlib import Path\n"
-        "from serving.http.rate_limit import RateLimit\n"
-        f"limit = RateLimit(0.001, 5, Path({str(tmp_path / 'rates')!r}))\n"
+        "from serving.http.rate_limit import RateLimiter\n"
+        f"limit = RateLimiter(0.001, 5, Path({str(tmp_path / 'rates')!r}))\n"
         "for _ in range(3):\n"
         "    try:\n"
         "        limit.take('token'); print('taken')\n"
@@ -74,7 +74,7 @@ def test_workers_share_the_rate_of_a_token(tmp_path: Path) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True
     )
     assert done.stdout.split() == ["taken", "taken", "429"]
-    with pytest.raises(Refusal):
+    with pytest.raises(HttpError):
         limit.take("token")
 
 
@@ -134,11 +134,11 @@ def test_without_tokens_only_this_machine_is_answered() -> None:
             Route("GET", "/livez", answer, public=True),
             Route("GET", "/card", answer),
         ]
-        instruments = Instruments(10)
-        doorkeeper = Doorkeeper(settings)
-        limits = {"rate_limit": RateLimit(0, 1), "attempts": RateLimit(0, 1)}
+        metrics = ServingMetrics(10)
+        authenticator = Authenticator(settings)
+        limits = {"rate_limit": RateLimiter(0, 1), "attempts": RateLimiter(0, 1)}
         return Application(
-            settings, instruments, doorkeeper, routes, inner=inner, parts=[], **limits
+            settings, metrics, authenticator, routes, inner=inner, parts=[], **limits
         )
 
     bare = build(ServingSettings())
@@ -154,7 +154,7 @@ def test_without_tokens_only_this_machine_is_answered() -> None:
 
 @pytest.mark.parametrize("text", ["AA=A", "AAA", "A A=", "é", "AAAA\n", "====", "AA=="[:-1]])
 def test_base64_is_strict(text: str) -> None:
-    with pytest.raises(Refusal):
+    with pytest.raises(HttpError):
         decode_base64(text, "here")
 
 
@@ -171,7 +171,7 @@ def test_base64_is_strict(text: str) -> None:
     ],
 )
 def test_nothing_is_said_twice(body: bytes) -> None:
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(HttpError) as caught:
         parse_object(body, ("seed", "mode", "inputs"))
     assert caught.value.status == 400
 
@@ -192,7 +192,7 @@ def test_the_same_word_at_two_places_is_no_repetition(body: bytes) -> None:
 
 @pytest.mark.parametrize("query", [b"a=1", b"mode", b"mode=1&mode=2", b"mode=%ff", b"&" * 20])
 def test_queries_are_strict(query: bytes) -> None:
-    with pytest.raises(Refusal):
+    with pytest.raises(HttpError):
         parse_query(query, ("mode",))
 
 

@@ -1,4 +1,4 @@
-"""The live Prometheus instruments of the service, and the windows its gauges are computed over."""
+"""The Prometheus metrics of a worker, and the window of observations that its gauges summarise."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from mario.policy.manifest import Uint8Array, observation_features
 from mario.telemetry.instruments import instrument
 from mario.telemetry.names import SERVING_METRICS
 from serving.policies.sources import Role
-from serving.policies.versions import LoadedVersion
+from serving.policies.version_follower import LoadedVersion
 
 _MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
 _REFRESH_SECONDS = 2.0
 
 
-class Instruments:
-    """Every serving metric by the part of its name after ``mario_serving_``."""
+class ServingMetrics:
+    """All serving metrics, by the part of the name after ``mario_serving_``."""
 
     def __init__(self, drift_window: int) -> None:
-        """Make the instruments; ``drift_window`` is in observations."""
+        """Register the metrics; gauges summarise the last ``drift_window`` observations."""
         self.registry = CollectorRegistry()
         self._instruments: dict[str, Any] = {
             metric.name.removeprefix("mario_serving_"): instrument(metric, self.registry)
             for metric in SERVING_METRICS
         }
         self._children: dict[tuple[str, ...], Any] = {}
-        self._window = Window(drift_window)
-        self._readings: dict[str, Callable[[], float]] = {}
+        self._window = ObservationWindow(drift_window)
+        self._readers: dict[str, Callable[[], float]] = {}
         self._timer: asyncio.TimerHandle | None = None
         _forget_dead_workers()
 
     def start(self) -> None:
         """Refresh the gauges every few seconds, in the event loop.
 
-        Another worker may be asked for the page: what it shows of this one must not be old.
+        Another worker may serve the page, which then shows the last values of this one.
         """
         self.refresh()
         self._timer = asyncio.get_running_loop().call_later(_REFRESH_SECONDS, self.start)
@@ -55,7 +55,7 @@ class Instruments:
             self._timer.cancel()
 
     def get(self, name: str, *labels: str) -> Any:
-        """Return an instrument, or its child with these label values (looked up only once)."""
+        """Return a metric, or its child with these label values (cached)."""
         key = (name, *labels)
         child = self._children.get(key)
         if child is None:
@@ -68,7 +68,7 @@ class Instruments:
     def on_swap(
         self, role: Role, result: str, before: LoadedVersion | None, now: LoadedVersion | None
     ) -> None:
-        """Count what a look for another version brought."""
+        """Count the result of a poll for another version, and record a swap."""
         self.get("swaps_total", role, result).inc()
         if before is now:
             return
@@ -78,28 +78,28 @@ class Instruments:
             self.get("version_info", *_version_labels(role, now)).set(1)
             self.get("last_swap_timestamp_seconds", role).set(now.loaded_at)
 
-    def on_decisions(
+    def record_predictions(
         self, version: LoadedVersion, observations: Uint8Array, actions: npt.NDArray[np.int64]
     ) -> None:
-        """Count actions and take the observations into the window."""
+        """Count actions and add the observations to the window."""
         names = version.policy.artefact.manifest.action_names
         for action in actions.tolist():
             self.get("actions_total", names[action]).inc()
         self._window.add(version, observations, actions)
 
-    def read(self, name: str, reading: Callable[[], float]) -> None:
-        """Let a gauge be what ``reading`` returns when the gauges are refreshed."""
-        self._readings[name] = reading
+    def set_reader(self, name: str, read: Callable[[], float]) -> None:
+        """Set a gauge to what ``read`` returns at each refresh."""
+        self._readers[name] = read
 
     def refresh(self) -> None:
-        """Set the gauges to what is true now; call it now and then, not with each request."""
-        for name, reading in self._readings.items():
-            self.get(name).set(reading())
+        """Update the gauges; too expensive for every request."""
+        for name, read in self._readers.items():
+            self.get(name).set(read())
         for name, value in self._window.summary().items():
             self.get(name).set(value)
 
     def page(self) -> tuple[bytes, str]:
-        """Write the metrics of all workers in Prometheus' text format, with its content type."""
+        """Render the metrics of all workers in Prometheus' text format; return it and its type."""
         self.refresh()
         if _MULTIPROCESS in os.environ:
             registry = CollectorRegistry()
@@ -108,11 +108,11 @@ class Instruments:
         return generate_latest(self.registry), CONTENT_TYPE_LATEST
 
 
-class Window:
-    """The last observations and actions, kept as bytes and summed up on demand.
+class ObservationWindow:
+    """Features of the last observations, and the last actions.
 
-    Features cost as much as a tenth of an inference, so at most one observation of a batch and
-    one batch in ``_EVERY`` is looked at; actions are all counted.
+    Features cost a tenth of an inference, so they are computed for the first observation of one
+    call in ``_EVERY``; every action counts.
     """
 
     _EVERY = 4
@@ -128,10 +128,10 @@ class Window:
     def add(
         self, version: LoadedVersion, observations: Uint8Array, actions: npt.NDArray[np.int64]
     ) -> None:
-        """Take in what was asked and answered."""
+        """Add the observations and actions of one call."""
         with self._lock:
             if version is not self._version:
-                # Another version may have other actions and another training distribution.
+                # Versions may differ in actions and training distribution.
                 self._version = version
                 self._actions.clear()
                 self._features.clear()
@@ -151,7 +151,7 @@ class Window:
             self._features.append(item)
 
     def summary(self) -> dict[str, float]:
-        """Sum up the window: gauge name → value; empty before the first observation."""
+        """Summarise the window as gauge name → value; empty before the first observation."""
         with self._lock:
             version, actions = self._version, np.array(self._actions, dtype=np.int64)
             features = np.array(self._features, dtype=np.float64)
@@ -172,7 +172,7 @@ class Window:
                 ("brightness", brightness, training.brightness_mean, training.brightness_std),
                 ("contrast", contrast, training.contrast_mean, training.contrast_std),
             ):
-                # Half a grey level keeps a training set without variation from dividing by zero.
+                # At least half a grey level, as training data without variation would divide by 0.
                 result[f"observation_{name}_drift"] = float((now - mean) / max(deviation, 0.5))
             result["observation_black_excess_ratio"] = float(black - training.black_share)
             result["observation_frozen_excess_ratio"] = float(frozen - training.frozen_share)
@@ -197,7 +197,7 @@ def entropy_ratio(actions: npt.NDArray[np.int64], action_count: int) -> float:
 
 
 def _forget_dead_workers() -> None:
-    """Take the live gauges of workers that were killed off the page: nobody else would."""
+    """Remove the live gauges of workers that were killed; prometheus_client keeps them."""
     folder = os.environ.get(_MULTIPROCESS)
     if folder is None:
         return
@@ -208,7 +208,7 @@ def _forget_dead_workers() -> None:
         except ProcessLookupError:
             multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]
         except PermissionError:
-            pass  # it lives, as somebody else
+            pass  # another user's process has this number now
 
 
 def _version_labels(role: Role, version: LoadedVersion) -> tuple[str, str, str, str]:

@@ -1,4 +1,4 @@
-"""Numbers of a challenger beside the champion: in the shadow, and as a canary on some sessions."""
+"""Counts how the challenger compares with the champion on real traffic: as shadow and as canary."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ logger = logging.getLogger("mario.serving")
 
 
 class ComparisonSink(Protocol):
-    """Where comparisons are kept."""
+    """Where comparisons are stored."""
 
     def write(self, comparison: ServingComparison) -> None:
-        """Keep one comparison.
+        """Store one comparison.
 
         Raises:
-            MarioError: it cannot be kept now.
+            MarioError: it cannot be stored now.
         """
         ...
 
 
 @dataclass
-class _Time:
-    """Inference of one version in the stretch."""
+class _InferenceTime:
+    """Inference calls of one version since the last flush."""
 
     observations: int = 0
     seconds: float = 0.0
 
 
-class Comparer:
-    """Adds up and hands what it has to the sink now and then, from a thread of its own."""
+class TrafficComparison:
+    """Adds up counts and times, and writes them to a sink at intervals, from a thread."""
 
     def __init__(self, sink: ComparisonSink | None, flush_seconds: float) -> None:
         """Write to ``sink``, if there is one, every ``flush_seconds``."""
@@ -44,7 +44,7 @@ class Comparer:
         self._lock = threading.Lock()
         self._now: ServingComparison | None = None
         self._kept: list[ServingComparison] = []
-        self._times: dict[tuple[Role, VersionRef], _Time] = {}
+        self._times: dict[tuple[Role, VersionRef], _InferenceTime] = {}
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -55,15 +55,15 @@ class Comparer:
             self._thread.start()
 
     def stop(self) -> None:
-        """Write what is left and stop."""
+        """Write the remaining counts and stop."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout=10)
 
-    def shadow(
+    def add_shadow(
         self, champion: VersionRef, challenger: VersionRef, observations: int, agreed: int
     ) -> None:
-        """Add observations that both answered."""
+        """Add observations that both versions answered, and how many with the same buttons."""
         with self._lock:
             now = self._between(champion, challenger)
             self._now = replace(
@@ -72,14 +72,14 @@ class Comparer:
                 agreed_observations=now.agreed_observations + agreed,
             )
 
-    def dropped(self, champion: VersionRef, challenger: VersionRef, observations: int) -> None:
-        """Add observations that the shadow was too slow for."""
+    def add_dropped(self, champion: VersionRef, challenger: VersionRef, observations: int) -> None:
+        """Add observations that the shadow did not answer."""
         with self._lock:
             now = self._between(champion, challenger)
             self._now = replace(now, dropped_observations=now.dropped_observations + observations)
 
-    def decided(self, champion: VersionRef, challenger: VersionRef, role: Role) -> None:
-        """Add one decision in a session."""
+    def add_decision(self, champion: VersionRef, challenger: VersionRef, role: Role) -> None:
+        """Add one decision in a session, made by ``role``."""
         with self._lock:
             now = self._between(champion, challenger)
             if role == "champion":
@@ -87,19 +87,21 @@ class Comparer:
             else:
                 self._now = replace(now, challenger_decisions=now.challenger_decisions + 1)
 
-    def took(self, version: VersionRef, role: Role, observations: int, seconds: float) -> None:
+    def add_inference(
+        self, version: VersionRef, role: Role, observations: int, seconds: float
+    ) -> None:
         """Add the time of an inference call.
 
-        The call ends before it is known to be part of a comparison, and many are of none: times
-        wait by version until the two versions are compared, or a stretch ends without.
+        Whether the call belongs to a comparison is known only later, so times are kept by version
+        until a comparison of the two versions is written, or the interval ends without one.
         """
         with self._lock:
-            known = self._times.setdefault((role, version), _Time())
+            known = self._times.setdefault((role, version), _InferenceTime())
             known.observations += observations
             known.seconds += seconds
 
     def flush(self) -> None:
-        """Hand everything to the sink; what it cannot take is tried again next time."""
+        """Write everything to the sink; keep what it cannot store for the next flush."""
         with self._lock:
             self._keep()
             self._now = None
@@ -111,9 +113,9 @@ class Comparer:
             try:
                 self._sink.write(comparison)
             except MarioError as error:
-                logger.warning("comparisons wait for the store: %s", error)
+                logger.warning("comparisons not stored yet: %s", error)
                 with self._lock:
-                    # An hour of ten-second stretches; beyond that the oldest are let go.
+                    # An hour of ten-second intervals; older ones are dropped.
                     self._kept = [*kept[position:], *self._kept][-360:]
                 return
 
@@ -134,13 +136,13 @@ class Comparer:
         )
 
     def _keep(self) -> None:
-        """Put the stretch that ends aside, with the times of its two versions."""
+        """Finish the current comparison with the times of both versions; queue it for writing."""
         now = self._now
         if now is None or now.empty:
             return
         champion, challenger = _pair(now)
-        ours = self._times.pop(("champion", champion), _Time())
-        theirs = self._times.pop(("challenger", challenger), _Time())
+        ours = self._times.pop(("champion", champion), _InferenceTime())
+        theirs = self._times.pop(("challenger", challenger), _InferenceTime())
         ended = replace(
             now,
             ended_at=utc_now(),

@@ -1,4 +1,4 @@
-"""Loads a version aside, makes sure of it, and swaps one reference; a failure keeps the old."""
+"""Follow the version of a role: load, verify, then swap it in; keep the old one on failure."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from mario.errors import ArtefactError, MarioError
 from mario.policy.artefact import load_artefact
 from mario.policy.manifest import OBSERVATION_SHAPE
 from mario.policy.onnx import OnnxPolicy
-from serving.http.errors import Refusal
-from serving.policies.sources import Card, PolicySource, Role, VersionRef
+from serving.http.errors import HttpError
+from serving.policies.sources import PolicySource, Role, VersionCard, VersionRef
 
 logger = logging.getLogger("mario.serving")
 
@@ -30,32 +30,33 @@ _WARM_UP_SIZES = (1, 2, 4, 8, 16, 32)
 
 @dataclass(frozen=True, eq=False)
 class LoadedVersion:
-    """A version that is ready to answer. Immutable, so that one reference is the whole swap.
+    """A version that is ready to answer; immutable, so that a swap is one assignment.
 
     Attributes:
-        ref: its name.
-        policy: the network behind a session.
-        card: what the page tells about it.
+        ref: model, version and digest.
+        policy: the network in an ONNX session.
+        card: what the page shows about it.
         loaded_at: Unix time of the swap, seconds.
     """
 
     ref: VersionRef
     policy: OnnxPolicy
-    card: Card
+    card: VersionCard
     loaded_at: float
 
 
 def load_version(source: PolicySource, ref: VersionRef, *, threads: int) -> LoadedVersion:
-    """Bring a version here and make sure of it: digests, contract, golden answers, warm-up.
+    """Fetch a version and verify it: digests, contract, golden answers; then warm it up.
 
     Raises:
-        MarioError: whatever is wrong with it.
+        MarioError: it cannot be fetched, or a check fails.
     """
     artefact = load_artefact(source.fetch(ref))
     if artefact.digest != ref.digest:
         raise ArtefactError(
             f"{ref.model} version {ref.version}: got an artefact with digest {artefact.digest}; "
-            f"expected {ref.digest}; it is half downloaded or was replaced, register it again"
+            f"expected {ref.digest}; the download is incomplete or the artefact was replaced; "
+            "register it again"
         )
     _check_names(ref, artefact.manifest.action_names)
     policy = OnnxPolicy(artefact, threads=threads)
@@ -66,21 +67,21 @@ def load_version(source: PolicySource, ref: VersionRef, *, threads: int) -> Load
 
 
 def _check_names(ref: VersionRef, actions: tuple[str, ...]) -> None:
-    """Make sure that names fit into answers: headers hold them, the actions with commas between."""
+    """Check that names fit into headers, where commas separate the actions."""
     for name in (ref.model, ref.version, *actions):
         if not (name.isascii() and name.isprintable()) or "," in name:
             raise ArtefactError(
                 f"{ref.model} version {ref.version!r}: got the name {name!r}; expected printable "
-                "ASCII characters and no comma; name it otherwise"
+                "ASCII characters and no comma; rename it"
             )
 
 
 def release_memory() -> None:
-    """Give what earlier versions left back to the system.
+    """Return the memory of former versions to the system.
 
-    The collector is told to look at old objects hardly ever (`engine.quiet_the_collector`), and
-    glibc keeps freed pieces of a few megabytes for itself: without this a worker grew by a hundred
-    megabytes in a minute of swaps. It costs some milliseconds, in the follower's thread.
+    `engine.tune_garbage_collection` makes full collections rare, and glibc keeps freed blocks of a
+    few megabytes: without this a worker grew by a hundred megabytes in a minute of swaps. It takes
+    some milliseconds, in the follower's thread.
     """
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
@@ -89,7 +90,7 @@ def release_memory() -> None:
 
 
 class VersionFollower:
-    """Keeps the version that a role has now, following the source in a thread of its own."""
+    """Holds the current version of a role; polls the source in a thread."""
 
     def __init__(
         self,
@@ -105,10 +106,10 @@ class VersionFollower:
         Args:
             source: where versions come from.
             role: champion or challenger.
-            poll_seconds: time between two looks.
+            poll_seconds: time between two polls.
             threads: threads of one inference call.
             on_swap: called with the role, the result (``swapped``, ``refused``, ``unreachable``,
-                ``removed``), and the versions before and now; from the follower's thread.
+                ``removed``), and the versions before and after; in the follower's thread.
         """
         self._source = source
         self._role: Role = role
@@ -125,35 +126,35 @@ class VersionFollower:
 
     @property
     def current(self) -> LoadedVersion | None:
-        """The version that answers now."""
+        """The version that answers; None if there is none yet."""
         return self._current
 
     @property
     def last_error(self) -> str | None:
-        """Why the last look did not end well, or None."""
+        """Why the last poll failed, or None."""
         return self._last_error
 
     def require(self) -> LoadedVersion:
-        """Return the version that answers now.
+        """Return the version that answers.
 
         Raises:
-            Refusal: 503, there is none yet.
+            HttpError: 503, there is none yet.
         """
         version = self._current
         if version is None:
-            raise Refusal(
+            raise HttpError(
                 503,
                 "no_version",
-                f"got no {self._role} to answer with; promote a version, then try again",
+                f"there is no {self._role} to answer with; promote a version, then try again",
                 retry_after_seconds=2,
             )
         return version
 
-    def look(self) -> None:
-        """Look once: resolve, and if it is another version load it and swap."""
+    def poll(self) -> None:
+        """Resolve the role once; load and swap in the version if it is another one."""
         try:
             ref = self._source.resolve(self._role)
-        except Exception as error:  # any failure of the source keeps the version that answers
+        except Exception as error:  # whatever fails in the source, the current version stays
             self._report("unreachable", error)
             return
         before = self._current
@@ -170,7 +171,7 @@ class VersionFollower:
             return
         try:
             version = load_version(self._source, ref, threads=self._threads)
-        except Exception as error:  # a version that fails in whatever way is not swapped in
+        except Exception as error:  # whatever fails, the version is not swapped in
             self._remember_failure(ref)
             self._report("refused", error)
             return
@@ -182,25 +183,25 @@ class VersionFollower:
         self._on_swap(self._role, "swapped", before, version)
 
     def start(self) -> None:
-        """Look once at once, then go on looking in a thread."""
-        self.look()
+        """Poll once, then go on polling in a thread."""
+        self.poll()
         self._thread = threading.Thread(
             target=self._follow, name=f"follow-{self._role}", daemon=True
         )
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop looking."""
+        """Stop polling."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout=5)
 
     def _follow(self) -> None:
         while not self._stop.wait(self._poll_seconds):
-            self.look()
+            self.poll()
 
     def _remember_failure(self, ref: VersionRef) -> None:
-        # A half-uploaded version may become whole, so it is tried again, ever more seldom.
+        # An upload may still be in progress, so try again, at growing intervals.
         again = ref == self._failed
         self._retry_seconds = (
             min(self._retry_seconds * 2, LAST_RETRY_SECONDS) if again else FIRST_RETRY_SECONDS
@@ -210,7 +211,7 @@ class VersionFollower:
 
     def _report(self, result: str, error: Exception) -> None:
         text = str(error) if isinstance(error, MarioError) else f"{type(error).__name__}: {error}"
-        # An address may hold a password, and what it is part of goes to the log and the page.
+        # An address in the message may hold a password; the message goes to the log and the page.
         text = _PASSWORD.sub("***@", text)
         if text != self._last_error:
             logger.warning("%s: %s: %s", self._role, result, text)

@@ -1,8 +1,9 @@
-"""Sessions of clients that hold no state: the frame stacks, in one file that all workers share.
+"""Sessions of clients: their frame stacks, in one file that all workers share.
 
-The file is a table of a fixed number of slots, mapped into each worker's memory, so that memory is
-bounded and any worker can go on with any session. A slot is held by a byte-range lock while it is
-worked on (``fcntl``; between processes) and by a set of busy slots (within a process).
+The file is a table with a fixed number of slots, mapped into each worker's memory, so memory is
+bounded and any worker can continue any session. While a request uses a slot, a byte-range lock
+(``fcntl``) holds it against other processes, and a set of busy slots against other requests of this
+process.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 from mario.game.rng import SplitMix64
 from mario.game.smb.observations.pixels import OBSERVATION_SHAPE, FrameStack
 from mario.policy.manifest import ActionSelection, Uint8Array
-from serving.http.errors import Refusal, bad_request
+from serving.http.errors import HttpError, bad_request
 from serving.policies.sources import Role
 
 _SLOT = np.dtype(
@@ -44,16 +45,16 @@ _SLOT_DIGITS = 5
 
 @dataclass
 class Session:
-    """One session while it is worked on; changes reach the file through :meth:`SessionTable.save`.
+    """One session while a request uses it; :meth:`SessionTable.use` saves its changes.
 
     Attributes:
-        name: what the client calls it.
-        slot: its row in the table.
-        role: which version answers it: fixed at its start, so that a canary is one whole game.
-        mode: greedy or sample, or None for the policy's own.
-        frames: frames taken so far.
-        generator: source of its random numbers.
-        stack: its last four frames.
+        name: the name that the client sends.
+        slot: row in the table.
+        role: the version that answers; fixed at the start, so that a canary plays whole games.
+        mode: greedy or sample; None uses the policy's own.
+        frames: frames received so far.
+        generator: generator for sampling.
+        stack: the last four frames.
     """
 
     name: str
@@ -65,7 +66,7 @@ class Session:
     stack: FrameStack
 
     def push(self, frame: Uint8Array) -> Uint8Array:
-        """Take in one frame uint8 (84, 84); return the observation uint8 (4, 84, 84)."""
+        """Add one frame uint8 (84, 84); return the observation uint8 (4, 84, 84)."""
         if self.frames == 0:
             self.stack.fill(frame)
         else:
@@ -78,19 +79,19 @@ class SessionTable:
     """A bounded number of sessions, shared by all workers through a file."""
 
     def __init__(self, path: Path, capacity: int, timeout_seconds: float) -> None:
-        """Open the table, making the file where it is not there.
+        """Open the table; create the file if it does not exist.
 
         Args:
             path: the file.
-            capacity: largest number of sessions at once.
-            timeout_seconds: a session unused for so long is gone.
+            capacity: most sessions at once.
+            timeout_seconds: a session expires after this time without a request.
         """
         self._capacity = capacity
         self._timeout = timeout_seconds
         self._busy: set[int] = set()
         path.parent.mkdir(parents=True, exist_ok=True)
         size = max(1, capacity) * _SLOT.itemsize
-        # One descriptor for as long as the process lives: closing any would drop all its locks.
+        # Never closed: closing any descriptor of the file drops all locks of the process.
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         fcntl.lockf(self._file, fcntl.LOCK_EX, 1, size)
         if os.fstat(self._file).st_size != size:
@@ -103,21 +104,21 @@ class SessionTable:
         )
 
     def count(self) -> int:
-        """Sessions that are held now, over all workers."""
+        """Number of live sessions, over all workers."""
         return int((self._slots["used_at"] >= time.time() - self._timeout).sum())
 
     @property
     def timeout_seconds(self) -> float:
-        """A session unused for so long is gone."""
+        """A session expires after this time without a request."""
         return self._timeout
 
     def create(self, role: Role, mode: ActionSelection | None, seed: int | None) -> str:
         """Start a session and return its name.
 
         Raises:
-            Refusal: 429, all slots are in use.
+            HttpError: 429, all slots are in use.
         """
-        # Held for microseconds; the byte after the table stands for the table as a whole.
+        # The byte after the table is the lock of the whole table; held for microseconds.
         fcntl.lockf(self._file, fcntl.LOCK_EX, 1, self._end)
         try:
             now = time.time()
@@ -130,7 +131,7 @@ class SessionTable:
             if not free or self._capacity == 0:
                 oldest = float(used_at.min()) if self._capacity else now
                 wait = max(1, int(oldest + self._timeout - now) + 1)
-                raise Refusal(
+                raise HttpError(
                     429,
                     "sessions_full",
                     f"all {self._capacity} sessions are in use; end one with DELETE, or wait",
@@ -151,10 +152,10 @@ class SessionTable:
 
     @contextmanager
     def use(self, name: str) -> Iterator[Session]:
-        """Hold a session while the block runs; save it only if the block ends well.
+        """Lock a session while the block runs; save it if the block raises nothing.
 
         Raises:
-            Refusal: 400 or 404, no such session; 410, expired; 409, it is in use.
+            HttpError: 400 or 404, no such session; 410, expired; 409, in use.
         """
         slot, token = self._parse(name)
         with self._hold(slot):
@@ -162,10 +163,11 @@ class SessionTable:
             if not secrets.compare_digest(bytes(row["token"]), token):
                 raise _unknown()
             if row["used_at"] < time.time() - self._timeout:
-                raise Refusal(
+                raise HttpError(
                     410,
                     "session_expired",
-                    f"this session was unused for {self._timeout:g} s and is gone; start another",
+                    f"this session expired after {self._timeout:g} s without a request; "
+                    "start another",
                 )
             stack = FrameStack()
             stack.restore(row["stack"])
@@ -188,7 +190,7 @@ class SessionTable:
         """End a session.
 
         Raises:
-            Refusal: as :meth:`use`.
+            HttpError: as :meth:`use`.
         """
         slot, token = self._parse(name)
         with self._hold(slot):
@@ -197,10 +199,6 @@ class SessionTable:
                 raise _unknown()
             row["token"] = b""
             row["used_at"] = 0
-
-    def close(self) -> None:
-        """Close the file, giving up all locks."""
-        os.close(self._file)
 
     def _parse(self, name: str) -> tuple[int, bytes]:
         right = (
@@ -219,7 +217,7 @@ class SessionTable:
 
     @contextmanager
     def _hold(self, slot: int) -> Iterator[None]:
-        busy = Refusal(
+        busy = HttpError(
             409,
             "session_busy",
             "this session is answering another request; send one frame at a time",
@@ -240,7 +238,7 @@ class SessionTable:
             fcntl.lockf(self._file, fcntl.LOCK_UN, 1, start)
 
 
-def _unknown() -> Refusal:
-    return Refusal(
+def _unknown() -> HttpError:
+    return HttpError(
         404, "session_unknown", "there is no such session, or it was ended; start another"
     )
