@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from mario.config.experiment import parse_config
-from mario.game.smb.rewards import RewardTerms
+from mario.config.rewards import RewardConfig
 from mario.training.collapse_detector import Health, HealthSample
 from mario.training.sinks import BaseSink, Progress
 from mario.training.trainer import train
@@ -58,9 +58,14 @@ def _clip_off(subject: Subject) -> None:
     subject.model.max_grad_norm = 1e9
 
 
+def _scale_reward(subject: Subject, factor: float) -> None:
+    reward = subject.env._reward
+    subject.env._reward = reward.model_copy(update={"scale": reward.scale * factor})
+
+
 def _flag_bonus(subject: Subject) -> None:
     # Short runs do not reach the flag, so the huge bonus waits where they come: at 300 px.
-    subject.env._terms = RewardTerms(milestones={300: 1000.0}, scale=1.0)
+    subject.env._reward = RewardConfig(name="milestone", milestones={300: 1000.0})
     # The trainer follows the entropy schedule before each update; a property stays at zero.
     subject.model.__class__ = _without_entropy(type(subject.model))
 
@@ -84,15 +89,13 @@ def _frozen(subject: Subject) -> None:
 
 
 def _sign(subject: Subject) -> None:
-    from dataclasses import replace
 
-    subject.env._terms = replace(subject.env._terms, scale=-subject.env._terms.scale)
+    _scale_reward(subject, -1)
 
 
 def _value_loss(subject: Subject) -> None:
-    from dataclasses import replace
 
-    subject.env._terms = replace(subject.env._terms, scale=subject.env._terms.scale * 1000)
+    _scale_reward(subject, 1000)
 
 
 def _dead_units(subject: Subject) -> None:

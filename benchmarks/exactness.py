@@ -28,7 +28,7 @@ import nes_py
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks._report import Row, cores, finish, print_table, target
-from mario.game.smb.levels import LEVEL_NAMES
+from mario.config.levels import LEVEL_NAMES
 from tests.support.lockstep import LockstepConsole, Sights, check_native_is_built, play
 
 FRAMES_PER_PLAY = 4000

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import optimize, stats
 
+from mario.config.levels import LEVEL_NAMES
 from mario.errors import EvaluationError
 from mario.evaluation.betting import THETAS, log_factors, log_mixture, prior_for
 from mario.evaluation.gate import SequentialGate
@@ -29,8 +30,6 @@ SEGMENT = 100
 #: Streams of every cell that the production gate judges again, until they have so many units.
 CHECKED = 25
 CHECKED_UNITS = 1_500
-#: Names for the levels of a simulated task; what they are called changes nothing.
-LEVELS = tuple(f"{world}-{stage}" for world in range(1, 9) for stage in range(1, 5))
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,7 @@ def _check_with_the_gate(
     rule = replace(rule, max_units=differences.shape[1])
     units = 0
     for i in np.unique(np.linspace(0, len(differences) - 1, CHECKED).astype(int)):
-        gate = SequentialGate(rule, LEVELS[:levels])
+        gate = SequentialGate(rule, LEVEL_NAMES[:levels])
         for block in differences[i].reshape(-1, levels):
             if gate.count_block(block, [False] * levels).done:
                 break

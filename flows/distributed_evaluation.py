@@ -16,8 +16,8 @@ from flows import stages
 from flows.artifacts import show_page
 from flows.decisions import Ending
 from flows.parameters import EvaluateParameters
+from mario.config.levels import task_levels
 from mario.errors import ConfigError
-from mario.game.smb.levels import task_levels
 from mario.jobs.context import Runtime
 from mario.jobs.engines.dask import DaskEngine
 from mario.jobs.evaluate import evaluate_stored, evaluation_key, summary_line, units_of

@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-_TASK = r"^([1-8]-[1-4]|all|[a-z][a-z0-9-]{0,31})$"
+from mario.config.levels import TaskName
+
 _POLICY = r"^(champion|challenger|[1-9][0-9]*)$"
 
 
@@ -46,7 +47,7 @@ class EvaluateParameters(FlowParameters):
         family: which seeds.
     """
 
-    task: str = Field("1-1", pattern=_TASK, description='The task: a level ("1-1") or "all".')
+    task: TaskName = Field("1-1", description='The task: a level ("1-1") or "all".')
     policy: str = Field(
         "champion", pattern=_POLICY, description="champion, challenger or a version number."
     )
@@ -81,7 +82,7 @@ class NightlyParameters(FlowParameters):
         alpha: chance of an alarm on a night on which nothing changed.
     """
 
-    task: str = Field("1-1", pattern=_TASK, description='The task: a level ("1-1") or "all".')
+    task: TaskName = Field("1-1", description='The task: a level ("1-1") or "all".')
     units: int = Field(100, ge=10, le=10_000, description="Fresh units (level, seed) to play.")
     alpha: float = Field(
         0.001, gt=0, lt=0.5, description="Chance of an alarm on a night on which nothing changed."

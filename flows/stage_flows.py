@@ -25,7 +25,7 @@ from flows.parameters import (
     TrainParameters,
 )
 from mario.config.experiment import load_config
-from mario.game.smb.levels import task_levels
+from mario.config.levels import task_levels
 from mario.jobs.context import Runtime
 from mario.jobs.evaluate import evaluate_stored, evaluation_key, summary_line, units_of
 from mario.jobs.nightly import NightlyCheck, check_champion, drift_lines

@@ -22,7 +22,7 @@ from mario.config.evaluation import EvaluationConfig
 from mario.config.faults import parse_settings
 from mario.config.game import GameConfig
 from mario.config.gate import GateConfig
-from mario.config.levels import LEVEL_NAMES, LevelName
+from mario.config.levels import LEVEL_NAMES, LevelName, TaskName, task_levels
 from mario.config.network import NetworkConfig
 from mario.config.section import PositiveInt, Section
 from mario.config.sinks import SinksConfig
@@ -50,7 +50,7 @@ class ExperimentConfig(Section):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
     description: str = ""
-    task: Annotated[str, Field(pattern=r"^([1-8]-[1-4]|all|[a-z][a-z0-9-]{0,31})$")] = "1-1"
+    task: TaskName = "1-1"
     levels: tuple[LevelName, ...] = ()
     seed: Annotated[int, Field(ge=0, lt=SEED_BOUND, strict=True)] = 0
     total_steps: PositiveInt
@@ -68,7 +68,7 @@ class ExperimentConfig(Section):
     @model_validator(mode="after")
     def _combinations(self) -> Self:
         """Refuse values that are fine alone and impossible together."""
-        known = self.task == "all" or ("-" in self.task and self.task[0].isdigit())
+        known = self.task == "all" or self.task in LEVEL_NAMES
         if not known and not self.levels:
             raise ValueError(
                 f'task: got the name {self.task!r} without levels, expected a level ("1-1"), '
@@ -98,11 +98,7 @@ class ExperimentConfig(Section):
     @property
     def level_names(self) -> tuple[str, ...]:
         """The levels of the task, in order."""
-        if self.levels:
-            return self.levels
-        if self.task == "all":
-            return LEVEL_NAMES
-        return (self.task,)
+        return self.levels or task_levels(self.task)
 
     @property
     def model_name(self) -> str:

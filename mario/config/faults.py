@@ -1,17 +1,19 @@
-"""Says in one line what is wrong with a configuration: key, what was got, what was expected."""
+"""Describe what is wrong with a configuration in one line: key, what was got, what was expected."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from mario.config.algorithms import ALGORITHMS
+from mario.config.levels import LEVELS_EXPECTED
 from mario.errors import ConfigError
 
 Model = TypeVar("Model", bound=BaseModel)
+Kinds = dict[str, type[BaseModel]]
 
 
 def parse_settings(model: type[Model], values: dict[str, Any], source: str) -> Model:
@@ -28,79 +30,111 @@ def parse_settings(model: type[Model], values: dict[str, Any], source: str) -> M
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{source}: {describe_faults(error, model)}") from None
+        faults = [(fault, _place(fault["loc"], model)) for fault in error.errors()]
+        foreign = [(place.kind, key, other) for fault, place in faults
+                   for key, other in _of_another_kind(fault, place)]  # fmt: skip
+        described = [*_describe_foreign(foreign), *(_describe(*fault) for fault in faults)]
+        raise ConfigError(f"{source}: {'; '.join(filter(None, described))}") from None
 
 
-def describe_faults(error: ValidationError, root: type[BaseModel]) -> str:
-    """Describe every fault that validation found, joined by semicolons.
+def kinds_of(annotation: Any) -> Kinds:
+    """Map the name of each section that a setting can be to the section: one, or a union's."""
+    if get_origin(annotation) is Annotated:
+        return kinds_of(get_args(annotation)[0])
+    members = get_args(annotation) or (annotation,)
+    models = [m for m in members if isinstance(m, type) and issubclass(m, BaseModel)]
+    return {_tag(model): model for model in models}
 
-    Args:
-        error: what pydantic raised.
-        root: the model that was validated; its keys are suggested for unknown ones.
+
+def _tag(model: type[BaseModel]) -> str:
+    """The value of `name` or `kind` that chooses a section out of a union."""
+    fields = model.model_fields
+    field = fields.get("name", fields.get("kind"))
+    return str((get_args(field.annotation) or ("",))[0]) if field else ""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a fault is.
+
+    Attributes:
+        key: the key as the file has it, such as ``algorithm.gamma``.
+        section: the section that should hold the key; None where no section does.
+        kind: the name that chose the section out of `kinds`.
+        kinds: the sections that could have stood in its place.
     """
-    faults = error.errors()
-    described = [*_of_another_algorithm(faults), *(_describe(fault, root) for fault in faults)]
-    return "; ".join(filter(None, described))
+
+    key: str
+    section: type[BaseModel] | None
+    kind: str
+    kinds: Kinds
 
 
-def _foreign(fault: Any) -> tuple[str, str, str] | None:
-    """The algorithm, the key and the algorithm that has it, where one is set that another has."""
-    loc = fault["loc"]
-    if fault["type"] != "extra_forbidden" or len(loc) != 3 or loc[0] != "algorithm":
-        return None
-    name, key = str(loc[1]), str(loc[2])
-    for other, model in ALGORITHMS.items():
-        if other != name and key in model.model_fields:
-            return name, key, other
-    return None
+def _place(location: Sequence[int | str], root: type[BaseModel]) -> _Place:
+    """Follow a fault's location, in which pydantic also writes the names that choose a section."""
+    key: list[str] = []
+    here: Any = root
+    section, kind, kinds = None, "", {}
+    for part in map(str, location):
+        found = kinds_of(here)
+        if len(found) > 1 and part in found:
+            here, kind, kinds = found[part], part, found
+            continue
+        key.append(part)
+        section = next(iter(found.values())) if len(found) == 1 else None
+        if section is not None:
+            kinds = kinds if section is kinds.get(kind) else {}
+            field = section.model_fields.get(part)
+            here = field.annotation if field else None
+        else:
+            here = get_args(here)[1] if get_origin(here) is dict else None
+    return _Place(".".join(key), section, kind, kinds)
 
 
-def _of_another_algorithm(faults: Sequence[Any]) -> Iterator[str]:
-    """Say in one sentence that the settings are those of another algorithm."""
-    found = [foreign for foreign in map(_foreign, faults) if foreign is not None]
-    if found:
-        name, _, other = found[0]
-        keys = ", ".join(f"algorithm.{key}" for _, key, _ in found)
+def _of_another_kind(fault: Any, place: _Place) -> Iterator[tuple[str, str]]:
+    """Yield the key and the other kind that has it, where a kind is given what another has."""
+    if fault["type"] == "extra_forbidden":
+        for other, model in place.kinds.items():
+            if fault["loc"][-1] in model.model_fields:
+                yield place.key, other
+                return
+
+
+def _describe_foreign(foreign: Sequence[tuple[str, str, str]]) -> Iterator[str]:
+    """Say in one sentence that the settings are those of another kind."""
+    if foreign:
+        name, first, other = foreign[0]
+        keys = ", ".join(key for _, key, _ in foreign)
         yield (
-            f"{keys}: unknown {'keys' if len(found) > 1 else 'key'} beside algorithm.name {name}, "
-            f"got what only {other} has; remove that, or begin with a configuration of {name}"
+            f"{keys}: unknown {'keys' if len(foreign) > 1 else 'key'} beside "
+            f"{first.rpartition('.')[0]}.name {name}, got what only {other} has; remove that, or "
+            f"begin with a configuration of {name}"
         )
 
 
-def _describe(fault: Any, root: type[BaseModel]) -> str:
-    """Say one fault as `key: got …, expected …`; nothing of what is said for several at once."""
-    if _foreign(fault) is not None:
+def _describe(fault: Any, place: _Place) -> str:
+    """Describe one fault as `key: got …, expected …`; nothing of what is said for several."""
+    if any(_of_another_kind(fault, place)):
         return ""
-    parts = [str(part) for part in fault["loc"] if part not in ALGORITHMS]
-    key = ".".join(parts)
-    kind, context = fault["type"], fault.get("ctx", {})
+    key, kind, context = place.key, fault["type"], fault.get("ctx", {})
     if kind == "value_error":
-        return str(context["error"])
-    if kind == "extra_forbidden":
-        known = _keys_beside([str(part) for part in fault["loc"]], root)
-        near = difflib.get_close_matches(parts[-1], known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
-        return f"{key}: unknown key; {hint}"
-    if kind == "missing":
-        return f"{key}: missing; expected a value, it has no default"
+        text = str(context["error"])
+        return text if text.startswith(key) else f"{key}: {text}"
     if kind == "union_tag_invalid":
-        return f"algorithm.name: got {context['tag']}, expected {context['expected_tags']}"
-    message = fault["msg"][0].lower() + fault["msg"][1:]
-    if key == "levels" or parts[0] == "levels" or (key == "task" and kind.startswith("string")):
-        message = 'expected "1-1" to "8-4" (world 1-8, stage 1-4)' + (
-            ', "all", or a name with `levels`' if key == "task" else ""
-        )
-    return f"{key}: got {fault['input']!r}, {message}"
-
-
-def _keys_beside(parts: list[str], root: type[BaseModel]) -> list[str]:
-    """Name the keys that are allowed where an unknown one was found."""
-    model: Any = root
-    for part in parts[:-1]:
-        if part == "algorithm":
-            return sorted(ALGORITHMS[parts[1]].model_fields)
-        annotation = model.model_fields[part].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        model = annotation
-    return sorted(model.model_fields)
+        chooser = str(context["discriminator"]).strip("'")
+        return f"{key}.{chooser}: got {context['tag']}, expected {context['expected_tags']}"
+    if kind == "extra_forbidden":
+        known = sorted(place.section.model_fields) if place.section else []
+        near = difflib.get_close_matches(key.rpartition(".")[2], known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
+        said = f"unknown key; {hint}"
+    elif kind == "missing":
+        said = "missing; expected a value, it has no default"
+    elif kind == "union_tag_not_found":
+        said = f"got no {context['discriminator']}, expected it to say which"
+    elif key.startswith("levels") or (key == "task" and kind.startswith("string")):
+        more = ', "all", or a name with `levels`' if key == "task" else ""
+        said = f"got {fault['input']!r}, {LEVELS_EXPECTED}{more}"
+    else:
+        said = f"got {fault['input']!r}, {fault['msg'][0].lower()}{fault['msg'][1:]}"
+    return f"{key}: {said}"

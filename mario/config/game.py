@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from mario.config.rewards import RewardConfig
+from mario.config.action_sets import ActionSetName
+from mario.config.rewards import ProgressReward, Reward
 from mario.config.section import NonNegativeInt, PositiveInt, Section
 
 ConsoleName = Literal["native", "nes-py"]
@@ -31,11 +32,11 @@ class GameConfig(Section):
     """
 
     console: ConsoleName = "native"
-    actions: Literal["right_only", "simple", "simple_left_jump", "complex"] = "simple"
+    actions: ActionSetName = "simple"
     frame_skip: PositiveInt = 4
     max_pool: bool = False
     no_op_max_frames: NonNegativeInt = 30
     sticky_probability: Annotated[float, Field(ge=0, lt=1)] = 0.25
     max_steps: PositiveInt = 3000
     stuck_limit_steps: NonNegativeInt = 0
-    reward: RewardConfig = RewardConfig()
+    reward: Reward = ProgressReward()

@@ -1,4 +1,4 @@
-"""The names of the 32 levels, and which of them a task has."""
+"""The names of the levels, and the levels of a task."""
 
 from __future__ import annotations
 
@@ -6,7 +6,27 @@ from typing import Annotated
 
 from pydantic import Field
 
+from mario.errors import ConfigError
+
 LEVEL_PATTERN = r"^[1-8]-[1-4]$"
 LevelName = Annotated[str, Field(pattern=LEVEL_PATTERN)]
 #: "1-1" … "8-4", in the order of the game.
 LEVEL_NAMES = tuple(f"{world}-{stage}" for world in range(1, 9) for stage in range(1, 5))
+#: How a message describes a level.
+LEVELS_EXPECTED = 'expected "1-1" to "8-4" (world 1-8, stage 1-4)'
+#: A level, "all", or the name of a list of levels.
+TASK_PATTERN = rf"^({LEVEL_PATTERN[1:-1]}|all|[a-z][a-z0-9-]{{0,31}})$"
+TaskName = Annotated[str, Field(pattern=TASK_PATTERN)]
+
+
+def task_levels(task: str) -> tuple[str, ...]:
+    """List the levels of a task that is one level's name, or ``"all"``.
+
+    Raises:
+        ConfigError: the task is neither.
+    """
+    if task == "all":
+        return LEVEL_NAMES
+    if task not in LEVEL_NAMES:
+        raise ConfigError(f"unknown level {task!r}: {LEVELS_EXPECTED}")
+    return (task,)

@@ -13,9 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from mario.config.experiment import ExperimentConfig, load_config, parse_config
+from mario.config.faults import parse_settings
+from mario.config.section import Section
 from mario.config.yaml_file import load_yaml
 from mario.errors import ConfigError
 
@@ -28,13 +30,7 @@ FIXED_KEYS = ("algorithm.name", "game.console", "game.frame_skip")
 Scalar = bool | int | float | str
 
 
-class _Part(BaseModel):
-    """A part of a sweep: frozen, and no key that is not known."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class FloatRange(_Part):
+class FloatRange(Section):
     """A float between two bounds, both possible; `log` for what varies by factors."""
 
     kind: Literal["float"]
@@ -53,7 +49,7 @@ class FloatRange(_Part):
         return (self.low, self.high)
 
 
-class IntRange(_Part):
+class IntRange(Section):
     """A whole number between two bounds, both possible, in steps or by factors (`log`)."""
 
     kind: Literal["int"]
@@ -75,7 +71,7 @@ class IntRange(_Part):
         return (self.low, self.low + (self.high - self.low) // self.step * self.step)
 
 
-class Choice(_Part):
+class Choice(Section):
     """One of a few values without an order."""
 
     kind: Literal["categorical"]
@@ -103,20 +99,20 @@ def _check_bounds(low: float, high: float, log: bool) -> None:
 Dimension = Annotated[FloatRange | IntRange | Choice, Field(discriminator="kind")]
 
 
-class SamplerConfig(_Part):
+class SamplerConfig(Section):
     """Multivariate TPE (Falkner et al. 2018, as Optuna has it): random first, then by model."""
 
     startup_trials: PositiveInt = 10
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
 
-class NoPruner(_Part):
+class NoPruner(Section):
     """Every trial runs to its end."""
 
     name: Literal["none"]
 
 
-class MedianPruner(_Part):
+class MedianPruner(Section):
     """Ends a trial whose best selection score is below the median of others at that step.
 
     Attributes:
@@ -129,7 +125,7 @@ class MedianPruner(_Part):
     warmup_steps: Annotated[int, Field(ge=0)] = 0
 
 
-class HyperbandPruner(_Part):
+class HyperbandPruner(Section):
     """Hyperband (Li et al. 2018): most trials get few steps, the best of them ever more.
 
     Attributes:
@@ -143,7 +139,7 @@ class HyperbandPruner(_Part):
 Pruner = Annotated[MedianPruner | HyperbandPruner | NoPruner, Field(discriminator="name")]
 
 
-class SweepConfig(_Part):
+class SweepConfig(Section):
     """A sweep as its YAML describes it.
 
     Attributes:
@@ -267,30 +263,6 @@ def load_sweep(path: Path | str, overrides: tuple[str, ...] = ()) -> Sweep:
         ConfigError: the file cannot be read, or does not describe a sweep that can be run.
     """
     values = load_yaml(path, overrides, expected="`experiment:`, `trials:` and `space:`")
-    try:
-        settings = SweepConfig.model_validate(values)
-    except ValidationError as error:
-        faults = "; ".join(_describe(fault) for fault in error.errors())
-        raise ConfigError(f"{path}: {faults}") from None
+    settings = parse_settings(SweepConfig, values, str(path))
     changes = tuple(f"{key}={json.dumps(value)}" for key, value in settings.overrides.items())
     return Sweep(settings, load_config(settings.experiment, changes))
-
-
-def _describe(fault: Any) -> str:
-    """Say one fault as `key: got …, expected …`."""
-    parts = [str(part) for part in fault["loc"] if part not in ("float", "int", "categorical")]
-    key, kind = ".".join(parts), fault["type"]
-    if kind == "value_error":
-        text = str(fault["ctx"]["error"])
-        return text if text.startswith(f"{key}:") or not key else f"{key}: {text}"
-    if kind == "extra_forbidden":
-        return f"{key}: unknown key; see docs/guides/scaling.md for those there are"
-    if kind == "missing":
-        return f"{key}: missing; expected a value, it has no default"
-    if kind == "union_tag_invalid":
-        context = fault["ctx"]
-        tag = str(context["discriminator"]).strip("'")
-        return f"{key}.{tag}: got {context['tag']}, expected {context['expected_tags']}"
-    if kind == "union_tag_not_found":
-        return f"{key}: got no {fault['ctx']['discriminator']}, expected it to say which"
-    return f"{key}: got {fault['input']!r}, {fault['msg'][0].lower()}{fault['msg'][1:]}"

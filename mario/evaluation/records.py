@@ -19,12 +19,12 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+from mario.config.levels import LEVEL_NAMES
 from mario.errors import EvaluationError
 
 PROTOCOL = "mario-eval-v1"
@@ -33,7 +33,6 @@ RECORD_VERSION = 1
 EndReason = Literal["flag", "death", "clock", "steps"]
 END_REASONS: tuple[str, ...] = get_args(EndReason)
 
-_LEVEL = re.compile(r"^[1-8]-[1-4]$")
 # The score is a ratio of small integers, so a recomputed value differs by rounding at most.
 _SCORE_TOLERANCE = 1e-9
 
@@ -120,7 +119,7 @@ class EpisodeRecord:
             f"{name}={value!r} ({expected})"
             for name, value, ok, expected in (
                 ("policy_digest", self.policy_digest, bool(self.policy_digest), "not empty"),
-                ("level", self.level, bool(_LEVEL.match(self.level)), "1-1 … 8-4"),
+                ("level", self.level, self.level in LEVEL_NAMES, "1-1 … 8-4"),
                 ("seed", self.seed, 0 <= self.seed < 2**64, "0 … 2**64-1"),
                 ("furthest_px", self.furthest_px, self.furthest_px >= 0, "≥ 0"),
                 ("level_length_px", self.level_length_px, self.level_length_px > 0, "> 0"),

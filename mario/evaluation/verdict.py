@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, get_args
 
+from mario.config.levels import LEVEL_PATTERN
 from mario.errors import EvaluationError
 from mario.evaluation.betting import share_bounds
 from mario.evaluation.rule import METRICS, GateRule
@@ -247,7 +248,7 @@ _UNIT: Final = {"type": "number", "minimum": 0, "maximum": 1}
 _SIGNED: Final = {"type": "number", "minimum": -1, "maximum": 1}
 _COUNT: Final = {"type": "integer", "minimum": 0}
 _TEXT: Final = {"type": "string"}
-_LEVEL: Final = {"type": "string", "pattern": "^[1-8]-[1-4]$"}
+_LEVEL: Final = {"type": "string", "pattern": LEVEL_PATTERN}
 
 
 def _object(optional: Collection[str] = (), **properties: Any) -> dict[str, Any]:

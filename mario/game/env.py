@@ -20,7 +20,7 @@ from mario.game.smb.actions import action_set
 from mario.game.smb.levels import level as find_level
 from mario.game.smb.memory import STATE_FIELDS, StateArray, furthest_at_start
 from mario.game.smb.observations.pixels import OBSERVATION_SHAPE
-from mario.game.smb.rewards import reward_terms, step_rewards
+from mario.game.smb.rewards import step_rewards
 
 StepInfo = dict[str, Any]
 
@@ -80,7 +80,6 @@ class MarioEnv(gymnasium.Env[UInt8Array, np.int64]):
         self.actions = action_set(self.game.actions)
         self.observation_space = gymnasium.spaces.Box(0, 255, OBSERVATION_SHAPE, np.uint8)
         self.action_space = gymnasium.spaces.Discrete(len(self.actions))
-        self._terms = reward_terms(self.game.reward)
         self._furthest_px = np.zeros(1, np.int32)
         self._batch = open_batch(1, self.game, threads=1)
         self._observations = np.zeros((1, *OBSERVATION_SHAPE), np.uint8)
@@ -133,7 +132,7 @@ class MarioEnv(gymnasium.Env[UInt8Array, np.int64]):
             )
         result = self._batch.step(np.array([int(action)], np.int64), self._observations)
         reward = step_rewards(
-            self._terms,
+            self.game.reward,
             result.before,
             result.after,
             furthest_before_px=self._furthest_px,

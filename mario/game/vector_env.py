@@ -26,7 +26,7 @@ from mario.game.smb.actions import action_set
 from mario.game.smb.levels import level as find_level
 from mario.game.smb.memory import STATE_FIELDS, StateArray, furthest_at_start
 from mario.game.smb.observations.pixels import OBSERVATION_SHAPE
-from mario.game.smb.rewards import reward_terms, step_rewards
+from mario.game.smb.rewards import step_rewards
 
 BoolArray = npt.NDArray[np.bool_]
 VectorInfo = dict[str, Any]
@@ -100,7 +100,6 @@ class MarioVectorEnv(VectorEnv[UInt8Array, npt.NDArray[np.int64], npt.NDArray[An
         self.single_action_space = gymnasium.spaces.Discrete(len(self.actions))
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._terms = reward_terms(self.game.reward)
         self._batch = open_batch(num_envs, self.game, threads=threads)
         self._observations = np.zeros((num_envs, *OBSERVATION_SHAPE), np.uint8)
         self._furthest_px = np.zeros(num_envs, np.int32)
@@ -159,7 +158,7 @@ class MarioVectorEnv(VectorEnv[UInt8Array, npt.NDArray[np.int64], npt.NDArray[An
             raise ConsoleError("step() before the games were started: call reset() first")
         result = self._batch.step(np.asarray(actions, np.int64), self._observations)
         rewards = step_rewards(
-            self._terms,
+            self.game.reward,
             result.before,
             result.after,
             furthest_before_px=self._furthest_px,

@@ -12,11 +12,11 @@ from typing import cast
 import numpy as np
 
 from mario.config.game import ConsoleName
+from mario.config.levels import task_levels
 from mario.errors import EvaluationError
 from mario.evaluation.comparison import Comparison, compare_scores, score_matrix
 from mario.evaluation.records import EpisodeRecord
 from mario.evaluation.rule import METRICS, Metric
-from mario.game.smb.levels import task_levels
 from mario.jobs.context import Runtime
 from mario.jobs.evaluate import evaluate_stored, evaluation_key, units_of
 from mario.jobs.policies import load_policy

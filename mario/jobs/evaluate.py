@@ -15,11 +15,11 @@ from pydantic import ValidationError
 from mario.config.evaluation import EvaluationConfig
 from mario.config.experiment import ExperimentConfig, load_config
 from mario.config.game import ConsoleName
+from mario.config.levels import task_levels
 from mario.errors import ConfigError, EvaluationError
 from mario.evaluation.records import PROTOCOL, EpisodeRecord, write_jsonl
 from mario.evaluation.seeds import Family, schedule
 from mario.evaluation.statistics import clopper_pearson
-from mario.game.smb.levels import task_levels
 from mario.jobs.context import Runtime
 from mario.jobs.engines.engine import LOCAL, EvaluationEngine, open_engine
 from mario.jobs.policies import LoadedPolicy, load_policy

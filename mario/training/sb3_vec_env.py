@@ -23,7 +23,7 @@ from mario.game.console.contract import UInt8Array
 from mario.game.rng import derive_seed
 from mario.game.smb.memory import STATE_FIELDS, furthest_at_start
 from mario.game.smb.observations.pixels import OBSERVATION_SHAPE
-from mario.game.smb.rewards import RewardTerms, reward_terms, step_rewards
+from mario.game.smb.rewards import step_rewards
 
 EpisodeSource = Callable[[int, int], EpisodeSpec]
 """(environment index, episode number in it, from 0) → the episode to play."""
@@ -107,14 +107,12 @@ class GameVecEnv(VecEnv):
     def __init__(
         self,
         batch: GameBatch,
-        terms: RewardTerms,
         source: EpisodeSource,
     ) -> None:
         """Take a batch over; it is closed with this environment.
 
         Args:
             batch: the games.
-            terms: how a step is rewarded.
             source: what each environment plays.
         """
         super().__init__(
@@ -123,7 +121,7 @@ class GameVecEnv(VecEnv):
             gym.spaces.Discrete(len(batch.buttons)),
         )
         self._batch = batch
-        self._terms = terms
+        self._reward = batch.game.reward
         self._source = source
         self._observations = np.zeros((batch.slots, *OBSERVATION_SHAPE), np.uint8)
         self._episodes = np.zeros(batch.slots, np.int64)
@@ -175,7 +173,7 @@ class GameVecEnv(VecEnv):
         """
         step = self._batch.step(self._actions, self._observations)
         rewards = step_rewards(
-            self._terms,
+            self._reward,
             step.before,
             step.after,
             furthest_before_px=self._furthest_px,
@@ -307,6 +305,5 @@ def make_vec_env(
     """
     return GameVecEnv(
         open_batch(config.environments, config.game, threads=threads),
-        reward_terms(config.game.reward),
         source or episode_source(config.seed, config.level_names),
     )

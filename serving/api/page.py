@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
-from mario.game.smb.levels import LEVEL_NAMES
+from mario.config.levels import LEVEL_NAMES
 from serving.http.application import Route
 from serving.http.authentication import COOKIE_NAME, COOKIE_SECONDS, Authenticator
 from serving.http.errors import HttpError, bad_request

@@ -16,9 +16,9 @@ from typing import Any, cast
 
 import orjson
 
+from mario.config.levels import LEVEL_NAMES
 from mario.errors import ConfigError
 from mario.game.console.contract import FRAMES_PER_SECOND
-from mario.game.smb.levels import LEVEL_NAMES
 from serving.api.request_parsing import MAX_SEED
 from serving.http.errors import HttpError
 from serving.http.messages import Message, Receive, Scope, Send

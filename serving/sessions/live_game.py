@@ -13,13 +13,13 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from mario.config.levels import LEVEL_NAMES
 from mario.errors import ConsoleError
 from mario.evaluation.protocol import NO_OP_MAX_FRAMES, STICKY_PROBABILITY
 from mario.game.console.contract import Console
 from mario.game.console.factory import open_console
 from mario.game.rng import SplitMix64
 from mario.game.smb import stage
-from mario.game.smb.levels import LEVEL_NAMES
 from mario.game.smb.memory import read_state
 from mario.game.smb.observations.pixels import FrameStack, area_resize
 from mario.policy.manifest import Uint8Array

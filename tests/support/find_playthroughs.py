@@ -20,11 +20,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from mario.config.game import GameConfig
+from mario.config.levels import LEVEL_NAMES
 from mario.game.batch.contract import EndReason, EpisodeSpec
 from mario.game.batch.native import NativeBatch
 from mario.game.console.cartridge import rom_bytes
 from mario.game.console.native import NativeConsole
-from mario.game.smb.levels import LEVEL_NAMES
 from mario.game.smb.observations.pixels import OBSERVATION_SHAPE
 from mario.game.smb.stage import start_level
 from tests.support.paths import ROOT

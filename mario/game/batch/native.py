@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from mario.config.game import GameConfig
+from mario.config.levels import LEVEL_NAMES
 from mario.errors import ConsoleError
 from mario.game.batch.contract import BatchStep, EpisodeSpec
 from mario.game.console.cartridge import rom_bytes
 from mario.game.console.contract import UInt8Array
 from mario.game.console.native import native_module
 from mario.game.smb.actions import button_bytes
-from mario.game.smb.levels import LEVEL_NAMES
 from mario.game.smb.levels import level as find_level
 from mario.game.smb.memory import STATE_DTYPE, STATE_FIELDS, StateArray
 from mario.game.smb.observations.pixels import OBSERVATION_SHAPE

@@ -1,4 +1,4 @@
-"""Buttons of the controller and the discrete action sets a policy chooses from.
+"""The buttons of the controller, and what each action of a policy presses.
 
 A button byte is laid out as nes-py's controller register, most significant bit first: right, left,
 down, up, start, select, B, A. Other formats order the same eight buttons differently; convert with
@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntFlag
-from types import MappingProxyType
 
+from mario.config.action_sets import ACTION_SETS
 from mario.errors import ConfigError
 
 
@@ -44,40 +44,17 @@ class Action:
 ActionSet = tuple[Action, ...]
 
 
-def _action(*buttons: Button) -> Action:
-    names = [str(button.name) for button in buttons]
-    name = "+".join(name if len(name) == 1 else name.lower() for name in names)
-    return Action(name or "noop", int(sum(buttons)))
-
-
-_NOOP = _action()
-_RIGHT = _action(Button.RIGHT)
-_RIGHT_ONLY: ActionSet = (
-    _NOOP,
-    _RIGHT,
-    _action(Button.RIGHT, Button.A),
-    _action(Button.RIGHT, Button.B),
-    _action(Button.RIGHT, Button.A, Button.B),
-)
-_SIMPLE: ActionSet = (*_RIGHT_ONLY, _action(Button.A), _action(Button.LEFT))
-_COMPLEX: ActionSet = (
-    *_SIMPLE,
-    _action(Button.LEFT, Button.A),
-    _action(Button.LEFT, Button.B),
-    _action(Button.LEFT, Button.A, Button.B),
-    _action(Button.DOWN),
-    _action(Button.UP),
-)
-
-#: The action sets of gym-super-mario-bros in its order, and SIMPLE with a jump to the left.
-ACTION_SETS: MappingProxyType[str, ActionSet] = MappingProxyType(
-    {
-        "right_only": _RIGHT_ONLY,
-        "simple": _SIMPLE,
-        "simple_left_jump": (*_SIMPLE, _action(Button.LEFT, Button.A)),
-        "complex": _COMPLEX,
-    }
-)
+def _action(name: str) -> Action:
+    """Read an action from its name, for example ``"right+A"``; ``"noop"`` presses nothing."""
+    pressed = [] if name == "noop" else name.upper().split("+")
+    try:
+        return Action(name, int(sum(Button[button] for button in pressed)))
+    except KeyError as error:
+        raise ConfigError(
+            f"action {name!r}: got no button {error}, expected some of "
+            f"{', '.join(button.name or '' for button in Button)}; correct mario/config/"
+            "action_sets.py"
+        ) from None
 
 
 def action_set(name: str) -> ActionSet:
@@ -86,13 +63,12 @@ def action_set(name: str) -> ActionSet:
     Raises:
         ConfigError: there is no action set of that name.
     """
-    try:
-        return ACTION_SETS[name]
-    except KeyError:
+    if name not in ACTION_SETS:
         raise ConfigError(
             f"unknown action set {name!r}: expected one of {', '.join(ACTION_SETS)}; "
             "correct `game.actions`"
-        ) from None
+        )
+    return tuple(_action(action) for action in ACTION_SETS[name])
 
 
 def button_bytes(name: str, given: Sequence[int] | None = None) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from mario.config.levels import LEVEL_NAMES, LEVELS_EXPECTED
 from mario.errors import ConfigError
 
 #: A level loops when a wrong path sends Mario back: its furthest x can fall short for that reason.
@@ -101,7 +102,6 @@ def _level(name: str) -> Level:
     )
 
 
-LEVEL_NAMES: tuple[str, ...] = tuple(f"{w}-{s}" for w in range(1, 9) for s in range(1, 5))
 LEVELS: MappingProxyType[str, Level] = MappingProxyType({n: _level(n) for n in LEVEL_NAMES})
 
 
@@ -111,18 +111,6 @@ def level(name: str) -> Level:
     Raises:
         ConfigError: there is no such level.
     """
-    try:
-        return LEVELS[name]
-    except (KeyError, TypeError):
-        raise ConfigError(
-            f'unknown level {name!r}: expected "1-1" to "8-4" (world 1-8, stage 1-4)'
-        ) from None
-
-
-def task_levels(task: str) -> tuple[str, ...]:
-    """Name the levels that a task stands for: one level's name, or ``"all"``.
-
-    Raises:
-        ConfigError: the task is neither.
-    """
-    return LEVEL_NAMES if task == "all" else (level(task).name,)
+    if name not in LEVEL_NAMES:
+        raise ConfigError(f"unknown level {name!r}: {LEVELS_EXPECTED}")
+    return LEVELS[name]

@@ -44,8 +44,14 @@ BROKEN = {
     "parameter of no effect": (
         "game: {reward: {name: game, flag: 5}}\n", ["game.reward.flag", "standard"],
     ),
+    "unknown key in a reward": (
+        "game: {reward: {name: speedrun, flagg: 5}}\n", ["game.reward.flagg", "mean flag?"],
+    ),
+    "unknown key in the default reward": (
+        "game: {reward: {deaths: 5}}\n", ["game.reward.deaths", "mean death?"],
+    ),
     "unknown console": ("game: {console: snes}\n", ["game.console", "snes", "nes-py"]),
-    "unknown actions": ("game: {actions: all}\n", ["game.actions", "right_only"]),
+    "unknown actions": ("game: {actions: all}\n", ["game.actions", "'all'", "right_only"]),
     "stuck limit beyond the episode": (
         "game: {stuck_limit_steps: 5000}\n", ["stuck_limit_steps", "5000", "max_steps"],
     ),

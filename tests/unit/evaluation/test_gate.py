@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mario.config.levels import LEVEL_NAMES
 from mario.errors import EvaluationError
 from mario.evaluation.gate import GateRule, SequentialGate, decide
 from mario.evaluation.guards import inference_latency, level_non_inferiority, onnx_agreement
@@ -409,7 +410,7 @@ def test_whoever_is_promoted_is_ahead_whenever_the_rule_may_decide(
 
 
 def test_level_guard_sees_a_lost_level_among_32_in_12_blocks():
-    levels = [f"{w}-{s}" for w in range(1, 9) for s in range(1, 5)]
+    levels = LEVEL_NAMES
     for primary in ("clear", "score"):
         rule = GateRule(primary=primary, delta=0.01, beta=1e-6)
         blocks = []

@@ -12,7 +12,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from mario.config.game import GameConfig
-from mario.config.rewards import RewardConfig
+from mario.config.rewards import GameReward
 from mario.errors import ConfigError, ConsoleError
 from mario.game.console.factory import open_console
 from mario.game.env import MarioEnv
@@ -137,7 +137,7 @@ def test_game_reward_is_what_gym_super_mario_bros_pays() -> None:
         def _ram_buffer(self) -> np.ndarray:
             return super()._ram_buffer().view(_WideReads)
 
-    env = MarioEnv("1-1", GameConfig(**QUIET, frame_skip=1, reward=RewardConfig(name="game")))
+    env = MarioEnv("1-1", GameConfig(**QUIET, frame_skip=1, reward=GameReward()))
     env.reset(seed=0)
     stock = Stock(rom_mode="vanilla", target=(1, 1))
     stock.reset()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from gym_super_mario_bros import actions as stock
 
+from mario.config.action_sets import ACTION_SETS
 from mario.errors import ConfigError
 from mario.game.smb.actions import (
-    ACTION_SETS,
     Button,
     action_set,
     buttons_from_fm2,
@@ -48,13 +48,20 @@ def test_button_bits_are_the_joypad_wrapper_of_nes_py() -> None:
 
 
 def test_the_left_jump_set_adds_one_action_to_simple() -> None:
-    assert ACTION_SETS["simple_left_jump"][:-1] == ACTION_SETS["simple"]
-    assert ACTION_SETS["simple_left_jump"][-1].buttons == Button.LEFT | Button.A
+    *simple, last = action_set("simple_left_jump")
+    assert tuple(simple) == action_set("simple")
+    assert last.buttons == Button.LEFT | Button.A
 
 
 def test_action_names_differ_within_a_set() -> None:
-    for actions in ACTION_SETS.values():
-        assert len({action.name for action in actions}) == len(actions)
+    for name, actions in ACTION_SETS.items():
+        assert len(set(actions)) == len({a.buttons for a in action_set(name)}) == len(actions)
+
+
+def test_an_action_with_an_unknown_button_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ACTION_SETS, "typo", ("noop", "rigth+A"))
+    with pytest.raises(ConfigError, match=r"rigth\+A.*'RIGTH'.*RIGHT"):
+        action_set("typo")
 
 
 # One bit at a time, most significant first, as each format documents its order.

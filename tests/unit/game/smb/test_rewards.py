@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
-
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
-from mario.config.rewards import RewardConfig
+from mario.config.rewards import (
+    GameReward,
+    ProgressReward,
+    RewardConfig,
+    SpeedrunReward,
+    StandardReward,
+)
 from mario.game.batch.contract import EndReason
 from mario.game.smb.memory import STATE_DTYPE
-from mario.game.smb.rewards import DEFAULTS, RewardTerms, reward_terms, step_rewards
+from mario.game.smb.rewards import step_rewards
 
 
 def reward(
-    terms: RewardTerms,
+    terms: RewardConfig,
     *,
     x: tuple[int, int] = (100, 100),
     time: tuple[int, int] = (300, 300),
@@ -41,22 +46,30 @@ def reward(
     )
 
 
-GAME, STANDARD = DEFAULTS["game"], DEFAULTS["standard"]
-SPEEDRUN, PROGRESS = DEFAULTS["speedrun"], DEFAULTS["progress"]
+GAME, STANDARD = GameReward(), StandardReward()
+SPEEDRUN, PROGRESS = SpeedrunReward(), ProgressReward()
 
 
-def test_every_parameter_is_in_the_configuration() -> None:
-    """… but the base reward's weight and what pays forward, which are what a name means."""
-    for name in (f.name for f in fields(RewardTerms)):
-        if name in ("game", "new_x_only"):
-            continue
-        value: object = {7: 1.5} if name == "milestones" else 1.25
-        for reward_name in ("standard", "speedrun", "progress"):
-            terms = reward_terms(RewardConfig(name=reward_name, **{name: value}))  # type: ignore[arg-type]
-            assert getattr(terms, name) == value
-            assert replace(terms, **{name: getattr(DEFAULTS[reward_name], name)}) == DEFAULTS[
-                reward_name
-            ]  # fmt: skip
+def test_each_term_of_a_reward_can_be_set_alone() -> None:
+    """The base reward's weight and what pays forward are no settings: they are the reward."""
+    for default in (STANDARD, SPEEDRUN, PROGRESS):
+        for term in RewardConfig.model_fields.keys() - {"name"}:
+            value: object = {7: 1.5} if term == "milestones" else 1.25
+            changed = type(default).model_validate({term: value})
+            assert changed == default.model_copy(update={term: value}) != default
+        with pytest.raises(ValidationError, match="new_x_only"):
+            type(default).model_validate({"new_x_only": True})
+
+
+def test_a_term_that_was_left_out_is_written_as_null_and_read_as_the_default() -> None:
+    written = ProgressReward(flag=10.0).model_dump(mode="json")
+    assert written == {
+        "name": "progress", "scale": 1.0, "forward_per_px": None, "backward_per_px": None,
+        "idle_per_step": None, "time_per_unit": None, "flag": 10.0, "death": None,
+        "milestones": None,
+    }  # fmt: skip
+    assert ProgressReward.model_validate(written) == PROGRESS
+    assert ProgressReward.model_validate(written).model_dump(mode="json") == written
 
 
 def test_speedrun_has_milestones_up_to_3200() -> None:
@@ -128,10 +141,10 @@ def test_a_clock_that_jumps_up_costs_nothing() -> None:
 
 
 def test_configuration_overrides_one_parameter_and_scales_the_sum() -> None:
-    terms = reward_terms(RewardConfig(name="progress", flag=77.0, scale=0.5))
+    terms = ProgressReward(flag=77.0, scale=0.5)
     assert reward(terms, end=EndReason.FLAG) == pytest.approx(38.5)
     assert reward(terms, end=EndReason.DEATH) == pytest.approx(-1.25)
-    milestones = reward_terms(RewardConfig(name="standard", milestones={101: 7.0}))
+    milestones = StandardReward(milestones={101: 7.0})
     assert reward(milestones, x=(100, 101)) == pytest.approx(0.1 + 7)
 
 
