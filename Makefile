@@ -70,8 +70,8 @@ bench: setup ## Run every benchmark and rewrite benchmarks/results/ (BENCH_ARGS=
 sanitize: setup ## Fuzz the native console under address, undefined-behaviour and thread sanitizers
 	bash scripts/sanitize.sh "$(BIN)"
 
-dashboards: setup ## Write the Grafana dashboards anew
-	$(BIN)/python mario/alerting/dashboards.py
+dashboards: setup ## Render alert rules, dashboards and the runbooks' index from mario/alerting
+	$(BIN)/python -m mario.alerting
 
 docs: setup ## Build the documentation site into site/
 	$(BIN)/mkdocs build --strict

@@ -85,8 +85,7 @@ if [ -d monitoring/prometheus ]; then
     check_with promtool "alert rule tests" promtool test rules monitoring/prometheus/tests/*.yml
     check_with amtool "alertmanager configuration" amtool check-config monitoring/alertmanager/alertmanager.yml
 fi
-[ ! -e mario/alerting/dashboards.py ] ||
-    check "dashboards are up to date" python mario/alerting/dashboards.py --check
+check "rendered alert rules and dashboards are current" python -m mario.alerting --check
 [ ! -e mkdocs.yml ] || check "documentation" site
 
 printf '%d passed, %d failed, %d not run\n' "$passed" "${#failed[@]}" "${#absent[@]}"

@@ -1,1 +1,1 @@
-"""Alerts and dashboards, declared once and rendered into monitoring/."""
+"""Every alert rule and dashboard panel, declared once and rendered into monitoring/ and docs/."""
