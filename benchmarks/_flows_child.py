@@ -51,8 +51,7 @@ def turns(runs: Path, repeats: int) -> None:
     from flows.embedded_server import running
 
     with running(runs / "prefect") as server:
-        from flows.parameters import PipelineParameters
-        from flows.pipeline import run_pipeline
+        from flows.pipeline import PipelineParameters, run_pipeline
 
         imported = time.perf_counter() - began
         server.wait()

@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from flows.decisions import MAX_ATTEMPTS
-from flows.parameters import TrainParameters
+from flows.deployments import load_flow
+from flows.parameters import TrainParameters, experiment_name, experiment_run_name
 from flows.prefect_api import TAG
 from flows.stages import DRIFTED_EVENT, PROMOTED_EVENT
 from flows.work_pools import HEARTBEAT_SECONDS
+from mario.errors import FlowError
 
 Document = dict[str, Any]
 
 #: What all of their names begin with: what begins so and is not here is taken off the server.
 PREFIX = "mario: "
-#: The one that waits for a deployment.
+#: The deployment that a promotion starts, and the automation that starts it.
+NIGHTLY = "nightly/nightly"
 SECOND_LOOK = "a promotion is looked at again"
 
 #: A flow run that gives no sign of life for so long is dead. Two may be lost on the way.
@@ -40,58 +42,57 @@ _BEGINS_ANEW = "crashed before it began; is tried again"
 _NEVER_BEGAN = "did not begin within"
 #: The states of a flow run that a worker has claimed and that has not begun, one after the other.
 _CLAIMED = ("Pending", "Submitting", "InfrastructurePending")
-#: Flows that train; their runs are named after the experiment (flows/pipeline.py, single.py).
-_TRAINING = ("pipeline", "train")
 _FLOW_RUNS = {"prefect.resource.id": "prefect.flow-run.*"}
 _OURS = {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"}
 _STATE_MESSAGE = "event.resource['prefect.state-message']"
 
 
 def automations(
+    deployments: Mapping[str, Mapping[str, Any]],
     *,
     webhook_id: str | None,
-    nightly: Mapping[str, Any] | None,
-    scheduled: Mapping[str, Sequence[str]],
     silence_seconds: float = SILENCE_SECONDS,
     begin_seconds: float = BEGIN_SECONDS,
 ) -> tuple[Document, ...]:
-    """All automations that can be made with what is there.
+    """List the automations for a server that has these deployments.
 
     Args:
-        webhook_id: the block that notifications go to; None: nobody is told.
-        nightly: the deployment that re-evaluates the champion, as it is on the server; None: not
-            deployed yet.
-        scheduled: by experiment, the ids of the deployments that train it on schedule; see
-            `scheduled_trainings`.
-        silence_seconds: how long a flow run may be silent, ≥ 10.
-        begin_seconds: how long it may take from a worker's claim to its beginning, ≥ 10.
+        deployments: as on the server, by `flow/name`.
+        webhook_id: the block that notifications go to; None: nobody is notified.
+        silence_seconds: how long a flow run may send no heartbeat, ≥ 10.
+        begin_seconds: how long a flow run may take to begin after a worker claims it, ≥ 10.
     """
+    nightly = deployments.get(NIGHTLY)
     return (
         *_deaths(silence_seconds, begin_seconds),
         *_further_attempts(),
-        *_collapses(webhook_id, scheduled),
+        *_collapses(webhook_id, deployments),
         *(() if nightly is None else (_second_look(nightly),)),
         *(() if webhook_id is None else _notifications(webhook_id)),
     )
 
 
 def scheduled_trainings(deployments: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
-    """By experiment, the ids of the deployments that train it on schedule.
-
-    An experiment is called as its file: the `configs/ppo_1-1.yaml` of a working tree is the
-    `/app/configs/ppo_1-1.yaml` of an image.
+    """Find the ids of the deployments that train an experiment on schedule, by experiment.
 
     Args:
         deployments: as on the server, by `flow/name`.
     """
     found: dict[str, list[str]] = {}
-    for name, deployment in sorted(deployments.items()):
-        if name.partition("/")[0] not in _TRAINING or not deployment["schedules"]:
-            continue
-        parameters = (deployment["parameters"] or {}).get("parameters") or {}
-        config = parameters.get("config", TrainParameters().config)
-        found.setdefault(Path(config).stem, []).append(deployment["id"])
+    for _, deployment in sorted(deployments.items()):
+        if deployment["schedules"] and _trains(deployment):
+            parameters = (deployment["parameters"] or {}).get("parameters") or {}
+            config = parameters.get("config", TrainParameters().config)
+            found.setdefault(experiment_name(config), []).append(deployment["id"])
     return found
+
+
+def _trains(deployment: Mapping[str, Any]) -> bool:
+    """Whether a deployment's flow trains an experiment; see `experiment_run_name`."""
+    try:
+        return load_flow(deployment["entrypoint"]).flow_run_name is experiment_run_name
+    except FlowError:  # a deployment of another version of the code
+        return False
 
 
 def _deaths(silence_seconds: float, begin_seconds: float) -> list[Document]:
@@ -159,35 +160,36 @@ def _further_attempts() -> list[Document]:
     ]  # fmt: skip
 
 
-def _collapses(webhook_id: str | None, scheduled: Mapping[str, Sequence[str]]) -> list[Document]:
-    """A collapse pauses the deployment that it came from, and whatever trains the same."""
-    return [
+def _collapses(
+    webhook_id: str | None, deployments: Mapping[str, Mapping[str, Any]]
+) -> list[Document]:
+    """A collapse pauses its run's deployment and all that train the experiment on schedule."""
+    made = [
         _document(
             "a collapse pauses its schedule",
             "The deployment whose run collapsed is paused until a person resumes it.",
             _on_state("Collapsed"),
             {"type": "pause-deployment", "source": "inferred"},
             *_notify(webhook_id, "Collapsed", _STATE_MESSAGE),
-        ),
-        *(
+        )
+    ]
+    flows = sorted({name.partition("/")[0] for name, each in deployments.items() if _trains(each)})
+    for experiment, ids in sorted(scheduled_trainings(deployments).items()):
+        # As `experiment_run_name` names them.
+        names = [f"{flow} {glob.escape(experiment)}" for flow in flows]
+        made.append(
             _document(
                 f"a collapse of {experiment} pauses its schedules",
                 f"Wherever a run of {experiment} came from that collapsed, the deployments that "
                 "train it on schedule are paused until a person resumes them.",
-                _on_state("Collapsed", {"prefect.resource.name": _run_names(experiment)}),
+                _on_state("Collapsed", {"prefect.resource.name": names}),
                 *(
                     {"type": "pause-deployment", "source": "selected", "deployment_id": id_}
                     for id_ in ids
                 ),
             )
-            for experiment, ids in sorted(scheduled.items())
-        ),
-    ]
-
-
-def _run_names(experiment: str) -> list[str]:
-    """What flow runs that train an experiment are called, as patterns of Prefect's triggers."""
-    return [f"{flow} {glob.escape(experiment)}" for flow in _TRAINING]
+        )
+    return made
 
 
 def _second_look(nightly: Mapping[str, Any]) -> Document:

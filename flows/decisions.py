@@ -126,14 +126,6 @@ def promoted_before(decision: str, is_champion: bool, attempt: int) -> bool:
     return decision == "same" and is_champion and attempt > 1
 
 
-def ending_of_drift(drifted: bool, lines: Sequence[str]) -> Ending:
-    """How a night's look at the champion ends: an alarm is a failure, with a name of its own."""
-    message = " ".join(lines)
-    return (
-        Ending("FAILED", "Drifted", message) if drifted else Ending("COMPLETED", "Steady", message)
-    )
-
-
 def gave_up(run_count: int) -> Ending | None:
     """The end of a flow run that crashed too often; None while it may go on."""
     if run_count <= MAX_ATTEMPTS:

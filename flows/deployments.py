@@ -132,7 +132,7 @@ def _document(entry: Document, pull: Any, home: Path, git_tags: list[str]) -> Do
     except Exception as error:  # Prefect raises its own kinds
         raise FlowError(
             f"deployment {entry['name']}: got parameters that the flow refuses ({error}); expected "
-            "those of flows/parameters.py; correct prefect.yaml"
+            f"those of {entry['entrypoint']}; correct prefect.yaml"
         ) from None
     work_pool = entry.get("work_pool") or {}
     kind = work_pool.get("name", "process")

@@ -7,7 +7,6 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
-from prefect.runtime import flow_run
 from prefect_dask.task_runners import DaskTaskRunner
 from prefect_dask.utils import get_dask_client
 from pydantic import Field
@@ -15,7 +14,7 @@ from pydantic import Field
 from flows import stages
 from flows.artifacts import show_page
 from flows.decisions import Ending
-from flows.parameters import EvaluateParameters
+from flows.evaluate import EvaluateParameters
 from mario.config.levels import task_levels
 from mario.errors import ConfigError
 from mario.jobs.context import Runtime
@@ -25,14 +24,8 @@ from mario.jobs.policies import load_policy
 from mario.store.store import ExperimentStore
 
 
-class FanOutParameters(EvaluateParameters):
-    """A version to play on a Dask cluster; see `EvaluateParameters`.
-
-    Attributes:
-        workers: of the cluster that is made for this run; 0 = as its class has it.
-        scheduler: address of a cluster that runs, instead.
-        cluster_class: what makes the cluster.
-    """
+class DaskEvaluationParameters(EvaluateParameters):
+    """A version to play under mario-eval-v1 on a Dask cluster."""
 
     workers: int = Field(
         0, ge=0, le=10_000, description="Workers of the cluster; 0 = one for each core."
@@ -47,7 +40,7 @@ class FanOutParameters(EvaluateParameters):
     )
 
 
-def task_runner(parameters: FanOutParameters) -> DaskTaskRunner:
+def task_runner(parameters: DaskEvaluationParameters) -> DaskTaskRunner:
     """The cluster that the parameters ask for; nothing is started yet.
 
     Raises:
@@ -76,13 +69,13 @@ def task_runner(parameters: FanOutParameters) -> DaskTaskRunner:
 
 
 def _run_name() -> str:
-    values = dict(flow_run.parameters.get("parameters") or {})
-    return f"evaluate {values.get('policy', 'champion')} of {values.get('task', '1-1')} on Dask"
+    given = DaskEvaluationParameters.of_this_run()
+    return f"evaluate {given.policy} of {given.task} on Dask"
 
 
 @flow(name="evaluate-on-dask", flow_run_name=_run_name, persist_result=False)
 def evaluate_on_dask(
-    parameters: FanOutParameters = FanOutParameters(),  # noqa: B008
+    parameters: DaskEvaluationParameters = DaskEvaluationParameters(),  # noqa: B008
 ) -> State[Any]:
     """Play a version under mario-eval-v1 on a Dask cluster; records are those of one process."""
     if (too_often := stages.exhausted()) is not None:
@@ -96,7 +89,7 @@ def evaluate_on_dask(
 
 
 @flow(name="units-on-dask", persist_result=False)
-def _played(parameters: FanOutParameters) -> str:
+def _played(parameters: DaskEvaluationParameters) -> str:
     """The part that runs with the cluster; only this process writes to the store."""
     context = FlowRunContext.get()
     assert context is not None, "called by the flow above only"

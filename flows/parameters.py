@@ -1,30 +1,29 @@
-"""What a person fills in to start a flow: Prefect's page makes its forms of these models."""
+"""Parameters that several flows share. Prefect's page shows each flow's model as a form."""
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Any, Self
 
+from prefect.runtime import flow_run
 from pydantic import BaseModel, ConfigDict, Field
 
-from mario.config.levels import TaskName
-
-_POLICY = r"^(champion|challenger|[1-9][0-9]*)$"
+PolicyName = Annotated[str, Field(pattern=r"^(champion|challenger|[1-9][0-9]*)$")]
 
 
 class FlowParameters(BaseModel):
-    """Base of all: nothing unknown is accepted, nothing can be changed later."""
+    """Base of every flow's parameters: unknown names are refused, and values do not change."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    @classmethod
+    def of_this_run(cls) -> Self:
+        """Read the parameters of the current flow run; what it was not given has its default."""
+        return cls.model_validate(_given())
+
 
 class TrainParameters(FlowParameters):
-    """An experiment to train.
-
-    Attributes:
-        config: path of the experiment's YAML.
-        overrides: ``key=value`` each; they win over the file.
-        next_seed: train with a seed of its own: the file's, or the next that no run has.
-    """
+    """An experiment to train."""
 
     config: str = Field("configs/demo.yaml", description="Path of the experiment's YAML.")
     overrides: tuple[str, ...] = Field((), description="key=value each, such as total_steps=50000.")
@@ -33,57 +32,23 @@ class TrainParameters(FlowParameters):
     )
 
 
-class PipelineParameters(TrainParameters):
-    """An experiment to train, judge and promote; see `TrainParameters`."""
+def experiment_name(config: str) -> str:
+    """Name an experiment after its file, whatever folder the file is in.
 
-
-class EvaluateParameters(FlowParameters):
-    """A version to play under mario-eval-v1.
-
-    Attributes:
-        task: whose registered model is meant.
-        policy: which version.
-        units: how many units.
-        family: which seeds.
+    The `configs/ppo_1-1.yaml` of a working tree is the `/app/configs/ppo_1-1.yaml` of an image.
     """
-
-    task: TaskName = Field("1-1", description='The task: a level ("1-1") or "all".')
-    policy: str = Field(
-        "champion", pattern=_POLICY, description="champion, challenger or a version number."
-    )
-    units: int = Field(60, ge=1, le=10_000, description="Units (level, seed) to play.")
-    family: Literal["selection", "screening"] = Field(
-        "screening", description="Seeds: selection or screening; confirmation is the gate's."
-    )
+    return Path(config).stem
 
 
-class PromoteParameters(FlowParameters):
-    """A version to judge against the champion, and to promote where the gate says so.
+def experiment_run_name() -> str:
+    """Name a flow run ``FLOW EXPERIMENT``: the `flow_run_name` of every flow that trains.
 
-    Attributes:
-        config: names task, levels and gate.
-        overrides: ``key=value`` each; they win over the file.
-        policy: the challenger.
+    Automations find the flows that train by this function, and their runs by this name
+    (`flows/automations.py`).
     """
-
-    config: str = Field("configs/demo.yaml", description="Experiment with task, levels and gate.")
-    overrides: tuple[str, ...] = Field((), description="key=value each, such as gate.max_units=40.")
-    policy: str = Field(
-        "challenger", pattern=_POLICY, description="challenger or a version number."
-    )
+    config = _given().get("config", TrainParameters().config)
+    return f"{flow_run.flow_name} {experiment_name(config)}"
 
 
-class NightlyParameters(FlowParameters):
-    """The champion to look after.
-
-    Attributes:
-        task: whose champion.
-        units: fresh units to play.
-        alpha: chance of an alarm on a night on which nothing changed.
-    """
-
-    task: TaskName = Field("1-1", description='The task: a level ("1-1") or "all".')
-    units: int = Field(100, ge=10, le=10_000, description="Fresh units (level, seed) to play.")
-    alpha: float = Field(
-        0.001, gt=0, lt=0.5, description="Chance of an alarm on a night on which nothing changed."
-    )
+def _given() -> dict[str, Any]:
+    return dict(flow_run.parameters.get("parameters") or {})

@@ -7,18 +7,19 @@ from typing import Any
 
 from prefect import flow
 from prefect.client.schemas.objects import State
-from prefect.runtime import flow_run
 from prefect.states import raise_state_exception
 from pydantic import BaseModel, ConfigDict
 
 from flows import stages
 from flows.decisions import ending_of_verdict
-from flows.parameters import PipelineParameters
+from flows.parameters import TrainParameters, experiment_run_name
 from mario.errors import PolicyCollapsed, TrainingInterrupted
 from mario.jobs.context import Runtime
 from mario.registry.registry import model_name
 
-DEFAULT_PARAMETERS = PipelineParameters()
+
+class PipelineParameters(TrainParameters):
+    """An experiment to train, judge and promote."""
 
 
 class PipelineResult(BaseModel):
@@ -50,13 +51,8 @@ class PipelineResult(BaseModel):
     video: Path | None
 
 
-def _run_name() -> str:
-    parameters = flow_run.parameters["parameters"]
-    return f"pipeline {Path(dict(parameters).get('config', 'demo')).stem}"
-
-
-@flow(name="pipeline", flow_run_name=_run_name, persist_result=False, validate_parameters=True)
-def pipeline(parameters: PipelineParameters = DEFAULT_PARAMETERS) -> State[Any]:
+@flow(name="pipeline", flow_run_name=experiment_run_name, persist_result=False)
+def pipeline(parameters: PipelineParameters = PipelineParameters()) -> State[Any]:  # noqa: B008
     """Train a policy and let the evidence decide whether it becomes the champion.
 
     Ends as Promoted, Kept (the gate kept the champion) or Unchanged (it is the champion's policy),

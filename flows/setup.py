@@ -15,12 +15,12 @@ from prefect.events.schemas.automations import AutomationCore
 
 from flows.automations import (
     BEGIN_SECONDS,
+    NIGHTLY,
     PREFIX,
     SECOND_LOOK,
     SHORTEST_SECONDS,
     SILENCE_SECONDS,
     automations,
-    scheduled_trainings,
 )
 from flows.decisions import differences
 from flows.deployments import load_deployments
@@ -32,8 +32,6 @@ Document = dict[str, Any]
 What = Literal["created", "changed", "removed", "unchanged", "waits"]
 
 WEBHOOK_BLOCK = "mario-notifications"
-#: The deployment that a promotion starts.
-NIGHTLY = "nightly/nightly"
 
 
 @dataclass(frozen=True)
@@ -175,9 +173,8 @@ def apply_automations(server: Server) -> list[Change]:
     block = _block(server, "webhook", WEBHOOK_BLOCK)
     deployments = our_deployments(server)
     documents = automations(
+        deployments,
         webhook_id=None if block is None else block["id"],
-        nightly=deployments.get(NIGHTLY),
-        scheduled=scheduled_trainings(deployments),
         silence_seconds=_seconds("MARIO_SILENCE_SECONDS", SILENCE_SECONDS),
         begin_seconds=_seconds("MARIO_BEGIN_SECONDS", BEGIN_SECONDS),
     )

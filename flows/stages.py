@@ -282,19 +282,29 @@ def promote(verdict_id: str, subject: str, runtime: Runtime) -> Promotion:
 
     def work() -> Promotion:
         promotion = promote_verdict(verdict_id, runtime)
-        emit_event(
-            event=PROMOTED_EVENT,
-            resource={
-                "prefect.resource.id": f"mario.model.{promotion.model}",
-                "prefect.resource.name": promotion.model,
-                "mario.task": promotion.model.removeprefix("mario-"),
-                "mario.version": str(promotion.version),
-            },
-            payload={"verdict": verdict_id, "digest": promotion.digest},
+        emit_model_event(
+            PROMOTED_EVENT,
+            promotion.model,
+            promotion.version,
+            {"verdict": verdict_id, "digest": promotion.digest},
         )
         return promotion
 
     return run_stage("promote", subject, work)
+
+
+def emit_model_event(event: str, model: str, version: int, payload: dict[str, Any]) -> None:
+    """Emit an event about a model's version, for automations."""
+    emit_event(
+        event=event,
+        resource={
+            "prefect.resource.id": f"mario.model.{model}",
+            "prefect.resource.name": model,
+            "mario.task": model.removeprefix("mario-"),
+            "mario.version": str(version),
+        },
+        payload=payload,
+    )
 
 
 def summarise(

@@ -16,7 +16,6 @@ from typing import IO, Any
 from prefect import flow, task
 from prefect.client.schemas.objects import State
 from prefect.futures import wait
-from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
@@ -38,14 +37,7 @@ _LAST_LINES, _LINE_CHARACTERS = 5, 300
 
 
 class SweepParameters(FlowParameters):
-    """A sweep to work on.
-
-    Attributes:
-        name: what it is called; flow runs with the same name share its trials.
-        file: path of the sweep's YAML.
-        workers: processes of this flow run.
-        overrides: ``key=value`` each; they win over the sweep's file.
-    """
+    """A sweep to work on."""
 
     name: str = Field(
         pattern=r"^[a-z0-9][a-z0-9_-]{0,49}$",
@@ -165,7 +157,7 @@ def work(parameters: SweepParameters, stop: threading.Event) -> int:
 
 
 def _run_name() -> str:
-    return f"sweep {dict(flow_run.parameters.get('parameters') or {}).get('name', '')}"
+    return f"sweep {SweepParameters.of_this_run().name}"
 
 
 @flow(

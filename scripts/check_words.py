@@ -36,7 +36,7 @@ NAMES = {
     "tenure": "newer_attempt",
     "attended": "child_process",
     "keeping.py": "checkpoint_retention.py",
-    "single.py": "stage_flows.py",
+    "single.py": "one file a flow, such as train.py",
     "fan_out.py": "distributed_evaluation.py",
 }
 FORBIDDEN = {

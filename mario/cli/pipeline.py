@@ -38,8 +38,7 @@ def pipeline(
     loaded = load_config(config, tuple(set_ or ()))  # refused before Prefect is started
     runtime = Runtime.from_environment()
     with _prefect(runtime) as ready:
-        from flows.parameters import PipelineParameters
-        from flows.pipeline import run_pipeline
+        from flows.pipeline import PipelineParameters, run_pipeline
 
         parameters = PipelineParameters(
             config=str(config), overrides=tuple(set_ or ()), next_seed=next_seed

@@ -16,11 +16,13 @@ import pytest
 from prefect import flow
 
 from flows import newer_attempt as tenure
-from flows import stage_flows as single
+from flows import promote as promoting
 from flows import stages
 from flows import sweep as sweeps
 from flows.decisions import Machine, resources_for
-from flows.parameters import PromoteParameters, TrainParameters
+from flows.parameters import TrainParameters
+from flows.promote import PromoteParameters, promote
+from flows.train import train
 from mario.config.experiment import load_config
 from mario.errors import ArtefactError, RegistryUnavailableError
 from mario.jobs import versions
@@ -163,9 +165,9 @@ def test_a_promotion_waits_for_mlflow_that_restarts(
         Runtime(tmp_path / "runs", f"sqlite:///{tmp_path / 'mario.db'}", mlflow.uri), monkeypatch
     )
     registered(runtime, GOOD)
-    calls = away_once(monkeypatch, single, "fetch_version", mlflow)
+    calls = away_once(monkeypatch, promoting, "fetch_version", mlflow)
     parameters = PromoteParameters(config=SMOKE, overrides=GATE, policy="1")
-    state = single.promote(parameters, return_state=True)
+    state = promote(parameters, return_state=True)
     calls[0].join()
     assert state.is_completed(), state
     assert state.name == "Promoted", state
@@ -214,7 +216,7 @@ def test_who_was_judged_against_a_former_champion_is_judged_again(
 
     monkeypatch.setattr(stages.jobs, "gate_stage", gate)
     parameters = PromoteParameters(config=SMOKE, overrides=GATE, policy="2")
-    state = single.promote(parameters, return_state=True)
+    state = promote(parameters, return_state=True)
     assert state.is_completed(), state
     assert judgements[0].decision == "promote", "it had beaten the former one"
     with ExperimentStore.open(runtime.database_url) as store:
@@ -242,7 +244,7 @@ def test_what_the_container_is_too_small_for_fails_at_once(
     monkeypatch.setattr(stages, "this_machine", lambda: Machine(memory_gib=5.0))
     if called == "train":
         wanted = TrainParameters(config="configs/dqn_baseline.yaml", overrides=large)
-        state: Any = single.train(wanted, return_state=True)
+        state: Any = train(wanted, return_state=True)
     else:
         rates = {"kind": "categorical", "choices": [1e-4, 2e-4]}
         path = write_sweep(

@@ -279,7 +279,7 @@ def test_a_collapse_pauses_every_schedule_of_its_experiment(
     other = {"parameters": {**SMOKE, "config": "configs/ppo_1-1.yaml"}}
     said = apply(
         entry("weekly-smoke"),
-        entry("train-smoke", flow="flows/stage_flows.py:train", parameters=image),
+        entry("train-smoke", flow="flows/train.py:train", parameters=image),
         entry("smoke-by-hand", schedules=[]),
         entry("weekly-other", parameters=other),
     )
@@ -306,7 +306,7 @@ def test_a_promotion_starts_the_nightly_look_as_its_deployment_has_it(
     server: PrefectServer, apply: Callable[..., str]
 ) -> None:
     given = {"parameters": {"task": "1-1", "units": 33, "alpha": 0.02}}
-    nightly = entry("nightly", flow="flows/stage_flows.py:nightly", parameters=given)
+    nightly = entry("nightly", flow="flows/nightly.py:nightly", parameters=given)
     said = apply(nightly)
     assert "changed   automation mario: a promotion is looked at again (actions)" in said
     asked = {"deployments": {"name": {"any_": ["nightly"]}}}
@@ -350,7 +350,7 @@ def foreign(server: PrefectServer, flow: str, name: str, **changes: Any) -> str:
 def test_only_our_deployments_are_resumed_and_shown(
     server: PrefectServer, api: Server, apply: Callable[..., str]
 ) -> None:
-    apply(entry("twice"), entry("twice", flow="flows/stage_flows.py:train"))
+    apply(entry("twice"), entry("twice", flow="flows/train.py:train"))
     theirs = foreign(server, "elsewhere", "weekly-1-1")
     tagged = foreign(server, "elsewhere", "only-theirs", tags=["mario"])
     try:

@@ -23,15 +23,15 @@ from tests.support.sweeps import write_sweep
 
 
 def test_parameters_are_checked() -> None:
-    from flows.distributed_evaluation import FanOutParameters, task_runner
+    from flows.distributed_evaluation import DaskEvaluationParameters, task_runner
     from flows.sweep import SweepParameters, worker_command
 
     with pytest.raises(ValidationError):
         SweepParameters(name="Not A Name")
     with pytest.raises(ConfigError, match="workers of its own"):
-        task_runner(FanOutParameters(scheduler="tcp://10.0.0.5:8786", workers=2))
-    assert task_runner(FanOutParameters(scheduler="tcp://10.0.0.5:8786")).address
-    assert task_runner(FanOutParameters(workers=3)).cluster_kwargs["n_workers"] == 3
+        task_runner(DaskEvaluationParameters(scheduler="tcp://10.0.0.5:8786", workers=2))
+    assert task_runner(DaskEvaluationParameters(scheduler="tcp://10.0.0.5:8786")).address
+    assert task_runner(DaskEvaluationParameters(workers=3)).cluster_kwargs["n_workers"] == 3
     command = worker_command(SweepParameters(name="wide", overrides=("trials=80",)))
     assert command == [
         sys.executable, "-m", "flows.child_process", str(os.getpid()), "mario.cli", "sweep", "run",
@@ -173,7 +173,7 @@ def test_an_evaluation_on_the_flows_own_cluster(runtime: Runtime, tmp_path: Path
         store.runs.start(run_of(config(), RUN_ID))
     version = register_run(RUN_ID, runtime).version
     line = fan_out.evaluate_on_dask(
-        fan_out.FanOutParameters(policy=str(version), units=12, workers=2)
+        fan_out.DaskEvaluationParameters(policy=str(version), units=12, workers=2)
     )
     assert "12 units" in line
     loaded = policy_from_artefact(folder)

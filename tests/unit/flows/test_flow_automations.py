@@ -13,10 +13,10 @@ from prefect.server.events.schemas.automations import EventTrigger
 from prefect.server.events.schemas.events import ResourceSpecification
 from prefect.states import InfrastructurePending, Pending, Submitting
 
-import flows.pipeline
-import flows.stage_flows
+from flows import parameters
 from flows.automations import (
     BEGIN_SECONDS,
+    NIGHTLY,
     PREFIX,
     SILENCE_SECONDS,
     automations,
@@ -30,18 +30,34 @@ from mario.errors import FlowError
 from tests.support.paths import ROOT
 
 FILE = ROOT / "prefect.yaml"
-WEBHOOK, DEPLOYMENT = str(uuid4()), str(uuid4())
-NIGHTLY = {
-    "id": DEPLOYMENT,
-    "parameters": {"parameters": {"task": "1-1", "units": 33, "alpha": 0.02}},
+WEBHOOK, NIGHTLY_ID = str(uuid4()), str(uuid4())
+
+
+def deployment(
+    id_: str, flow: str, given: dict[str, Any] | None, *, scheduled: bool = True
+) -> dict[str, Any]:
+    """A deployment as Prefect's server has it."""
+    return {
+        "id": id_,
+        "entrypoint": f"flows/{flow}.py:{flow}",
+        "parameters": None if given is None else {"parameters": given},
+        "schedules": [{"slug": "nights"}] if scheduled else [],
+    }
+
+
+PPO = {"config": "configs/ppo_1-1.yaml"}
+WEEKLY, IN_IMAGE = str(uuid4()), str(uuid4())
+DEPLOYMENTS = {
+    NIGHTLY: deployment(NIGHTLY_ID, "nightly", {"task": "1-1", "units": 33, "alpha": 0.02}),
+    "pipeline/weekly": deployment(WEEKLY, "pipeline", PPO),
+    "pipeline/in-image": deployment(IN_IMAGE, "pipeline", {"config": "/app/configs/ppo_1-1.yaml"}),
+    "train/by-hand": deployment(str(uuid4()), "train", PPO, scheduled=False),
 }
 
 
 @pytest.fixture(scope="module")
 def made() -> dict[str, dict[str, Any]]:
-    found = automations(
-        webhook_id=WEBHOOK, nightly=NIGHTLY, scheduled={"ppo_1-1": [DEPLOYMENT, WEBHOOK]}
-    )
+    found = automations(DEPLOYMENTS, webhook_id=WEBHOOK)
     assert len({each["name"] for each in found}) == len(found), "names tell them apart"
     assert all(each["name"].startswith(PREFIX) for each in found)
     return {each["name"].removeprefix(PREFIX): _normal(each) for each in found}
@@ -60,7 +76,7 @@ def test_automations_are_what_prefect_takes(made: dict[str, dict[str, Any]]) -> 
     assert loop["trigger"]["threshold"] == MAX_ATTEMPTS > len(again["match"]["prefect.run-count"])
     assert loop["actions"][0]["state"] == "FAILED"
     assert WEBHOOK in json.dumps(made)
-    without = automations(webhook_id=None, nightly=None, scheduled={})
+    without = automations({}, webhook_id=None)
     assert "call-webhook" not in json.dumps(without)
     assert "run-deployment" not in json.dumps(without)
     assert any("pause-deployment" in json.dumps(each) for each in without)
@@ -129,39 +145,35 @@ def test_a_collapse_pauses_what_trains_the_same_on_schedule(
     made: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     collapse = made["a collapse of ppo_1-1 pauses its schedules"]
-    assert [action["deployment_id"] for action in collapse["actions"]] == [DEPLOYMENT, WEBHOOK]
+    assert [action["deployment_id"] for action in collapse["actions"]] == [IN_IMAGE, WEEKLY]
     names = ResourceSpecification.model_validate(collapse["trigger"]["match"])
-    for module, name in ((flows.pipeline, "_run_name"), (flows.stage_flows, "_train_name")):
+    for flow in ("pipeline", "train"):
         for config, same in (
             ("configs/ppo_1-1.yaml", True),
             ("/app/configs/ppo_1-1.yaml", True),
             ("configs/ppo_1-2.yaml", False),
             ("configs/ppo_1-1b.yaml", False),
         ):
-            run = SimpleNamespace(parameters={"parameters": {"config": config}})
-            monkeypatch.setattr(module, "flow_run", run)
+            run = SimpleNamespace(flow_name=flow, parameters={"parameters": {"config": config}})
+            monkeypatch.setattr(parameters, "flow_run", run)
             resource: Any = {
                 "prefect.resource.id": f"prefect.flow-run.{uuid4()}",
-                "prefect.resource.name": getattr(module, name)(),
+                "prefect.resource.name": parameters.experiment_run_name(),
             }
             assert names.matches(resource) == same, resource
 
 
 def test_trainings_on_schedule_are_found_by_their_experiment() -> None:
-    def deployment(id_: str, config: str | None, *, scheduled: bool = True) -> dict[str, Any]:
-        parameters = {} if config is None else {"config": config}
-        schedules = [{"slug": "nights"}] if scheduled else []
-        return {"id": id_, "parameters": {"parameters": parameters}, "schedules": schedules}
-
     found = scheduled_trainings(
         {
-            "pipeline/weekly": deployment("1", "configs/ppo_1-1.yaml"),
-            "train/nights": deployment("2", "/app/configs/ppo_1-1.yaml"),
-            "pipeline/by-hand": deployment("3", "configs/ppo_1-1.yaml", scheduled=False),
-            "promote/weekly": deployment("4", "configs/ppo_1-1.yaml"),
-            "pipeline/other": deployment("5", "configs/ppo_all.yaml"),
-            "train/default": deployment("6", None),
-            "train/bare": {"id": "7", "parameters": None, "schedules": [{"slug": "nights"}]},
+            "pipeline/weekly": deployment("1", "pipeline", PPO),
+            "train/nights": deployment("2", "train", {"config": "/app/configs/ppo_1-1.yaml"}),
+            "pipeline/by-hand": deployment("3", "pipeline", PPO, scheduled=False),
+            "promote/weekly": deployment("4", "promote", PPO),
+            "pipeline/other": deployment("5", "pipeline", {"config": "configs/ppo_all.yaml"}),
+            "train/default": deployment("6", "train", {}),
+            "train/bare": deployment("7", "train", None),
+            "removed/weekly": deployment("8", "removed", PPO),
         }
     )
     assert found == {"ppo_1-1": ["1", "2"], "ppo_all": ["5"], "demo": ["7", "6"]}
@@ -179,7 +191,7 @@ def test_a_promotion_starts_the_nightly_deployment_as_it_is(
     made: dict[str, dict[str, Any]],
 ) -> None:
     (action,) = made["a promotion is looked at again"]["actions"]
-    assert action["deployment_id"] == DEPLOYMENT
+    assert action["deployment_id"] == NIGHTLY_ID
     given = action["parameters"]["parameters"]
     assert (given["units"], given["alpha"]) == (33, 0.02)
     assert "mario.task" in given["task"]["template"]

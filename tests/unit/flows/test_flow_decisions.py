@@ -10,7 +10,6 @@ from flows.decisions import (
     MAX_ATTEMPTS,
     Machine,
     differences,
-    ending_of_drift,
     ending_of_stop,
     ending_of_training,
     ending_of_verdict,
@@ -24,6 +23,7 @@ from flows.decisions import (
     unfit,
     worth_retrying,
 )
+from flows.nightly import ending_of_drift
 from mario.config.experiment import load_config
 from mario.errors import (
     ArtefactError,
@@ -111,15 +111,21 @@ def test_who_stops_a_run_decides_whether_it_goes_on() -> None:
     assert (evicted.type, evicted.name) == ("CRASHED", "Crashed"), "the automation resumes it"
 
 
-def test_endings_of_verdicts_and_nights() -> None:
+def test_endings_of_verdicts() -> None:
     assert ending_of_verdict("promote", 3, ("PROMOTE: …",)).name == "Promoted"
     for decision in ("reject", "inconclusive"):
         kept = ending_of_verdict(decision, 3, ("it said why",))
         assert (kept.type, kept.name) == ("COMPLETED", "Kept")
         assert "it said why" in kept.message
     assert ending_of_verdict("same", 3, ()).name == "Unchanged"
-    assert ending_of_drift(True, ["why"]).type == "FAILED"
-    assert ending_of_drift(False, ["fine"]).type == "COMPLETED"
+
+
+def test_drift_is_a_failure_with_a_name_of_its_own() -> None:
+    drifted = ending_of_drift(True, ["why", "and how much"])
+    assert (drifted.type, drifted.name) == ("FAILED", "Drifted")
+    assert drifted.message == "why and how much"
+    steady = ending_of_drift(False, ["fine"])
+    assert (steady.type, steady.name) == ("COMPLETED", "Steady")
 
 
 def test_a_promotion_that_was_killed_after_the_ledger_is_told_of_by_the_next_attempt() -> None:

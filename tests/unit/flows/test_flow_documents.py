@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import sys
 from datetime import datetime
+from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
+from prefect import Flow
 
 from flows.artifacts import file_link, verdict_page
 from flows.deployments import load_deployments, load_flow
+from flows.parameters import TrainParameters, experiment_run_name
 from flows.work_pools import POOL_TYPES, pool, queues
 from mario.errors import FlowError
 from mario.jobs.context import Runtime
@@ -27,11 +31,20 @@ def deployments() -> dict[str, dict[str, Any]]:
     return {each["name"]: each for each in found}
 
 
+def public_flows() -> dict[str, Flow[Any, Any]]:
+    """All flows of the folder `flows`, by entry point."""
+    found = {}
+    for file in (ROOT / "flows").glob("*.py"):
+        for name, value in vars(import_module(f"flows.{file.stem}")).items():
+            if isinstance(value, Flow) and not name.startswith("_"):
+                found[f"flows/{file.name}:{name}"] = value
+    return found
+
+
 def test_deployments_cover_every_flow_and_every_pool(
     deployments: dict[str, dict[str, Any]],
 ) -> None:
-    flows = {each["flow_name"] for each in deployments.values()}
-    assert {"train", "evaluate", "promote", "pipeline", "nightly", "sweep"} <= flows
+    assert {each["entrypoint"] for each in deployments.values()} == public_flows().keys()
     assert {each["work_pool_name"] for each in deployments.values()} == set(POOL_TYPES)
     for each in deployments.values():
         assert "mario" in each["tags"], "automations look after runs with this tag"
@@ -64,10 +77,24 @@ def test_parameters_are_a_form_with_descriptions_defaults_and_limits(
 def test_training_waits_for_the_gpu_and_nothing_else_does(
     deployments: dict[str, dict[str, Any]],
 ) -> None:
-    for name in ("pipeline", "weekly-1-1", "train"):
-        assert deployments[name]["work_queue_name"] == "gpu"
-    for name in ("evaluate", "promote", "nightly"):
-        assert deployments[name]["work_queue_name"] == "cpu"
+    flows = public_flows()
+    for each in deployments.values():
+        trains = "train" in each["tags"]
+        assert each["work_queue_name"] == ("gpu" if trains else "cpu"), each["name"]
+        if flows[each["entrypoint"]].flow_run_name is experiment_run_name:
+            assert trains, each["name"]
+
+
+def test_a_flow_that_trains_an_experiment_names_its_runs_after_it() -> None:
+    """Automations find such flows, and the runs that collapsed, by these names."""
+    for entrypoint, each in public_flows().items():
+        (model,) = (parameter.annotation for parameter in signature(each.fn, eval_str=True)
+                    .parameters.values())  # fmt: skip
+        trains = issubclass(model, TrainParameters)
+        assert (each.flow_run_name is experiment_run_name) == trains, entrypoint
+
+
+def test_queues_limit_what_runs_at_a_time() -> None:
     gpu, cpu = queues({})
     assert gpu["concurrency_limit"] == 1
     assert cpu["concurrency_limit"] > 1
@@ -125,7 +152,7 @@ def test_containers_use_the_working_tree_of_the_image(
         ("deployments: [{name: a, entrypoint: 'flows/none.py:x'}]", "flows/FILE.py:FLOW"),
         ("deployments: [{name: a, entrypoint: 'flows/decisions.py:gave_up'}]", "no flow"),
         ("deployments: [{name: a, entrypoint: 'flows/pipeline.py:pipeline', parameters: "
-         "{parameters: {confg: x}}}]", "flows/parameters.py"),
+         "{parameters: {confg: x}}}]", "those of flows/pipeline.py:pipeline"),
         ("nothing: here", "expected Prefect's deployments"),
         ("deployments: [", "expected Prefect's deployments"),
     ],

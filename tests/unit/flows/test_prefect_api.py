@@ -119,7 +119,7 @@ def test_a_schedule_that_would_not_be_known_again_is_refused(
     file = tmp_path / "prefect.yaml"
     file.write_text(
         "deployments:\n"
-        f"  - {{name: a, entrypoint: 'flows/stage_flows.py:nightly', schedules: {schedules}}}\n"
+        f"  - {{name: a, entrypoint: 'flows/nightly.py:nightly', schedules: {schedules}}}\n"
     )
     with pytest.raises(FlowError, match=f"deployment a: .*{said}"):
         load_deployments(file)
@@ -127,7 +127,7 @@ def test_a_schedule_that_would_not_be_known_again_is_refused(
 
 def test_every_deployment_has_the_tag_that_automations_go_by(tmp_path: Path) -> None:
     file = tmp_path / "prefect.yaml"
-    file.write_text("deployments: [{name: a, entrypoint: 'flows/stage_flows.py:nightly'}]")
+    file.write_text("deployments: [{name: a, entrypoint: 'flows/nightly.py:nightly'}]")
     (made,) = load_deployments(file)
     assert TAG in made["tags"]
     assert made["schedules"] == []

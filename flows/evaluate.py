@@ -1,0 +1,60 @@
+"""The flow `evaluate`: play a registered version under mario-eval-v1."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from pydantic import Field
+
+from flows import stages
+from flows.artifacts import show_page
+from flows.decisions import Ending
+from flows.parameters import FlowParameters, PolicyName
+from mario.config.levels import TaskName, task_levels
+from mario.jobs.context import Runtime
+from mario.jobs.evaluate import evaluate_stored, evaluation_key, summary_line, units_of
+from mario.jobs.policies import load_policy
+from mario.registry.registry import model_name
+from mario.store.store import ExperimentStore
+
+
+class EvaluateParameters(FlowParameters):
+    """A version to play under mario-eval-v1."""
+
+    task: TaskName = Field("1-1", description='The task: a level ("1-1") or "all".')
+    policy: PolicyName = Field("champion", description="champion, challenger or a version number.")
+    units: int = Field(60, ge=1, le=10_000, description="Units (level, seed) to play.")
+    family: Literal["selection", "screening"] = Field(
+        "screening", description="Seeds: selection or screening; confirmation is the gate's."
+    )
+
+
+def _run_name() -> str:
+    given = EvaluateParameters.of_this_run()
+    return f"evaluate {model_name(given.task)} {given.policy}"
+
+
+@flow(name="evaluate", flow_run_name=_run_name, persist_result=False)
+def evaluate(parameters: EvaluateParameters = EvaluateParameters()) -> State[Any]:  # noqa: B008
+    """Play a version under mario-eval-v1 and store every episode."""
+    if (too_often := stages.exhausted()) is not None:
+        return too_often
+    runtime = Runtime.from_environment()
+
+    def work() -> str:
+        loaded = load_policy(parameters.policy, parameters.task, runtime)
+        levels = task_levels(parameters.task)
+        with ExperimentStore.open(runtime.database_url) as store:
+            outcome = evaluate_stored(
+                loaded,
+                units_of(levels, parameters.family, "", max(parameters.units, len(levels))),
+                evaluation_key(loaded, parameters.family, "", levels),
+                store,
+            )
+        return summary_line(loaded, outcome.records)
+
+    line = stages.run_stage("evaluate", f"{parameters.policy} on {parameters.task}", work)
+    show_page(f"evaluation-{parameters.task}", f"Evaluation on {parameters.task}", [line])
+    return stages.to_state(Ending("COMPLETED", "Completed", line), line)

@@ -1,0 +1,59 @@
+"""The flow `promote`: judge a registered version, and promote it if the gate says so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from pydantic import Field
+
+from flows import stages
+from flows.artifacts import file_link, safely
+from flows.decisions import ending_of_verdict
+from flows.parameters import FlowParameters, PolicyName, experiment_name
+from mario.config.experiment import load_config
+from mario.jobs.context import Runtime
+from mario.jobs.report import report_verdict
+from mario.jobs.versions import fetch_version
+from mario.registry.registry import model_name
+
+
+class PromoteParameters(FlowParameters):
+    """A version to judge against the champion, and to promote if the gate says so."""
+
+    config: str = Field("configs/demo.yaml", description="Experiment with task, levels and gate.")
+    overrides: tuple[str, ...] = Field((), description="key=value each, such as gate.max_units=40.")
+    policy: PolicyName = Field("challenger", description="challenger or a version number.")
+
+
+def _run_name() -> str:
+    given = PromoteParameters.of_this_run()
+    return f"promote {given.policy} of {experiment_name(given.config)}"
+
+
+@flow(name="promote", flow_run_name=_run_name, persist_result=False)
+def promote(parameters: PromoteParameters = PromoteParameters()) -> State[Any]:  # noqa: B008
+    """Judge a registered version against the champion, and promote it if the gate says so.
+
+    Ends as Promoted, Kept, Unchanged or Failed.
+    """
+    if (too_often := stages.exhausted()) is not None:
+        return too_often
+    runtime = Runtime.from_environment()
+    config = load_config(parameters.config, parameters.overrides)
+    stages.prepare(config, runtime)
+    version = stages.run_stage(
+        "fetch",
+        f"{model_name(config.task)} {parameters.policy}",
+        lambda: fetch_version(parameters.policy, config.task, runtime).version,
+    )
+    judged, _ = stages.judge_and_promote(config, version, runtime)
+    links = {}
+    if (verdict_id := judged.verdict_id) is not None:
+        report = safely("the report", lambda: report_verdict(verdict_id, runtime))
+        links = {} if report is None else {"report": file_link(report, runtime)}
+    stages.show_judgement(config, judged, runtime, links)
+    return stages.to_state(
+        ending_of_verdict(judged.decision, version, judged.lines), judged.decision
+    )

@@ -1,0 +1,32 @@
+"""The flow `train`: train a policy and register it, without judging it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+
+from flows import stages
+from flows.decisions import Ending
+from flows.parameters import TrainParameters, experiment_run_name
+from mario.jobs.context import Runtime
+from mario.registry.registry import model_name
+
+
+@flow(name="train", flow_run_name=experiment_run_name, persist_result=False)
+def train(parameters: TrainParameters = TrainParameters()) -> State[Any]:  # noqa: B008
+    """Train a policy and register it, without judging it.
+
+    Ends as Registered, Collapsed, Interrupted or Failed.
+    """
+    if (too_often := stages.exhausted()) is not None:
+        return too_often
+    runtime = Runtime.from_environment()
+    config, run_id = stages.begin(parameters, runtime)
+    trained = stages.train(config, run_id, runtime)
+    if (ended := stages.end_of_training(trained)) is not None:
+        return ended
+    version = stages.register(trained.run_id, runtime)
+    message = f"run {trained.run_id} is {model_name(config.task)} version {version}"
+    return stages.to_state(Ending("COMPLETED", "Registered", message), version)
