@@ -69,8 +69,9 @@ def export(checkpoint: Path, config: ExperimentConfig, folder: Path) -> Path:
     from mario.training.export import TorchPolicy, action_specs, export_artefact
     from mario.training.trainer import load_trained
 
-    model = load_trained(config, checkpoint)
-    policy = TorchPolicy(model, action_specs(config.game.actions), config.game.frame_skip, "sample")
+    algorithm = load_trained(config, checkpoint)
+    actions = action_specs(config.game.actions)
+    policy = TorchPolicy(algorithm, actions, config.game.frame_skip, "sample")
     seen: list[UInt8Array] = []
 
     def keep(observations: UInt8Array, step: BatchStep) -> None:
@@ -80,7 +81,7 @@ def export(checkpoint: Path, config: ExperimentConfig, folder: Path) -> Path:
     for _ in play_units(policy, units, policy_digest=checkpoint.name, on_step=keep):
         pass
     observations = np.stack(list(islice(seen, 0, None, max(1, len(seen) // 256))))
-    export_artefact(model, folder, config, observations=observations, git_commit=commit())
+    export_artefact(algorithm, folder, config, observations=observations, git_commit=commit())
     return folder
 
 

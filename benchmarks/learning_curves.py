@@ -24,8 +24,9 @@ import numpy as np
 
 from benchmarks._report import Row, finish, print_table, target
 from benchmarks.training import experiment, stock_policy
-from mario.training.algorithm import build_algorithm, set_threads
+from mario.training.algorithms.factory import build_algorithm
 from mario.training.sb3_vec_env import make_vec_env
+from mario.training.threads import set_threads
 
 POINTS = 6
 STOCK = "SB3 CnnPolicy"
@@ -35,7 +36,7 @@ def curve(name: str, seed: int, steps: int) -> list[float]:
     """Train once; mean furthest x in px of each sixth of the run."""
     config = experiment(seed=seed, features="small" if name == "small" else "nature")
     env = make_vec_env(config)
-    model: Any = stock_policy(env, seed) if name == STOCK else build_algorithm(config, env)
+    model: Any = stock_policy(env, seed) if name == STOCK else build_algorithm(config, env).model
     ended: list[tuple[int, int]] = []
     step = env.step_wait
 

@@ -33,9 +33,10 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 from benchmarks._report import Row, cores, finish, print_table, spread, target
 from mario.config.experiment import ExperimentConfig, parse_config
 from mario.game.smb.actions import action_set
-from mario.training.algorithm import build_algorithm, set_threads
+from mario.training.algorithms.factory import build_algorithm
 from mario.training.networks import choose_device, choose_precision
 from mario.training.sb3_vec_env import make_vec_env
+from mario.training.threads import set_threads
 from tests.support.stock_env import UsualStack
 
 BUTTONS = tuple(action.buttons for action in action_set("simple"))
@@ -145,7 +146,7 @@ def ours(threads: int = 0, **changes: Any) -> Callable[[], Any]:
 
     def make() -> Any:
         config = experiment(**changes)
-        return build_algorithm(config, make_vec_env(config, threads=threads))
+        return build_algorithm(config, make_vec_env(config, threads=threads)).model
 
     return make
 

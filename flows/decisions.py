@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 from uuid import UUID
 
-from mario.config.algorithms import DQNConfig
 from mario.config.experiment import ExperimentConfig
 from mario.errors import MarioError, RegistryUnavailableError, RunIsBusy
 from mario.store.engine import StoreUnavailableError
@@ -173,17 +172,11 @@ def resources_for(config: ExperimentConfig | None) -> Resources:
 
 
 def _buffer_gib(config: ExperimentConfig) -> float:
-    """What an algorithm's own buffer takes at most, full; a step is four 84 × 84 frames.
-
-    DQN's replay buffer, and a fourth of it again for the packed copy that a checkpoint is written
-    from (`mario/training/replay_compression.py`); PPO's rollout, which is turned round into a copy.
-    """
-    algorithm = config.algorithm
-    if isinstance(algorithm, DQNConfig):
-        steps, copies = min(algorithm.buffer_size, config.total_steps), 1.25
-    else:
-        steps, copies = algorithm.n_steps * config.environments, 2.0
-    return copies * steps * 4 * 84 * 84 / 2**30
+    """GiB that the algorithm's buffer takes at most; a step is four 84 × 84 frames."""
+    steps = config.algorithm.buffered_steps(
+        environments=config.environments, total_steps=config.total_steps
+    )
+    return steps * 4 * 84 * 84 / 2**30
 
 
 @dataclass(frozen=True)

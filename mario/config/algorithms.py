@@ -47,11 +47,15 @@ class PPOConfig(Section):
                 f"{environments} = {rollout}"
             )
 
+    def buffered_steps(self, *, environments: int, total_steps: int) -> float:
+        """Steps whose observations are in memory at most: the rollout and its flattened copy."""
+        return 2.0 * self.n_steps * environments
 
-class DQNConfig(Section):
-    """Deep Q-learning (Mnih et al. 2015) as stable-baselines3 has it."""
 
-    name: Literal["dqn"]
+class ReplayConfig(Section):
+    """What DQN and its variants share: a replay buffer and random exploration."""
+
+    name: str
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     learning_rate_schedule: ScheduleName = "constant"
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.99
@@ -64,7 +68,6 @@ class DQNConfig(Section):
     exploration_initial: Probability = 1.0
     exploration_final: Probability = 0.1
     exploration_fraction: Probability = 0.2
-    max_grad_norm: Annotated[float, Field(gt=0)] = 10.0
 
     def check(self, *, environments: int, total_steps: int) -> None:
         """Refuse values that do not fit the experiment.
@@ -82,6 +85,20 @@ class DQNConfig(Section):
                 f"algorithm.learning_starts_steps: got {self.learning_starts_steps}, "
                 f"expected less than total_steps = {total_steps}, or nothing is learned"
             )
+
+    def buffered_steps(self, *, environments: int, total_steps: int) -> float:
+        """Steps whose observations are in memory at most.
+
+        A fourth is added to the full buffer: the packed copy that a checkpoint is written from.
+        """
+        return 1.25 * min(self.buffer_size, total_steps)
+
+
+class DQNConfig(ReplayConfig):
+    """Deep Q-learning (Mnih et al. 2015) as stable-baselines3 has it."""
+
+    name: Literal["dqn"]
+    max_grad_norm: Annotated[float, Field(gt=0)] = 10.0
 
 
 #: Every algorithm; `name` chooses one.

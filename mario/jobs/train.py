@@ -13,7 +13,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import numpy as np
 
@@ -46,6 +45,7 @@ from mario.telemetry.training import TrainingMetrics
 from mario.tracking.mlflow import MlflowSink, TensorBoardSink
 from mario.tracking.store import PrometheusSink, StoreSink
 from mario.tracking.wandb import WandbSink
+from mario.training.algorithms.contract import Algorithm
 from mario.training.checkpoint import list_checkpoints
 from mario.training.checkpoint_retention import CHECKPOINTS_FOLDER
 from mario.training.export import export_artefact
@@ -357,27 +357,28 @@ def _export(config: ExperimentConfig, run_dir: Path, result: TrainingResult) -> 
     if chosen is None:
         return None
     try:
-        model = load_trained(config, chosen)
+        algorithm = load_trained(config, chosen)
     except CheckpointError as error:
         if chosen == result.last or result.last is None:
             raise
         log.warning("exporting the last policy, as the best one cannot be read: %s", error)
-        model = load_trained(config, result.last)
+        algorithm = load_trained(config, result.last)
     return export_artefact(
-        model,
+        algorithm,
         run_dir / ARTEFACT_FOLDER,
         config,
-        observations=_observations(config, model),
+        observations=_observations(config, algorithm),
         git_commit=git_commit(),
         overwrite=True,
     )
 
 
-def _observations(config: ExperimentConfig, model: Any) -> UInt8Array:
+def _observations(config: ExperimentConfig, algorithm: Algorithm) -> UInt8Array:
     """Real observations of the game under the protocol, spread over a few episodes."""
     from mario.training.export import TorchPolicy, action_specs
 
-    policy = TorchPolicy(model, action_specs(config.game.actions), config.game.frame_skip, "sample")
+    actions = action_specs(config.game.actions)
+    policy = TorchPolicy(algorithm, actions, config.game.frame_skip, "sample")
     seen: list[UInt8Array] = []
     units = [u.key for block in schedule(config.level_names, "selection", units=max(
         8, len(config.level_names))) for u in block]  # fmt: skip

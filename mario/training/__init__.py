@@ -1,1 +1,1 @@
-"""PPO and DQN on stable-baselines3: callbacks, checkpoints, health."""
+"""The training loop on stable-baselines3: algorithms, checkpoints, collapse detection."""

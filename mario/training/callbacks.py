@@ -11,12 +11,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.dqn import DQN
-from stable_baselines3.ppo import PPO
 
-from mario.config.algorithms import PPOConfig
+from mario.training.algorithms.contract import Algorithm
 from mario.training.sb3_vec_env import EpisodeRecord
-from mario.training.schedules import Schedule, schedule
 from mario.training.signals import rollout_signals
 
 
@@ -39,42 +36,32 @@ class TrainerHooks(Protocol):
         Args:
             scalars: what the last update logged; empty before the first.
             rollout: signals of the rollout before it.
-            pace: seconds of rollout and update since the last boundary, and DQN's exploration;
-                there also while nothing is learned yet.
+            pace: seconds of rollout and update since the last boundary, and the algorithm's
+                `progress_scalars`; also before the first update.
         """
         ...
 
 
 class TrainerCallback(BaseCallback):
-    """Calls the trainer at steps and boundaries, and follows the entropy schedule."""
+    """Calls the trainer at steps and boundaries."""
 
-    def __init__(
-        self,
-        hooks: TrainerHooks,
-        algorithm: object,
-        total_steps: int,
-        boundary_every_steps: int = 0,
-    ) -> None:
+    def __init__(self, hooks: TrainerHooks, algorithm: Algorithm, total_steps: int) -> None:
         """Connect to the trainer.
 
         Args:
             hooks: the trainer.
-            algorithm: the algorithm's configuration.
-            total_steps: agent steps of the whole run, for the schedule.
-            boundary_every_steps: agent steps between two boundaries; 0 = before every rollout.
-                For DQN, whose rollouts are a few steps long.
+            algorithm: the algorithm that learns.
+            total_steps: agent steps of the whole run, for the algorithm's schedules.
         """
         super().__init__()
         self._hooks = hooks
         self._total_steps = total_steps
-        self._every_steps = boundary_every_steps
+        self._algorithm = algorithm
+        self._every_steps = algorithm.boundary_every_steps
         self._next_boundary = 0
         self._rollout: dict[str, Any] = {}
         self._seconds = {"rollout": 0.0, "update": 0.0}
         self._lap_began: float | None = None
-        self._entropy: Schedule | None = None
-        if isinstance(algorithm, PPOConfig):
-            self._entropy = schedule(algorithm.entropy_coefficient, algorithm.entropy_schedule)
 
     def _on_step(self) -> bool:
         infos: list[dict[str, Any]] = self.locals["infos"]
@@ -98,11 +85,10 @@ class TrainerCallback(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         self._lap("rollout")
-        if isinstance(self.model, PPO):
-            self._rollout = rollout_signals(self.model)
-            if self._entropy is not None:
-                remaining = 1.0 - self.model.num_timesteps / self._total_steps
-                self.model.ent_coef = self._entropy(remaining)
+        if not self._every_steps:
+            # The rollout of this boundary, before its update empties the buffer.
+            self._rollout = rollout_signals(self._algorithm)
+        self._algorithm.before_update(1.0 - self.num_timesteps / self._total_steps)
 
     def _on_training_end(self) -> None:
         self._lap("update")
@@ -116,12 +102,11 @@ class TrainerCallback(BaseCallback):
         self._lap_began = now
 
     def _report(self) -> None:
-        if not isinstance(self.model, PPO):
-            self._rollout = rollout_signals(self.model)
+        if self._every_steps:
+            self._rollout = rollout_signals(self._algorithm)
         logged: Mapping[str, Callable[[], Any] | Any] = self.model.logger.name_to_value
         scalars = {name: value for name, value in logged.items() if name.startswith("train/")}
         pace = {f"time/{name}_seconds": spent for name, spent in self._seconds.items() if spent > 0}
         self._seconds = dict.fromkeys(self._seconds, 0.0)
-        if isinstance(self.model, DQN):
-            pace["rollout/exploration_rate"] = float(self.model.exploration_rate)
+        pace |= self._algorithm.progress_scalars()
         self._hooks.boundary(scalars, self._rollout, pace)

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.dqn import DQN
 from torch import nn
 
 from mario.config.experiment import ExperimentConfig
@@ -32,6 +31,7 @@ from mario.policy.manifest import (
 )
 from mario.policy.onnx import OnnxPolicy
 from mario.policy.policy import Generators, PolicyOutput, choose, softmax
+from mario.training.algorithms.contract import Algorithm, Network
 
 #: Largest difference between the trained network and its ONNX file.
 TOLERANCE = 1e-4
@@ -50,17 +50,14 @@ def action_specs(actions: str) -> tuple[ActionSpec, ...]:
 
 
 class TorchPolicy:
-    """A network under training behind the Policy protocol, without an export.
-
-    For DQN the logits are the Q-values, so that greedy selection is its policy.
-    """
+    """A network under training behind the Policy protocol, without an export."""
 
     def __init__(
-        self, model: BaseAlgorithm, actions: tuple[ActionSpec, ...], frame_skip: int,
+        self, algorithm: Algorithm, actions: tuple[ActionSpec, ...], frame_skip: int,
         selection: ActionSelection,
     ) -> None:  # fmt: skip
-        """Look at a model; later training shows in the answers."""
-        self._model = model
+        """Answer with the algorithm's network as it is when asked."""
+        self._algorithm = algorithm
         self._actions = actions
         self._frame_skip = frame_skip
         self._selection = selection
@@ -83,7 +80,7 @@ class TorchPolicy:
     def infer(self, observations: Uint8Array) -> tuple[Float32Array, Float32Array]:
         """Run the network on uint8 (N, 4, 84, 84): logits float32 (N, A), values float32 (N,)."""
         check_observations(observations)
-        return torch_outputs(self._model, observations)
+        return torch_outputs(self._algorithm, observations)
 
     def act(
         self,
@@ -104,26 +101,16 @@ class TorchPolicy:
 
 
 def torch_outputs(
-    model: BaseAlgorithm, observations: Uint8Array
+    algorithm: Algorithm, observations: Uint8Array
 ) -> tuple[Float32Array, Float32Array]:
-    """Run a model's network.
-
-    Args:
-        model: PPO or DQN.
-        observations: uint8 (N, 4, 84, 84).
+    """Run an algorithm's network on uint8 (N, 4, 84, 84).
 
     Returns:
-        logits float32 (N, A) (DQN: Q-values) and values float32 (N,) (DQN: the largest Q-value).
+        logits float32 (N, A) and values float32 (N,).
     """
-    policy: Any = model.policy
-    inputs = torch.as_tensor(observations, device=model.device)
+    inputs = torch.as_tensor(observations, device=algorithm.model.device)
     with torch.no_grad():
-        if isinstance(model, DQN):
-            logits = model.q_net(inputs)
-            values = logits.max(dim=1).values
-        else:
-            features = policy.features_extractor(inputs)
-            logits, values = policy.action_net(features), policy.value_net(features).squeeze(1)
+        logits, values = algorithm.outputs(inputs)
     return logits.float().cpu().numpy(), values.float().cpu().numpy()
 
 
@@ -159,7 +146,7 @@ def load_weights(model: BaseAlgorithm, archive: Path | bytes) -> None:
         ) from None
 
 
-def export_onnx(model: BaseAlgorithm) -> bytes:
+def export_onnx(network: Network) -> bytes:
     """Write the network as ONNX: uint8 (N, 4, 84, 84) → logits float32 (N, A), value float32 (N,).
 
     The same weights give the same bytes.
@@ -169,7 +156,7 @@ def export_onnx(model: BaseAlgorithm) -> bytes:
     """
     from onnx import TensorProto, checker, helper, numpy_helper
 
-    convolutions, dense, heads = _layers(model)
+    convolutions, dense, action_head, value_head = _layers(network)
     tensors: list[Any] = []
     nodes: list[Any] = []
 
@@ -198,9 +185,9 @@ def export_onnx(model: BaseAlgorithm) -> bytes:
     value = add("Flatten", [value], "flat", axis=1)
     value = add("Gemm", [value, *parameters("dense", dense)], "dense_out", transB=1)
     features = add("Relu", [value], "features")
-    add("Gemm", [features, *parameters("action_head", heads[0])], "logits", transB=1)
-    if len(heads) > 1:
-        column = add("Gemm", [features, *parameters("value_head", heads[1])], "column", transB=1)
+    add("Gemm", [features, *parameters("action_head", action_head)], "logits", transB=1)
+    if value_head is not None:
+        column = add("Gemm", [features, *parameters("value_head", value_head)], "column", transB=1)
         axes = constant("axes", np.array([1], np.int64))
         add("Squeeze", [column, axes], "value")
     else:
@@ -211,7 +198,7 @@ def export_onnx(model: BaseAlgorithm) -> bytes:
         [helper.make_tensor_value_info("observation", TensorProto.UINT8, ["N", 4, 84, 84])],
         [
             helper.make_tensor_value_info("logits", TensorProto.FLOAT,
-                                          ["N", heads[0].out_features]),
+                                          ["N", action_head.out_features]),
             helper.make_tensor_value_info("value", TensorProto.FLOAT, ["N"]),
         ],
         tensors,
@@ -225,7 +212,7 @@ def export_onnx(model: BaseAlgorithm) -> bytes:
 
 
 def export_artefact(
-    model: BaseAlgorithm,
+    algorithm: Algorithm,
     folder: Path | str,
     config: ExperimentConfig,
     *,
@@ -235,10 +222,10 @@ def export_artefact(
     action_selection: ActionSelection | None = None,
     overwrite: bool = False,
 ) -> Artefact:
-    """Export a trained model as the artefact, and check it against the network.
+    """Export a trained policy as the artefact, and check it against the network.
 
     Args:
-        model: the trained PPO or DQN.
+        algorithm: the trained algorithm.
         folder: where the artefact shall be; complete or absent.
         config: the experiment it was trained by.
         observations: uint8 (N, 4, 84, 84), N ≥ 1, real observations of the game; all are compared,
@@ -251,13 +238,14 @@ def export_artefact(
     Raises:
         ArtefactError: ONNX Runtime answers differently by more than 1e-4, or the folder exists.
     """
-    logits, values = _exact_outputs(model, observations)
+    network, model = algorithm.network(), algorithm.model
+    logits, values = _exact_outputs(network, observations)
     count = min(len(observations), MAX_GOLDEN_OBSERVATIONS)
     # Spread over all that was given: neighbours are nearly the same picture.
     chosen = np.unique(np.linspace(0, len(observations) - 1, count).astype(np.int64))
     artefact = write_artefact(
         folder,
-        onnx=export_onnx(model),
+        onnx=export_onnx(network),
         actions=action_specs(config.game.actions),
         action_selection=action_selection or config.evaluation.action_selection,
         frame_skip=config.game.frame_skip,
@@ -302,42 +290,44 @@ def check_onnx(
     return difference
 
 
-def _exact_outputs(
-    model: BaseAlgorithm, observations: Uint8Array
-) -> tuple[Float32Array, Float32Array]:
+def _exact_outputs(network: Network, observations: Uint8Array) -> tuple[Float32Array, Float32Array]:
     """Run the layers in float32 in their plain layout: what the ONNX file must give."""
-    convolutions, dense, heads = _layers(model)
+    convolutions, dense, action_head, value_head = _layers(network)
+    device = dense.weight.device
     logits, values = [], []
     with torch.no_grad():
         for start in range(0, len(observations), 64):
-            batch = torch.as_tensor(observations[start : start + 64], device=model.device)
+            batch = torch.as_tensor(observations[start : start + 64], device=device)
             activations = batch.to(torch.float32) / 255.0
             for layer in convolutions:
                 activations = torch.relu(layer(activations))
             features = torch.relu(dense(activations.flatten(1)))
-            answer = heads[0](features)
+            answer = action_head(features)
             logits.append(answer)
-            values.append(heads[1](features)[:, 0] if len(heads) > 1 else answer.max(1).values)
+            values.append(
+                answer.max(1).values if value_head is None else value_head(features)[:, 0]
+            )
     return torch.cat(logits).cpu().numpy(), torch.cat(values).cpu().numpy()
 
 
-def _layers(model: BaseAlgorithm) -> tuple[list[nn.Conv2d], nn.Linear, list[nn.Linear]]:
-    """Find the convolutions, the dense layer and the heads (actions; value unless DQN)."""
-    policy: Any = model.policy
-    if isinstance(model, DQN):
-        extractor = model.q_net.features_extractor
-        heads = [layer for layer in model.q_net.q_net if isinstance(layer, nn.Linear)]
-        expected = 1
-    else:
-        extractor = policy.features_extractor
-        heads = [policy.action_net, policy.value_net]
-        expected = 2
-    convolutions = [layer for layer in extractor.modules() if isinstance(layer, nn.Conv2d)]
-    dense = [layer for layer in extractor.modules() if isinstance(layer, nn.Linear)]
-    if not convolutions or len(dense) != 1 or len(heads) != expected:
+def _layers(
+    network: Network,
+) -> tuple[list[nn.Conv2d], nn.Linear, nn.Linear, nn.Linear | None]:
+    """Find the convolutions, the dense layer, the action head and the value head."""
+
+    def linear(module: nn.Module | None) -> list[nn.Linear]:
+        layers = [] if module is None else module.modules()
+        return [layer for layer in layers if isinstance(layer, nn.Linear)]
+
+    convolutions = [m for m in network.extractor.modules() if isinstance(m, nn.Conv2d)]
+    dense, action, value = (
+        linear(part) for part in (network.extractor, network.action_head, network.value_head)
+    )
+    values_expected = 0 if network.value_head is None else 1
+    if not convolutions or [len(dense), len(action), len(value)] != [1, 1, values_expected]:
         raise ArtefactError(
             f"network: got {len(convolutions)} convolutions, {len(dense)} dense layers and "
-            f"{len(heads)} heads; expected convolutions, one dense layer and {expected} linear "
-            "heads; use one of the networks of `network.features`"
+            f"{len(action) + len(value)} heads; expected convolutions, one dense layer and "
+            f"{1 + values_expected} linear heads; use one of the networks of `network.features`"
         )
-    return convolutions, dense[0], heads
+    return convolutions, dense[0], action[0], value[0] if value else None

@@ -22,8 +22,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
 from stable_baselines3.common.policies import ActorCriticCnnPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from stable_baselines3.dqn.policies import CnnPolicy as DQNCnnPolicy
-from stable_baselines3.dqn.policies import QNetwork
 from torch import nn
 
 from mario.config.network import NetworkConfig
@@ -212,12 +210,6 @@ class MarioActorCriticPolicy(ActorCriticCnnPolicy):
     def _heads(self, obs: Any) -> tuple[torch.Tensor, torch.Tensor]:
         features = self.features_extractor(obs)
         return torch.log_softmax(self.action_net(features), dim=1), self.value_net(features)
-
-
-class MarioQPolicy(DQNCnnPolicy):
-    """SB3's DQN policy on :class:`FastCNN`; one linear layer from features to Q-values."""
-
-    q_net: QNetwork
 
 
 def policy_kwargs(network: NetworkConfig, device: torch.device) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Exact resume: take everything that decides how training goes on, and put it back.
 
 Networks, optimizer, every generator (Python, NumPy, torch, CUDA, the action space), counters, the
-observation the policy sees next, the environments with their partly finished episodes, and DQN's
-replay buffer. What is left out is rebuilt the same or changes no weight (PPO's rollout buffer is
-empty between two updates, which is when a checkpoint is taken).
+observation the policy sees next, the environments with their partly finished episodes, and what
+the algorithm itself adds (a replay buffer). What is left out is rebuilt the same or changes no
+weight.
 """
 
 from __future__ import annotations
@@ -17,28 +17,25 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.dqn import DQN
 
 from mario.errors import CheckpointError, SaveStateError
-from mario.training.algorithm import learning_rate
+from mario.training.algorithms.contract import Algorithm
 from mario.training.checkpoint import CheckpointContent
-from mario.training.replay_compression import pack, unpack
 from mario.training.sb3_vec_env import GameVecEnv, VecSnapshot
+from mario.training.schedules import learning_rate
 
 _COUNTERS = ("num_timesteps", "_n_updates", "_episode_num", "_current_progress_remaining")
-_DQN_COUNTERS = ("_n_calls", "exploration_rate")
-_REPLAY_ARRAYS = ("actions", "rewards", "dones")
-_REPLAY_PACKED = ("newest", "whole", "where")
 
 
-def capture(model: BaseAlgorithm, env: GameVecEnv, values: Mapping[str, Any]) -> CheckpointContent:
+def capture(algorithm: Algorithm, env: GameVecEnv, values: Mapping[str, Any]) -> CheckpointContent:
     """Copy the whole state of a run, between two updates.
 
     Args:
-        model: the algorithm.
+        algorithm: the algorithm.
         env: its games.
         values: what the trainer itself must remember, as JSON types.
     """
+    model = algorithm.model
     policy: Any = model.policy
     tensors: dict[str, Any] = {
         "policy": copy.deepcopy(policy.state_dict()),
@@ -71,24 +68,15 @@ def capture(model: BaseAlgorithm, env: GameVecEnv, values: Mapping[str, Any]) ->
         "env_count": len(snapshot.slots),
         "threads": torch.get_num_threads(),
     }
-    if isinstance(model, DQN):
-        state["dqn"] = {name: getattr(model, name) for name in _DQN_COUNTERS}
-        replay: Any = model.replay_buffer
-        state["replay"] = {"position": int(replay.pos), "full": bool(replay.full)}
-        # One row more than filled: with one array for both, it holds the last next observation.
-        filled = replay.buffer_size if replay.full else min(replay.pos + 1, replay.buffer_size)
-        for name in _REPLAY_ARRAYS:
-            arrays[f"replay_{name}"] = getattr(replay, name)[:filled].copy()
-        for name, packed in pack(replay.observations[:filled]).items():
-            arrays[f"replay_{name}"] = packed
-    return CheckpointContent(state, tensors, arrays)
+    own_values, own_arrays = algorithm.capture()
+    return CheckpointContent(state | own_values, tensors, arrays | own_arrays)
 
 
-def restore(model: BaseAlgorithm, env: GameVecEnv, content: CheckpointContent) -> dict[str, Any]:
+def restore(algorithm: Algorithm, env: GameVecEnv, content: CheckpointContent) -> dict[str, Any]:
     """Put a captured state back.
 
     Args:
-        model: freshly built from the same configuration.
+        algorithm: freshly built from the same configuration.
         env: freshly opened, likewise.
         content: from :func:`capture`.
 
@@ -98,7 +86,7 @@ def restore(model: BaseAlgorithm, env: GameVecEnv, content: CheckpointContent) -
     Raises:
         CheckpointError: the state does not fit the model or the games.
     """
-    values, arrays = content.values, content.arrays
+    model, values, arrays = algorithm.model, content.values, content.arrays
     try:
         restore_networks(model, content)
         for name, value in values["counters"].items():
@@ -119,8 +107,7 @@ def restore(model: BaseAlgorithm, env: GameVecEnv, content: CheckpointContent) -
         model._last_obs = arrays["last_observations"].copy()
         model._last_episode_starts = arrays["last_episode_starts"].copy()
         learning_rate(model).factor = values["learning_rate_factor"]
-        if isinstance(model, DQN):
-            _restore_dqn(model, content)
+        algorithm.restore(content)
         _restore_generators(model, content)
     except (KeyError, ValueError, TypeError, RuntimeError, SaveStateError) as error:
         raise CheckpointError(
@@ -136,19 +123,6 @@ def restore_networks(model: BaseAlgorithm, content: CheckpointContent) -> None:
     policy: Any = model.policy
     policy.load_state_dict(content.tensors["policy"])
     policy.optimizer.load_state_dict(content.tensors["optimizer"])
-
-
-def _restore_dqn(model: DQN, content: CheckpointContent) -> None:
-    for name, value in content.values["dqn"].items():
-        setattr(model, name, value)
-    replay: Any = model.replay_buffer
-    for name in _REPLAY_ARRAYS:
-        saved = content.arrays[f"replay_{name}"]
-        getattr(replay, name)[: len(saved)] = saved
-    newest, whole, where = (content.arrays[f"replay_{name}"] for name in _REPLAY_PACKED)
-    unpack(newest, whole, where, replay.observations)
-    replay.pos = content.values["replay"]["position"]
-    replay.full = content.values["replay"]["full"]
 
 
 def _restore_generators(model: BaseAlgorithm, content: CheckpointContent) -> None:

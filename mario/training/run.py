@@ -17,7 +17,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from mario.config.experiment import ExperimentConfig
 from mario.errors import CheckpointError, TrainingError
 from mario.files import clear_unfinished, write_whole
-from mario.training.algorithm import build_algorithm, is_ppo, learning_rate, set_threads
+from mario.training.algorithms.factory import build_algorithm
 from mario.training.callbacks import TrainerCallback
 from mario.training.checkpoint import CheckpointContent, read_checkpoint, verify_latest
 from mario.training.checkpoint_retention import BEST_FOLDER, CHECKPOINTS_FOLDER, CheckpointKeeper
@@ -26,6 +26,7 @@ from mario.training.export import TorchPolicy, action_specs
 from mario.training.result import Select, SelectionScore, TrainingResult
 from mario.training.resume import PreservedGenerators, capture, restore, restore_networks
 from mario.training.sb3_vec_env import EpisodeRecord, GameVecEnv
+from mario.training.schedules import learning_rate
 from mario.training.signals import EpisodeWindow, GradientMeter, make_sample
 from mario.training.sinks import (
     Incident,
@@ -36,12 +37,11 @@ from mario.training.sinks import (
     SinkSet,
     Status,
 )
+from mario.training.threads import set_threads
 
 log = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
-#: Agent steps between two boundaries of DQN, whose rollouts are a few steps long.
-_DQN_BOUNDARY_STEPS = 1_000
 #: What may differ between a run and its resumption: nothing of it changes a weight. Of `evaluation`
 #: one key does, which `check_fits` looks at: a rollback goes to the policy that was judged best.
 _FREE_SECTIONS = ("name", "description", "sinks", "evaluation", "checkpoint")
@@ -181,7 +181,8 @@ class TrainingRun:
         threads = int(saved[1].values["threads"]) if saved else 0
         threads = set_threads(self.config, threads)
         self.env = env
-        self.model = build_algorithm(self.config, env)
+        self.algorithm = build_algorithm(self.config, env)
+        self.model = self.algorithm.model
         if saved is not None:
             self._restore(saved)
         elif initial is not None:
@@ -242,10 +243,8 @@ class TrainingRun:
         if due:
             every = self.config.checkpoint.every_steps
             self.next_checkpoint = (steps // every + 1) * every
-        # PPO's boundaries are seconds apart, so each is kept in memory for a stop to fall back
-        # on; DQN's copy (with the replay buffer) is made only when it will be written.
-        stopping = self.stop.is_set()  # asked once: a stop that comes now finds no point
-        if is_ppo(self.config) or due or finished or stopping:
+        stopping = self.stop.is_set()  # read once: a stop that comes now finds no point
+        if self.algorithm.holds_resume_points or due or finished or stopping:
             self._take_point()
         if due:
             self._save_last(required=False)
@@ -253,7 +252,7 @@ class TrainingRun:
             self._obey_stop(at_boundary=True)
 
     def between_updates(self) -> None:
-        """Obey a stop at once where no point is kept in memory (DQN)."""
+        """Obey a stop at once where no point is held in memory."""
         if self.stop.is_set():
             self._deliver()
             self._take_point()
@@ -261,14 +260,11 @@ class TrainingRun:
 
     def _take_point(self) -> None:
         """Hold the run as it is now in memory, as the point to resume from."""
-        self.resume_point = capture(self.model, self.env, self._values())
+        self.resume_point = capture(self.algorithm, self.env, self._values())
         self.resume_steps = self.model.num_timesteps
 
     def _learn(self) -> tuple[Status, str]:
-        callback = TrainerCallback(
-            self, self.config.algorithm, self.config.total_steps,
-            0 if is_ppo(self.config) else _DQN_BOUNDARY_STEPS,
-        )  # fmt: skip
+        callback = TrainerCallback(self, self.algorithm, self.config.total_steps)
         while True:
             remaining = self.config.total_steps - self.model.num_timesteps
             if remaining <= 0:
@@ -289,8 +285,8 @@ class TrainingRun:
     def _obey_stop(self, *, at_boundary: bool = False) -> None:
         if not self.stop.is_set():
             return
-        # DQN keeps no point in memory: it goes on to the end of its rollout, a few steps away.
-        if not at_boundary and not is_ppo(self.config):
+        # Without a point in memory the run continues to the end of its rollout.
+        if not at_boundary and not self.algorithm.holds_resume_points:
             return
         # Whoever stops a run may say why: a sweep that prunes a trial does.
         raise _EndLearning("interrupted", getattr(self.stop, "reason", "") or "stopped on request")
@@ -298,16 +294,17 @@ class TrainingRun:
     def _guard(self, norm: float) -> None:
         if not math.isfinite(norm):
             raise _Diverged("a gradient is not finite")
-        if self.stop.is_set() and is_ppo(self.config):
-            self._obey_stop()
+        self._obey_stop()
 
     def _observe(
         self, scalars: Mapping[str, Any], rollout: Mapping[str, Any], norm: float | None
     ) -> None:
         self.update += 1
         sample = make_sample(
-            self.model, self.window, update=self.update, target_steps=self.config.total_steps,
-            gradient_norm=norm, scalars=scalars, rollout=rollout, since_update=self._age(),
+            self.window, update=self.update, total_steps=self.model.num_timesteps,
+            target_steps=self.config.total_steps, gradient_norm=norm, scalars=scalars,
+            signals={**self.algorithm.update_signals(scalars), **rollout},
+            since_update=self._age(),
         )  # fmt: skip
         self.health = self.detector.update(sample)
         self.sinks.on_health(sample, self.health)
@@ -382,7 +379,7 @@ class TrainingRun:
             result = None if mean is None else SelectionScore(mean)
         else:
             policy = TorchPolicy(
-                self.model, action_specs(self.config.game.actions), self.config.game.frame_skip,
+                self.algorithm, action_specs(self.config.game.actions), self.config.game.frame_skip,
                 self.config.evaluation.action_selection,
             )  # fmt: skip
             with PreservedGenerators():
@@ -402,7 +399,7 @@ class TrainingRun:
 
     def _save_best(self, result: SelectionScore) -> bool:
         steps = self.model.num_timesteps
-        content = capture(self.model, self.env, self._values())
+        content = capture(self.algorithm, self.env, self._values())
         # Networks and optimizer are what a rollback and an export need; the rest stays out.
         slim = CheckpointContent(
             {"counters": content.values["counters"], "score": result.score,
@@ -456,7 +453,7 @@ class TrainingRun:
         }
 
     def _restore(self, saved: tuple[Path, CheckpointContent]) -> None:
-        values = restore(self.model, self.env, saved[1])
+        values = restore(self.algorithm, self.env, saved[1])
         self.attempt = values["attempt"] + 1
         self.update = values["update"]
         self.window.restore(values["window"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from stable_baselines3.common.base_class import BaseAlgorithm
+
 from mario.config.algorithms import ScheduleName
 
 Schedule = Callable[[float], float]
@@ -32,3 +34,10 @@ class ScaledSchedule:
 def schedule(initial: float, kind: ScheduleName) -> ScaledSchedule:
     """Make a schedule that starts at `initial`."""
     return ScaledSchedule(initial, kind)
+
+
+def learning_rate(model: BaseAlgorithm) -> ScaledSchedule:
+    """Give the model's learning rate schedule, whose factor a rollback lowers."""
+    rate = model.learning_rate
+    assert isinstance(rate, ScaledSchedule)
+    return rate

@@ -11,11 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.dqn import DQN
-from stable_baselines3.ppo import PPO
 
 from mario.game.console.contract import UInt8Array
 from mario.game.smb.levels import level as find_level
+from mario.training.algorithms.contract import Algorithm
 from mario.training.collapse_detector import HealthSample, spearman
 from mario.training.sb3_vec_env import EpisodeRecord
 
@@ -164,25 +163,23 @@ class GradientMeter:
         self._norms.append(norm)
 
 
-def dormant_share(model: BaseAlgorithm, observations: UInt8Array) -> float | None:
+def dormant_share(algorithm: Algorithm, observations: UInt8Array) -> float | None:
     """Measure the share of units that hardly ever fire.
 
     Args:
-        model: PPO or DQN on this project's network.
+        algorithm: the algorithm.
         observations: uint8 (N, 4, 84, 84), recent ones.
 
     Returns:
         0 … 1 in the layer that has most of them (a network is as dead as its deadest layer);
-        None for a network that cannot be looked into.
+        None for a network that does not give its activations.
     """
-    policy: Any = model.policy
-    extractor: Any = model.q_net.features_extractor if isinstance(model, DQN) else getattr(
-        policy, "features_extractor", None
-    )  # fmt: skip
+    extractor: Any = algorithm.network().extractor
     if not hasattr(extractor, "activations"):
         return None
     with torch.no_grad():
-        layers = extractor.activations(torch.as_tensor(observations, device=model.device))
+        inputs = torch.as_tensor(observations, device=algorithm.model.device)
+        layers = extractor.activations(inputs)
     worst = 0.0
     for layer in layers:
         # A unit is a channel of a convolution, or an output of a dense layer.
@@ -194,39 +191,37 @@ def dormant_share(model: BaseAlgorithm, observations: UInt8Array) -> float | Non
 
 
 def make_sample(
-    model: BaseAlgorithm,
     window: EpisodeWindow,
     *,
     update: int,
+    total_steps: int,
     target_steps: int,
     gradient_norm: float | None,
     scalars: Mapping[str, Any],
-    rollout: Mapping[str, Any],
+    signals: Mapping[str, Any],
     since_update: float | None = None,
 ) -> HealthSample:
     """Put together what an update looked like.
 
     Args:
-        model: the algorithm, after the update.
         window: the last episodes.
         update: its number, from 1.
+        total_steps: agent steps of the run so far.
         target_steps: agent steps of the whole run.
         gradient_norm: from :class:`GradientMeter`.
         scalars: what stable-baselines3 logged in `train()`.
-        rollout: from :func:`rollout_signals`.
+        signals: further fields of the sample, from :func:`rollout_signals` and the algorithm's
+            `update_signals`.
         since_update: seconds since the update before, where that is too long.
     """
     returns, furthest = window.recent()
     enough = len(returns) == _RECENT_EPISODES
-    loss = scalars.get("train/value_loss", scalars.get("train/loss"))
-    # Both are measured before each minibatch's step: of a single one they are 0 whatever it does.
-    compared = not isinstance(model, PPO) or _minibatches(model) > 1
     finite = all(math.isfinite(value) for name, value in scalars.items()
                  if name.startswith("train/") and name != "train/explained_variance")  # fmt: skip
     return HealthSample(
         update=update,
-        total_steps=model.num_timesteps,
-        progress=min(model.num_timesteps / target_steps, 1.0),
+        total_steps=total_steps,
+        progress=min(total_steps / target_steps, 1.0),
         mean_return=window.mean_return(),
         mean_furthest_px=window.mean_furthest_px(),
         environments_furthest_px=window.environments_furthest_px(),
@@ -235,116 +230,51 @@ def make_sample(
         return_progress_correlation=spearman(returns, furthest) if enough else None,
         episodes_finished=window.finished,
         episodes_seen=window.seen,
-        approx_kl=_scalar(scalars, "train/approx_kl") if compared else None,
-        clip_fraction=_scalar(scalars, "train/clip_fraction") if compared else None,
-        explained_variance=_finite(_scalar(scalars, "train/explained_variance")),
-        value_loss=None if loss is None else float(loss),
         gradient_norm=gradient_norm,
         seconds_since_update=since_update,
         non_finite=not finite or not math.isfinite(gradient_norm or 0.0),
-        **rollout,
+        **signals,
     )
 
 
-def rollout_signals(model: BaseAlgorithm) -> dict[str, Any]:
-    """Measure what the policy did lately: PPO's rollout before its update, DQN's last transitions.
-
-    DQN's dominant action is that of the actions its network chose: the random ones that exploration
-    adds are taken out, and with more than half of them random there is no such signal.
+def rollout_signals(algorithm: Algorithm) -> dict[str, Any]:
+    """Measure what the policy did lately.
 
     Returns:
-        Fields of :class:`HealthSample`; none before there is anything to look at.
+        Fields of :class:`HealthSample`; none before the policy did anything.
     """
-    actions, observations, rewards = _recent(model)
-    if len(actions) == 0:
+    experience = algorithm.experience()
+    if experience is None:
         return {}
-    counts = np.bincount(actions.astype(np.int64), minlength=int(model.action_space.n))  # type: ignore[attr-defined]
+    actions, observations = experience.actions, experience.observations
     chosen = np.unique(np.linspace(0, len(observations) - 1, _PROBE_OBSERVATIONS).astype(int))
     probe = observations[chosen]
     frozen = np.all(probe[:, 1:] == probe[:, :1], axis=(1, 2, 3))
-    found: dict[str, Any] = {
-        "dominant_action_share": _dominant_share(model, counts),
+    return {
+        "dominant_action_share": _dominant_share(algorithm, actions.astype(np.int64)),
         "frozen_observation_share": float(frozen.mean()),
-        "dormant_share": dormant_share(model, probe),
+        "dormant_share": dormant_share(algorithm, probe),
+        **algorithm.policy_signals(probe),
     }
-    choices = math.log(len(counts))
-    if isinstance(model, PPO):
-        # The rollout's own log-probabilities estimate the entropy of the policy that acted.
-        found["entropy_ratio"] = float(-model.rollout_buffer.log_probs.mean() / choices)
-    elif isinstance(model, DQN):
-        with torch.no_grad():
-            inputs = torch.as_tensor(probe, device=model.device)
-            q_values = model.q_net(inputs)
-        found["q_max"] = float(q_values.max())
-        # Sum of a geometric series of the largest reward seen (never below one reward's size).
-        # Before the first reward nothing is known of what is possible.
-        if (largest := float(np.abs(rewards).max())) > 0:
-            found["q_bound"] = largest / max(1 - model.gamma, 1e-6)
-    return found
 
 
-def _dominant_share(model: BaseAlgorithm, counts: npt.NDArray[np.int64]) -> float | None:
+def _dominant_share(algorithm: Algorithm, actions: npt.NDArray[np.int64]) -> float | None:
     """Share of the most frequent action among those that the policy chose, 0 … 1.
 
     Args:
-        model: the algorithm.
-        counts: how often each action was taken lately; A numbers.
+        algorithm: the algorithm.
+        actions: int64 (M,), the last actions, random ones included.
 
     Returns:
-        None where exploration leaves too few that DQN's network chose.
+        None where more than half of them are random.
     """
+    counts = np.bincount(actions, minlength=int(algorithm.model.action_space.n))  # type: ignore[attr-defined]
     share = float(counts.max() / counts.sum())
-    if not isinstance(model, DQN):
-        return share
-    random = _exploration(model, int(counts.sum()))
+    random = algorithm.random_share(len(actions))
     if random > _EXPLORATION_LIMIT:
         return None
     # share = (1 - random) * greedy + random / A: exploration draws from all A actions alike.
     return min(max((share - random / len(counts)) / (1 - random), 0.0), 1.0)
-
-
-def _exploration(model: DQN, actions: int) -> float:
-    """Mean chance of a random action while the last `actions` (of all environments) were taken."""
-    ages = np.arange(model.n_envs, actions + 1, model.n_envs)
-    taken_at = np.maximum(model.num_timesteps - ages, 0)
-    rates = [
-        1.0 if steps < model.learning_starts
-        else model.exploration_schedule(1 - steps / model._total_timesteps)
-        for steps in taken_at
-    ]  # fmt: skip
-    return float(np.mean(rates))
-
-
-def _recent(model: BaseAlgorithm) -> tuple[Any, Any, Any]:
-    """Give recent actions (M,), observations uint8 (K, 4, 84, 84) and rewards."""
-    if isinstance(model, PPO):
-        buffer = model.rollout_buffer
-        if not buffer.full:
-            return (), (), ()
-        observations = buffer.observations.reshape(-1, *buffer.obs_shape)
-        return buffer.actions.reshape(-1), observations, buffer.rewards
-    replay: Any = model.replay_buffer  # type: ignore[attr-defined]
-    end = replay.pos
-    start = max(0, end - 512)
-    if start >= end:
-        return (), (), ()
-    stored = replay.observations[start:end].reshape(-1, *replay.obs_shape)
-    filled = replay.buffer_size if replay.full else end
-    return replay.actions[start:end].reshape(-1), stored, replay.rewards[:filled]
-
-
-def _minibatches(model: PPO) -> int:
-    """Count the minibatches of one update, all epochs together."""
-    return int(model.n_epochs) * math.ceil(model.n_steps * model.n_envs / int(model.batch_size))
-
-
-def _scalar(scalars: Mapping[str, Any], name: str) -> float | None:
-    value = scalars.get(name)
-    return None if value is None else float(value)
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
 
 
 def _mean(values: deque[float]) -> float | None:

@@ -20,7 +20,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from mario.config.experiment import ExperimentConfig
 from mario.errors import CheckpointError
-from mario.training.algorithm import build_algorithm
+from mario.training.algorithms.contract import Algorithm
+from mario.training.algorithms.factory import build_algorithm
 from mario.training.checkpoint import read_checkpoint
 from mario.training.collapse_detector import HealthRules
 from mario.training.result import BestCheckpoint, Select, SelectionScore, TrainingResult
@@ -96,7 +97,7 @@ def train(
         raise
 
 
-def load_trained(config: ExperimentConfig, checkpoint: Path | str) -> BaseAlgorithm:
+def load_trained(config: ExperimentConfig, checkpoint: Path | str) -> Algorithm:
     """Build the algorithm with a checkpoint's networks, for export or evaluation.
 
     Raises:
@@ -106,9 +107,9 @@ def load_trained(config: ExperimentConfig, checkpoint: Path | str) -> BaseAlgori
     small = config.model_copy(update={"environments": 1})
     env = make_vec_env(small, threads=1)
     try:
-        model = build_algorithm(small, env)
-        restore_networks(model, content)
-        model.num_timesteps = content.values["counters"]["num_timesteps"]
+        algorithm = build_algorithm(small, env)
+        restore_networks(algorithm.model, content)
+        algorithm.model.num_timesteps = content.values["counters"]["num_timesteps"]
     except (KeyError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{checkpoint}: does not fit ({str(error).splitlines()[0][:160]}); expected a "
@@ -116,4 +117,4 @@ def load_trained(config: ExperimentConfig, checkpoint: Path | str) -> BaseAlgori
         ) from None
     finally:
         env.close()
-    return model
+    return algorithm

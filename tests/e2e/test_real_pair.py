@@ -80,14 +80,16 @@ def train(runtime: Runtime) -> Path:
 def write_damaged_copy(run_dir: Path, config: ExperimentConfig, folder: Path) -> None:
     """The same network, but what it liked best it likes least: its action head is negated."""
     best = list_checkpoints(run_dir / "best") or list_checkpoints(run_dir / "checkpoints")
-    model = load_trained(config, best[0])
-    head: Any = model.policy.action_net
+    algorithm = load_trained(config, best[0])
+    head: Any = algorithm.model.policy.action_net
     with torch.no_grad():
         head.weight.neg_()
         head.bias.neg_()
     golden = load_artefact(run_dir / "policy").golden
     assert golden is not None
-    export_artefact(model, folder, config, observations=golden.observations, git_commit="0" * 40)
+    export_artefact(
+        algorithm, folder, config, observations=golden.observations, git_commit="0" * 40
+    )
 
 
 @pytest.fixture(scope="module")

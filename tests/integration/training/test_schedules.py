@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from mario.training.algorithm import set_threads
 from mario.training.sinks import Progress
+from mario.training.threads import set_threads
 from mario.training.trainer import train
 from tests.support.training_runs import DQN, PPO, small_config
 

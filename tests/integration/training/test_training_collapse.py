@@ -31,7 +31,9 @@ def test_collapse_stops_the_run_and_keeps_the_best(tmp_path: Path) -> None:
     assert result.total_steps == 3 * 64
     assert listener.ends[0].status == "collapsed"
     assert result.best is not None
-    assert load_trained(small_config(), result.best.path).num_timesteps == result.best.total_steps
+    assert load_trained(small_config(), result.best.path).model.num_timesteps == (
+        result.best.total_steps
+    )
 
 
 def test_rollback_goes_on_from_the_best_with_a_lower_rate(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from mario.config.network import NetworkConfig
 from mario.errors import ArtefactError
 from mario.policy.artefact import load_artefact
 from mario.policy.onnx import OnnxPolicy
-from mario.training.algorithm import build_algorithm
+from mario.training.algorithms.contract import Algorithm
+from mario.training.algorithms.factory import build_algorithm
 from mario.training.export import (
     TorchPolicy,
     action_specs,
@@ -93,11 +94,10 @@ def network_keys(precision: str) -> dict[str, Any]:
     return {"features": "tiny", "threads": 1, "precision": precision}
 
 
-@pytest.fixture(params=["ppo", "dqn"])
-def model(request: Any) -> Iterator[Any]:
+@pytest.fixture(params=[PPO, DQN], ids=["ppo", "dqn"])
+def algorithm(request: Any) -> Iterator[Algorithm]:
     torch.set_num_threads(1)
-    algorithm = {"ppo": PPO, "dqn": DQN}[request.param]
-    config = small_config(algorithm, network=network_keys("float32"))
+    config = small_config(request.param, network=network_keys("float32"))
     env = make_vec_env(config, threads=1)
     yield build_algorithm(config, env)
     env.close()
@@ -106,7 +106,7 @@ def model(request: Any) -> Iterator[Any]:
 def test_policy_heads_against_torch_distributions() -> None:
     config = small_config()
     env = make_vec_env(config, threads=1)
-    policy: Any = build_algorithm(config, env).policy
+    policy: Any = build_algorithm(config, env).model.policy
     observations = pictures(6)
     actions, values, log_probs = policy(observations)
     features = policy.features_extractor(observations)
@@ -128,7 +128,7 @@ def test_gae_and_returns_by_their_definition() -> None:
         PPO | {"gamma": 0.9, "gae_lambda": 0.8}, game={"max_steps": 5, "no_op_max_frames": 0}
     )
     env = make_vec_env(config, threads=1)
-    model: Any = build_algorithm(config, env)
+    model: Any = build_algorithm(config, env).model
     seen: dict[str, Any] = {}
     train = model.train
 
@@ -175,7 +175,7 @@ def test_truncated_episodes_bootstrap_from_their_last_picture() -> None:
     """Pardo et al. 2018: a step limit is no death; the value of what would have followed counts."""
     config = small_config(game={"max_steps": 3, "no_op_max_frames": 0})
     env = make_vec_env(config, threads=1)
-    model: Any = build_algorithm(config, env)
+    model: Any = build_algorithm(config, env).model
     raw: list[np.ndarray] = []
     ends: list[tuple[int, int, np.ndarray]] = []
     step = env.step_wait
@@ -204,12 +204,11 @@ def test_truncated_episodes_bootstrap_from_their_last_picture() -> None:
     env.close()
 
 
-def test_gradient_meter_measures_before_clipping(model: Any) -> None:
+def test_gradient_meter_measures_before_clipping(algorithm: Algorithm) -> None:
     norms: list[float] = []
+    model: Any = algorithm.model
     meter = GradientMeter(model, norms.append)
-    outputs = model.policy.features_extractor if hasattr(model, "rollout_buffer") else (
-        model.q_net.features_extractor
-    )  # fmt: skip
+    outputs = algorithm.network().extractor
     model.policy.optimizer.zero_grad()
     (1000 * outputs(pictures(4)).sum()).backward()
     trained = [p for group in model.policy.optimizer.param_groups for p in group["params"]]
@@ -223,21 +222,20 @@ def test_gradient_meter_measures_before_clipping(model: Any) -> None:
     meter.close()
 
 
-def test_dormant_units_are_counted_in_the_deadest_layer(model: Any) -> None:
-    policy = model.policy
-    extractor = getattr(policy, "features_extractor", None) or policy.q_net.features_extractor
+def test_dormant_units_are_counted_in_the_deadest_layer(algorithm: Algorithm) -> None:
+    extractor: Any = algorithm.network().extractor
     observations = pictures(8).numpy()
     with torch.no_grad():
         for layer in (*extractor.convolutions, extractor.dense):
             layer.bias.fill_(1.0)
             layer.weight.mul_(0.01)
-    assert dormant_share(model, observations) == 0.0
+    assert dormant_share(algorithm, observations) == 0.0
     with torch.no_grad():
         extractor.dense.bias[:16].fill_(-100.0)
-    assert dormant_share(model, observations) == pytest.approx(16 / 64)
+    assert dormant_share(algorithm, observations) == pytest.approx(16 / 64)
     with torch.no_grad():
         extractor.convolutions[1].bias.fill_(-100.0)
-    assert dormant_share(model, observations) == 1.0
+    assert dormant_share(algorithm, observations) == 1.0
 
 
 def real_observations(count: int) -> np.ndarray:
@@ -253,16 +251,15 @@ def real_observations(count: int) -> np.ndarray:
     return np.concatenate(kept)[:count]
 
 
-def test_artefact_answers_like_the_network(model: Any, tmp_path: Path) -> None:
-    algorithm = DQN if hasattr(model, "q_net") else PPO
-    config = small_config(algorithm)
+def test_artefact_answers_like_the_network(algorithm: Algorithm, tmp_path: Path) -> None:
+    config = small_config()
     observations = real_observations(64)
     artefact = export_artefact(
-        model, tmp_path / "policy", config, observations=observations, git_commit="abc"
+        algorithm, tmp_path / "policy", config, observations=observations, git_commit="abc"
     )
     loaded = OnnxPolicy(load_artefact(tmp_path / "policy"))
     logits, values = loaded.infer(observations)
-    expected_logits, expected_values = torch_outputs(model, observations)
+    expected_logits, expected_values = torch_outputs(algorithm, observations)
     assert np.abs(logits - expected_logits).max() <= 1e-4
     assert np.abs(values - expected_values).max() <= 1e-4
     assert loaded.check_golden() <= 1e-4
@@ -270,8 +267,8 @@ def test_artefact_answers_like_the_network(model: Any, tmp_path: Path) -> None:
                                               "A", "left")  # fmt: skip
     assert artefact.manifest.training_config_hash == config.content_hash()
     # The same weights give the same bytes, and TorchPolicy acts like the artefact.
-    assert export_onnx(model) == artefact.onnx
-    policy = TorchPolicy(model, action_specs("simple"), 4, "greedy")
+    assert export_onnx(algorithm.network()) == artefact.onnx
+    policy = TorchPolicy(algorithm, action_specs("simple"), 4, "greedy")
     assert np.array_equal(policy.act(observations).actions, loaded.act(observations).actions)
     assert len(policy.act(observations[:0]).actions) == 0
 
@@ -283,11 +280,11 @@ def test_what_was_trained_in_bfloat16_is_exported_in_float32(tmp_path: Path) -> 
     for precision in ("float32", "bfloat16"):
         config = small_config(network=network_keys(precision))
         env = make_vec_env(config, threads=1)
-        model = build_algorithm(config, env)
+        algorithm = build_algorithm(config, env)
         folder = tmp_path / precision
-        export_artefact(model, folder, config, observations=observations, git_commit="abc")
+        export_artefact(algorithm, folder, config, observations=observations, git_commit="abc")
         answers[precision] = OnnxPolicy(load_artefact(folder)).infer(observations)
-        logits, values = torch_outputs(model, observations)
+        logits, values = torch_outputs(algorithm, observations)
         env.close()
     # The seed is the same, and with it the weights: so is the file's answer, to the last bit.
     for mine, theirs in zip(answers["bfloat16"], answers["float32"], strict=True):
@@ -297,18 +294,19 @@ def test_what_was_trained_in_bfloat16_is_exported_in_float32(tmp_path: Path) -> 
     assert np.abs(logits - answers["bfloat16"][0]).max() < 0.05
 
 
-def test_a_wrong_export_is_found(model: Any, tmp_path: Path) -> None:
-    config = small_config(DQN if hasattr(model, "q_net") else PPO)
+def test_a_wrong_export_is_found(algorithm: Algorithm, tmp_path: Path) -> None:
+    config = small_config()
     observations = real_observations(8)
     artefact = export_artefact(
-        model, tmp_path / "policy", config, observations=observations, git_commit="abc"
+        algorithm, tmp_path / "policy", config, observations=observations, git_commit="abc"
     )
-    logits, values = torch_outputs(model, observations)
+    logits, values = torch_outputs(algorithm, observations)
     with pytest.raises(ArtefactError, match="differ by"):
         check_onnx(artefact, observations, logits + 2e-4, values)
 
 
-def test_weights_come_back_without_opening_a_pickle(model: Any, tmp_path: Path) -> None:
+def test_weights_come_back_without_opening_a_pickle(algorithm: Algorithm, tmp_path: Path) -> None:
+    model = algorithm.model
     archive = save_archive(model)
     before = {name: value.clone() for name, value in model.policy.state_dict().items()}
     with torch.no_grad():

@@ -11,7 +11,8 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from mario.training.algorithm import build_algorithm
+from mario.training.algorithms.contract import Algorithm
+from mario.training.algorithms.factory import build_algorithm
 from mario.training.callbacks import TrainerCallback
 from mario.training.sb3_vec_env import EpisodeRecord, GameVecEnv, make_vec_env
 from mario.training.signals import EpisodeWindow, make_sample, rollout_signals
@@ -36,14 +37,15 @@ class Hooks:
 
 
 @pytest.fixture(scope="module")
-def ppo() -> Iterator[tuple[Any, Hooks, dict[str, Any], GameVecEnv]]:
+def ppo() -> Iterator[tuple[Algorithm, Hooks, dict[str, Any], GameVecEnv]]:
     """A PPO after one rollout and update, and what the update saw before it began."""
     # A linear range is 0 at the end of this run: what rounding changes would be clipped.
     config = small_config(
         PPO | {"n_epochs": 1, "batch_size": 64, "clip_range_schedule": "constant"}
     )
     env = make_vec_env(config, threads=1)
-    model: Any = build_algorithm(config, env)
+    algorithm = build_algorithm(config, env)
+    model: Any = algorithm.model
     hooks, before = Hooks(), {}
     update = model.train
 
@@ -56,8 +58,8 @@ def ppo() -> Iterator[tuple[Any, Hooks, dict[str, Any], GameVecEnv]]:
         update()
 
     model.train = look
-    model.learn(64, TrainerCallback(hooks, config.algorithm, 64))
-    yield model, hooks, before, env
+    model.learn(64, TrainerCallback(hooks, algorithm, 64))
+    yield algorithm, hooks, before, env
     env.close()
 
 
@@ -67,13 +69,13 @@ def flat(values: np.ndarray) -> torch.Tensor:
 
 
 def test_entropy_and_dominant_action(ppo: Any) -> None:
-    model, hooks, before, _ = ppo
+    algorithm, hooks, before, _ = ppo
     rollout = hooks.boundaries[-1][1]
     actions = before["actions"].astype(int).flatten()
     counts = [int((actions == action).sum()) for action in range(7)]
     assert rollout["dominant_action_share"] == max(counts) / 64
     # The entropy of a policy is E[-log π(a|s)] over what it did; its maximum is log 7.
-    policy = model.policy
+    policy = algorithm.model.policy
     after = {k: v.clone() for k, v in policy.state_dict().items()}
     policy.load_state_dict(before["weights"])
     with torch.no_grad():
@@ -107,7 +109,8 @@ def test_kl_and_clip_fraction_of_a_second_epoch() -> None:
                "learning_rate_schedule": "constant", "clip_range_schedule": "constant"},
     )  # fmt: skip
     env = make_vec_env(config, threads=1)
-    model: Any = build_algorithm(config, env)
+    algorithm = build_algorithm(config, env)
+    model: Any = algorithm.model
     hooks, steps, seen = Hooks(), [], {}
 
     def look(*_: object) -> None:
@@ -122,7 +125,7 @@ def test_kl_and_clip_fraction_of_a_second_epoch() -> None:
         update()
 
     model.train = before
-    model.learn(64, TrainerCallback(hooks, config.algorithm, 64))
+    model.learn(64, TrainerCallback(hooks, algorithm, 64))
     handle.remove()
     env.close()
     model.policy.load_state_dict(steps[0])  # after the first of the two minibatches
@@ -142,24 +145,25 @@ def test_kl_and_clip_fraction_of_a_second_epoch() -> None:
 
 
 def test_frozen_observations(ppo: Any) -> None:
-    model, _, _, _ = ppo
-    buffer = model.rollout_buffer
+    algorithm, _, _, _ = ppo
+    buffer = algorithm.model.rollout_buffer
     kept = buffer.observations
     frames = kept.reshape(-1, 4, 84, 84)
     still = sum(bool((frame == frame[0]).all()) for frame in frames) / len(frames)
-    assert rollout_signals(model)["frozen_observation_share"] == pytest.approx(still)
+    assert rollout_signals(algorithm)["frozen_observation_share"] == pytest.approx(still)
     buffer.observations = np.repeat(kept[..., -1:, :, :], 4, axis=-3)
-    assert rollout_signals(model)["frozen_observation_share"] == 1.0
+    assert rollout_signals(algorithm)["frozen_observation_share"] == 1.0
     buffer.observations = kept
 
 
 def test_q_values_and_their_bound() -> None:
     config = small_config(DQN | {"gamma": 0.9})
     env = make_vec_env(config, threads=1)
-    model: Any = build_algorithm(config, env)
+    algorithm = build_algorithm(config, env)
+    model: Any = algorithm.model
     hooks = Hooks()
-    model.learn(200, TrainerCallback(hooks, config.algorithm, 200, 100))
-    rollout = rollout_signals(model)
+    model.learn(200, TrainerCallback(hooks, algorithm, 200))
+    rollout = rollout_signals(algorithm)
     replay = model.replay_buffer
     rewards = replay.rewards[: replay.pos]
     # No return can be larger than the largest reward for ever: r (1 + γ + γ² + …) = r / (1 − γ).
@@ -177,7 +181,8 @@ def acted() -> Iterator[Any]:
     """A DQN that is told what it did last: 4 games, 7 actions, room for 600 steps of each."""
     config = small_config(DQN | {"buffer_size": 2_400})
     env = make_vec_env(config, threads=1)
-    model: Any = build_algorithm(config, env)
+    algorithm = build_algorithm(config, env)
+    model: Any = algorithm.model
     model._total_timesteps = 10_000
 
     def act(actions: Any, steps: int) -> float | None:
@@ -185,7 +190,7 @@ def acted() -> Iterator[Any]:
         replay.pos = len(actions) // 4
         replay.actions[: replay.pos] = np.asarray(actions).reshape(-1, 4, 1)
         model.num_timesteps = steps
-        share: float | None = rollout_signals(model)["dominant_action_share"]
+        share: float | None = rollout_signals(algorithm)["dominant_action_share"]
         return share
 
     act.model = model  # type: ignore[attr-defined]
@@ -236,11 +241,12 @@ def test_no_dominant_action_while_most_actions_are_random(acted: Any) -> None:
 def test_no_bound_of_q_values_before_a_reward() -> None:
     config = small_config(DQN)
     env = make_vec_env(config, threads=1)
-    model: Any = build_algorithm(config, env)
-    model.learn(104, TrainerCallback(Hooks(), config.algorithm, 104, 100))
+    algorithm = build_algorithm(config, env)
+    model: Any = algorithm.model
+    model.learn(104, TrainerCallback(Hooks(), algorithm, 104))
     model.replay_buffer.rewards[:] = 0
-    assert "q_bound" not in rollout_signals(model)
-    assert "q_max" in rollout_signals(model)
+    assert "q_bound" not in rollout_signals(algorithm)
+    assert "q_max" in rollout_signals(algorithm)
     env.close()
 
 
@@ -256,14 +262,15 @@ def test_kl_of_a_single_minibatch_is_no_signal(changes: dict[str, Any], measured
     """stable-baselines3 measures before each step: of one minibatch 0, whatever the step does."""
     config = small_config(PPO | changes)
     env = make_vec_env(config, threads=1)
-    model: Any = build_algorithm(config, env)
-    sample = make_sample(
-        model, EpisodeWindow(4), update=1, target_steps=640, gradient_norm=1.0, rollout={},
-        scalars={"train/approx_kl": 0.0, "train/clip_fraction": 0.0},
-    )  # fmt: skip
+    algorithm = build_algorithm(config, env)
+    scalars = {"train/approx_kl": 0.0, "train/clip_fraction": 0.0, "train/value_loss": 0.5,
+               "train/loss": 0.7, "train/explained_variance": math.nan}  # fmt: skip
     env.close()
     expected = 0.0 if measured else None
-    assert (sample.approx_kl, sample.clip_fraction) == (expected, expected)
+    assert algorithm.update_signals(scalars) == {
+        "approx_kl": expected, "clip_fraction": expected, "value_loss": 0.5,
+        "explained_variance": None,
+    }  # fmt: skip
 
 
 def record(env_index: int, episode_index: int, x_px: int, value: float) -> EpisodeRecord:
@@ -286,12 +293,9 @@ def test_windows_of_episodes() -> None:
         window.add(records[-1])
     window.finished += 1  # one more ended, which nobody recorded
 
-    class Model:
-        num_timesteps = 640
-
     sample = make_sample(
-        Model(), window, update=7, target_steps=1_280, gradient_norm=2.0,  # type: ignore[arg-type]
-        scalars={"train/value_loss": 0.5, "train/approx_kl": 0.01}, rollout={"entropy_ratio": 0.4},
+        window, update=7, total_steps=640, target_steps=1_280, gradient_norm=2.0,
+        scalars={"train/value_loss": 0.5}, signals={"value_loss": 0.5, "entropy_ratio": 0.4},
     )  # fmt: skip
     last, recent = records[-100:], records[-20:]
     assert sample.mean_furthest_px == pytest.approx(sum(r.furthest_x_px for r in last) / 100)
@@ -320,11 +324,8 @@ def test_windows_of_episodes() -> None:
     ],
 )
 def test_non_finite_numbers(scalars: dict[str, float], norm: float, expected: bool) -> None:
-    class Model:
-        num_timesteps = 1
-
     sample = make_sample(
-        Model(), EpisodeWindow(1), update=1, target_steps=10, gradient_norm=norm,  # type: ignore[arg-type]
-        scalars=scalars, rollout={},
+        EpisodeWindow(1), update=1, total_steps=1, target_steps=10, gradient_norm=norm,
+        scalars=scalars, signals={},
     )  # fmt: skip
     assert sample.non_finite is expected

@@ -1,0 +1,1 @@
+"""Learning algorithms of stable-baselines3, one module each."""
