@@ -13,7 +13,9 @@ from typing import Any, Literal
 from uuid import UUID
 
 from mario.config.experiment import ExperimentConfig
+from mario.config.run_states import RunStatus
 from mario.errors import MarioError, RegistryUnavailableError, RunIsBusy
+from mario.evaluation.verdict import GateDecision
 from mario.store.engine import StoreUnavailableError
 
 #: How often a flow run may begin, the first time included; each crash costs one.
@@ -75,9 +77,9 @@ def ending_of_training(
     A collapse is a result, with a name of its own: nothing failed, and trying again would give
     the same.
     """
-    if status == "finished":
+    if status == RunStatus.FINISHED:
         return None
-    if status in ("collapsed", "diverged"):
+    if status in (RunStatus.COLLAPSED, RunStatus.DIVERGED):
         return Ending(
             "CANCELLED",
             "Collapsed",
@@ -106,7 +108,7 @@ def ending_of_stop(ending: Ending, *, deployed: bool, cancelling: bool) -> Endin
 
 def ending_of_verdict(decision: str, version: int, lines: Sequence[str]) -> Ending:
     """How a pipeline ends once the gate has spoken: both are good ends."""
-    name = {"promote": "Promoted", "same": "Unchanged"}.get(decision, "Kept")
+    name = {GateDecision.PROMOTE: "Promoted", "same": "Unchanged"}.get(decision, "Kept")
     said = lines[0] if lines else decision
     return Ending("COMPLETED", name, f"version {version}: {said}")
 

@@ -17,6 +17,7 @@ from flows.decisions import Ending
 from flows.evaluate import EvaluateParameters
 from mario.config.levels import task_levels
 from mario.errors import ConfigError
+from mario.evaluation.seeds import SeedFamily
 from mario.jobs.context import Runtime
 from mario.jobs.engines.dask import DaskEngine
 from mario.jobs.evaluate import evaluate_stored, evaluation_key, summary_line, units_of
@@ -98,6 +99,7 @@ def _played(parameters: DaskEvaluationParameters) -> str:
     runtime = Runtime.from_environment()
     loaded = load_policy(parameters.policy, parameters.task, runtime)
     levels = task_levels(parameters.task)
+    family = SeedFamily(parameters.family)
     with (
         ExperimentStore.open(runtime.database_url) as store,
         get_dask_client() as client,
@@ -105,8 +107,8 @@ def _played(parameters: DaskEvaluationParameters) -> str:
     ):
         outcome = evaluate_stored(
             loaded,
-            units_of(levels, parameters.family, "", max(parameters.units, len(levels))),
-            evaluation_key(loaded, parameters.family, "", levels),
+            units_of(levels, family, "", max(parameters.units, len(levels))),
+            evaluation_key(loaded, family, "", levels),
             store,
             engine=engine,
         )

@@ -13,6 +13,7 @@ from flows.artifacts import show_page
 from flows.decisions import Ending
 from flows.parameters import FlowParameters, PolicyName
 from mario.config.levels import TaskName, task_levels
+from mario.evaluation.seeds import SeedFamily
 from mario.jobs.context import Runtime
 from mario.jobs.evaluate import evaluate_stored, evaluation_key, summary_line, units_of
 from mario.jobs.policies import load_policy
@@ -46,11 +47,12 @@ def evaluate(parameters: EvaluateParameters = EvaluateParameters()) -> State[Any
     def work() -> str:
         loaded = load_policy(parameters.policy, parameters.task, runtime)
         levels = task_levels(parameters.task)
+        family = SeedFamily(parameters.family)
         with ExperimentStore.open(runtime.database_url) as store:
             outcome = evaluate_stored(
                 loaded,
-                units_of(levels, parameters.family, "", max(parameters.units, len(levels))),
-                evaluation_key(loaded, parameters.family, "", levels),
+                units_of(levels, family, "", max(parameters.units, len(levels))),
+                evaluation_key(loaded, family, "", levels),
                 store,
             )
         return summary_line(loaded, outcome.records)

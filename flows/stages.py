@@ -40,7 +40,9 @@ from flows.decisions import (
 )
 from flows.parameters import TrainParameters
 from mario.config.experiment import ExperimentConfig, load_config
+from mario.config.run_states import RunStatus
 from mario.errors import ConfigError, PromotionConflict, TrainingInterrupted
+from mario.evaluation.verdict import GateDecision
 from mario.jobs import pipeline as jobs
 from mario.jobs.attempts import Trained, experiment_of_attempt, train_attempt
 from mario.jobs.context import Runtime
@@ -147,7 +149,7 @@ def end_of_training(trained: Trained) -> State[Any] | None:
     )
     if ending is None:
         return None
-    return stopped(ending) if trained.status == "interrupted" else to_state(ending)
+    return stopped(ending) if trained.status == RunStatus.INTERRUPTED else to_state(ending)
 
 
 def begin(parameters: TrainParameters, runtime: Runtime) -> tuple[ExperimentConfig, str]:
@@ -216,7 +218,7 @@ def train(config: ExperimentConfig, run_id: str, runtime: Runtime) -> Trained:
                     on_selection=_both(display.selection, page.selection),
                 )
             except TrainingInterrupted as interrupted:
-                return Trained(run_id, "interrupted", str(interrupted), 0, 0.0, waited=True)
+                return Trained(run_id, RunStatus.INTERRUPTED, str(interrupted), 0, 0.0, waited=True)
         show_training(config, trained, runtime)
         return trained
 
@@ -262,8 +264,8 @@ def judge_and_promote(
     for judgement in range(1, MAX_JUDGEMENTS + 1):
         judged = run_stage("gate", subject, lambda: jobs.gate_stage(config, version, runtime))
         if promoted_before(judged.decision, judged.is_champion, flow_run.run_count or 1):
-            judged = replace(judged, decision="promote")
-        if judged.decision != "promote":
+            judged = replace(judged, decision=GateDecision.PROMOTE)
+        if judged.decision != GateDecision.PROMOTE:
             return judged, None
         assert judged.verdict_id is not None, "only a verdict promotes"
         try:

@@ -28,6 +28,7 @@ from mario.cli.pipeline import pipeline
 from mario.cli.sweep import sweep_app
 from mario.cli.versions import registry_app, store_app
 from mario.errors import ConfigError, MarioError
+from mario.evaluation.verdict import GateDecision
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -149,7 +150,7 @@ def gate(
         decision = repeat_from_terminal(again, runtime, console=console)
     else:
         decision = gate_from_terminal(challenger, task, runtime, config=config, console=console)
-    raise typer.Exit(0 if decision == "promote" else 4)
+    raise typer.Exit(0 if decision == GateDecision.PROMOTE else 4)
 
 
 @app.command()

@@ -62,9 +62,9 @@ from mario.evaluation.records import EpisodeRecord, PairedUnit
 from mario.evaluation.rule import GATE, METRICS, GateRule, Metric
 from mario.evaluation.statistics import clopper_pearson, paired_permutation, successes_needed
 from mario.evaluation.verdict import (
-    Decision,
     Effect,
     EvidencePoint,
+    GateDecision,
     GuardResult,
     LevelResult,
     PolicySummary,
@@ -73,7 +73,7 @@ from mario.evaluation.verdict import (
 
 __all__ = [
     "GATE",
-    "Decision",
+    "GateDecision",
     "GateRule",
     "GateState",
     "GuardResult",
@@ -99,7 +99,7 @@ class GateState:
     units: int
     log_e_better: float
     log_e_futility: float
-    decision: Decision | None
+    decision: GateDecision | None
     reason: str
 
     @property
@@ -233,12 +233,12 @@ class SequentialGate:
         )
         return self.state
 
-    def _judge(self) -> tuple[Decision | None, str]:
+    def _judge(self) -> tuple[GateDecision | None, str]:
         rule, units = self.rule, self._better.units
         counted = self._clears_seen[: self.bound_units]
         failures_allowed = self.bound_units - self._clears_needed
         if self.bound_units and len(counted) - sum(counted) > failures_allowed:
-            return "reject", (
+            return GateDecision.REJECT, (
                 f"{sum(counted)} of {len(counted)} units cleared: a clear rate of at least "
                 f"{rule.clear_rate_at_least} can no longer be proven on {self.bound_units} units"
             )
@@ -248,17 +248,17 @@ class SequentialGate:
         log_e = self._better.log_e
         better = log_e >= -math.log(rule.alpha)
         if better and units >= self.bound_units:
-            return "promote", (
+            return GateDecision.PROMOTE, (
                 f"evidence {_e(log_e)} ≥ {1 / rule.alpha:.4g} against 'no better "
                 f"in {rule.primary}' after {units} units"
             )
         if not better and self._futile.log_e >= -math.log(rule.beta):
-            return "reject", (
+            return GateDecision.REJECT, (
                 f"evidence {_e(self._futile.log_e)} ≥ {1 / rule.beta:.4g} against 'better in "
                 f"{rule.primary} by {rule.smallest_effect:g} or more' after {units} units"
             )
         if units >= self.cap:
-            return "inconclusive", (
+            return GateDecision.INCONCLUSIVE, (
                 f"cap of {self.cap} units reached with evidence {_e(log_e)} < "
                 f"{1 / rule.alpha:.4g} against 'no better in {rule.primary}'"
             )
@@ -305,7 +305,7 @@ def decide(
     # No number of the verdict depends on the order within a block, not even by rounding.
     counted = _in_one_order(pairs[: gate.state.units], len(task))
     differences = {m: np.array([p.difference(m) for p in counted]) for m in METRICS}
-    test_decision: Decision = gate.state.decision or "inconclusive"
+    test_decision = gate.state.decision or GateDecision.INCONCLUSIVE
     reason = (
         gate.state.reason
         if gate.state.decision
@@ -316,7 +316,8 @@ def decide(
         ran.append(clear_rate_bound(counted, rule, gate.bound_units))
     ran.extend(guards)
     failed = [g for g in ran if not g.passed]
-    decision: Decision = "reject" if failed and test_decision == "promote" else test_decision
+    keep = failed and test_decision == GateDecision.PROMOTE
+    decision = GateDecision.REJECT if keep else test_decision
     source = generator or np.random.Generator(np.random.PCG64(_entropy(counted)))
     primary = differences[rule.primary]
     lower, upper = confidence_sequence(

@@ -34,7 +34,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from enum import StrEnum
 
 import numpy as np
 
@@ -42,8 +42,20 @@ from mario.config.experiment import ExperimentConfig
 from mario.errors import EvaluationError
 
 SEED_SCHEME = "mario-seeds-v1"
-Family = Literal["selection", "screening", "confirmation"]
-FAMILIES: tuple[str, ...] = get_args(Family)
+
+
+class SeedFamily(StrEnum):
+    """What evaluation seeds are for; seeds of different families never overlap.
+
+    The order is part of `SEED_SCHEME`: the position of a family is in its seeds' highest bits.
+    """
+
+    SELECTION = "selection"
+    SCREENING = "screening"
+    CONFIRMATION = "confirmation"
+
+
+FAMILIES = tuple(SeedFamily)
 
 _TAG_SHIFT = 61
 _PAYLOAD_MASK = (1 << _TAG_SHIFT) - 1
@@ -64,7 +76,7 @@ class Unit:
         return (self.level, self.seed)
 
 
-def unit_seed(family: Family, key: str, level: str, index: int) -> int:
+def unit_seed(family: SeedFamily, key: str, level: str, index: int) -> int:
     """Seed of the `index`-th unit of `level` in a family.
 
     Args:
@@ -86,7 +98,7 @@ def unit_seed(family: Family, key: str, level: str, index: int) -> int:
         )
     if index < 0:
         raise EvaluationError(f"got unit index {index}; expected ≥ 0; correct the call")
-    if family == "confirmation" and not key:
+    if family == SeedFamily.CONFIRMATION and not key:
         raise EvaluationError(
             "got no key for confirmation seeds; expected the test's, which holds the challenger's "
             "digest, so that the seeds exist only after its weights; pass the test's SHA-256"
@@ -97,7 +109,7 @@ def unit_seed(family: Family, key: str, level: str, index: int) -> int:
     return ((FAMILIES.index(family) + 1) << _TAG_SHIFT) | payload
 
 
-def family_of(seed: int) -> str | None:
+def family_of(seed: int) -> SeedFamily | None:
     """Family whose tag a seed has, read from its bits; None for small seeds and above 2**63.
 
     It tells evaluation seeds apart. It does not tell whether a seed is one: the seeds of training
@@ -107,7 +119,7 @@ def family_of(seed: int) -> str | None:
     return FAMILIES[tag - 1] if 1 <= tag <= len(FAMILIES) else None
 
 
-def order_generator(family: Family, key: str) -> np.random.Generator:
+def order_generator(family: SeedFamily, key: str) -> np.random.Generator:
     """Generator of the order of levels within blocks, fixed by family and key."""
     digest = hashlib.sha256("\0".join((SEED_SCHEME, "order", family, key)).encode()).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "big")))
@@ -115,7 +127,7 @@ def order_generator(family: Family, key: str) -> np.random.Generator:
 
 def schedule(
     levels: Sequence[str],
-    family: Family,
+    family: SeedFamily,
     *,
     key: str = "",
     units: int,
@@ -162,4 +174,5 @@ def selection_units(config: ExperimentConfig) -> list[tuple[str, int]]:
     """The units (level, seed) that checkpoints are chosen on, at least one for each level."""
     levels = config.level_names
     count = max(config.selection.units, len(levels))
-    return [unit.key for block in schedule(levels, "selection", units=count) for unit in block]
+    blocks = schedule(levels, SeedFamily.SELECTION, units=count)
+    return [unit.key for block in blocks for unit in block]

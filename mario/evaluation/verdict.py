@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Final, Literal, get_args
+from enum import StrEnum
+from typing import Any, Final
 
 from mario.config.levels import LEVEL_PATTERN
 from mario.errors import EvaluationError
@@ -18,8 +19,14 @@ from mario.evaluation.betting import share_bounds
 from mario.evaluation.rule import METRICS, GateRule
 
 VERDICT = "mario-verdict-v1"
-Decision = Literal["promote", "reject", "inconclusive"]
-DECISIONS: tuple[str, ...] = get_args(Decision)
+
+
+class GateDecision(StrEnum):
+    """What the gate decides about a challenger."""
+
+    PROMOTE = "promote"
+    REJECT = "reject"
+    INCONCLUSIVE = "inconclusive"
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,14 +174,14 @@ class Verdict:
         version: of the verdict's layout.
     """
 
-    decision: Decision
+    decision: GateDecision
     reasons: tuple[str, ...]
     rule: GateRule
     protocol: str
     levels: tuple[str, ...]
     units: int
     units_given: int
-    test_decision: Decision
+    test_decision: GateDecision
     e_better: float
     e_futility: float
     p_value: float
@@ -190,7 +197,7 @@ class Verdict:
     @property
     def promoted(self) -> bool:
         """Whether the alias may move."""
-        return self.decision == "promote"
+        return self.decision == GateDecision.PROMOTE
 
     @property
     def effect(self) -> Effect:
@@ -228,8 +235,10 @@ class Verdict:
             values["path"] = tuple(EvidencePoint(**v) for v in values["path"])
             values["reasons"] = tuple(values["reasons"])
             values["levels"] = tuple(values["levels"])
+            for name in ("decision", "test_decision"):
+                values[name] = GateDecision(values[name])
             return cls(**values)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise EvaluationError(
                 f"got a verdict that cannot be read ({error!r}); expected the fields of {VERDICT}; "
                 "judge the records again with `mario gate`"
@@ -297,8 +306,8 @@ VERDICT_SCHEMA: Final[dict[str, Any]] = {
     "title": "Verdict of mario-gate-v1",
     **_object(
         version={"const": VERDICT},
-        decision={"enum": list(DECISIONS)},
-        test_decision={"enum": list(DECISIONS)},
+        decision={"enum": [decision.value for decision in GateDecision]},
+        test_decision={"enum": [decision.value for decision in GateDecision]},
         reasons={**_list(_TEXT), "minItems": 1},
         rule={
             **_object(

@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Literal
 
 from mario.config.experiment import ExperimentConfig
+from mario.config.run_states import RunStatus
 from mario.errors import RunIsBusy, TrainingInterrupted
 from mario.jobs.context import Runtime
 from mario.jobs.register import ARTEFACT_FOLDER
@@ -22,7 +23,7 @@ from mario.store.process_identity import (
     is_alive,
     process_id,
 )
-from mario.store.records import Attempt, Run, RunStatus, utc_now
+from mario.store.records import Attempt, Run, utc_now
 from mario.store.runs import refuse_busy
 from mario.store.store import ExperimentStore
 from mario.tracking.store import HANG_SECONDS
@@ -58,7 +59,7 @@ class Trained:
     """
 
     run_id: str
-    status: str
+    status: RunStatus
     reason: str
     total_steps: int
     steps_per_second: float
@@ -74,9 +75,9 @@ def next_step(status: RunStatus | None, *, has_folder: bool, has_policy: bool) -
         has_folder: whether the run has written its configuration.
         has_policy: whether it has exported its policy, which is the last thing it does.
     """
-    if status in ("collapsed", "diverged"):
+    if status in (RunStatus.COLLAPSED, RunStatus.DIVERGED):
         return "done"
-    if status == "finished" and has_policy:
+    if status == RunStatus.FINISHED and has_policy:
         return "done"
     if status is None or not has_folder:
         return "start"
@@ -166,7 +167,7 @@ def _not_yet(run_id: str, last: Attempt, settling: bool) -> str | None:
         return str(busy)
     if last.host != host_name():
         # `mario store check` may have taken a silent one for killed.
-        if last.status in ("running", "killed") and settling:
+        if last.status in (RunStatus.RUNNING, RunStatus.KILLED) and settling:
             return f"run {run_id}: whether process {last.pid} on {last.host} stays silent"
         return None
     ended = last.ended_at

@@ -17,6 +17,7 @@ from mario.errors import EvaluationError
 from mario.evaluation.comparison import Comparison, compare_scores, score_matrix
 from mario.evaluation.records import EpisodeRecord
 from mario.evaluation.rule import METRICS, Metric
+from mario.evaluation.seeds import SeedFamily
 from mario.jobs.context import Runtime
 from mario.jobs.evaluate import evaluate_stored, evaluation_key, units_of
 from mario.jobs.policies import load_policy
@@ -78,14 +79,14 @@ def compare_recipes(
         raise EvaluationError("got a recipe's name twice; expected each once; rename one of them")
     chosen_metric = cast(Metric, metric)
     levels = task_levels(task)
-    chosen = units_of(levels, "screening", "", units)
+    chosen = units_of(levels, SeedFamily.SCREENING, "", units)
     runs: dict[str, list[Sequence[EpisodeRecord]]] = {}
     with ExperimentStore.open(runtime.database_url) as store:
         for recipe in recipes:
             runs[recipe.name] = []
             for reference in recipe.policies:
                 loaded = load_policy(reference, task, runtime)
-                key = evaluation_key(loaded, "screening", "", levels)
+                key = evaluation_key(loaded, SeedFamily.SCREENING, "", levels)
                 outcome = evaluate_stored(loaded, chosen, key, store, console=console)
                 runs[recipe.name].append(outcome.records)
     scores = {name: score_matrix(records, levels, chosen_metric) for name, records in runs.items()}

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import cast
 
 import numpy as np
 from pydantic import ValidationError
@@ -18,7 +18,7 @@ from mario.config.game import ConsoleName
 from mario.config.levels import task_levels
 from mario.errors import ConfigError, EvaluationError
 from mario.evaluation.records import PROTOCOL, EpisodeRecord, write_jsonl
-from mario.evaluation.seeds import Family, schedule
+from mario.evaluation.seeds import SeedFamily, schedule
 from mario.evaluation.statistics import clopper_pearson
 from mario.jobs.context import Runtime
 from mario.jobs.engines.engine import LOCAL, EvaluationEngine, open_engine
@@ -33,7 +33,7 @@ _STORE_EVERY_SECONDS = 2.0
 
 OnProgress = Callable[[int, int], None]
 #: Families that anybody may play as often as they like; `confirmation` is the gate's.
-OpenFamily = Literal["selection", "screening"]
+OPEN_FAMILIES = (SeedFamily.SELECTION, SeedFamily.SCREENING)
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class EvaluationOutcome:
 
 
 def evaluation_key(
-    loaded: LoadedPolicy, family: Family, source: str, levels: Sequence[str]
+    loaded: LoadedPolicy, family: SeedFamily, source: str, levels: Sequence[str]
 ) -> EvaluationKey:
     """Name the evaluation of a policy on a family of seeds."""
     return EvaluationKey(
@@ -123,19 +123,19 @@ def evaluate_stored(
     return EvaluationOutcome(evaluation.id, tuple(records[unit] for unit in units))
 
 
-def family_named(name: str) -> OpenFamily:
+def family_named(name: str) -> SeedFamily:
     """Check the name of a seed family that anybody may play.
 
     Raises:
         EvaluationError: there is no such family, or it is the gate's alone.
     """
-    if name not in get_args(OpenFamily):
+    if name not in OPEN_FAMILIES:
         raise EvaluationError(
-            f"got seed family {name!r}; expected one of {', '.join(get_args(OpenFamily))}; "
+            f"got seed family {name!r}; expected one of {', '.join(OPEN_FAMILIES)}; "
             "confirmation seeds belong to one test of one challenger, which `mario gate` pays for "
             "and plays"
         )
-    return cast(OpenFamily, name)
+    return SeedFamily(name)
 
 
 def task_and_levels(
@@ -158,7 +158,7 @@ def task_and_levels(
 
 
 def units_of(
-    levels: Sequence[str], family: Family, source: str, count: int
+    levels: Sequence[str], family: SeedFamily, source: str, count: int
 ) -> tuple[tuple[str, int], ...]:
     """The first `count` units of a family, whole blocks of all levels."""
     blocks = schedule(levels, family, key=source, units=count)

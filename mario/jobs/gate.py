@@ -21,7 +21,7 @@ from mario.evaluation.alpha_budget import AlphaWealth, replay
 from mario.evaluation.gate import SequentialGate, Verdict, decide
 from mario.evaluation.records import PROTOCOL, PairedUnit, pair_records
 from mario.evaluation.rule import GateRule
-from mario.evaluation.seeds import Unit, schedule
+from mario.evaluation.seeds import SeedFamily, Unit, schedule
 from mario.jobs.context import Runtime
 from mario.jobs.engines.engine import LOCAL, EvaluationEngine, open_engine
 from mario.jobs.evaluate import evaluate_stored, evaluation_key, task_and_levels
@@ -179,9 +179,9 @@ def play_gate(
 ) -> PlayedGate:
     """Play the test's confirmation units, stored ones not again, until it has decided."""
     gate = SequentialGate(rule, levels)
-    blocks = schedule(levels, "confirmation", key=test_key, units=gate.cap)
+    blocks = schedule(levels, SeedFamily.CONFIRMATION, key=test_key, units=gate.cap)
     keys = [
-        (loaded, evaluation_key(loaded, "confirmation", test_key, levels))
+        (loaded, evaluation_key(loaded, SeedFamily.CONFIRMATION, test_key, levels))
         for loaded in (challenger, champion)
     ]
     pairs: list[PairedUnit] = []

@@ -21,9 +21,11 @@ from mario.jobs.nightly import newest_night
 from mario.registry.registry import ModelRegistry
 from mario.store.records import Evaluation, Promotion, StoredVerdict
 from mario.store.store import ExperimentStore
+from mario.store.vocabulary import EvaluationStatus, VersionState
 from mario.telemetry.instruments import InstrumentSet
 from mario.telemetry.loop import LoopMetrics
 from mario.telemetry.page import MetricsPage
+from mario.tracking.mlflow_client import CHAMPION
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +52,7 @@ class LoopMonitor:
         Raises:
             StoreError: the database does not answer.
         """
-        known = {version.model for version in store.versions.list(state="complete")}
+        known = {version.model for version in store.versions.list(state=VersionState.COMPLETE)}
         models = sorted(known | set(store.ledger.models()))
         for model in models:
             history = store.ledger.history(model)
@@ -72,7 +74,7 @@ class LoopMonitor:
 
     def _alias(self, model: str, champion: int, registry: ModelRegistry) -> None:
         try:
-            in_line = registry.mlflow.aliases(model).get("champion") == champion
+            in_line = registry.mlflow.aliases(model).get(CHAMPION) == champion
         except MarioError as error:
             # Not known is not the same as out of line: the series leaves the page.
             log.warning("the alias of %s cannot be read: %s", model, error)
@@ -117,11 +119,11 @@ class LoopMonitor:
 
     def _evaluations(self, store: ExperimentStore, models: Iterable[str]) -> None:
         for model in models:
-            for version in store.versions.list(model, state="complete"):
+            for version in store.versions.list(model, state=VersionState.COMPLETE):
                 newest: dict[str, Evaluation] = {}
                 for each in store.evaluations.list(policy_digest=version.digest):
                     self._units(model, each)
-                    if each.status == "finished" and each.finished_units:
+                    if each.status == EvaluationStatus.FINISHED and each.finished_units:
                         newest.setdefault(each.key.seed_family, each)
                 for family, evaluation in newest.items():
                     self._evaluation(store, model, str(version.version), family, evaluation)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from mario.errors import EvaluationError
 from mario.evaluation.drift import Drift, compare_drift
 from mario.evaluation.records import EpisodeRecord
+from mario.evaluation.seeds import SeedFamily
+from mario.evaluation.verdict import GateDecision
 from mario.jobs.context import Runtime
 from mario.jobs.engines.engine import LOCAL, EvaluationEngine
 from mario.jobs.evaluate import evaluate_stored, evaluation_key, units_of
@@ -15,6 +17,7 @@ from mario.jobs.policies import LoadedPolicy, load_policy
 from mario.registry.registry import model_name
 from mario.store.records import Evaluation, Promotion, StoredVerdict
 from mario.store.store import ExperimentStore
+from mario.store.vocabulary import EvaluationStatus
 
 #: Units of the promotion that are played again: each must repeat exactly.
 _REPLAYED_UNITS = 4
@@ -85,8 +88,8 @@ def check_champion(
         baseline, fresh = (
             evaluate_stored(
                 loaded,
-                units_of(levels, "screening", source, max(units, len(levels))),
-                evaluation_key(loaded, "screening", source, levels),
+                units_of(levels, SeedFamily.SCREENING, source, max(units, len(levels))),
+                evaluation_key(loaded, SeedFamily.SCREENING, source, levels),
                 store,
                 environments=environments,
                 engine=engine,
@@ -114,7 +117,11 @@ def newest_night(evaluations: Iterable[Evaluation]) -> tuple[Evaluation, Evaluat
     Returns:
         What `check_champion` compared last; None before its first look.
     """
-    done = [each for each in evaluations if each.status == "finished" and each.finished_units]
+    done = [
+        each
+        for each in evaluations
+        if each.status == EvaluationStatus.FINISHED and each.finished_units
+    ]
     baselines = [each for each in done if each.key.seed_source == _BASELINE]
     nights = [
         each
@@ -140,7 +147,7 @@ def _promotion(store: ExperimentStore, task: str) -> tuple[Promotion, StoredVerd
     verdicts = [
         verdict
         for verdict in store.evaluations.verdicts(model)
-        if verdict.challenger_digest == champion.digest and verdict.decision == "promote"
+        if verdict.challenger_digest == champion.digest and verdict.decision == GateDecision.PROMOTE
     ]
     if not verdicts:
         raise EvaluationError(

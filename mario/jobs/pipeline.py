@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mario.config.experiment import ExperimentConfig
 from mario.evaluation.protocol import record_frames
+from mario.evaluation.seeds import SeedFamily
 from mario.evaluation.verdict import Verdict
 from mario.game.video import write_mp4
 from mario.jobs.context import Runtime
@@ -76,8 +77,8 @@ def screen_stage(config: ExperimentConfig, version: int, runtime: Runtime) -> st
     ):
         outcome = evaluate_stored(
             loaded,
-            units_of(levels, "screening", "", count),
-            evaluation_key(loaded, "screening", "", levels),
+            units_of(levels, SeedFamily.SCREENING, "", count),
+            evaluation_key(loaded, SeedFamily.SCREENING, "", levels),
             store,
             environments=config.evaluation.environments,
             console=config.game.console,
@@ -191,7 +192,7 @@ def summary_stage(
             theirs = evaluate_stored(
                 baseline,
                 [record.unit for record in mine],
-                evaluation_key(baseline, "confirmation", test_key, verdict.levels),
+                evaluation_key(baseline, SeedFamily.CONFIRMATION, test_key, verdict.levels),
                 store,
                 environments=config.evaluation.environments,
                 console=config.game.console,

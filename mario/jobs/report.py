@@ -10,6 +10,7 @@ from mario.config.game import ConsoleName
 from mario.errors import EvaluationError
 from mario.evaluation.protocol import record_frames
 from mario.evaluation.records import EpisodeRecord, PairedUnit, pair_records
+from mario.evaluation.seeds import SeedFamily
 from mario.evaluation.verdict import Verdict
 from mario.files import write_whole
 from mario.game.video import write_mp4
@@ -85,7 +86,7 @@ def counted_pairs(
 ) -> tuple[PairedUnit, ...]:
     """The stored pairs that a verdict counted, in order of play."""
     test_key = store.evaluations.test_key(stored)
-    units = units_of(verdict.levels, "confirmation", test_key, verdict.units)
+    units = units_of(verdict.levels, SeedFamily.CONFIRMATION, test_key, verdict.units)
     return pair_records(
         store.evaluations.records(stored.challenger_evaluation_id),
         store.evaluations.records(stored.champion_evaluation_id),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from mario.config.run_states import RunStatus
 from mario.errors import RegistryError, RegistryUnavailableError
 from mario.jobs.context import Runtime
 from mario.jobs.mlflow_journals import replay_tracking
@@ -48,13 +49,13 @@ def check(runtime: Runtime, *, replay: bool = False) -> tuple[bool, str]:
 def _tell_mlflow(store: ExperimentStore, report: CheckReport, runtime: Runtime) -> None:
     """Let MLflow's list say of killed runs what the store says; MLflow may be away."""
     for reading in report.runs:
-        if reading.status != "killed":
+        if reading.status != RunStatus.KILLED:
             continue
         run = store.runs.get(reading.run_id)  # the report does not say when it ended
-        if run.status != "killed" or run.mlflow_run_id is None:
+        if run.status != RunStatus.KILLED or run.mlflow_run_id is None:
             continue
         try:
-            mark_ended(runtime.tracking_uri, run.mlflow_run_id, "killed", run.ended_at)
+            mark_ended(runtime.tracking_uri, run.mlflow_run_id, RunStatus.KILLED, run.ended_at)
         except RegistryUnavailableError as error:  # nor would it answer for the next one
             log.warning("MLflow may still show killed runs as running: %s", error)
             return

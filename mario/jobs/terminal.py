@@ -95,7 +95,7 @@ class TrainingDisplay:
             [
                 f"{progress.steps_per_second:,.0f} steps/s",
                 f"mean furthest x {far:.0f} px" if far is not None else "no episode yet",
-                *([] if progress.state in ("healthy", "warming") else [progress.state]),
+                *([progress.state] if progress.state.suspicious else []),
                 *([f"{_minutes(left)} left"] if left is not None else []),
             ]
         )

@@ -17,6 +17,7 @@ from types import FrameType
 import numpy as np
 
 from mario.config.experiment import ExperimentConfig, load_config
+from mario.config.run_states import CheckpointKind, RunStatus
 from mario.errors import (
     ArtefactError,
     CheckpointError,
@@ -25,7 +26,7 @@ from mario.errors import (
     TrainingInterrupted,
 )
 from mario.evaluation.protocol import play_units
-from mario.evaluation.seeds import schedule
+from mario.evaluation.seeds import SeedFamily, schedule
 from mario.game.batch.contract import BatchStep
 from mario.game.console.contract import UInt8Array
 from mario.jobs.context import Runtime
@@ -36,7 +37,7 @@ from mario.jobs.selection import selector
 from mario.journal.format import LOCK_SECONDS, Patience
 from mario.policy.artefact import Artefact
 from mario.store.journal_writer import StoreWriter, replay_journals
-from mario.store.records import AttemptEnd, EndStatus, NewRun, Run, new_id
+from mario.store.records import AttemptEnd, NewRun, Run, new_id
 from mario.store.runs import refuse_busy
 from mario.store.store import ExperimentStore
 from mario.telemetry.instruments import InstrumentSet
@@ -51,14 +52,19 @@ from mario.training.checkpoint_retention import CHECKPOINTS_FOLDER
 from mario.training.export import export_artefact
 from mario.training.result import TrainingResult
 from mario.training.run import CONFIG_FILE, check_resumable
-from mario.training.sinks import BaseSink, Progress, SelectionDone, Status, TrainingSink
+from mario.training.sinks import BaseSink, Progress, SelectionDone, TrainingSink
 from mario.training.trainer import load_trained, train
 
 log = logging.getLogger(__name__)
 
 #: Real observations the export is compared on, and the statistics for drift are taken from.
 _EXPORT_OBSERVATIONS = 512
-_EXIT_CODES: dict[Status, int] = {"finished": 0, "interrupted": 130, "collapsed": 3, "diverged": 3}
+_EXIT_CODES = {
+    RunStatus.FINISHED: 0,
+    RunStatus.INTERRUPTED: 130,
+    RunStatus.COLLAPSED: 3,
+    RunStatus.DIVERGED: 3,
+}
 
 OnProgress = Callable[[Progress], None]
 OnSelection = Callable[[SelectionDone], None]
@@ -123,9 +129,9 @@ def train_run(
             sinks = open_sinks(config, runtime, run, run_dir, on_selection, stop)
         except Exception as error:
             if not stop.is_set():
-                _give_up(store, run, "failed", f"{type(error).__name__}: {error}")
+                _give_up(store, run, RunStatus.FAILED, f"{type(error).__name__}: {error}")
                 raise
-            _give_up(store, run, "interrupted", "ended on request before it began")
+            _give_up(store, run, RunStatus.INTERRUPTED, "ended on request before it began")
             raise TrainingInterrupted(
                 f"run {run.id} was ended on request before it began ({error}); start it again"
             ) from error
@@ -139,11 +145,11 @@ def train_run(
         select=selector(config, stop),
     )
     artefact = None
-    if result.status != "interrupted":
+    if result.status != RunStatus.INTERRUPTED:
         try:
             artefact = _export(config, run_dir, result)
         except (ArtefactError, CheckpointError) as error:
-            if result.status == "finished":
+            if result.status == RunStatus.FINISHED:
                 raise
             # Ruined weights may not even export; the collapse is what there is to say, not that.
             log.warning("no policy exported: %s", error)
@@ -219,7 +225,9 @@ def _refuse_lost(store: ExperimentStore, run_id: str, run_dir: Path) -> None:
     # An attempt in another runs folder begins anew, and has none of the checkpoints before it.
     begun = (each.attempt for each in store.runs.get(run_id).attempts if not each.start_steps)
     anew = max(begun, default=1)
-    known = [each for each in store.runs.checkpoints(run_id, "last") if each.attempt >= anew]
+    known = [
+        each for each in store.runs.checkpoints(run_id, CheckpointKind.LAST) if each.attempt >= anew
+    ]
     if known and not list_checkpoints(folder):
         raise CheckpointError(
             f"{folder}: got no checkpoint, expected the one at {known[-1].total_steps:,} steps "
@@ -227,7 +235,7 @@ def _refuse_lost(store: ExperimentStore, run_id: str, run_dir: Path) -> None:
         )
 
 
-def _give_up(store: ExperimentStore, run: Run, status: EndStatus, reason: str) -> None:
+def _give_up(store: ExperimentStore, run: Run, status: RunStatus, reason: str) -> None:
     """End an attempt that nobody will train: there is no sink to tell of its end."""
     end = AttemptEnd(
         run_id=run.id,
@@ -380,7 +388,7 @@ def _observations(config: ExperimentConfig, algorithm: Algorithm) -> UInt8Array:
     actions = action_specs(config.game.actions)
     policy = TorchPolicy(algorithm, actions, config.game.frame_skip, "sample")
     seen: list[UInt8Array] = []
-    units = [u.key for block in schedule(config.level_names, "selection", units=max(
+    units = [u.key for block in schedule(config.level_names, SeedFamily.SELECTION, units=max(
         8, len(config.level_names))) for u in block]  # fmt: skip
 
     def keep(observations: UInt8Array, step: BatchStep) -> None:
@@ -477,7 +485,7 @@ def train_from_terminal(
         + (f" ({result.reason})" if result.reason else "")
         + f", {result.total_steps:,} steps at {result.steps_per_second:,.0f} steps/s"
     )
-    if result.status == "interrupted":
+    if result.status == RunStatus.INTERRUPTED:
         say(f"go on with: mario train --resume {outcome.run_id}")
     elif outcome.artefact is not None:
         say(f"policy in {outcome.artefact}; register with: mario register {outcome.run_id}")

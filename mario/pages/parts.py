@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from mario.evaluation.verdict import Verdict
+from mario.evaluation.verdict import GateDecision, Verdict
 
 SAYS = {
-    "promote": "The challenger is promoted.",
-    "reject": "The champion stays: the challenger is rejected.",
-    "inconclusive": "The champion stays: the evidence is not enough.",
+    GateDecision.PROMOTE: "The challenger is promoted.",
+    GateDecision.REJECT: "The champion stays: the challenger is rejected.",
+    GateDecision.INCONCLUSIVE: "The champion stays: the evidence is not enough.",
 }
 
 #: One look for every page: light and dark, narrow and wide.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from mario.errors import RegistryError, RegistryUnavailableError
 from mario.store.records import Promotion
+from mario.store.vocabulary import VersionState
 from mario.tracking.mlflow_client import (
     CHALLENGER,
     CHAMPION,
@@ -95,7 +96,7 @@ class MlflowRegistry:
         Raises:
             MlflowException: call it inside ``translated``.
         """
-        self.client.set_model_version_tag(model, str(version), TAG_STATE, "complete")
+        self.client.set_model_version_tag(model, str(version), TAG_STATE, VersionState.COMPLETE)
 
     def aliases(self, model: str) -> dict[str, int]:
         """Read a model's aliases, version by alias; empty if MLflow does not know the model."""

@@ -23,6 +23,7 @@ from mario.registry.repair import Repair, repair
 from mario.registry.upload import upload_version
 from mario.store.records import Promotion, RegisteredVersion
 from mario.store.store import ExperimentStore
+from mario.store.vocabulary import VersionState
 from mario.tracking.mlflow_client import CHALLENGER, CHAMPION, TAG_DIGEST, TAG_RUN
 
 _log = logging.getLogger(__name__)
@@ -109,7 +110,7 @@ class ModelRegistry:
             digest=artefact.digest,
             run_id=run_id,
         )
-        if row.state == "complete":
+        if row.state == VersionState.COMPLETE:
             return row
         self.mlflow.prepare()
         with self.mlflow.translated(f"register {model}"):
@@ -167,7 +168,7 @@ class ModelRegistry:
                     "number; list them with `mario registry list`"
                 ) from None
         row = self.store.versions.get(model, number)
-        if row is None or row.state != "complete":
+        if row is None or row.state != VersionState.COMPLETE:
             raise RegistryError(
                 f"{model} v{number} is {'not registered' if row is None else row.state}; expected "
                 "a completely registered version; list them with `mario registry list`"

@@ -10,6 +10,7 @@ from mario.registry.mlflow_registry import MlflowRegistry
 from mario.store.process_identity import host_name, is_alive, process_id
 from mario.store.records import RegisteredVersion, utc_now
 from mario.store.store import ExperimentStore
+from mario.store.vocabulary import VersionState
 from mario.tracking.mlflow_client import CHAMPION, TAG_STATE
 
 # A process on another machine cannot be checked; no registration takes longer than this.
@@ -60,7 +61,7 @@ def _may_be_running(row: RegisteredVersion) -> bool:
 def _pending_registrations(
     store: ExperimentStore, mlflow: MlflowRegistry, model: str
 ) -> Iterator[Repair]:
-    for row in store.versions.list(model, state="pending"):
+    for row in store.versions.list(model, state=VersionState.PENDING):
         with mlflow.translated(f"look for registration {row.id}"):
             found = mlflow.find_registration(model, row.id)
         if found is None and _may_be_running(row):
@@ -100,7 +101,7 @@ def _mlflow_versions(
                 "gated nor promoted: register its artefact with `mario register`",
                 done=False,
             )
-        elif entry.tags.get(TAG_STATE) == "pending":
+        elif entry.tags.get(TAG_STATE) == VersionState.PENDING:
             with mlflow.translated(f"tag v{entry.version}"):
                 mlflow.tag_complete(model, entry.version)
 

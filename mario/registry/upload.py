@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from mario.policy.artefact import Artefact
 from mario.store.records import RegisteredVersion
+from mario.store.vocabulary import VersionState
 from mario.tracking.mlflow_client import (
     TAG_DIGEST,
     TAG_ONNX,
@@ -86,7 +87,7 @@ def _lineage(row: RegisteredVersion, artefact: Artefact) -> dict[str, str]:
         TAG_DIGEST: artefact.digest,
         TAG_ONNX: manifest.onnx_sha256,
         TAG_REGISTRATION: row.id,
-        TAG_STATE: "pending",
+        TAG_STATE: VersionState.PENDING,
         "mario.task": manifest.task or row.model.removeprefix("mario-"),
         "mario.config_hash": manifest.training_config_hash,
         "mario.git_commit": manifest.git_commit,

@@ -10,6 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from mario.config.run_states import RunStatus
 from mario.store import tables
 from mario.store.engine import UnknownRunsError, encode_json, redact, writing
 from mario.store.postgres_copy import copy_upsert
@@ -228,7 +229,7 @@ def _revive(connection: sa.Connection, row: Heartbeat) -> None:
             attempt.run_id == row.run_id,
             attempt.attempt == row.attempt,
             attempt.attempt == newest,
-            attempt.status == "killed",
+            attempt.status == RunStatus.KILLED,
             attempt.ended_at < row.at,
         )
     ).one_or_none()
@@ -237,12 +238,12 @@ def _revive(connection: sa.Connection, row: Heartbeat) -> None:
     connection.execute(
         sa.update(attempt)
         .where(attempt.run_id == row.run_id, attempt.attempt == row.attempt)
-        .values(status="running", ended_at=None)
+        .values(status=RunStatus.RUNNING, ended_at=None)
     )
     connection.execute(
         sa.update(run)
-        .where(run.id == row.run_id, run.status == "killed")
-        .values(status="running", status_reason=None, ended_at=None)
+        .where(run.id == row.run_id, run.status == RunStatus.KILLED)
+        .values(status=RunStatus.RUNNING, status_reason=None, ended_at=None)
     )
 
 
@@ -252,7 +253,11 @@ def _end(connection: sa.Connection, row: AttemptEnd) -> None:
     newest = _newest_attempt(row.run_id)
     connection.execute(
         sa.update(run)
-        .where(run.id == row.run_id, newest == row.attempt, run.status.in_(("running", "killed")))
+        .where(
+            run.id == row.run_id,
+            newest == row.attempt,
+            run.status.in_((RunStatus.RUNNING, RunStatus.KILLED)),
+        )
         .values(status=row.status, status_reason=row.reason, ended_at=row.at)
     )
     connection.execute(
@@ -260,7 +265,7 @@ def _end(connection: sa.Connection, row: AttemptEnd) -> None:
         .where(
             attempt.run_id == row.run_id,
             attempt.attempt == row.attempt,
-            attempt.status.in_(("running", "killed")),
+            attempt.status.in_((RunStatus.RUNNING, RunStatus.KILLED)),
         )
         .values(status=row.status, end_steps=row.end_steps, ended_at=row.at, heartbeat_at=row.at)
     )

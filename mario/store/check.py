@@ -9,13 +9,15 @@ from typing import Literal
 
 import sqlalchemy as sa
 
+from mario.config.run_states import RunStatus
 from mario.errors import MarioError
 from mario.journal.format import first_record, pending_journals
 from mario.store import migrate, tables
 from mario.store.engine import reading
 from mario.store.process_identity import attempt_is_alive, is_silent
-from mario.store.records import Run, RunStatus
+from mario.store.records import Run
 from mario.store.store import ExperimentStore
+from mario.store.vocabulary import AlphaKind, EvaluationStatus, VersionState
 
 #: What a sweep's own run has for an algorithm.
 SWEEP_ALGORITHM = "sweep"
@@ -113,7 +115,7 @@ def run_is_alive(run: Run) -> bool:
 
     A sweep's own run is of many processes: each gives signs of life for it, whoever began it.
     """
-    if not run.attempts or run.attempts[-1].status != "running":
+    if not run.attempts or run.attempts[-1].status != RunStatus.RUNNING:
         return False
     last = run.attempts[-1]
     if run.algorithm == SWEEP_ALGORITHM and not is_silent(last.heartbeat_at):
@@ -122,11 +124,11 @@ def run_is_alive(run: Run) -> bool:
 
 
 def _read_run(store: ExperimentStore, run: Run, mark_killed: bool) -> RunReading:
-    if mark_killed and run.attempts and run.status == "running" and not run_is_alive(run):
+    if mark_killed and run.attempts and run.status == RunStatus.RUNNING and not run_is_alive(run):
         store.runs.mark_killed(run.id, "its process is gone", seen=run.attempts[-1])
         run = store.runs.get(run.id)  # it may have gone on meanwhile
-    dead = run.status == "running" and not run_is_alive(run)
-    status: RunStatus = "killed" if dead else run.status
+    dead = run.status == RunStatus.RUNNING and not run_is_alive(run)
+    status: RunStatus = RunStatus.KILLED if dead else run.status
     episodes = store.runs.count_episodes(run.id)
     before = [attempt.status for attempt in run.attempts[:-1]]
     resumed = f", resumed {len(before)}x after {', '.join(before)}" if before else ""
@@ -206,9 +208,9 @@ def _evaluations(connection: sa.Connection) -> Iterator[Finding]:
             yield _error(
                 f"evaluation {row.id} has {row.played} units; at most {row.planned_units} planned"
             )
-        if row.status == "finished" and row.played == 0:
+        if row.status == EvaluationStatus.FINISHED and row.played == 0:
             yield _error(f"evaluation {row.id} is finished without a single unit")
-        if row.status == "running" and row.played < row.planned_units:
+        if row.status == EvaluationStatus.RUNNING and row.played < row.planned_units:
             yield Finding(
                 severity="notice",
                 what=f"evaluation {row.id} stands at {row.played} of {row.planned_units} units; "
@@ -264,7 +266,7 @@ def _ledger(connection: sa.Connection) -> Iterator[Finding]:
         expected = before.get(row.model, (0, 0))
         if (row.sequence, row.previous_version or 0) != (expected[0] + 1, expected[1]):
             yield _error(f"the ledger of {row.model} is broken at promotion {row.sequence}")
-        if row.state != "complete":
+        if row.state != VersionState.COMPLETE:
             yield _error(
                 f"promotion {row.sequence} of {row.model} names v{row.version}, which is "
                 f"{row.state or 'not registered'}"
@@ -279,7 +281,7 @@ def _alpha(connection: sa.Connection) -> Iterator[Finding]:
         sa.select(*table.__table__.columns).order_by(table.model, table.sequence)
     ):
         sequence, left = wealth.get(row.model, (0, 0.0))
-        sign = -1.0 if row.kind == "spend" else 1.0
+        sign = -1.0 if row.kind == AlphaKind.SPEND else 1.0
         fits = (
             row.sequence == sequence + 1
             and abs(row.wealth_before - left) < 1e-9
@@ -295,7 +297,7 @@ def _alpha(connection: sa.Connection) -> Iterator[Finding]:
 def _registrations(connection: sa.Connection) -> Iterator[Finding]:
     table = tables.RegisteredVersionRow
     for row in connection.execute(
-        sa.select(table.model, table.id, table.state).where(table.state == "pending")
+        sa.select(table.model, table.id, table.state).where(table.state == VersionState.PENDING)
     ):
         yield Finding(
             severity="notice",

@@ -17,12 +17,12 @@ from mario.store.ledger import lock_model
 from mario.store.records import (
     Evaluation,
     EvaluationKey,
-    EvaluationStatus,
     NewVerdict,
     StoredVerdict,
     new_id,
     utc_now,
 )
+from mario.store.vocabulary import EvaluationStatus
 
 _RECORD_FIELDS = tuple(item.name for item in fields(EpisodeRecord))
 
@@ -68,7 +68,7 @@ class Evaluations:
                 **identity,
                 policy_label=policy_label,
                 planned_units=planned_units,
-                status="running",
+                status=EvaluationStatus.RUNNING,
                 run_id=run_id,
                 started_at=utc_now(),
             )
@@ -80,7 +80,7 @@ class Evaluations:
                             (table.planned_units > planned_units, table.planned_units),
                             else_=planned_units,
                         ),
-                        "status": "running",
+                        "status": EvaluationStatus.RUNNING,
                         "ended_at": None,
                     },
                 )
@@ -166,13 +166,15 @@ class Evaluations:
             for row in rows
         )
 
-    def finish(self, evaluation_id: str, status: EvaluationStatus = "finished") -> Evaluation:
+    def finish(
+        self, evaluation_id: str, status: EvaluationStatus = EvaluationStatus.FINISHED
+    ) -> Evaluation:
         """End an evaluation; ``open`` with the same key takes it up again.
 
         Raises:
             StoreError: if it is unknown or the status is ``running``.
         """
-        if status == "running":
+        if status == EvaluationStatus.RUNNING:
             raise StoreError("got status running; expected finished, interrupted or failed")
         with writing(self._engine) as connection:
             connection.execute(

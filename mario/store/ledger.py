@@ -11,10 +11,12 @@ from typing import Any
 import sqlalchemy as sa
 
 from mario.errors import PromotionConflict, RegistryError
+from mario.evaluation.verdict import GateDecision
 from mario.store import tables
 from mario.store.batch_insert import insert_into
 from mario.store.engine import StoreConstraintError, reading, writing
-from mario.store.records import AlphaEntry, AlphaKind, Promotion, PromotionReason, utc_now
+from mario.store.records import AlphaEntry, Promotion, utc_now
+from mario.store.vocabulary import AlphaKind, PromotionReason, VersionState
 
 # Sums of alpha are compared with this slack, in units of probability.
 _ALPHA_TOLERANCE = 1e-12
@@ -101,7 +103,7 @@ class Ledger:
                         f"v{current.version} is champion; run `mario gate` first, or "
                         "`mario registry rollback` to go back to a former champion"
                     )
-                reason: PromotionReason = "gate" if current is not None else "first"
+                reason = PromotionReason.FIRST if current is None else PromotionReason.GATE
                 before = _wealth(connection, model)
                 if verdict_id is not None:
                     _earn_alpha(connection, model, verdict_id)
@@ -166,7 +168,7 @@ class Ledger:
                     connection,
                     _complete_version(connection, model, version),
                     current,
-                    reason="rollback",
+                    reason=PromotionReason.ROLLBACK,
                     verdict_id=None,
                     promoted_by=promoted_by,
                     note=note,
@@ -196,7 +198,7 @@ class Ledger:
                 f"expected one about {version.model} v{version.version} ({version.digest[:12]}); "
                 "gate this version"
             )
-        if verdict.decision != "promote":
+        if verdict.decision != GateDecision.PROMOTE:
             raise RegistryError(
                 f"verdict {verdict_id} says {verdict.decision}; expected promote; "
                 "the champion stays"
@@ -239,7 +241,7 @@ class Ledger:
             return _append_alpha(
                 connection,
                 model,
-                kind="grant",
+                kind=AlphaKind.GRANT,
                 test_key="grant",
                 amount=amount,
                 wealth_after=amount,
@@ -269,7 +271,7 @@ class Ledger:
         with writing(self._engine) as connection:
             lock_model(connection, model)
             entries = _alpha_entries(connection, model)
-            paid = [e for e in entries if e.kind == "spend" and e.test_key == test_key]
+            paid = [e for e in entries if e.kind == AlphaKind.SPEND and e.test_key == test_key]
             if paid:
                 return paid[0]
             wealth = entries[-1].wealth_after if entries else 0.0
@@ -284,7 +286,7 @@ class Ledger:
             return _append_alpha(
                 connection,
                 model,
-                kind="spend",
+                kind=AlphaKind.SPEND,
                 test_key=test_key,
                 amount=amount,
                 wealth_after=max(wealth - amount, 0.0),
@@ -315,7 +317,7 @@ def _earn_alpha(connection: sa.Connection, model: str, verdict_id: str) -> None:
     _append_alpha(
         connection,
         model,
-        kind="earn",
+        kind=AlphaKind.EARN,
         test_key=verdict_id,
         amount=max(granted - wealth, 0.0),
         wealth_after=max(granted, wealth),
@@ -391,7 +393,7 @@ def _complete_version(connection: sa.Connection, model: str, version: int) -> sa
     row = connection.execute(
         sa.select(*table.__table__.columns).where(table.model == model, table.version == version)
     ).one_or_none()
-    if row is None or row.state != "complete":
+    if row is None or row.state != VersionState.COMPLETE:
         state = "not registered" if row is None else row.state
         raise RegistryError(
             f"{model} v{version} is {state}; expected a completely registered version; "
@@ -422,7 +424,7 @@ def _append(
             previous_version=None if current is None else current.version,
             reason=reason,
             verdict_id=verdict_id,
-            verdict_decision=None if verdict_id is None else "promote",
+            verdict_decision=None if verdict_id is None else GateDecision.PROMOTE,
             promoted_by=promoted_by,
             note=note,
             alpha_wealth_before=wealth[0],
@@ -439,7 +441,7 @@ def _former_champion(model: str, rows: tuple[Promotion, ...]) -> int:
     """The champion before the present one, leaving out those that were rolled back."""
     stack: list[int] = []
     for row in rows:
-        if row.reason == "rollback":
+        if row.reason == PromotionReason.ROLLBACK:
             while stack and stack[-1] != row.version:
                 stack.pop()
             if not stack:

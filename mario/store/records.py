@@ -6,19 +6,12 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
-from mario.evaluation.seeds import Family
-
-RunStatus = Literal["running", "finished", "interrupted", "collapsed", "failed", "killed"]
-EndStatus = Literal["finished", "interrupted", "collapsed", "failed", "killed"]
-EvaluationStatus = Literal["running", "finished", "interrupted", "failed"]
-HealthState = Literal["warming", "healthy", "warning", "collapsed", "diverged"]
-Decision = Literal["promote", "reject", "inconclusive"]
-VersionState = Literal["pending", "complete", "broken"]
-PromotionReason = Literal["gate", "first", "rollback"]
-AlphaKind = Literal["grant", "spend", "earn"]
-CheckpointKind = Literal["last", "best"]
+from mario.config.run_states import CheckpointKind, HealthState, RunStatus
+from mario.evaluation.seeds import SeedFamily
+from mario.evaluation.verdict import GateDecision
+from mario.store.vocabulary import AlphaKind, EvaluationStatus, PromotionReason, VersionState
 
 
 def utc_now() -> datetime:
@@ -226,7 +219,7 @@ class AttemptEnd:
 
     run_id: str
     attempt: int
-    status: EndStatus
+    status: RunStatus
     end_steps: int | None
     reason: str | None = None
     at: datetime = field(default_factory=utc_now)
@@ -278,7 +271,7 @@ class EvaluationKey:
 
     policy_digest: str
     protocol: str
-    seed_family: Family
+    seed_family: SeedFamily
     seed_source: str
     levels: tuple[str, ...]
 
@@ -320,7 +313,7 @@ class NewVerdict:
     champion_digest: str
     champion_evaluation_id: str
     gate: str
-    decision: Decision
+    decision: GateDecision
     detail: Mapping[str, Any]
     challenger_version: int | None = None
     champion_version: int | None = None

@@ -8,6 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from mario.config.experiment import SEED_BOUND
+from mario.config.run_states import CheckpointKind, RunStatus
 from mario.errors import RunIsBusy, StoreError
 from mario.store import tables
 from mario.store.batch_insert import insert_into, write_training_rows
@@ -17,13 +18,11 @@ from mario.store.records import (
     Attempt,
     AttemptEnd,
     CheckpointEntry,
-    CheckpointKind,
     EpisodeEntry,
     HealthChangeEntry,
     HealthSampleEntry,
     NewRun,
     Run,
-    RunStatus,
     SelectionEntry,
     TrainingEntry,
     utc_now,
@@ -55,7 +54,7 @@ def refuse_busy(run_id: str, last: Attempt | sa.Row[Any]) -> None:
     Raises:
         RunIsBusy: its process is alive on this machine, or was heard of lately on another.
     """
-    if last.status != "running" or (last.host, last.pid) == (host_name(), process_id()):
+    if last.status != RunStatus.RUNNING or (last.host, last.pid) == (host_name(), process_id()):
         return
     if not attempt_is_alive(last.host, last.pid, last.started_at, last.heartbeat_at):
         return
@@ -99,7 +98,7 @@ class Runs:
                     git_diff=new.git_diff,
                     library_versions=dict(new.library_versions),
                     hardware=encode_json(dict(new.hardware)),
-                    status="running",
+                    status=RunStatus.RUNNING,
                     parent_run_id=new.parent_run_id,
                     mlflow_run_id=new.mlflow_run_id,
                     imported=False,
@@ -199,17 +198,17 @@ class Runs:
                 .order_by(attempt.attempt.desc())
                 .limit(1)
             ).one()
-            if last.status == "running":
+            if last.status == RunStatus.RUNNING:
                 refuse_busy(run_id, last)
                 connection.execute(
                     sa.update(attempt)
                     .where(attempt.run_id == run_id, attempt.attempt == last.attempt)
-                    .values(status="killed", ended_at=last.heartbeat_at)
+                    .values(status=RunStatus.KILLED, ended_at=last.heartbeat_at)
                 )
             connection.execute(
                 sa.update(run)
                 .where(run.id == run_id)
-                .values(status="running", status_reason=None, ended_at=None)
+                .values(status=RunStatus.RUNNING, status_reason=None, ended_at=None)
             )
             self._begin_attempt(connection, run_id, last.attempt + 1, start_steps=start_steps)
         return self.get(run_id)
@@ -225,7 +224,7 @@ class Runs:
                 attempt=attempt,
                 host=host_name(),
                 pid=process_id(),
-                status="running",
+                status=RunStatus.RUNNING,
                 start_steps=start_steps,
                 started_at=now,
                 heartbeat_at=now,
@@ -281,7 +280,7 @@ class Runs:
                 .order_by(attempt.attempt.desc())
                 .limit(1)
             ).one_or_none()
-            if row is None or row.status != "running":
+            if row is None or row.status != RunStatus.RUNNING:
                 return False
             if seen is not None and (row.attempt, row.heartbeat_at) != (
                 seen.attempt,
@@ -295,17 +294,17 @@ class Runs:
                 .where(
                     attempt.run_id == run_id,
                     attempt.attempt == row.attempt,
-                    attempt.status == "running",
+                    attempt.status == RunStatus.RUNNING,
                     attempt.heartbeat_at == row.heartbeat_at,
                 )
-                .values(status="killed", ended_at=row.heartbeat_at)
+                .values(status=RunStatus.KILLED, ended_at=row.heartbeat_at)
             )
             if not marked.rowcount:
                 return False  # a sign of life, or its end, was quicker
             done = connection.execute(
                 sa.update(run)
-                .where(run.id == run_id, run.status == "running")
-                .values(status="killed", status_reason=reason, ended_at=row.heartbeat_at)
+                .where(run.id == run_id, run.status == RunStatus.RUNNING)
+                .values(status=RunStatus.KILLED, status_reason=reason, ended_at=row.heartbeat_at)
             )
             return bool(done.rowcount)
 

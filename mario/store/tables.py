@@ -7,23 +7,22 @@ tables are append-only (triggers in the migrations): ``verdicts``, ``promotions`
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from mario.store.types import UInt64, UtcDateTime, json_type
+from mario.config.run_states import CheckpointKind, HealthState, RunStatus
+from mario.evaluation.seeds import SeedFamily
+from mario.evaluation.verdict import GateDecision
+from mario.store.types import UInt64, UtcDateTime, Word, json_type
+from mario.store.vocabulary import AlphaKind, EvaluationStatus, PromotionReason, VersionState
 
-RUN_STATUSES = ("running", "finished", "interrupted", "collapsed", "failed", "killed")
-HEALTH_STATES = ("warming", "healthy", "warning", "collapsed", "diverged")
-EVALUATION_STATUSES = ("running", "finished", "interrupted", "failed")
-SEED_FAMILIES = ("selection", "screening", "confirmation")
-DECISIONS = ("promote", "reject", "inconclusive")
-VERSION_STATES = ("pending", "complete", "broken")
-PROMOTION_REASONS = ("gate", "first", "rollback")
-ALPHA_KINDS = ("grant", "spend", "earn")
+STORED_RUN_STATUSES = tuple(status for status in RunStatus if status.stored is status)
 APPEND_ONLY = ("verdicts", "promotions", "alpha_entries")
 #: The 13 values of the game at an episode's end, as the console's state names them.
 GAME_VALUES = (
@@ -43,8 +42,8 @@ GAME_VALUES = (
 )
 
 
-def _one_of(column: str, values: tuple[str, ...]) -> str:
-    return f"{column} IN ({', '.join(repr(value) for value in values)})"
+def _one_of(column: str, words: Iterable[StrEnum]) -> str:
+    return f"{column} IN ({', '.join(repr(word.value) for word in words)})"
 
 
 class Base(DeclarativeBase):
@@ -74,7 +73,7 @@ class RunRow(Base):
 
     __tablename__ = "runs"
     __table_args__ = (
-        CheckConstraint(_one_of("status", RUN_STATUSES), name="status"),
+        CheckConstraint(_one_of("status", STORED_RUN_STATUSES), name="status"),
         CheckConstraint("(status = 'running') = (ended_at IS NULL)", name="ended"),
         CheckConstraint("parent_run_id IS NULL OR parent_run_id <> id", name="parent"),
         Index(None, "task", "started_at"),
@@ -89,7 +88,7 @@ class RunRow(Base):
     git_diff: Mapped[str | None] = mapped_column(sa.Text)
     library_versions: Mapped[dict[str, Any]] = mapped_column(json_type())
     hardware: Mapped[dict[str, Any]] = mapped_column(json_type())
-    status: Mapped[str] = mapped_column(sa.String(16))
+    status: Mapped[RunStatus] = mapped_column(Word(RunStatus, 16))
     status_reason: Mapped[str | None] = mapped_column(sa.Text)
     parent_run_id: Mapped[str | None] = mapped_column(ForeignKey("runs.id"))
     mlflow_run_id: Mapped[str | None] = mapped_column(sa.String(64))
@@ -105,14 +104,14 @@ class RunAttemptRow(Base):
     __tablename__ = "run_attempts"
     __table_args__ = (
         CheckConstraint("attempt >= 1", name="attempt"),
-        CheckConstraint(_one_of("status", RUN_STATUSES), name="status"),
+        CheckConstraint(_one_of("status", STORED_RUN_STATUSES), name="status"),
         CheckConstraint("(status = 'running') = (ended_at IS NULL)", name="ended"),
     )
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
     attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     host: Mapped[str] = mapped_column(sa.String(256))
     pid: Mapped[int] = mapped_column(sa.BigInteger)
-    status: Mapped[str] = mapped_column(sa.String(16))
+    status: Mapped[RunStatus] = mapped_column(Word(RunStatus, 16))
     start_steps: Mapped[int] = mapped_column(sa.BigInteger)
     end_steps: Mapped[int | None] = mapped_column(sa.BigInteger)
     started_at: Mapped[datetime] = mapped_column(UtcDateTime)
@@ -188,12 +187,12 @@ class HealthSampleRow(Base):
     """What the collapse detector saw at one update."""
 
     __tablename__ = "health_samples"
-    __table_args__ = (CheckConstraint(_one_of("state", HEALTH_STATES), name="state"),)
+    __table_args__ = (CheckConstraint(_one_of("state", HealthState), name="state"),)
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
     update_index: Mapped[int] = mapped_column(sa.BigInteger, primary_key=True, autoincrement=False)
     attempt: Mapped[int] = mapped_column()
     total_steps: Mapped[int] = mapped_column(sa.BigInteger)
-    state: Mapped[str] = mapped_column(sa.String(16))
+    state: Mapped[HealthState] = mapped_column(Word(HealthState, 16))
     signals: Mapped[dict[str, Any]] = mapped_column(json_type())
     at: Mapped[datetime] = mapped_column(UtcDateTime)
 
@@ -203,15 +202,15 @@ class HealthChangeRow(Base):
 
     __tablename__ = "health_changes"
     __table_args__ = (
-        CheckConstraint(_one_of("from_state", HEALTH_STATES), name="from_state"),
-        CheckConstraint(_one_of("to_state", HEALTH_STATES), name="to_state"),
+        CheckConstraint(_one_of("from_state", HealthState), name="from_state"),
+        CheckConstraint(_one_of("to_state", HealthState), name="to_state"),
     )
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
     update_index: Mapped[int] = mapped_column(sa.BigInteger, primary_key=True, autoincrement=False)
     attempt: Mapped[int] = mapped_column()
     total_steps: Mapped[int] = mapped_column(sa.BigInteger)
-    from_state: Mapped[str] = mapped_column(sa.String(16))
-    to_state: Mapped[str] = mapped_column(sa.String(16))
+    from_state: Mapped[HealthState] = mapped_column(Word(HealthState, 16))
+    to_state: Mapped[HealthState] = mapped_column(Word(HealthState, 16))
     reasons: Mapped[list[str]] = mapped_column(json_type())
     at: Mapped[datetime] = mapped_column(UtcDateTime)
 
@@ -221,11 +220,11 @@ class CheckpointRow(Base):
 
     __tablename__ = "checkpoints"
     __table_args__ = (
-        CheckConstraint(_one_of("kind", ("last", "best")), name="kind"),
+        CheckConstraint(_one_of("kind", CheckpointKind), name="kind"),
         CheckConstraint("length(sha256) = 64", name="sha256"),
     )
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
-    kind: Mapped[str] = mapped_column(sa.String(8), primary_key=True)
+    kind: Mapped[CheckpointKind] = mapped_column(Word(CheckpointKind, 8), primary_key=True)
     total_steps: Mapped[int] = mapped_column(sa.BigInteger, primary_key=True, autoincrement=False)
     attempt: Mapped[int] = mapped_column()
     path: Mapped[str] = mapped_column(sa.Text)
@@ -258,8 +257,8 @@ class EvaluationRow(Base):
 
     __tablename__ = "evaluations"
     __table_args__ = (
-        CheckConstraint(_one_of("status", EVALUATION_STATUSES), name="status"),
-        CheckConstraint(_one_of("seed_family", SEED_FAMILIES), name="seed_family"),
+        CheckConstraint(_one_of("status", EvaluationStatus), name="status"),
+        CheckConstraint(_one_of("seed_family", SeedFamily), name="seed_family"),
         CheckConstraint("planned_units >= 1", name="planned_units"),
         CheckConstraint("(status = 'running') = (ended_at IS NULL)", name="ended"),
         UniqueConstraint("policy_digest", "protocol", "seed_family", "seed_source", "level_set"),
@@ -270,11 +269,11 @@ class EvaluationRow(Base):
     policy_digest: Mapped[str] = mapped_column(sa.String(128))
     policy_label: Mapped[str] = mapped_column(sa.String(256))
     protocol: Mapped[str] = mapped_column(sa.String(128))
-    seed_family: Mapped[str] = mapped_column(sa.String(16))
+    seed_family: Mapped[SeedFamily] = mapped_column(Word(SeedFamily, 16))
     seed_source: Mapped[str] = mapped_column(sa.String(128))
     level_set: Mapped[str] = mapped_column(sa.String(512))
     planned_units: Mapped[int] = mapped_column()
-    status: Mapped[str] = mapped_column(sa.String(16))
+    status: Mapped[EvaluationStatus] = mapped_column(Word(EvaluationStatus, 16))
     run_id: Mapped[str | None] = mapped_column(ForeignKey("runs.id"))
     started_at: Mapped[datetime] = mapped_column(UtcDateTime)
     ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
@@ -318,7 +317,7 @@ class VerdictRow(Base):
 
     __tablename__ = "verdicts"
     __table_args__ = (
-        CheckConstraint(_one_of("decision", DECISIONS), name="decision"),
+        CheckConstraint(_one_of("decision", GateDecision), name="decision"),
         # No verdict without evaluation, and none about a policy that was not evaluated.
         ForeignKeyConstraint(
             ["challenger_evaluation_id", "challenger_digest"],
@@ -340,7 +339,7 @@ class VerdictRow(Base):
     champion_digest: Mapped[str] = mapped_column(sa.String(128))
     champion_evaluation_id: Mapped[str] = mapped_column(sa.String(64))
     gate: Mapped[str] = mapped_column(sa.String(128))
-    decision: Mapped[str] = mapped_column(sa.String(16))
+    decision: Mapped[GateDecision] = mapped_column(Word(GateDecision, 16))
     detail: Mapped[dict[str, Any]] = mapped_column(json_type())
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
@@ -350,7 +349,7 @@ class RegisteredVersionRow(Base):
 
     __tablename__ = "registered_versions"
     __table_args__ = (
-        CheckConstraint(_one_of("state", VERSION_STATES), name="state"),
+        CheckConstraint(_one_of("state", VersionState), name="state"),
         CheckConstraint("state <> 'complete' OR version IS NOT NULL", name="complete"),
         CheckConstraint("state <> 'pending' OR version IS NULL", name="pending"),
         CheckConstraint("length(digest) = 64", name="digest"),
@@ -366,7 +365,7 @@ class RegisteredVersionRow(Base):
     run_id: Mapped[str | None] = mapped_column(ForeignKey("runs.id"))
     mlflow_run_id: Mapped[str | None] = mapped_column(sa.String(64))
     source: Mapped[str | None] = mapped_column(sa.Text)
-    state: Mapped[str] = mapped_column(sa.String(16))
+    state: Mapped[VersionState] = mapped_column(Word(VersionState, 16))
     host: Mapped[str | None] = mapped_column(sa.String(256))
     pid: Mapped[int | None] = mapped_column(sa.BigInteger)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
@@ -382,7 +381,7 @@ class PromotionRow(Base):
 
     __tablename__ = "promotions"
     __table_args__ = (
-        CheckConstraint(_one_of("reason", PROMOTION_REASONS), name="reason"),
+        CheckConstraint(_one_of("reason", PromotionReason), name="reason"),
         CheckConstraint("(reason = 'first') = (sequence = 1)", name="first"),
         CheckConstraint("reason <> 'gate' OR verdict_id IS NOT NULL", name="gate_has_verdict"),
         CheckConstraint("reason <> 'rollback' OR verdict_id IS NULL", name="rollback_has_none"),
@@ -426,9 +425,9 @@ class PromotionRow(Base):
     digest: Mapped[str] = mapped_column(sa.String(64))
     previous_sequence: Mapped[int | None] = mapped_column()
     previous_version: Mapped[int | None] = mapped_column()
-    reason: Mapped[str] = mapped_column(sa.String(16))
+    reason: Mapped[PromotionReason] = mapped_column(Word(PromotionReason, 16))
     verdict_id: Mapped[str | None] = mapped_column(sa.String(64))
-    verdict_decision: Mapped[str | None] = mapped_column(sa.String(16))
+    verdict_decision: Mapped[GateDecision | None] = mapped_column(Word(GateDecision, 16))
     promoted_by: Mapped[str] = mapped_column(sa.String(256))
     note: Mapped[str | None] = mapped_column(sa.Text)
     alpha_wealth_before: Mapped[float | None] = mapped_column(sa.Double)
@@ -441,7 +440,7 @@ class AlphaEntryRow(Base):
 
     __tablename__ = "alpha_entries"
     __table_args__ = (
-        CheckConstraint(_one_of("kind", ALPHA_KINDS), name="kind"),
+        CheckConstraint(_one_of("kind", AlphaKind), name="kind"),
         CheckConstraint("(kind = 'grant') = (sequence = 1)", name="grant_first"),
         CheckConstraint("wealth_before >= 0 AND wealth_after >= 0", name="wealth"),
         CheckConstraint("amount >= 0", name="amount"),
@@ -456,7 +455,7 @@ class AlphaEntryRow(Base):
     )
     model: Mapped[str] = mapped_column(ForeignKey("models.name"), primary_key=True)
     sequence: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    kind: Mapped[str] = mapped_column(sa.String(8))
+    kind: Mapped[AlphaKind] = mapped_column(Word(AlphaKind, 8))
     test_key: Mapped[str] = mapped_column(sa.String(256))
     amount: Mapped[float] = mapped_column(sa.Double)
     wealth_before: Mapped[float] = mapped_column(sa.Double)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Any
 
 import sqlalchemy as sa
@@ -62,6 +63,30 @@ class UInt64(TypeDecorator[int]):
         if value is None:
             return None
         return value + _MODULUS if value < 0 else value
+
+
+class Word(TypeDecorator[StrEnum]):
+    """A text column that is read as a member of a ``StrEnum``; the tables' constraints check it.
+
+    Args:
+        words: the enumeration.
+        length: of the column, in characters.
+    """
+
+    impl = sa.String
+    cache_ok = True
+
+    def __init__(self, words: type[StrEnum], length: int) -> None:
+        super().__init__(length)
+        self.words = words
+
+    def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> str | None:
+        """Write the member's text."""
+        return None if value is None else str(value)
+
+    def process_result_value(self, value: str | None, dialect: sa.Dialect) -> StrEnum | None:
+        """Read the member."""
+        return None if value is None else self.words(value)
 
 
 def json_type() -> sa.types.TypeEngine[Any]:

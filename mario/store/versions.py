@@ -10,7 +10,8 @@ from mario.store.batch_insert import insert_into
 from mario.store.engine import reading, writing
 from mario.store.ledger import lock_model
 from mario.store.process_identity import host_name, process_id
-from mario.store.records import RegisteredVersion, VersionState, new_id, utc_now
+from mario.store.records import RegisteredVersion, new_id, utc_now
+from mario.store.vocabulary import VersionState
 
 
 class Versions:
@@ -48,7 +49,7 @@ class Versions:
                 registration_key=registration_key,
                 digest=digest,
                 run_id=run_id,
-                state="pending",
+                state=VersionState.PENDING,
                 host=host_name(),
                 pid=process_id(),
                 created_at=utc_now(),
@@ -57,8 +58,8 @@ class Versions:
                 statement.on_conflict_do_update(
                     index_elements=["model", "registration_key"],
                     # Whoever takes up a killed or buried registration owns it now.
-                    set_={"host": host_name(), "pid": process_id(), "state": "pending"},
-                    where=(table.state != "complete")
+                    set_={"host": host_name(), "pid": process_id(), "state": VersionState.PENDING},
+                    where=(table.state != VersionState.COMPLETE)
                     & (table.version.is_(None))
                     & (table.digest == digest),
                 )
@@ -85,10 +86,10 @@ class Versions:
         with writing(self._engine) as connection:
             connection.execute(
                 sa.update(table)
-                .where(table.id == version_id, table.state != "complete")
+                .where(table.id == version_id, table.state != VersionState.COMPLETE)
                 .values(
                     version=version,
-                    state="complete",
+                    state=VersionState.COMPLETE,
                     mlflow_run_id=mlflow_run_id,
                     source=source,
                     completed_at=utc_now(),
@@ -104,7 +105,7 @@ class Versions:
         table = tables.RegisteredVersionRow
         with writing(self._engine) as connection:
             connection.execute(
-                sa.update(table).where(table.id == version_id).values(state="broken")
+                sa.update(table).where(table.id == version_id).values(state=VersionState.BROKEN)
             )
 
     def get(self, model: str, version: int) -> RegisteredVersion | None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 
+from mario.config.run_states import HealthState
 from mario.telemetry.instruments import InstrumentSet
 
-HEALTH_STATES = ("warming", "healthy", "warning", "collapsed", "diverged")
 #: Values of the label `sink`.
 SINKS = ("store", "mlflow", "tensorboard", "wandb")
 #: Values of the label `result`.
@@ -43,7 +43,7 @@ class TrainingMetrics:
         task: str,
         environments: int,
         planned_steps: int,
-        state: str = "warming",
+        state: HealthState = HealthState.WARMING,
     ) -> None:
         """Describe the run and start its counters.
 
@@ -154,16 +154,15 @@ class TrainingMetrics:
         self._set("dormant_units_ratio", dormant_units_ratio)
         self._set("q_value_max", q_value_max)
 
-    def health(self, state: str, rules: Collection[str]) -> None:
+    def health(self, state: HealthState, rules: Collection[str]) -> None:
         """Show the collapse detector's state and the rules that are violated.
 
         Args:
-            state: one of `HEALTH_STATES`.
+            state: the state.
             rules: names of the violated rules; rules violated earlier but not now go to 0.
         """
-        if state not in HEALTH_STATES:
-            raise ValueError(f"health state: got {state!r}, expected one of {HEALTH_STATES}")
-        for each in HEALTH_STATES:
+        state = HealthState(state)
+        for each in HealthState:
             self._all.set("mario_training_health", each == state, run=self._run, state=each)
         changed = 0 if self._state in {None, state} else 1
         self._all.add("mario_training_health_changes_total", changed, run=self._run, state=state)

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from mario.config.experiment import ExperimentConfig
+from mario.config.run_states import CheckpointKind
 from mario.evaluation.records import PROTOCOL
-from mario.evaluation.seeds import SEED_SCHEME, selection_units
+from mario.evaluation.seeds import SEED_SCHEME, SeedFamily, selection_units
 from mario.store.runs import flatten
 from mario.tracking.mlflow_writer import TrackingWriter
 from mario.training.collapse_detector import Health, HealthSample
@@ -53,7 +54,7 @@ def data_lineage(config: ExperimentConfig) -> dict[str, dict[str, Any]]:
     selection = {
         "protocol": PROTOCOL,
         "seed_scheme": SEED_SCHEME,
-        "seed_family": "selection",
+        "seed_family": SeedFamily.SELECTION,
         # As text: JSON's readers in browsers have 53 bits.
         "units": [[level, str(seed)] for level, seed in selection_units(config)],
     }
@@ -114,7 +115,7 @@ class MlflowSink(BaseSink):
 
     def on_checkpoint(self, checkpoint: CheckpointWritten) -> None:
         """Note where the best checkpoint is: a run that never exports a policy has that."""
-        if checkpoint.kind == "best":
+        if checkpoint.kind == CheckpointKind.BEST:
             self._writer.tags(
                 {
                     "mario.best_checkpoint": str(checkpoint.path.resolve()),

@@ -12,8 +12,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
+from mario.config.run_states import RunStatus
 from mario.errors import ArtefactError, MarioError, RegistryError, RegistryUnavailableError
 from mario.journal.format import NO_PATIENCE, Patience, Record
 from mario.journal.writer import (
@@ -46,16 +47,15 @@ _METRICS_A_BATCH, _PARAMETERS_A_BATCH, _TAGS_A_BATCH = 900, 90, 90
 _PARAMETER_CHARACTERS, _TAG_CHARACTERS = 6_000, 5_000
 _HOPELESS = frozenset({"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST"})
 
-RunStatus = Literal["finished", "interrupted", "collapsed", "diverged", "failed", "killed"]
 #: How a run's end reads in MLflow's own list; the tag ``mario.status`` has the exact word.
 MLFLOW_STATUS: Mapping[str, str] = {
-    "running": "RUNNING",
-    "finished": "FINISHED",
-    "interrupted": "KILLED",
-    "killed": "KILLED",
-    "collapsed": "FAILED",
-    "diverged": "FAILED",
-    "failed": "FAILED",
+    RunStatus.RUNNING: "RUNNING",
+    RunStatus.FINISHED: "FINISHED",
+    RunStatus.INTERRUPTED: "KILLED",
+    RunStatus.KILLED: "KILLED",
+    RunStatus.COLLAPSED: "FAILED",
+    RunStatus.DIVERGED: "FAILED",
+    RunStatus.FAILED: "FAILED",
 }
 
 
@@ -113,7 +113,9 @@ class TrackingWriter:
             patience=patience,
         )
         if not replaying:
-            self._writer.put([{"tag": {TAG_STATUS: "running"}, "status": "running"}])
+            self._writer.put(
+                [{"tag": {TAG_STATUS: RunStatus.RUNNING}, "status": RunStatus.RUNNING}]
+            )
 
     @property
     def mlflow_run_id(self) -> str | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import ClassVar
 
+from mario.config.run_states import HealthState
 from mario.errors import ConfigError
 from mario.game.smb.memory import STATE_FIELDS
 from mario.store.journal_writer import StoreWriter
@@ -22,7 +23,6 @@ from mario.store.records import (
     EpisodeEntry,
     HealthChangeEntry,
     HealthSampleEntry,
-    HealthState,
     Heartbeat,
     SelectionEntry,
     TrainingEntry,
@@ -69,7 +69,7 @@ class StoreSink(BaseSink):
         self._run_id = run_id
         self._attempt = attempt
         self._runs_dir = runs_dir
-        self._state: HealthState = "warming"
+        self._state: HealthState = HealthState.WARMING
         self._steps, self._heard_at = 0, time.monotonic()
         self._lock = threading.Lock()
         self._ended = threading.Event()
@@ -110,7 +110,7 @@ class StoreSink(BaseSink):
 
     def on_health(self, sample: HealthSample, health: Health) -> None:
         """Store the sample, and the change of state where there is one."""
-        state: HealthState = health.state
+        state = health.state
         common = {
             "run_id": self._run_id,
             "update_index": sample.update,
@@ -180,13 +180,12 @@ class StoreSink(BaseSink):
     def on_end(self, end: RunEnd) -> None:
         """Store the end and close the writer."""
         self._ended.set()
-        status = "collapsed" if end.status == "diverged" else end.status
         self._put(
             [
                 AttemptEnd(
                     run_id=self._run_id,
                     attempt=self._attempt,
-                    status=status,
+                    status=end.status.stored,
                     end_steps=end.total_steps,
                     reason=end.reason or None,
                 )

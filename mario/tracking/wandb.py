@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from mario.config.run_states import RunStatus
 from mario.tracking.mlflow import NumbersSink
 from mario.training.sinks import RunEnd, RunStart, patience_seconds, wait_patiently
 
@@ -65,7 +66,7 @@ class WandbSink(NumbersSink):
         """Close the run, and wait a little for what is not sent."""
         if self._thread is None or self._failure:
             return
-        self._exit_code = 0 if end.status == "finished" else 1
+        self._exit_code = 0 if end.status == RunStatus.FINISHED else 1
         if not wait_patiently(self._close, patience_seconds(end), end.stop):
             self._left_behind = True
             log.warning("Weights & Biases did not take everything in time; `wandb sync` sends it")

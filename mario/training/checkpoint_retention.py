@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
-from typing import Literal
 
+from mario.config.run_states import CheckpointKind
 from mario.errors import CheckpointError
 from mario.files import clear_unfinished
 from mario.training.checkpoint import (
@@ -93,7 +93,7 @@ class CheckpointKeeper:
     def save_best(self, steps: int, score: float, content: CheckpointContent) -> bool:
         """Write the best checkpoint; False on a full disk: a policy that is not kept is none."""
         target = self._folder / BEST_FOLDER / checkpoint_name(steps)
-        if not self._write("best", target, steps, content, score):
+        if not self._write(CheckpointKind.BEST, target, steps, content, score):
             return False
         self.best = BestCheckpoint(target, steps, score)
         self._prune_best()
@@ -117,7 +117,7 @@ class CheckpointKeeper:
         if not self._sinks.flush() and not required:
             self._failed(f"{target}: not written, the episodes before it are not on the disk")
             return
-        if self._write("last", target, steps, content, None, required=required):
+        if self._write(CheckpointKind.LAST, target, steps, content, None, required=required):
             self.last, self._written_steps = target, steps
             prune(target.parent, self._keep)
             self._prune_best()
@@ -145,7 +145,7 @@ class CheckpointKeeper:
         clear_unfinished(folder)
 
     def _write(
-        self, kind: Literal["last", "best"], target: Path, steps: int, content: CheckpointContent,
+        self, kind: CheckpointKind, target: Path, steps: int, content: CheckpointContent,
         score: float | None, *, required: bool = False,
     ) -> bool:  # fmt: skip
         began = time.monotonic()

@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass, field, fields
 from statistics import median
 from typing import Any, Literal
 
-State = Literal["warming", "healthy", "warning", "collapsed", "diverged"]
-Outcome = Literal["collapsed", "diverged"]
+from mario.config.run_states import HealthState
+
 Verdict = Literal["ok", "suspicious", "bad"]
 
 
@@ -112,7 +112,7 @@ class Health:
         rules: names of the rules behind `reasons`.
     """
 
-    state: State
+    state: HealthState
     reasons: tuple[str, ...] = ()
     changed: bool = False
     rules: tuple[str, ...] = ()
@@ -184,8 +184,8 @@ class _Memory:
     """What the detector remembers between samples; plain values, so that it can be saved."""
 
     samples: int = 0
-    state: State = "warming"
-    told: State = "warming"
+    state: HealthState = HealthState.WARMING
+    told: HealthState = HealthState.WARMING
     restarted: bool = False
     best_furthest_px: float = 0.0
     best_return: float = -math.inf
@@ -201,7 +201,7 @@ class _Finding:
     verdict: Verdict
     reason: str
     patience: int
-    outcome: Outcome = "collapsed"
+    outcome: HealthState = HealthState.COLLAPSED
 
 
 _MEDIAN_WINDOW = 50
@@ -220,7 +220,7 @@ class CollapseDetector:
         self._memory = _Memory()
 
     @property
-    def state(self) -> State:
+    def state(self) -> HealthState:
         """The state after the last sample."""
         return self._memory.state
 
@@ -241,15 +241,15 @@ class CollapseDetector:
         bad = {finding.rule for finding in findings if finding.verdict == "bad"}
         memory.streaks = {rule: memory.streaks.get(rule, 0) + 1 for rule in sorted(bad)}
         fatal = [f for f in findings if f.rule in bad and memory.streaks[f.rule] >= f.patience]
-        state: State
-        if before in ("collapsed", "diverged"):
+        if before.degenerated:
             state = before
         elif fatal:
-            state = "diverged" if any(f.outcome == "diverged" for f in fatal) else "collapsed"
+            state = max((f.outcome for f in fatal), key=list(HealthState).index)
         elif findings:
-            state = "warning"
+            state = HealthState.WARNING
         else:
-            state = "warming" if memory.samples < self.rules.warmup_updates else "healthy"
+            warm = memory.samples >= self.rules.warmup_updates
+            state = HealthState.HEALTHY if warm else HealthState.WARMING
         memory.state = memory.told = state
         ordered = fatal + [finding for finding in findings if finding not in fatal]
         return Health(
@@ -260,7 +260,7 @@ class CollapseDetector:
         )
 
     @property
-    def told(self) -> State:
+    def told(self) -> HealthState:
         """What was said last; after a rollback, still what led to it."""
         return self._memory.told
 
@@ -283,7 +283,8 @@ class CollapseDetector:
 
     def restore(self, values: Mapping[str, Any]) -> None:
         """Go on from :meth:`to_dict`."""
-        self._memory = _Memory(**{**values, "streaks": dict(values["streaks"])})
+        states = {name: HealthState(values[name]) for name in ("state", "told")}
+        self._memory = _Memory(**{**values, **states, "streaks": dict(values["streaks"])})
 
     def _judge(self, sample: HealthSample) -> list[_Finding]:
         rules, memory = self.rules, self._memory
@@ -291,14 +292,15 @@ class CollapseDetector:
         findings: list[_Finding] = []
 
         def add(rule: str, bad: bool, suspicious: bool, reason: str, *,
-                patience: int | None = None, outcome: Outcome = "collapsed") -> None:  # fmt: skip
+                patience: int | None = None,
+                outcome: HealthState = HealthState.COLLAPSED) -> None:  # fmt: skip
             verdict: Verdict = "bad" if bad else "suspicious" if suspicious else "ok"
             limit = rules.patience if patience is None else patience
             findings.append(_Finding(rule, verdict, reason, limit, outcome))
 
         if sample.non_finite:
             add("non_finite", True, False, "a loss, gradient or weight is not finite",
-                patience=1, outcome="diverged")  # fmt: skip
+                patience=1, outcome=HealthState.DIVERGED)  # fmt: skip
         if sample.frozen_observation_share is not None:
             share = sample.frozen_observation_share
             add("frozen_observations", share > rules.frozen_share, False,
@@ -361,19 +363,19 @@ class CollapseDetector:
             add("value_loss", loss > rules.value_loss_factor * usual > 0,
                 loss > rules.value_loss_factor / 5 * usual > 0,
                 f"value loss {loss:.3g}, {loss / max(usual, 1e-12):.0f} times the usual",
-                patience=rules.short_patience, outcome="diverged")  # fmt: skip
+                patience=rules.short_patience, outcome=HealthState.DIVERGED)  # fmt: skip
         norms = memory.gradient_norms
         if (norm := sample.gradient_norm) is not None and len(norms) >= _MEDIAN_NEEDS:
             usual = median(norms)
             add("gradient", norm > rules.gradient_factor * usual > 0,
                 norm > rules.gradient_factor / 5 * usual > 0,
                 f"gradient norm {norm:.3g}, {norm / max(usual, 1e-12):.0f} times the usual",
-                outcome="diverged")  # fmt: skip
+                outcome=HealthState.DIVERGED)  # fmt: skip
         # Before a reward was seen, or an episode's end with its own, nothing bounds a return.
         if sample.q_max is not None and sample.q_bound and sample.episodes_finished:
             add("q_bound", sample.q_max > 2 * sample.q_bound, sample.q_max > sample.q_bound,
                 f"Q-value {sample.q_max:.3g} above the possible return {sample.q_bound:.3g}",
-                outcome="diverged")  # fmt: skip
+                outcome=HealthState.DIVERGED)  # fmt: skip
 
     def _judge_progress(self, sample: HealthSample, add: Any) -> None:
         rules, memory = self.rules, self._memory

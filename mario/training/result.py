@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mario.config.run_states import RunStatus
 from mario.policy.policy import Policy
 from mario.training.collapse_detector import Health
-from mario.training.sinks import Status
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class TrainingResult:
         rollbacks: how often the run went back to its best.
     """
 
-    status: Status
+    status: RunStatus
     reason: str
     total_steps: int
     attempt_steps: int

@@ -15,6 +15,7 @@ from typing import Any
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from mario.config.experiment import ExperimentConfig
+from mario.config.run_states import HealthState, RunStatus
 from mario.errors import CheckpointError, TrainingError
 from mario.files import clear_unfinished, write_whole
 from mario.training.algorithms.factory import build_algorithm
@@ -35,7 +36,6 @@ from mario.training.sinks import (
     RunStart,
     SelectionDone,
     SinkSet,
-    Status,
 )
 from mario.training.threads import set_threads
 
@@ -50,9 +50,9 @@ _FREE_SECTIONS = ("name", "description", "sinks", "evaluation", "checkpoint")
 class _EndLearning(Exception):
     """Ends `learn` from within a callback or hook."""
 
-    def __init__(self, status: Status, reason: str) -> None:
+    def __init__(self, status: RunStatus, reason: str) -> None:
         super().__init__(reason)
-        self.status: Status = status
+        self.status = status
         self.reason = reason
 
 
@@ -131,7 +131,7 @@ class TrainingRun:
         self.report_progress = progress
         self.select = select
         self.detector = CollapseDetector(rules)
-        self.health = Health("warming")
+        self.health = Health(HealthState.WARMING)
         self.window = EpisodeWindow(config.environments)
         self.pending: list[EpisodeRecord] = []
         self.update = 0
@@ -206,14 +206,14 @@ class TrainingRun:
         finally:
             self.meter.close()
         # What a stop interrupted will be done again: the run stands where its checkpoint is.
-        steps = self.resume_steps if status == "interrupted" else self.model.num_timesteps
+        steps = self.resume_steps if status == RunStatus.INTERRUPTED else self.model.num_timesteps
         self.sinks.on_end(RunEnd(status, reason, steps, self.stop))
         return self._result(status, reason, steps)
 
     def failed(self, error: Exception) -> None:
         """Tell the sinks of an error, which is no result: it goes on to the caller."""
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:500]
-        self.sinks.on_end(RunEnd("failed", reason, self.resume_steps, self.stop))
+        self.sinks.on_end(RunEnd(RunStatus.FAILED, reason, self.resume_steps, self.stop))
 
     def step(self, records: list[EpisodeRecord]) -> None:
         """Take the episodes that ended; see `TrainerHooks.step`."""
@@ -263,14 +263,14 @@ class TrainingRun:
         self.resume_point = capture(self.algorithm, self.env, self._values())
         self.resume_steps = self.model.num_timesteps
 
-    def _learn(self) -> tuple[Status, str]:
+    def _learn(self) -> tuple[RunStatus, str]:
         callback = TrainerCallback(self, self.algorithm, self.config.total_steps)
         while True:
             remaining = self.config.total_steps - self.model.num_timesteps
             if remaining <= 0:
                 if self.resume_point is None:
                     self._take_point()
-                return "finished", ""
+                return RunStatus.FINISHED, ""
             try:
                 self.model.learn(remaining, callback, log_interval=1, reset_num_timesteps=False)
             except _EndLearning as end:
@@ -278,9 +278,9 @@ class TrainingRun:
             except _Diverged as diverged:
                 self._diverged(str(diverged))
                 if not self._roll_back():
-                    return "diverged", str(diverged)
+                    return RunStatus.DIVERGED, str(diverged)
                 continue
-            return "finished", ""
+            return RunStatus.FINISHED, ""
 
     def _obey_stop(self, *, at_boundary: bool = False) -> None:
         if not self.stop.is_set():
@@ -289,7 +289,8 @@ class TrainingRun:
         if not at_boundary and not self.algorithm.holds_resume_points:
             return
         # Whoever stops a run may say why: a sweep that prunes a trial does.
-        raise _EndLearning("interrupted", getattr(self.stop, "reason", "") or "stopped on request")
+        reason = getattr(self.stop, "reason", "") or "stopped on request"
+        raise _EndLearning(RunStatus.INTERRUPTED, reason)
 
     def _guard(self, norm: float) -> None:
         if not math.isfinite(norm):
@@ -308,10 +309,10 @@ class TrainingRun:
         )  # fmt: skip
         self.health = self.detector.update(sample)
         self.sinks.on_health(sample, self.health)
-        if self.health.changed and self.health.state not in ("warming", "healthy"):
+        if self.health.changed and self.health.state.suspicious:
             log.warning("%s after %d steps: %s", self.health.state, sample.total_steps,
                         "; ".join(self.health.reasons))  # fmt: skip
-        if self.health.state in ("collapsed", "diverged"):
+        if self.health.state.degenerated:
             self._collapsed()
 
     def _age(self) -> float | None:
@@ -322,13 +323,12 @@ class TrainingRun:
         return age if age > self.detector.rules.stale_seconds else None
 
     def _collapsed(self) -> None:
-        status: Status = "diverged" if self.health.state == "diverged" else "collapsed"
         action = self.config.collapse.action
         if action == "warn" or (action == "rollback" and self._roll_back()):
             return
         # The state after the collapse is what a person will want to look at.
         self._take_point()
-        raise _EndLearning(status, "; ".join(self.health.reasons))
+        raise _EndLearning(RunStatus(self.health.state), "; ".join(self.health.reasons))
 
     def _diverged(self, reason: str) -> None:
         self.update += 1
@@ -464,7 +464,7 @@ class TrainingRun:
         self.next_selection = values["next_selection"]
         self.keeper.go_on_from(saved[0], self.model.num_timesteps, values["best"])
 
-    def _result(self, status: Status, reason: str, steps: int) -> TrainingResult:
+    def _result(self, status: RunStatus, reason: str, steps: int) -> TrainingResult:
         seconds = time.monotonic() - self.started
         done = self.model.num_timesteps - self.start_steps
         return TrainingResult(

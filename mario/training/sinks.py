@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 from mario.config.experiment import ExperimentConfig
-from mario.training.collapse_detector import Health, HealthSample, State
+from mario.config.run_states import CheckpointKind, HealthState, RunStatus
+from mario.training.collapse_detector import Health, HealthSample
 from mario.training.sb3_vec_env import EpisodeRecord
 
 log = logging.getLogger(__name__)
@@ -27,9 +28,6 @@ _PATIENCE_SECONDS, _PATIENCE_SECONDS_INTERRUPTED = 20.0, 2.0
 _LOOK_SECONDS = 0.1
 #: What a sink may take beyond that to let go of threads, sockets and files.
 _LETTING_GO_SECONDS = 2.0
-
-Status = Literal["finished", "interrupted", "collapsed", "diverged"]
-EndStatus = Status | Literal["failed"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class RunStart:
     start_steps: int
     attempt: int
     hardware: dict[str, Any] = field(default_factory=dict)
-    state: State = "warming"
+    state: HealthState = HealthState.WARMING
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ class CheckpointWritten:
         seconds: how long it took.
     """
 
-    kind: Literal["last", "best"]
+    kind: CheckpointKind
     path: Path
     total_steps: int
     sha256: str
@@ -137,7 +135,7 @@ class Progress:
     episodes: int
     mean_furthest_px: float | None
     mean_return: float | None
-    state: str
+    state: HealthState
     scalars: dict[str, float] = field(default_factory=dict)
 
 
@@ -152,7 +150,7 @@ class RunEnd:
         stop: set as soon as the run is told to end, also while its sinks wait.
     """
 
-    status: EndStatus
+    status: RunStatus
     reason: str
     total_steps: int
     stop: threading.Event = field(default_factory=threading.Event, compare=False, repr=False)
@@ -160,7 +158,9 @@ class RunEnd:
 
 def patience_seconds(end: RunEnd) -> float:
     """How long a sink may wait for its server at a run's end; all sinks wait at the same time."""
-    return _PATIENCE_SECONDS_INTERRUPTED if end.status == "interrupted" else _PATIENCE_SECONDS
+    return (
+        _PATIENCE_SECONDS_INTERRUPTED if end.status == RunStatus.INTERRUPTED else _PATIENCE_SECONDS
+    )
 
 
 def wait_patiently(

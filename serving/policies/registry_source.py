@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from mario.errors import RegistryError
+from mario.evaluation.seeds import SeedFamily
 from mario.registry.registry import ModelRegistry, model_name
 from mario.store.records import ServingComparison
 from mario.store.store import ExperimentStore
+from mario.store.vocabulary import EvaluationStatus, PromotionReason
 from serving.policies.sources import Role, VersionCard, VersionRef
 from serving.settings import ServingSettings
 from serving.shared_folder import private_folder
 
 #: The card shows the evaluations that judged the policy, not those that selected its checkpoint.
-_FAMILIES = ("confirmation", "screening")
+_FAMILIES = (SeedFamily.CONFIRMATION, SeedFamily.SCREENING)
 
 
 class ComparisonStoreSink:
@@ -112,7 +114,9 @@ class RegistrySource:
             if not found:
                 continue
             # Prefer finished evaluations to running ones, then the one with the most units.
-            best = max(found, key=lambda e: (e.status == "finished", e.finished_units))
+            best = max(
+                found, key=lambda e: (e.status == EvaluationStatus.FINISHED, e.finished_units)
+            )
             played: dict[str, list[bool]] = {}
             for record in store.evaluations.records(best.id):
                 played.setdefault(record.level, []).append(record.cleared)
@@ -129,9 +133,9 @@ class RegistrySource:
 
 
 _REASONS = {
-    "first": "first champion",
-    "gate": "beat the champion before it",
-    "rollback": "rolled back to",
+    PromotionReason.FIRST: "first champion",
+    PromotionReason.GATE: "beat the champion before it",
+    PromotionReason.ROLLBACK: "rolled back to",
 }
 
 

@@ -22,6 +22,7 @@ import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from mario.config.experiment import ExperimentConfig
+from mario.config.run_states import RunStatus
 from mario.config.sweep import Sweep
 from mario.errors import (
     ConfigError,
@@ -232,7 +233,7 @@ class SweepWorker:
                     run_id = self._study.parent_run_id
                     with ExperimentStore.open(self._runtime.database_url) as store:
                         run = None if run_id is None else store.runs.find(run_id)
-                        if run is not None and run.status != "finished":
+                        if run is not None and run.status != RunStatus.FINISHED:
                             _keep(store, run)
                 except Exception as error:  # whoever waits for a database says so
                     log.debug("no sign of life of the sweep: %s", error)
@@ -293,7 +294,7 @@ class SweepWorker:
             raise watch.error
         result = outcome.result
         what = f"trial {first} ({run_id})"
-        if result.status == "interrupted" and not watch.pruned:
+        if result.status == RunStatus.INTERRUPTED and not watch.pruned:
             trial.set_user_attr(GIVEN_BACK_ATTRIBUTE, trial.number)
             raise _GivenBackError(f"{what} given back at {result.total_steps:,} steps")
         state = "pruned" if watch.pruned else result.status
@@ -326,13 +327,13 @@ class SweepWorker:
                 return
             with ExperimentStore.open(self._runtime.database_url) as store:
                 run = store.runs.get(run_id)
-                if run.status == "finished":
+                if run.status == RunStatus.FINISHED:
                     return
                 store.runs.end(
                     AttemptEnd(
                         run_id=run_id,
                         attempt=run.attempts[-1].attempt,
-                        status="finished",
+                        status=RunStatus.FINISHED,
                         end_steps=None,
                         reason=None,
                     )
@@ -350,7 +351,7 @@ class SweepWorker:
 
 def _keep(store: ExperimentStore, run: Run) -> Run:
     """Give a sign of life for a sweep's own run; take it over where none was given for long."""
-    if run.status == "running" and run_is_alive(run):
+    if run.status == RunStatus.RUNNING and run_is_alive(run):
         last = run.attempts[-1].attempt
         store.runs.write([Heartbeat(run_id=run.id, attempt=last, total_steps=0)])
         return run

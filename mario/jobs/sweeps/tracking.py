@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mario.config.run_states import RunStatus
 from mario.errors import RegistryError
 from mario.jobs.context import Runtime
 from mario.registry.registry import model_name
@@ -47,7 +48,7 @@ def begin_sweep_run(runtime: Runtime, run: Run, definition: Mapping[str, Any]) -
         found = client.search_runs([experiment], f"tags.`{TAG_RUN}` = '{run.id}'", max_results=1)
         if found:
             return str(found[0].info.run_id)
-        tags = {TAG_RUN: run.id, TAG_SWEEP: run.name, TAG_STATUS: "running"}
+        tags = {TAG_RUN: run.id, TAG_SWEEP: run.name, TAG_STATUS: RunStatus.RUNNING}
         made = client.create_run(experiment, run_name=f"sweep {run.name}", tags=tags)
         parameters = [
             Param(name, value[:_PARAMETER_CHARACTERS])
@@ -105,7 +106,7 @@ def end_sweep_run(runtime: Runtime, mlflow_run_id: str, trials: int, best: float
         client.log_metric(mlflow_run_id, "sweep/trials", trials)
         if best is not None:
             client.log_metric(mlflow_run_id, "sweep/best_score", best)
-        client.set_tag(mlflow_run_id, TAG_STATUS, "finished")
+        client.set_tag(mlflow_run_id, TAG_STATUS, RunStatus.FINISHED)
         client.set_terminated(mlflow_run_id)
     except MlflowException as error:
         raise _away(runtime, error) from error

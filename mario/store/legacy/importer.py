@@ -19,6 +19,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from mario.config.run_states import RunStatus
 from mario.errors import StoreError
 from mario.store import tables
 from mario.store.batch_insert import insert_into, upsert
@@ -236,6 +237,7 @@ class _Import:
         )
         ended = moment_of(take(row, EXPERIMENT_NAMES, "ended_at"))
         told = str(take(row, EXPERIMENT_NAMES, "status") or "").lower()
+        unrecorded = RunStatus.FINISHED if ended and not told else RunStatus.INTERRUPTED
         config = as_mapping(take(row, EXPERIMENT_NAMES, "config"))
         run_id = self._run_id(identity)
         self._refuse_another(connection, run_id, identity, row, started)
@@ -252,7 +254,7 @@ class _Import:
                 git_commit=text_of(take(row, EXPERIMENT_NAMES, "git_commit"), 64),
                 library_versions={},
                 hardware={},
-                status=STATUSES.get(told, "finished" if ended and not told else "interrupted"),
+                status=STATUSES.get(told, unrecorded),
                 status_reason=f"imported; its status was {told or 'not recorded'}",
                 imported=True,
                 extra=encode_json(plain({"legacy_id": identity, **row})),

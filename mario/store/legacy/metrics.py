@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+from mario.config.run_states import HealthState
 from mario.store.engine import encode_json
 from mario.store.legacy.values import METRIC_NAMES, column_of, integer_of, moment_of, plain, take
 
@@ -106,7 +107,7 @@ class MetricSamples:
                 "update_index": sample.index,
                 "attempt": 1,
                 "total_steps": sample.steps,
-                "state": "warming",  # nobody judged it
+                "state": HealthState.WARMING,  # nobody judged it
                 "signals": encode_json(sample.signals),
                 "at": sample.at,
             }

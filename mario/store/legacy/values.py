@@ -9,6 +9,8 @@ from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
 
+from mario.config.run_states import RunStatus
+
 #: Names under which a value of the older tables is looked for, the first that exists counts.
 EXPERIMENT_NAMES: Mapping[str, tuple[str, ...]] = {
     "id": ("id", "experiment_id", "run_id"),
@@ -65,10 +67,11 @@ METRIC_NAMES: Mapping[str, tuple[str, ...]] = {
     "value": ("metric_value", "value"),
 }
 STATUSES = {
-    "completed": "finished", "complete": "finished", "finished": "finished", "done": "finished",
-    "success": "finished", "failed": "failed", "error": "failed", "crashed": "failed",
-    "collapsed": "collapsed", "killed": "killed",
-}  # fmt: skip
+    **dict.fromkeys(("completed", "complete", "finished", "done", "success"), RunStatus.FINISHED),
+    **dict.fromkeys(("failed", "error", "crashed"), RunStatus.FAILED),
+    "collapsed": RunStatus.COLLAPSED,
+    "killed": RunStatus.KILLED,
+}
 MARIO_STATUS = {"small": 0, "tall": 1, "big": 1, "fireball": 2, "fire": 2}
 
 

@@ -10,13 +10,14 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
+from mario.config.run_states import HealthState
 from mario.errors import ConfigError
 from mario.telemetry.instruments import InstrumentSet, instrument
 from mario.telemetry.loop import LoopMetrics
 from mario.telemetry.names import ALL_METRICS, series_names
 from mario.telemetry.page import MetricsPage
 from mario.telemetry.store import StoreMetrics
-from mario.telemetry.training import HEALTH_STATES, TrainingMetrics
+from mario.telemetry.training import TrainingMetrics
 
 
 def read(page: MetricsPage) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -115,17 +116,17 @@ def test_exactly_one_health_state_holds() -> None:
             each: instruments.registry.get_sample_value(
                 "mario_training_health", {"run": "r1", "state": each}
             )
-            for each in HEALTH_STATES
+            for each in HealthState
         }
         assert {each for each, on in shown.items() if on} == {state}
-        assert len(shown) == len(HEALTH_STATES)
+        assert len(shown) == len(HealthState)
     get = instruments.registry.get_sample_value
     assert get("mario_training_health_rule", {"run": "r1", "rule": "entropy"}) == 0
     assert get("mario_training_health_rule", {"run": "r1", "rule": "kl"}) == 1
     assert get("mario_training_health_changes_total", {"run": "r1", "state": "collapsed"}) == 1
     assert get("mario_training_health_changes_total", {"run": "r1", "state": "warming"}) == 0
-    with pytest.raises(ValueError, match="expected one of"):
-        training.health("fine", ())
+    with pytest.raises(ValueError, match="not a valid HealthState"):
+        training.health("fine", ())  # type: ignore[arg-type]
 
 
 def test_a_former_champion_leaves_the_page() -> None:
