@@ -30,19 +30,19 @@ def plain(runs: Path) -> None:
     from mario.config.experiment import load_config
     from mario.jobs import pipeline as jobs
     from mario.jobs.attempts import train_attempt
-    from mario.jobs.context import Runtime
+    from mario.jobs.context import JobContext, JobSettings
     from mario.jobs.promote import promote_verdict
 
-    runtime = Runtime.embedded(runs)
+    context = JobContext(JobSettings.embedded(runs))
     config = load_config(CONFIG, OVERRIDES)
-    jobs.prepare(config, runtime)
-    trained = train_attempt(config, runtime, f"run-{uuid4().hex}")
-    version = jobs.register_stage(trained.run_id, runtime)
-    jobs.screen_stage(config, version, runtime)
-    judged = jobs.gate_stage(config, version, runtime)
+    jobs.prepare(config, context)
+    trained = train_attempt(config, context, f"run-{uuid4().hex}")
+    version = jobs.register_stage(trained.run_id, context)
+    jobs.screen_stage(config, version, context)
+    judged = jobs.gate_stage(config, version, context)
     if judged.decision == "promote":
-        promote_verdict(judged.verdict_id, runtime)
-    jobs.summary_stage(config, trained.run_id, judged.verdict_id, runtime)
+        promote_verdict(judged.verdict_id, context)
+    jobs.summary_stage(config, trained.run_id, judged.verdict_id, context)
 
 
 def turns(runs: Path, repeats: int) -> None:

@@ -42,11 +42,10 @@ import psutil
 
 from benchmarks._report import Row, finish, median_interval, print_table, spread, target
 from mario.config.experiment import load_config
-from mario.jobs.context import Runtime
+from mario.jobs.context import JobContext, JobSettings
 from mario.jobs.train import open_sinks
 from mario.store import migrate
 from mario.store.records import NewRun
-from mario.store.store import ExperimentStore
 from mario.tracking.mlflow_client import tracking_client
 from mario.tracking.store import PrometheusSink
 from mario.training.collapse_detector import Health, HealthSample
@@ -250,17 +249,20 @@ def measure(updates: int, pairs: int) -> tuple[list[Row], list[dict[str, Any]]]:
         mlflow = MlflowServer(Path(folder) / "mlflow")
         try:
             mlflow.start()
-            runtime = Runtime(Path(folder), postgres.url(postgres.create_database()), mlflow.uri)
-            migrate.upgrade(runtime.database_url)
-            with ExperimentStore.open(runtime.database_url) as store:
+            settings = JobSettings(
+                Path(folder), postgres.url(postgres.create_database()), mlflow.uri
+            )
+            migrate.upgrade(settings.database_url)
+            with JobContext(settings) as context:
+                store = context.store
                 run = store.runs.start(
                     NewRun(name="benchmark", task=config.task, algorithm="ppo",
                            config=config.model_dump(mode="json"), config_hash="c" * 64)
                 )  # fmt: skip
                 stop = threading.Event()
-                run_dir = runtime.run_dir(run.id)
+                run_dir = settings.run_dir(run.id)
                 run_dir.mkdir(parents=True)
-                sinks = open_sinks(config, runtime, run, run_dir)
+                sinks = open_sinks(config, context, run, run_dir)
                 assert len(sinks) == 5, "store, MLflow, Prometheus, TensorBoard, W&B"
                 roots = [psutil.Process().pid, postgres.pid]
                 turns = Turns(sinks, updates, pairs, roots, stop)

@@ -24,9 +24,8 @@ from prefect.utilities.context import get_task_and_flow_run_ids
 from flows.decisions import progress_percent
 from mario.config.experiment import ExperimentConfig
 from mario.jobs.attempts import Trained
-from mario.jobs.context import Runtime
+from mario.jobs.context import JobContext
 from mario.pages.learning_curve import CurvePoint, learning_curve
-from mario.store.store import ExperimentStore
 from mario.training.sinks import Progress, SelectionDone
 
 log = logging.getLogger(__name__)
@@ -143,15 +142,15 @@ class TrainingProgress:
         return ", ".join(parts)
 
 
-def show_training(config: ExperimentConfig, trained: Trained, runtime: Runtime) -> None:
+def show_training(config: ExperimentConfig, trained: Trained, context: JobContext) -> None:
     """Write the learning curve of a run as a page."""
 
     def show() -> None:
-        with ExperimentStore.open(runtime.database_url) as store:
-            run = store.runs.get(trained.run_id)
-            points = learning_curve(store.runs.episodes(trained.run_id), config.total_steps)
+        runs = context.store.runs
+        run = runs.get(trained.run_id)
+        points = learning_curve(runs.episodes(trained.run_id), config.total_steps)
         create_markdown_artifact(
-            curve_page(config, trained, points, mlflow_link(runtime, run.mlflow_run_id)),
+            curve_page(config, trained, points, mlflow_link(context, run.mlflow_run_id)),
             key=artifact_key("learning-curve", config.name),
             description=f"Learning curve of {trained.run_id}",
         )
@@ -268,21 +267,19 @@ def show_page(key: str, title: str, lines: Sequence[str]) -> None:
     safely(title, lambda: create_markdown_artifact(page, key=artifact_key(key), description=title))
 
 
-def mlflow_link(runtime: Runtime, mlflow_run_id: str | None) -> str:
+def mlflow_link(context: JobContext, mlflow_run_id: str | None) -> str:
     """A Markdown link to a run in MLflow's page; words where there is no server."""
     if mlflow_run_id is None:
         return "not tracked"
-    base = os.environ.get("MARIO_MLFLOW_URL") or runtime.tracking_uri
+    base = os.environ.get("MARIO_MLFLOW_URL") or context.settings.tracking_uri
     if not base.startswith(("http://", "https://")):
         return f"run `{mlflow_run_id}` in `{base}`"
-    from mario.tracking.mlflow_client import tracking_client
-
-    experiment = tracking_client(runtime.tracking_uri).get_run(mlflow_run_id).info.experiment_id
+    experiment = context.tracking.client.get_run(mlflow_run_id).info.experiment_id
     url = f"{base.rstrip('/')}/#/experiments/{experiment}/runs/{mlflow_run_id}"
     return f"[run {mlflow_run_id}]({url})"
 
 
-def file_link(path: Path, runtime: Runtime) -> str:
+def file_link(path: Path, context: JobContext) -> str:
     """A Markdown link to a file under the runs folder, or its path where nothing shows it.
 
     MARIO_RUNS_URL is where a web server shows that folder. Without it there is no link: a browser
@@ -290,6 +287,6 @@ def file_link(path: Path, runtime: Runtime) -> str:
     """
     base = os.environ.get("MARIO_RUNS_URL")
     if base:
-        inside = path.resolve().relative_to(runtime.runs_dir.resolve())
+        inside = path.resolve().relative_to(context.settings.runs_dir.resolve())
         return f"[{path.name}]({base.rstrip('/')}/{quote(inside.as_posix())})"
     return f"`{path.resolve()}`"

@@ -18,11 +18,10 @@ from flows.evaluate import EvaluateParameters
 from mario.config.levels import task_levels
 from mario.errors import ConfigError
 from mario.evaluation.seeds import SeedFamily
-from mario.jobs.context import Runtime
+from mario.jobs.context import JobContext
 from mario.jobs.engines.dask import DaskEngine
 from mario.jobs.evaluate import evaluate_stored, evaluation_key, summary_line, units_of
 from mario.jobs.policies import load_policy
-from mario.store.store import ExperimentStore
 
 
 class DaskEvaluationParameters(EvaluateParameters):
@@ -92,24 +91,20 @@ def evaluate_on_dask(
 @flow(name="units-on-dask", persist_result=False)
 def _played(parameters: DaskEvaluationParameters) -> str:
     """The part that runs with the cluster; only this process writes to the store."""
-    context = FlowRunContext.get()
-    assert context is not None, "called by the flow above only"
-    assert isinstance(context.task_runner, DaskTaskRunner)
-    context.task_runner.client  # noqa: B018 - its cluster starts with its first use
-    runtime = Runtime.from_environment()
-    loaded = load_policy(parameters.policy, parameters.task, runtime)
-    levels = task_levels(parameters.task)
-    family = SeedFamily(parameters.family)
-    with (
-        ExperimentStore.open(runtime.database_url) as store,
-        get_dask_client() as client,
-        DaskEngine(client=client) as engine,
-    ):
-        outcome = evaluate_stored(
-            loaded,
-            units_of(levels, family, "", max(parameters.units, len(levels))),
-            evaluation_key(loaded, family, "", levels),
-            store,
-            engine=engine,
-        )
-    return summary_line(loaded, outcome.records)
+    running = FlowRunContext.get()
+    assert running is not None, "called by the flow above only"
+    assert isinstance(running.task_runner, DaskTaskRunner)
+    running.task_runner.client  # noqa: B018 - its cluster starts with its first use
+    with JobContext.open() as context:
+        loaded = load_policy(parameters.policy, parameters.task, context)
+        levels = task_levels(parameters.task)
+        family = SeedFamily(parameters.family)
+        with get_dask_client() as client, DaskEngine(client=client) as engine:
+            outcome = evaluate_stored(
+                loaded,
+                units_of(levels, family, "", max(parameters.units, len(levels))),
+                evaluation_key(loaded, family, "", levels),
+                context.store,
+                engine=engine,
+            )
+        return summary_line(loaded, outcome.records)

@@ -14,11 +14,10 @@ from flows.decisions import Ending
 from flows.parameters import FlowParameters, PolicyName
 from mario.config.levels import TaskName, task_levels
 from mario.evaluation.seeds import SeedFamily
-from mario.jobs.context import Runtime
+from mario.jobs.context import JobContext
 from mario.jobs.evaluate import evaluate_stored, evaluation_key, summary_line, units_of
 from mario.jobs.policies import load_policy
 from mario.registry.registry import model_name
-from mario.store.store import ExperimentStore
 
 
 class EvaluateParameters(FlowParameters):
@@ -42,21 +41,20 @@ def evaluate(parameters: EvaluateParameters = EvaluateParameters()) -> State[Any
     """Play a version under mario-eval-v1 and store every episode."""
     if (too_often := stages.exhausted()) is not None:
         return too_often
-    runtime = Runtime.from_environment()
+    with JobContext.open() as context:
 
-    def work() -> str:
-        loaded = load_policy(parameters.policy, parameters.task, runtime)
-        levels = task_levels(parameters.task)
-        family = SeedFamily(parameters.family)
-        with ExperimentStore.open(runtime.database_url) as store:
+        def work() -> str:
+            loaded = load_policy(parameters.policy, parameters.task, context)
+            levels = task_levels(parameters.task)
+            family = SeedFamily(parameters.family)
             outcome = evaluate_stored(
                 loaded,
                 units_of(levels, family, "", max(parameters.units, len(levels))),
                 evaluation_key(loaded, family, "", levels),
-                store,
+                context.store,
             )
-        return summary_line(loaded, outcome.records)
+            return summary_line(loaded, outcome.records)
 
-    line = stages.run_stage("evaluate", f"{parameters.policy} on {parameters.task}", work)
-    show_page(f"evaluation-{parameters.task}", f"Evaluation on {parameters.task}", [line])
-    return stages.to_state(Ending("COMPLETED", "Completed", line), line)
+        line = stages.run_stage("evaluate", f"{parameters.policy} on {parameters.task}", work)
+        show_page(f"evaluation-{parameters.task}", f"Evaluation on {parameters.task}", [line])
+        return stages.to_state(Ending("COMPLETED", "Completed", line), line)

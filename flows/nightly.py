@@ -16,7 +16,7 @@ from flows.artifacts import show_page
 from flows.decisions import Ending
 from flows.parameters import FlowParameters
 from mario.config.levels import TaskName
-from mario.jobs.context import Runtime
+from mario.jobs.context import JobContext
 from mario.jobs.nightly import NightlyCheck, check_champion, drift_lines
 from mario.registry.registry import model_name
 
@@ -57,23 +57,23 @@ def nightly(parameters: NightlyParameters = NightlyParameters()) -> State[Any]: 
     """
     if (too_often := stages.exhausted()) is not None:
         return too_often
-    runtime = Runtime.from_environment()
-    night = _night()
-    model = model_name(parameters.task)
+    with JobContext.open() as context:
+        night = _night()
+        model = model_name(parameters.task)
 
-    def work() -> NightlyCheck:
-        return check_champion(
-            parameters.task, night, runtime, units=parameters.units, alpha=parameters.alpha
-        )
+        def work() -> NightlyCheck:
+            return check_champion(
+                parameters.task, night, context, units=parameters.units, alpha=parameters.alpha
+            )
 
-    check = stages.run_stage("re-evaluate", f"champion of {model}", work)
-    lines = drift_lines(check)
-    show_page(f"nightly-{model}", f"{model} on {night}", lines)
-    if check.drift.drifted:
-        stages.emit_model_event(
-            stages.DRIFTED_EVENT,
-            model,
-            check.version,
-            {"reasons": list(check.drift.reasons), "evaluation": check.evaluation_id},
-        )
-    return stages.to_state(ending_of_drift(check.drift.drifted, lines), check.drift.drifted)
+        check = stages.run_stage("re-evaluate", f"champion of {model}", work)
+        lines = drift_lines(check)
+        show_page(f"nightly-{model}", f"{model} on {night}", lines)
+        if check.drift.drifted:
+            stages.emit_model_event(
+                stages.DRIFTED_EVENT,
+                model,
+                check.version,
+                {"reasons": list(check.drift.reasons), "evaluation": check.evaluation_id},
+            )
+        return stages.to_state(ending_of_drift(check.drift.drifted, lines), check.drift.drifted)

@@ -14,7 +14,7 @@ from flows import stages
 from flows.decisions import ending_of_verdict
 from flows.parameters import TrainParameters, experiment_run_name
 from mario.errors import PolicyCollapsed, TrainingInterrupted
-from mario.jobs.context import Runtime
+from mario.jobs.context import JobContext
 from mario.registry.registry import model_name
 
 
@@ -64,28 +64,28 @@ def pipeline(parameters: PipelineParameters = PipelineParameters()) -> State[Any
     """
     if (too_often := stages.exhausted()) is not None:
         return too_often
-    runtime = Runtime.from_environment()
-    config, run_id = stages.begin(parameters, runtime)
-    trained = stages.train(config, run_id, runtime)
-    if (ended := stages.end_of_training(trained)) is not None:
-        return ended
-    version = stages.register(trained.run_id, runtime)
-    stages.say(f"registered {model_name(config.task)} version {version}")
-    stages.say(f"screening: {stages.screen(config, version, runtime)}")
-    judged, promotion = stages.judge_and_promote(config, version, runtime)
-    made = stages.summarise(config, trained.run_id, judged, runtime)
-    result = PipelineResult(
-        run_id=trained.run_id,
-        version=version,
-        decision=judged.decision,
-        verdict_id=judged.verdict_id,
-        verdict=judged.lines,
-        promoted=promotion is not None,
-        summary=made and made.page,
-        report=made and made.report,
-        video=made and made.video,
-    )
-    return stages.to_state(ending_of_verdict(judged.decision, version, judged.lines), result)
+    with JobContext.open() as context:
+        config, run_id = stages.begin(parameters, context)
+        trained = stages.train(config, run_id, context)
+        if (ended := stages.end_of_training(trained)) is not None:
+            return ended
+        version = stages.register(trained.run_id, context)
+        stages.say(f"registered {model_name(config.task)} version {version}")
+        stages.say(f"screening: {stages.screen(config, version, context)}")
+        judged, promotion = stages.judge_and_promote(config, version, context)
+        made = stages.summarise(config, trained.run_id, judged, context)
+        result = PipelineResult(
+            run_id=trained.run_id,
+            version=version,
+            decision=judged.decision,
+            verdict_id=judged.verdict_id,
+            verdict=judged.lines,
+            promoted=promotion is not None,
+            summary=made and made.page,
+            report=made and made.report,
+            video=made and made.video,
+        )
+        return stages.to_state(ending_of_verdict(judged.decision, version, judged.lines), result)
 
 
 def run_pipeline(parameters: PipelineParameters) -> PipelineResult:

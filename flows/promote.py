@@ -13,7 +13,7 @@ from flows.artifacts import file_link, safely
 from flows.decisions import ending_of_verdict
 from flows.parameters import FlowParameters, PolicyName, experiment_name
 from mario.config.experiment import load_config
-from mario.jobs.context import Runtime
+from mario.jobs.context import JobContext
 from mario.jobs.report import report_verdict
 from mario.jobs.versions import fetch_version
 from mario.registry.registry import model_name
@@ -40,20 +40,20 @@ def promote(parameters: PromoteParameters = PromoteParameters()) -> State[Any]: 
     """
     if (too_often := stages.exhausted()) is not None:
         return too_often
-    runtime = Runtime.from_environment()
-    config = load_config(parameters.config, parameters.overrides)
-    stages.prepare(config, runtime)
-    version = stages.run_stage(
-        "fetch",
-        f"{model_name(config.task)} {parameters.policy}",
-        lambda: fetch_version(parameters.policy, config.task, runtime).version,
-    )
-    judged, _ = stages.judge_and_promote(config, version, runtime)
-    links = {}
-    if (verdict_id := judged.verdict_id) is not None:
-        report = safely("the report", lambda: report_verdict(verdict_id, runtime))
-        links = {} if report is None else {"report": file_link(report, runtime)}
-    stages.show_judgement(config, judged, runtime, links)
-    return stages.to_state(
-        ending_of_verdict(judged.decision, version, judged.lines), judged.decision
-    )
+    with JobContext.open() as context:
+        config = load_config(parameters.config, parameters.overrides)
+        stages.prepare(config, context)
+        version = stages.run_stage(
+            "fetch",
+            f"{model_name(config.task)} {parameters.policy}",
+            lambda: fetch_version(parameters.policy, config.task, context).version,
+        )
+        judged, _ = stages.judge_and_promote(config, version, context)
+        links = {}
+        if (verdict_id := judged.verdict_id) is not None:
+            report = safely("the report", lambda: report_verdict(verdict_id, context))
+            links = {} if report is None else {"report": file_link(report, context)}
+        stages.show_judgement(config, judged, context, links)
+        return stages.to_state(
+            ending_of_verdict(judged.decision, version, judged.lines), judged.decision
+        )

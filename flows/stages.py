@@ -45,13 +45,12 @@ from mario.errors import ConfigError, PromotionConflict, TrainingInterrupted
 from mario.evaluation.verdict import GateDecision
 from mario.jobs import pipeline as jobs
 from mario.jobs.attempts import Trained, experiment_of_attempt, train_attempt
-from mario.jobs.context import Runtime
+from mario.jobs.context import JobContext
 from mario.jobs.promote import promote_verdict
 from mario.jobs.terminal import TrainingDisplay
 from mario.jobs.train import stopping_on_signals
 from mario.registry.registry import model_name
 from mario.store.records import Promotion
-from mario.store.store import ExperimentStore
 
 Result = TypeVar("Result")
 Told = TypeVar("Told")
@@ -152,7 +151,7 @@ def end_of_training(trained: Trained) -> State[Any] | None:
     return stopped(ending) if trained.status == RunStatus.INTERRUPTED else to_state(ending)
 
 
-def begin(parameters: TrainParameters, runtime: Runtime) -> tuple[ExperimentConfig, str]:
+def begin(parameters: TrainParameters, context: JobContext) -> tuple[ExperimentConfig, str]:
     """The experiment of this flow run and the id of its training run, the same in each attempt.
 
     Raises:
@@ -161,13 +160,13 @@ def begin(parameters: TrainParameters, runtime: Runtime) -> tuple[ExperimentConf
     run_id = run_id_for(flow_run.id)
     config = load_config(parameters.config, parameters.overrides)
     fit(config)
-    prepare(config, runtime)
-    begun = experiment_of_attempt(config, run_id, runtime)
+    prepare(config, context)
+    begun = experiment_of_attempt(config, run_id, context)
     if begun is not None:
         say(f"going on with {run_id}, attempt {flow_run.run_count} of this flow run")
         return begun, run_id
     if parameters.next_seed:
-        config = run_stage("seed", config.name, lambda: jobs.next_seed(config, run_id, runtime))
+        config = run_stage("seed", config.name, lambda: jobs.next_seed(config, run_id, context))
     return config, run_id
 
 
@@ -188,16 +187,16 @@ def fit(config: ExperimentConfig, *, workers: int = 1) -> None:
         say(warning)
 
 
-def prepare(config: ExperimentConfig, runtime: Runtime) -> None:
+def prepare(config: ExperimentConfig, context: JobContext) -> None:
     """Bring store and registry into shape.
 
     A stage like the others: a database that is away when a flow run begins is waited for, too.
     """
-    for repair in run_stage("prepare", config.name, lambda: jobs.prepare(config, runtime)):
+    for repair in run_stage("prepare", config.name, lambda: jobs.prepare(config, context)):
         say(f"repaired: {repair}")
 
 
-def train(config: ExperimentConfig, run_id: str, runtime: Runtime) -> Trained:
+def train(config: ExperimentConfig, run_id: str, context: JobContext) -> Trained:
     """Train, or go on; with a progress bar in Prefect's page and on the terminal."""
 
     def work() -> Trained:
@@ -211,7 +210,7 @@ def train(config: ExperimentConfig, run_id: str, runtime: Runtime) -> Trained:
             try:
                 trained = train_attempt(
                     config,
-                    runtime,
+                    context,
                     run_id,
                     stop=stop,
                     on_progress=_both(display.progress, page.progress),
@@ -219,7 +218,7 @@ def train(config: ExperimentConfig, run_id: str, runtime: Runtime) -> Trained:
                 )
             except TrainingInterrupted as interrupted:
                 return Trained(run_id, RunStatus.INTERRUPTED, str(interrupted), 0, 0.0, waited=True)
-        show_training(config, trained, runtime)
+        show_training(config, trained, context)
         return trained
 
     return run_stage("train", config.name, work)
@@ -235,19 +234,19 @@ def _both(first: Callable[[Told], None], second: Callable[[Told], None]) -> Call
     return tell
 
 
-def register(run_id: str, runtime: Runtime) -> int:
+def register(run_id: str, context: JobContext) -> int:
     """Register the run's policy, once however often it is asked."""
-    return run_stage("register", run_id, lambda: jobs.register_stage(run_id, runtime))
+    return run_stage("register", run_id, lambda: jobs.register_stage(run_id, context))
 
 
-def screen(config: ExperimentConfig, version: int, runtime: Runtime) -> str:
+def screen(config: ExperimentConfig, version: int, context: JobContext) -> str:
     """A quick look on screening seeds, in one line."""
     subject = f"{model_name(config.task)} v{version}"
-    return run_stage("screen", subject, lambda: jobs.screen_stage(config, version, runtime))
+    return run_stage("screen", subject, lambda: jobs.screen_stage(config, version, context))
 
 
 def judge_and_promote(
-    config: ExperimentConfig, version: int, runtime: Runtime
+    config: ExperimentConfig, version: int, context: JobContext
 ) -> tuple[jobs.Judged, Promotion | None]:
     """Judge a version, and promote it where the gate says so.
 
@@ -262,14 +261,14 @@ def judge_and_promote(
     """
     subject = f"{model_name(config.task)} v{version}"
     for judgement in range(1, MAX_JUDGEMENTS + 1):
-        judged = run_stage("gate", subject, lambda: jobs.gate_stage(config, version, runtime))
+        judged = run_stage("gate", subject, lambda: jobs.gate_stage(config, version, context))
         if promoted_before(judged.decision, judged.is_champion, flow_run.run_count or 1):
             judged = replace(judged, decision=GateDecision.PROMOTE)
         if judged.decision != GateDecision.PROMOTE:
             return judged, None
         assert judged.verdict_id is not None, "only a verdict promotes"
         try:
-            promotion = promote(judged.verdict_id, subject, runtime)
+            promotion = promote(judged.verdict_id, subject, context)
         except PromotionConflict as conflict:
             if judgement == MAX_JUDGEMENTS:
                 raise
@@ -279,11 +278,11 @@ def judge_and_promote(
     raise AssertionError("the loop returns or raises")
 
 
-def promote(verdict_id: str, subject: str, runtime: Runtime) -> Promotion:
+def promote(verdict_id: str, subject: str, context: JobContext) -> Promotion:
     """Promote, and tell Prefect's automations; repeated, it brings the alias in line and tells."""
 
     def work() -> Promotion:
-        promotion = promote_verdict(verdict_id, runtime)
+        promotion = promote_verdict(verdict_id, context)
         emit_model_event(
             PROMOTED_EVENT,
             promotion.model,
@@ -310,24 +309,24 @@ def emit_model_event(event: str, model: str, version: int, payload: dict[str, An
 
 
 def summarise(
-    config: ExperimentConfig, run_id: str, judged: jobs.Judged, runtime: Runtime
+    config: ExperimentConfig, run_id: str, judged: jobs.Judged, context: JobContext
 ) -> jobs.Summarised | None:
     """Pages, video, and the verdict in Prefect's page; without a verdict, what was said instead."""
     verdict_id = judged.verdict_id
     if verdict_id is None:
-        show_judgement(config, judged, runtime, {})
+        show_judgement(config, judged, context, {})
         return None
 
     def work() -> jobs.Summarised:
-        made = jobs.summary_stage(config, run_id, verdict_id, runtime)
+        made = jobs.summary_stage(config, run_id, verdict_id, context)
         show_judgement(
             config,
             judged,
-            runtime,
+            context,
             {
-                "report": file_link(made.report, runtime),
-                "summary": file_link(made.page, runtime),
-                "video": file_link(made.video, runtime),
+                "report": file_link(made.report, context),
+                "summary": file_link(made.page, context),
+                "video": file_link(made.video, context),
             },
         )
         return made
@@ -336,7 +335,7 @@ def summarise(
 
 
 def show_judgement(
-    config: ExperimentConfig, judged: jobs.Judged, runtime: Runtime, links: dict[str, str]
+    config: ExperimentConfig, judged: jobs.Judged, context: JobContext, links: dict[str, str]
 ) -> None:
     """Write a verdict into Prefect's page, with links to everything that belongs to it."""
     model, verdict_id = model_name(config.task), judged.verdict_id
@@ -345,13 +344,13 @@ def show_judgement(
         return
 
     def show() -> None:
-        with ExperimentStore.open(runtime.database_url) as store:
-            stored = store.evaluations.verdict(verdict_id)
-            versions = {version.version: version for version in store.versions.list(model)}
-            challenger = versions.get(stored.challenger_version)
-            run_id = None if challenger is None else challenger.run_id
-            run = None if run_id is None else store.runs.find(run_id)
-        tracked = mlflow_link(runtime, None if run is None else run.mlflow_run_id)
+        store = context.store
+        stored = store.evaluations.verdict(verdict_id)
+        versions = {version.version: version for version in store.versions.list(model)}
+        challenger = versions.get(stored.challenger_version)
+        run_id = None if challenger is None else challenger.run_id
+        run = None if run_id is None else store.runs.find(run_id)
+        tracked = mlflow_link(context, None if run is None else run.mlflow_run_id)
         show_verdict(
             stored.model,
             f"{model} v{stored.challenger_version}: {stored.decision}",

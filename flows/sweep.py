@@ -27,7 +27,7 @@ from flows.decisions import RETRY_DELAYS_SECONDS, Ending
 from flows.parameters import FlowParameters
 from mario.config.sweep import load_sweep
 from mario.errors import FlowError
-from mario.jobs.context import Runtime
+from mario.jobs.context import JobContext
 from mario.jobs.sweeps.sweep import describe_best, describe_sweep, open_sweep
 from mario.jobs.train import stopping_on_signals
 
@@ -174,12 +174,12 @@ def sweep(parameters: SweepParameters) -> State[Any]:
     if (too_often := stages.exhausted()) is not None:
         return too_often
     settings = load_sweep(parameters.file, parameters.overrides)
-    runtime = Runtime.from_environment()
     stages.fit(settings.base, workers=parameters.workers)
     # A sweep that is none, or another than its name stands for, is refused before a worker starts.
-    stages.run_stage(
-        "prepare", parameters.name, lambda: open_sweep(parameters.name, settings, runtime)
-    )
+    with JobContext.open() as context:
+        stages.run_stage(
+            "prepare", parameters.name, lambda: open_sweep(parameters.name, settings, context)
+        )
     stop = threading.Event()
 
     @task(
@@ -199,7 +199,8 @@ def sweep(parameters: SweepParameters) -> State[Any]:
     tenure.give_way()
     if stop.is_set():
         # Who was told to end waits for no database.
-        said = safely("the sweep", lambda: describe_sweep(parameters.name, runtime))
+        with JobContext.open() as context:
+            said = safely("the sweep", lambda: describe_sweep(parameters.name, context))
         said = said or f"sweep {parameters.name} was interrupted, and its database is away"
         show_page(f"sweep-{parameters.name}", f"Sweep {parameters.name}", [said])
         return stages.stopped(Ending("CANCELLED", "Interrupted", said.splitlines()[-1]))
@@ -209,9 +210,14 @@ def sweep(parameters: SweepParameters) -> State[Any]:
             f"{states[0].message}"
         )
 
-    def describe() -> tuple[str, str]:
-        return describe_best(parameters.name, runtime), describe_sweep(parameters.name, runtime)
-
-    best, trials = stages.run_stage("describe", parameters.name, describe)
+    with JobContext.open() as context:
+        best, trials = stages.run_stage(
+            "describe",
+            parameters.name,
+            lambda: (
+                describe_best(parameters.name, context),
+                describe_sweep(parameters.name, context),
+            ),
+        )
     show_page(f"sweep-{parameters.name}", f"Sweep {parameters.name}", [best, trials])
     return stages.to_state(Ending("COMPLETED", "Completed", best.splitlines()[0]), best)

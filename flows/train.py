@@ -10,7 +10,7 @@ from prefect.client.schemas.objects import State
 from flows import stages
 from flows.decisions import Ending
 from flows.parameters import TrainParameters, experiment_run_name
-from mario.jobs.context import Runtime
+from mario.jobs.context import JobContext
 from mario.registry.registry import model_name
 
 
@@ -22,11 +22,11 @@ def train(parameters: TrainParameters = TrainParameters()) -> State[Any]:  # noq
     """
     if (too_often := stages.exhausted()) is not None:
         return too_often
-    runtime = Runtime.from_environment()
-    config, run_id = stages.begin(parameters, runtime)
-    trained = stages.train(config, run_id, runtime)
-    if (ended := stages.end_of_training(trained)) is not None:
-        return ended
-    version = stages.register(trained.run_id, runtime)
-    message = f"run {trained.run_id} is {model_name(config.task)} version {version}"
-    return stages.to_state(Ending("COMPLETED", "Registered", message), version)
+    with JobContext.open() as context:
+        config, run_id = stages.begin(parameters, context)
+        trained = stages.train(config, run_id, context)
+        if (ended := stages.end_of_training(trained)) is not None:
+            return ended
+        version = stages.register(trained.run_id, context)
+        message = f"run {trained.run_id} is {model_name(config.task)} version {version}"
+        return stages.to_state(Ending("COMPLETED", "Registered", message), version)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from mario.jobs.context import JobContext, JobSettings
 from mario.store import migrate
 from mario.store.store import ExperimentStore
 from tests.support.postgres import PostgresServer
@@ -60,6 +61,13 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def store(database_url: str) -> Iterator[ExperimentStore]:
     """An opened store on a fresh database, once on each engine."""
     with ExperimentStore.open(database_url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Iterator[JobContext]:
+    """What jobs work with, in files of the test's own under ``runs``."""
+    with JobContext(JobSettings.embedded(tmp_path / "runs")) as opened:
         yield opened
 
 

@@ -65,12 +65,11 @@ def train(
             f"got --config {config} beside --resume {resume}; expected one of them: a run goes on "
             "as it is configured; leave --config out, and --set what changes no weight"
         )
-    from mario.jobs.context import Runtime
+    from mario.jobs.context import JobContext
     from mario.jobs.train import train_from_terminal
 
-    outcome = train_from_terminal(
-        config, tuple(set_ or ()), Runtime.from_environment(), resume=resume
-    )
+    with JobContext.open() as jobs:
+        outcome = train_from_terminal(config, tuple(set_ or ()), jobs, resume=resume)
     raise typer.Exit(outcome.exit_code)
 
 
@@ -79,10 +78,11 @@ def register(
     run: Annotated[str, typer.Argument(help="A finished run's id.")],
 ) -> None:
     """Register a finished run's best policy as a new version."""
-    from mario.jobs.context import Runtime
+    from mario.jobs.context import JobContext
     from mario.jobs.register import register_run
 
-    version = register_run(run, Runtime.from_environment())
+    with JobContext.open() as context:
+        version = register_run(run, context)
     typer.echo(f"{version.model} version {version.version} ({version.digest[:12]})")
 
 
@@ -109,23 +109,24 @@ def evaluate(
     ] = None,
 ) -> None:
     """Play a policy under mario-eval-v1 and store every episode (an interrupted one goes on)."""
-    from mario.jobs.context import Runtime
+    from mario.jobs.context import JobContext
     from mario.jobs.evaluate import evaluate_from_terminal
 
-    evaluate_from_terminal(
-        policy,
-        task,
-        Runtime.from_environment(),
-        config=config,
-        units=units,
-        family=family,
-        environments=environments,
-        console=console,
-        output=output,
-        engine=engine,
-        workers=workers,
-        scheduler=scheduler,
-    )
+    with JobContext.open() as context:
+        evaluate_from_terminal(
+            policy,
+            task,
+            context,
+            config=config,
+            units=units,
+            family=family,
+            environments=environments,
+            console=console,
+            output=output,
+            engine=engine,
+            workers=workers,
+            scheduler=scheduler,
+        )
 
 
 @app.command()
@@ -142,14 +143,14 @@ def gate(
     ] = None,
 ) -> None:
     """Judge a challenger against the champion under mario-gate-v1; exit code 4 when it says no."""
-    from mario.jobs.context import Runtime
+    from mario.jobs.context import JobContext
     from mario.jobs.gate import gate_from_terminal, repeat_from_terminal
 
-    runtime = Runtime.from_environment()
-    if again is not None:
-        decision = repeat_from_terminal(again, runtime, console=console)
-    else:
-        decision = gate_from_terminal(challenger, task, runtime, config=config, console=console)
+    with JobContext.open() as context:
+        if again is not None:
+            decision = repeat_from_terminal(again, context, console=console)
+        else:
+            decision = gate_from_terminal(challenger, task, context, config=config, console=console)
     raise typer.Exit(0 if decision == GateDecision.PROMOTE else 4)
 
 
@@ -158,10 +159,11 @@ def promote(
     verdict: Annotated[str, typer.Argument(help="Id of a stored verdict that says promote.")],
 ) -> None:
     """Make the challenger of a verdict the champion: ledger first, alias second."""
-    from mario.jobs.context import Runtime
+    from mario.jobs.context import JobContext
     from mario.jobs.promote import promote_verdict
 
-    promotion = promote_verdict(verdict, Runtime.from_environment())
+    with JobContext.open() as context:
+        promotion = promote_verdict(verdict, context)
     typer.echo(f"{promotion.model} champion is now version {promotion.version}")
 
 
@@ -184,17 +186,18 @@ def compare(
 ) -> None:
     """Compare recipes over several training seeds (Agarwal et al. 2021), the baseline first."""
     from mario.jobs.compare import compare_from_terminal
-    from mario.jobs.context import Runtime
+    from mario.jobs.context import JobContext
 
-    compare_from_terminal(
-        recipes,
-        task,
-        Runtime.from_environment(),
-        units=units,
-        metric=metric,
-        seed=seed,
-        output=output,
-    )
+    with JobContext.open() as context:
+        compare_from_terminal(
+            recipes,
+            task,
+            context,
+            units=units,
+            metric=metric,
+            seed=seed,
+            output=output,
+        )
 
 
 @app.command()
@@ -205,10 +208,11 @@ def report(
     ] = None,
 ) -> None:
     """Write a stored verdict's page again, with two videos, and its JSON beside the page."""
-    from mario.jobs.context import Runtime
+    from mario.jobs.context import JobContext
     from mario.jobs.report import report_verdict
 
-    typer.echo(str(report_verdict(verdict, Runtime.from_environment(), output)))
+    with JobContext.open() as context:
+        typer.echo(str(report_verdict(verdict, context, output)))
 
 
 @app.command()
@@ -221,12 +225,11 @@ def record(
     console: Annotated[str, typer.Option(help="native or nes-py.")] = "native",
 ) -> None:
     """Play one episode and write it as a video."""
-    from mario.jobs.context import Runtime
+    from mario.jobs.context import JobContext
     from mario.jobs.record import record_episode
 
-    pictures = record_episode(
-        policy, task, (level, seed), output, Runtime.from_environment(), console=console
-    )
+    with JobContext.open() as context:
+        pictures = record_episode(policy, task, (level, seed), output, context, console=console)
     typer.echo(f"{output} ({pictures} pictures)")
 
 
@@ -240,13 +243,14 @@ def monitor(
     import signal
     import threading
 
-    from mario.jobs.context import Runtime
+    from mario.jobs.context import JobContext
     from mario.jobs.monitor import monitor as show
 
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    show(Runtime.from_environment(), host=host, port=port, poll_seconds=poll_seconds, stop=stop)
+    with JobContext.open(create=False) as context:
+        show(context, host=host, port=port, poll_seconds=poll_seconds, stop=stop)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

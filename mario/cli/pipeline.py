@@ -15,7 +15,7 @@ from mario.errors import ServingError
 
 if TYPE_CHECKING:
     from flows.pipeline import PipelineResult
-    from mario.jobs.context import Runtime
+    from mario.jobs.context import JobContext, JobSettings
 
 
 def pipeline(
@@ -33,32 +33,32 @@ def pipeline(
 ) -> None:
     """Train, register, evaluate, judge, promote and serve, as one Prefect flow in this process."""
     from mario.config.experiment import load_config
-    from mario.jobs.context import Runtime
+    from mario.jobs.context import JobContext
 
     loaded = load_config(config, tuple(set_ or ()))  # refused before Prefect is started
-    runtime = Runtime.from_environment()
-    with _prefect(runtime) as ready:
-        from flows.pipeline import PipelineParameters, run_pipeline
+    with JobContext.open() as context:
+        with _prefect(context.settings) as ready:
+            from flows.pipeline import PipelineParameters, run_pipeline
 
-        parameters = PipelineParameters(
-            config=str(config), overrides=tuple(set_ or ()), next_seed=next_seed
-        )
-        ready()
-        result = run_pipeline(parameters)
-    served, failed = None, None
-    if try_serving:
-        try:
-            served = _ask_service_once(loaded.task, runtime)
-        except ServingError as error:  # what was trained and judged stands, and is shown first
-            failed = error
-    typer.echo(_closing_screen(loaded.task, runtime, result, served))
+            parameters = PipelineParameters(
+                config=str(config), overrides=tuple(set_ or ()), next_seed=next_seed
+            )
+            ready()
+            result = run_pipeline(parameters)
+        served, failed = None, None
+        if try_serving:
+            try:
+                served = _ask_service_once(loaded.task, context)
+            except ServingError as error:  # what was trained and judged stands, and is shown first
+                failed = error
+        typer.echo(_closing_screen(loaded.task, context, result, served))
     if failed is not None:
         raise failed
     raise typer.Exit(0 if result.promoted or not require_promotion else 4)
 
 
 @contextmanager
-def _prefect(runtime: Runtime) -> Iterator[Callable[[], None]]:
+def _prefect(settings: JobSettings) -> Iterator[Callable[[], None]]:
     """Have a Prefect server: the one of PREFECT_API_URL, or one of this process under runs/.
 
     Yields:
@@ -71,14 +71,14 @@ def _prefect(runtime: Runtime) -> Iterator[Callable[[], None]]:
         return
     from flows.embedded_server import running
 
-    home = Path(os.environ.get("PREFECT_HOME") or runtime.runs_dir / "prefect").resolve()
+    home = Path(os.environ.get("PREFECT_HOME") or settings.runs_dir / "prefect").resolve()
     home.mkdir(parents=True, exist_ok=True)
     os.environ["PREFECT_HOME"] = str(home)
     with running(home) as server:
         yield server.wait
 
 
-def _ask_service_once(task: str, runtime: Runtime) -> str | None:
+def _ask_service_once(task: str, context: JobContext) -> str | None:
     """Start the service on a free port, ask it for one action over HTTP, stop it.
 
     Returns:
@@ -86,7 +86,7 @@ def _ask_service_once(task: str, runtime: Runtime) -> str | None:
     """
     from mario.jobs.versions import champion_version
 
-    if champion_version(task, runtime) is None:
+    if champion_version(task, context) is None:
         return None
     import httpx
     import numpy as np
@@ -103,8 +103,8 @@ def _ask_service_once(task: str, runtime: Runtime) -> str | None:
     settings = ServingSettings(
         task=task,
         port=0,
-        database_url=_absolute(runtime.database_url),
-        tracking_uri=_absolute(runtime.tracking_uri),
+        database_url=_absolute(context.settings.database_url),
+        tracking_uri=_absolute(context.settings.tracking_uri),
     )
     with running(settings) as url:
         try:
@@ -131,11 +131,13 @@ def _absolute(url: str) -> str:
     return prefix + str(Path(url.removeprefix(prefix)).resolve()) if url.startswith(prefix) else url
 
 
-def _closing_screen(task: str, runtime: Runtime, result: PipelineResult, served: str | None) -> str:
+def _closing_screen(
+    task: str, context: JobContext, result: PipelineResult, served: str | None
+) -> str:
     """What happened, where each thing is, and the commands to go on."""
     from mario.jobs.versions import champion_version
 
-    champion = champion_version(task, runtime)
+    champion = champion_version(task, context)
     lines = [
         "",
         *result.verdict,
@@ -153,12 +155,12 @@ def _closing_screen(task: str, runtime: Runtime, result: PipelineResult, served:
             )
             if path is not None
         ),
-        f"store     {runtime.database_url}",
-        f"registry  {runtime.tracking_uri}",
+        f"store     {context.settings.database_url}",
+        f"registry  {context.settings.tracking_uri}",
         "",
         "go on with:",
         "  mario serve                      the champion as an HTTP API, with a page to watch",
-        f"  mlflow ui --backend-store-uri {runtime.tracking_uri}",
+        f"  mlflow ui --backend-store-uri {context.settings.tracking_uri}",
         "  prefect server start             schedules and a UI (docs/guides/pipeline.md)",
     ]
     return "\n".join(lines)

@@ -27,24 +27,22 @@ def sweep_run(
 ) -> None:
     """Work on a sweep until all trials have ended; run it as often, and wherever, as you like."""
     from mario.config.sweep import load_sweep
-    from mario.jobs.context import Runtime
+    from mario.jobs.context import JobContext
     from mario.jobs.sweeps.sweep import sweep_from_terminal
 
-    sweep_from_terminal(
-        name,
-        load_sweep(config, tuple(set_ or ())),
-        Runtime.from_environment(),
-        max_trials=max_trials,
-    )
+    sweep = load_sweep(config, tuple(set_ or ()))
+    with JobContext.open() as context:
+        sweep_from_terminal(name, sweep, context, max_trials=max_trials)
 
 
 @sweep_app.command("status")
 def sweep_status(name: NameArgument) -> None:
     """Show every trial of a sweep, and how many are in which state."""
-    from mario.jobs.context import Runtime
+    from mario.jobs.context import JobContext
     from mario.jobs.sweeps.sweep import describe_sweep
 
-    typer.echo(describe_sweep(name, Runtime.from_environment()))
+    with JobContext.open() as context:
+        typer.echo(describe_sweep(name, context))
 
 
 @sweep_app.command("best")
@@ -55,11 +53,11 @@ def sweep_best(
     ] = None,
 ) -> None:
     """Show the best trial of a sweep, and how to go on with it."""
-    from mario.jobs.context import Runtime
+    from mario.jobs.context import JobContext
     from mario.jobs.sweeps.sweep import best_config, describe_best
 
-    runtime = Runtime.from_environment()
-    typer.echo(describe_best(name, runtime))
-    if output is not None:
-        output.write_text(best_config(name, runtime).to_yaml(), encoding="utf-8")
-        typer.echo(f"written: {output}")
+    with JobContext.open() as context:
+        typer.echo(describe_best(name, context))
+        if output is not None:
+            output.write_text(best_config(name, context).to_yaml(), encoding="utf-8")
+            typer.echo(f"written: {output}")

@@ -16,28 +16,31 @@ store_app = typer.Typer(no_args_is_help=True, help="The SQL store of runs and ve
 @registry_app.command("list")
 def registry_list(task: TaskOption = "1-1") -> None:
     """List the versions of a task, the champion marked."""
-    from mario.jobs.context import Runtime
+    from mario.jobs.context import JobContext
     from mario.jobs.versions import list_versions
 
-    typer.echo(list_versions(task, Runtime.from_environment()))
+    with JobContext.open() as context:
+        typer.echo(list_versions(task, context))
 
 
 @registry_app.command("ledger")
 def registry_ledger(task: TaskOption = "1-1") -> None:
     """Show every promotion and rollback of a task, oldest first."""
-    from mario.jobs.context import Runtime
+    from mario.jobs.context import JobContext
     from mario.jobs.versions import show_ledger
 
-    typer.echo(show_ledger(task, Runtime.from_environment()))
+    with JobContext.open() as context:
+        typer.echo(show_ledger(task, context))
 
 
 @registry_app.command("reconcile")
 def registry_reconcile(task: TaskOption = "1-1") -> None:
     """Bring MLflow in line with the ledger, and clear what a killed registration left."""
-    from mario.jobs.context import Runtime
+    from mario.jobs.context import JobContext
     from mario.jobs.versions import reconcile
 
-    typer.echo(reconcile(task, Runtime.from_environment()))
+    with JobContext.open() as context:
+        typer.echo(reconcile(task, context))
 
 
 @registry_app.command("rollback")
@@ -47,19 +50,21 @@ def registry_rollback(
     note: Annotated[str, typer.Option(help="Why; kept in the ledger.")] = "",
 ) -> None:
     """Make an earlier version the champion again."""
-    from mario.jobs.context import Runtime
+    from mario.jobs.context import JobContext
     from mario.jobs.versions import rollback
 
-    typer.echo(rollback(task, Runtime.from_environment(), version=version, note=note))
+    with JobContext.open() as context:
+        typer.echo(rollback(task, context, version=version, note=note))
 
 
 @store_app.command("upgrade")
 def store_upgrade() -> None:
     """Create the tables, or bring them to this version's shape."""
-    from mario.jobs.context import Runtime
+    from mario.jobs.context import JobContext
     from mario.jobs.store_maintenance import upgrade
 
-    typer.echo(upgrade(Runtime.from_environment()))
+    with JobContext.open() as context:
+        typer.echo(upgrade(context))
 
 
 @store_app.command("check")
@@ -69,10 +74,11 @@ def store_check(
     ] = False,
 ) -> None:
     """Verify every invariant of the store; exit code 2 where one is broken."""
-    from mario.jobs.context import Runtime
+    from mario.jobs.context import JobContext
     from mario.jobs.store_maintenance import check
 
-    sound, text = check(Runtime.from_environment(), replay=replay)
+    with JobContext.open(create=False) as context:
+        sound, text = check(context, replay=replay)
     typer.echo(text)
     raise typer.Exit(0 if sound else 2)
 
@@ -86,10 +92,11 @@ def store_import_legacy(
     ] = None,
 ) -> None:
     """Read the runs of the older Mario project (experiments, episodes, …) into the store."""
-    from mario.jobs.context import Runtime
+    from mario.jobs.context import JobContext
     from mario.jobs.store_maintenance import import_legacy
 
-    typer.echo(import_legacy(source, Runtime.from_environment(), label=label))
+    with JobContext.open() as context:
+        typer.echo(import_legacy(source, context, label=label))
 
 
 @store_app.command("export")
@@ -97,7 +104,8 @@ def store_export(
     folder: Annotated[Path, typer.Argument(help="Folder for the Parquet files.")],
 ) -> None:
     """Write every table as Parquet."""
-    from mario.jobs.context import Runtime
+    from mario.jobs.context import JobContext
     from mario.jobs.store_maintenance import export
 
-    typer.echo(export(folder, Runtime.from_environment()))
+    with JobContext.open(create=False) as context:
+        typer.echo(export(folder, context))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
@@ -12,12 +13,11 @@ from typing import Literal
 from mario.config.experiment import ExperimentConfig
 from mario.config.run_states import RunStatus
 from mario.errors import RunIsBusy, TrainingInterrupted
-from mario.jobs.context import Runtime
+from mario.jobs.context import JobContext
 from mario.jobs.register import ARTEFACT_FOLDER
 from mario.jobs.train import OnProgress, OnSelection, config_of_run, train_run
 from mario.store.journal_writer import replay_journals
 from mario.store.process_identity import (
-    HEARTBEAT_SECONDS,
     SILENCE_SECONDS,
     host_name,
     is_alive,
@@ -25,8 +25,6 @@ from mario.store.process_identity import (
 )
 from mario.store.records import Attempt, Run, utc_now
 from mario.store.runs import refuse_busy
-from mario.store.store import ExperimentStore
-from mario.tracking.store import HANG_SECONDS
 from mario.training.run import CONFIG_FILE
 
 log = logging.getLogger(__name__)
@@ -35,12 +33,8 @@ log = logging.getLogger(__name__)
 #: take it as it is.
 Step = Literal["start", "resume", "done"]
 
-#: Who is silent on another machine may only have had no database to give signs of life to: so long
-#: it has to be silent while this process looks on.
-SETTLE_SECONDS = 2 * HEARTBEAT_SECONDS
 #: What a process may still do after its run's end was stored: close its sinks, export the policy.
 ENDING_SECONDS = 45.0
-_LOOK_SECONDS = 2.0
 _SAY_SECONDS = 60.0
 
 
@@ -85,12 +79,12 @@ def next_step(status: RunStatus | None, *, has_folder: bool, has_policy: bool) -
 
 
 def experiment_of_attempt(
-    config: ExperimentConfig, run_id: str, runtime: Runtime
+    config: ExperimentConfig, run_id: str, context: JobContext
 ) -> ExperimentConfig | None:
     """The experiment that a run of this id was begun with; None where there is none yet."""
-    if not (runtime.run_dir(run_id) / CONFIG_FILE).is_file():
+    if not (context.settings.run_dir(run_id) / CONFIG_FILE).is_file():
         return None
-    begun = config_of_run(run_id, runtime)
+    begun = config_of_run(run_id, context)
     # What does not change a weight may have been changed meanwhile, to mend what went wrong.
     kept = {"seed": begun.seed}
     if "environments" not in config.model_fields_set:
@@ -99,11 +93,11 @@ def experiment_of_attempt(
 
 
 def wait_for_turn(
-    runtime: Runtime,
+    context: JobContext,
     run_id: str,
     stop: threading.Event,
     *,
-    settle_seconds: float = SETTLE_SECONDS,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Run | None:
     """Return once no other process trains a run, however long that takes.
 
@@ -113,10 +107,10 @@ def wait_for_turn(
     may have ended well. Who waits says so in the log, once a minute.
 
     Args:
-        runtime: where the store is.
+        context: the store, and how long to wait.
         run_id: the run.
         stop: set to wait no more.
-        settle_seconds: how long one of another machine has to be seen silent.
+        clock: seconds that never go back.
 
     Returns:
         The run as it is then; None where the store does not know it.
@@ -126,25 +120,27 @@ def wait_for_turn(
         TrainingInterrupted: `stop` was set meanwhile.
         StoreError: the database does not answer.
     """
-    silent_since = time.monotonic()
+    waits = context.waits
+    silent_since = clock()
     said, heard = -_SAY_SECONDS, None
     while True:
-        with ExperimentStore.open(runtime.database_url) as store:
-            run = store.runs.find(run_id)
+        run = context.store.runs.find(run_id)
         if run is None or not run.attempts:
             return run
-        last, now = run.attempts[-1], time.monotonic()
+        last, now = run.attempts[-1], clock()
         if last.heartbeat_at != heard:
             heard, silent_since = last.heartbeat_at, now
-        reason = _not_yet(run_id, last, now - silent_since < settle_seconds)
+        settling = now - silent_since < waits.settle_seconds
+        reason = _not_yet(run_id, last, settling, waits.hang_seconds)
         if reason is None:
             return run
         if said < 0:
-            replay_journals(runtime.database_url, runtime.runs_dir, timeout_seconds=10.0)
+            settings = context.settings
+            replay_journals(settings.database_url, settings.runs_dir, timeout_seconds=10.0)
         if now - said >= _SAY_SECONDS:
             said = now
             log.warning("waiting: %s", reason)
-        stop.wait(_LOOK_SECONDS)
+        stop.wait(waits.look_seconds)
         if stop.is_set():
             raise TrainingInterrupted(
                 f"run {run_id} was not gone on with, as process {last.pid} on {last.host} is still "
@@ -152,7 +148,7 @@ def wait_for_turn(
             )
 
 
-def _not_yet(run_id: str, last: Attempt, settling: bool) -> str | None:
+def _not_yet(run_id: str, last: Attempt, settling: bool, hang_seconds: float) -> str | None:
     """Why nobody else may train a run yet; None where somebody may.
 
     Raises:
@@ -162,7 +158,7 @@ def _not_yet(run_id: str, last: Attempt, settling: bool) -> str | None:
         refuse_busy(run_id, last)
     except RunIsBusy as busy:
         silent = utc_now() - last.heartbeat_at
-        if last.host == host_name() and silent.total_seconds() > HANG_SECONDS + SILENCE_SECONDS:
+        if last.host == host_name() and silent.total_seconds() > hang_seconds + SILENCE_SECONDS:
             raise
         return str(busy)
     if last.host != host_name():
@@ -185,7 +181,7 @@ def _not_yet(run_id: str, last: Attempt, settling: bool) -> str | None:
 
 def train_attempt(
     config: ExperimentConfig,
-    runtime: Runtime,
+    context: JobContext,
     run_id: str,
     *,
     stop: threading.Event | None = None,
@@ -198,7 +194,7 @@ def train_attempt(
 
     Args:
         config: the experiment; the same in every attempt.
-        runtime: where store, tracking and folders are.
+        context: settings, store and tracking.
         run_id: the run's id, chosen by the launcher so that it finds the run again.
         stop: set to end cleanly with a checkpoint.
         on_progress: called after each update.
@@ -209,8 +205,8 @@ def train_attempt(
         TrainingInterrupted: `stop` was set while another process was waited for.
         TrainingError, CheckpointError, StoreError: see `mario.jobs.train.train_run`.
     """
-    known = wait_for_turn(runtime, run_id, stop or threading.Event())
-    folder = runtime.run_dir(run_id)
+    known = wait_for_turn(context, run_id, stop or threading.Event())
+    folder = context.settings.run_dir(run_id)
     step = next_step(
         None if known is None else known.status,
         has_folder=(folder / CONFIG_FILE).is_file(),
@@ -221,7 +217,7 @@ def train_attempt(
         return _as_it_ended(known)
     outcome = train_run(
         config,
-        runtime,
+        context,
         resume=run_id if step == "resume" else None,
         run_id=run_id,
         stop=stop,

@@ -18,11 +18,10 @@ from mario.evaluation.comparison import Comparison, compare_scores, score_matrix
 from mario.evaluation.records import EpisodeRecord
 from mario.evaluation.rule import METRICS, Metric
 from mario.evaluation.seeds import SeedFamily
-from mario.jobs.context import Runtime
+from mario.jobs.context import JobContext
 from mario.jobs.evaluate import evaluate_stored, evaluation_key, units_of
 from mario.jobs.policies import load_policy
 from mario.pages.report import render_comparison, write_page
-from mario.store.store import ExperimentStore
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def parse_recipe(text: str) -> Recipe:
 def compare_recipes(
     recipes: Sequence[Recipe],
     task: str,
-    runtime: Runtime,
+    context: JobContext,
     *,
     units: int = 40,
     metric: str = "score",
@@ -64,7 +63,7 @@ def compare_recipes(
     Args:
         recipes: at least two, the baseline first.
         task: names the levels, and the registered model where policies are version numbers.
-        runtime: where store and registry are; finished episodes are not played again.
+        context: store and registry; finished episodes are not played again.
         units: units for each policy.
         metric: `score`, `clear` or `progress`.
         seed: of the bootstrap; the same seed gives the same intervals.
@@ -81,14 +80,13 @@ def compare_recipes(
     levels = task_levels(task)
     chosen = units_of(levels, SeedFamily.SCREENING, "", units)
     runs: dict[str, list[Sequence[EpisodeRecord]]] = {}
-    with ExperimentStore.open(runtime.database_url) as store:
-        for recipe in recipes:
-            runs[recipe.name] = []
-            for reference in recipe.policies:
-                loaded = load_policy(reference, task, runtime)
-                key = evaluation_key(loaded, SeedFamily.SCREENING, "", levels)
-                outcome = evaluate_stored(loaded, chosen, key, store, console=console)
-                runs[recipe.name].append(outcome.records)
+    for recipe in recipes:
+        runs[recipe.name] = []
+        for reference in recipe.policies:
+            loaded = load_policy(reference, task, context)
+            key = evaluation_key(loaded, SeedFamily.SCREENING, "", levels)
+            outcome = evaluate_stored(loaded, chosen, key, context.store, console=console)
+            runs[recipe.name].append(outcome.records)
     scores = {name: score_matrix(records, levels, chosen_metric) for name, records in runs.items()}
     return compare_scores(scores, levels, np.random.default_rng(seed), metric=metric)
 
@@ -96,7 +94,7 @@ def compare_recipes(
 def compare_from_terminal(
     recipes: Sequence[str],
     task: str,
-    runtime: Runtime,
+    context: JobContext,
     *,
     units: int,
     metric: str,
@@ -107,7 +105,7 @@ def compare_from_terminal(
     comparison = compare_recipes(
         [parse_recipe(recipe) for recipe in recipes],
         task,
-        runtime,
+        context,
         units=units,
         metric=metric,
         seed=seed,

@@ -20,7 +20,7 @@ from mario.errors import ConfigError, EvaluationError
 from mario.evaluation.records import PROTOCOL, EpisodeRecord, write_jsonl
 from mario.evaluation.seeds import SeedFamily, schedule
 from mario.evaluation.statistics import clopper_pearson
-from mario.jobs.context import Runtime
+from mario.jobs.context import JobContext
 from mario.jobs.engines.engine import LOCAL, EvaluationEngine, open_engine
 from mario.jobs.policies import LoadedPolicy, load_policy
 from mario.store.records import EvaluationKey
@@ -219,7 +219,7 @@ def engine_settings(
 def evaluate_from_terminal(
     reference: str,
     task: str | None,
-    runtime: Runtime,
+    context: JobContext,
     *,
     config: Path | None,
     units: int,
@@ -236,24 +236,24 @@ def evaluate_from_terminal(
     experiment = None if config is None else load_config(config)
     task, levels = task_and_levels(task, experiment)
     settings = engine_settings(experiment, engine, workers, scheduler)
-    loaded = load_policy(reference, task, runtime)
+    loaded = load_policy(reference, task, context)
 
     def show(done: int, total: int) -> None:
         print(f"\r{done}/{total} units", end="", file=sys.stderr, flush=True)
 
-    with ExperimentStore.open(runtime.database_url) as store, open_engine(settings) as players:
+    with open_engine(settings) as players:
         outcome = evaluate_stored(
             loaded,
             units_of(levels, chosen, "", units),
             evaluation_key(loaded, chosen, "", levels),
-            store,
+            context.store,
             environments=environments,
             console=cast(ConsoleName, console),
             engine=players,
             on_progress=show if sys.stderr.isatty() else None,
         )
     print(summary_line(loaded, outcome.records))
-    print(f"evaluation {outcome.evaluation_id} in {store.redacted_url}")
+    print(f"evaluation {outcome.evaluation_id} in {context.store.redacted_url}")
     if output is not None:
         write_jsonl(output, outcome.records)
     return outcome

@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -22,7 +21,7 @@ from mario.evaluation.gate import SequentialGate, Verdict, decide
 from mario.evaluation.records import PROTOCOL, PairedUnit, pair_records
 from mario.evaluation.rule import GateRule
 from mario.evaluation.seeds import SeedFamily, Unit, schedule
-from mario.jobs.context import Runtime
+from mario.jobs.context import JobContext
 from mario.jobs.engines.engine import LOCAL, EvaluationEngine, open_engine
 from mario.jobs.evaluate import evaluate_stored, evaluation_key, task_and_levels
 from mario.jobs.network_guards import measured_latency, network_guards
@@ -61,14 +60,12 @@ def rule_from(config: GateConfig) -> GateRule:
     return GateRule.from_mapping(config.model_dump(), "gate")
 
 
-def champion_for(
-    challenger: LoadedPolicy, task: str, runtime: Runtime, store: ExperimentStore
-) -> LoadedPolicy:
+def champion_for(challenger: LoadedPolicy, task: str, context: JobContext) -> LoadedPolicy:
     """The champion as the ledger has it now, or the random policy while there is none."""
-    current = store.ledger.champion(model_name(task))
+    current = context.store.ledger.champion(model_name(task))
     if current is None:
         return random_policy(challenger.policy.actions, challenger.policy.frame_skip)
-    return load_policy(str(current.version), task, runtime)
+    return load_policy(str(current.version), task, context)
 
 
 def judge(
@@ -216,7 +213,7 @@ def play_gate(
 
 
 def repeat_verdict(
-    verdict_id: str, runtime: Runtime, *, console: ConsoleName = "native"
+    verdict_id: str, context: JobContext, *, console: ConsoleName = "native"
 ) -> tuple[bool, Verdict]:
     """Play a stored verdict's units anew, nothing taken from the store, and decide again.
 
@@ -224,7 +221,7 @@ def repeat_verdict(
 
     Args:
         verdict_id: a stored verdict.
-        runtime: where store and registry are.
+        context: store and registry.
         console: which emulator.
 
     Returns:
@@ -234,9 +231,8 @@ def repeat_verdict(
         EvaluationError: the challenger was no registered version.
         StoreError: no such verdict. RegistryError, ArtefactError: a side cannot be had any more.
     """
-    with ExperimentStore.open(runtime.database_url) as store:
-        stored = store.evaluations.verdict(verdict_id)
-        test_key = store.evaluations.test_key(stored)
+    stored = context.store.evaluations.verdict(verdict_id)
+    test_key = context.store.evaluations.test_key(stored)
     if stored.challenger_version is None:
         raise EvaluationError(
             f"got the verdict {verdict_id} on {stored.challenger_digest[:12]}, which was no "
@@ -246,24 +242,22 @@ def repeat_verdict(
     before = Verdict.from_dict(dict(stored.detail))
     task = stored.model.removeprefix("mario-")
     # What a network answers is a guard with a number in the verdict, here as when it was made.
-    challenger = load_policy(str(stored.challenger_version), task, runtime, check_golden=False)
+    challenger = load_policy(str(stored.challenger_version), task, context, check_golden=False)
     champion = (
         random_policy(challenger.policy.actions, challenger.policy.frame_skip)
         if stored.champion_version is None
-        else load_policy(str(stored.champion_version), task, runtime, check_golden=False)
+        else load_policy(str(stored.champion_version), task, context, check_golden=False)
     )
-    with tempfile.TemporaryDirectory(prefix="mario-repeat-") as folder:
-        fresh = Runtime.embedded(folder)
-        with ExperimentStore.open(fresh.database_url) as store:
-            played = play_gate(
-                challenger,
-                champion,
-                before.rule,
-                before.levels,
-                store,
-                test_key=test_key,
-                console=console,
-            )
+    with context.scratch() as scratch:
+        played = play_gate(
+            challenger,
+            champion,
+            before.rule,
+            before.levels,
+            scratch.store,
+            test_key=test_key,
+            console=console,
+        )
     guards = network_guards(challenger, champion, before.rule)
     again = decide(played.pairs, before.rule, before.levels, guards=guards)
     return _without_latency(again) == _without_latency(before), again
@@ -360,17 +354,14 @@ def verdict_lines(outcome: GateOutcome) -> list[str]:
 
 
 def gate_from_terminal(
-    reference: str, task: str | None, runtime: Runtime, *, config: Path | None, console: str
+    reference: str, task: str | None, context: JobContext, *, config: Path | None, console: str
 ) -> str:
     """What `mario gate` does; returns the decision."""
     settings = load_config(config) if config is not None else None
     task, levels = task_and_levels(task, settings)
-    with (
-        ExperimentStore.open(runtime.database_url) as store,
-        open_engine(settings.evaluation if settings else None) as engine,
-    ):
+    with open_engine(settings.evaluation if settings else None) as engine:
         # What the network answers is a guard of the gate, with a number in the verdict.
-        challenger = load_policy(reference, task, runtime, check_golden=False)
+        challenger = load_policy(reference, task, context, check_golden=False)
         if challenger.version is None:
             raise EvaluationError(
                 f"got {reference} as challenger, which is no registered version; expected a "
@@ -378,7 +369,7 @@ def gate_from_terminal(
                 "nor judged again, and its test would be paid from the task's alpha all the same; "
                 "have `mario pipeline` register it, or look at it with `mario evaluate`"
             )
-        champion = champion_for(challenger, task, runtime, store)
+        champion = champion_for(challenger, task, context)
         rule = rule_from(settings.gate if settings else GateConfig())
         whose = f"rule of {config}" if config else "default rule, for want of --config"
         print(f"{whose}: {rule.in_words} (alpha of the task's whole stream)", file=sys.stderr)
@@ -392,7 +383,7 @@ def gate_from_terminal(
             rule,
             task,
             levels,
-            store,
+            context.store,
             environments=settings.evaluation.environments if settings else 8,
             console=cast(ConsoleName, console),
             engine=engine,
@@ -405,9 +396,9 @@ def gate_from_terminal(
     return outcome.verdict.decision
 
 
-def repeat_from_terminal(verdict_id: str, runtime: Runtime, *, console: str) -> str:
+def repeat_from_terminal(verdict_id: str, context: JobContext, *, console: str) -> str:
     """What `mario gate --again` does; returns the decision."""
-    same, verdict = repeat_verdict(verdict_id, runtime, console=cast(ConsoleName, console))
+    same, verdict = repeat_verdict(verdict_id, context, console=cast(ConsoleName, console))
     print(f"{verdict.decision.upper()} over {verdict.units} units, p = {verdict.p_value:.3g}")
     if not same:
         raise EvaluationError(

@@ -7,12 +7,11 @@ import threading
 from collections.abc import Callable
 
 from mario.errors import StoreError
-from mario.jobs.context import Runtime
+from mario.jobs.context import JobContext
 from mario.journal.format import NO_PATIENCE, REPLAY_SECONDS, Patience, pending_journals
 from mario.policy.artefact import Artefact
 from mario.registry.registry import model_name
 from mario.store.records import Run
-from mario.store.store import ExperimentStore
 from mario.tracking.mlflow_writer import JOURNAL_FOLDER, TrackingWriter
 from mario.training.sinks import wait_patiently
 
@@ -24,7 +23,7 @@ _POLICY_SECONDS, _POLICY_SECONDS_STOPPED = 15.0, 1.0
 
 
 def open_tracking(
-    runtime: Runtime,
+    context: JobContext,
     run: Run,
     *,
     replaying: bool = False,
@@ -34,7 +33,7 @@ def open_tracking(
     """Open the writer; it tells the store which MLflow run it writes into.
 
     Args:
-        runtime: where store, tracking and folders are.
+        context: settings, store and tracking.
         run: the run, as the store has it.
         replaying: the run is not going on, only its journal is delivered.
         patience: how long another process may take to let go of the journal.
@@ -45,17 +44,16 @@ def open_tracking(
     """
 
     def remember(mlflow_run_id: str) -> None:
-        with ExperimentStore.open(runtime.database_url) as store:
-            store.runs.set_mlflow_run(run.id, mlflow_run_id)
+        context.store.runs.set_mlflow_run(run.id, mlflow_run_id)
 
     return TrackingWriter(
-        runtime.tracking_uri,
-        runtime.run_dir(run.id),
+        context.tracking.uri,
+        context.settings.run_dir(run.id),
         run_id=run.id,
         experiment=model_name(run.task),
         run_name=f"{run.name} {run.id}",
         started_at=run.started_at,
-        artifact_dir=runtime.artifact_dir,
+        artifact_dir=context.tracking.artifact_dir,
         on_run=remember,
         replaying=replaying,
         on_failure=on_failure,
@@ -63,19 +61,19 @@ def open_tracking(
     )
 
 
-def track_policy(runtime: Runtime, run: Run, artefact: Artefact, stop: threading.Event) -> None:
+def track_policy(context: JobContext, run: Run, artefact: Artefact, stop: threading.Event) -> None:
     """Give MLflow the policy that a run ended with, so that it is traced without being registered.
 
     With MLflow away it stays in the run's journal, as everything else does.
 
     Args:
-        runtime: where tracking and folders are.
+        context: settings and tracking.
         run: the run, as the store has it.
         artefact: the policy.
         stop: set when the process is told to end, before or meanwhile.
     """
     try:
-        writer = open_tracking(runtime, run, replaying=True)
+        writer = open_tracking(context, run, replaying=True)
     except StoreError as error:  # of a sink that hung at the run's end and still has the journal
         log.warning("MLflow is not told of the policy: %s", error)
         return
@@ -90,16 +88,14 @@ def track_policy(runtime: Runtime, run: Run, artefact: Artefact, stop: threading
         )
 
 
-def replay_tracking(
-    store: ExperimentStore, runtime: Runtime, *, timeout_seconds: float = REPLAY_SECONDS
-) -> None:
+def replay_tracking(context: JobContext, *, timeout_seconds: float = REPLAY_SECONDS) -> None:
     """Deliver what killed processes left in MLflow's journals; what cannot be stays there."""
-    for folder in pending_journals(runtime.runs_dir):
+    for folder in pending_journals(context.settings.runs_dir):
         if folder.name != JOURNAL_FOLDER:
             continue
         try:
-            run = store.runs.get(folder.parent.name)
-            writer = open_tracking(runtime, run, replaying=True)
+            run = context.store.runs.get(folder.parent.name)
+            writer = open_tracking(context, run, replaying=True)
         except StoreError as error:  # of no run, or of one that is being trained
             log.info("%s is left alone: %s", folder, error)
             continue

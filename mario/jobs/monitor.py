@@ -15,10 +15,9 @@ from statistics import fmean
 
 from mario.errors import MarioError
 from mario.evaluation.drift import compare_drift
-from mario.jobs.context import Runtime
+from mario.jobs.context import JobContext
 from mario.jobs.monitor_flows import FlowMonitor
 from mario.jobs.nightly import newest_night
-from mario.registry.registry import ModelRegistry
 from mario.store.records import Evaluation, Promotion, StoredVerdict
 from mario.store.store import ExperimentStore
 from mario.store.vocabulary import EvaluationStatus, VersionState
@@ -46,19 +45,20 @@ class LoopMonitor:
         self._seen_units: Counter[str] = Counter()
         self._seen_nights: dict[str, tuple[str, str]] = {}
 
-    def refresh(self, store: ExperimentStore, registry: ModelRegistry) -> None:
+    def refresh(self, context: JobContext) -> None:
         """Read what is new.
 
         Raises:
             StoreError: the database does not answer.
         """
+        store = context.store
         known = {version.model for version in store.versions.list(state=VersionState.COMPLETE)}
         models = sorted(known | set(store.ledger.models()))
         for model in models:
             history = store.ledger.history(model)
             if history:
                 self._promotions(model, history)
-                self._alias(model, history[-1].version, registry)
+                self._alias(model, history[-1].version, context)
                 self._night(store, history[-1])
             self._verdicts(store.evaluations.verdicts(model))
         self._evaluations(store, models)
@@ -72,9 +72,9 @@ class LoopMonitor:
             model, str(champion.version), champion.digest, champion.promoted_at.timestamp()
         )
 
-    def _alias(self, model: str, champion: int, registry: ModelRegistry) -> None:
+    def _alias(self, model: str, champion: int, context: JobContext) -> None:
         try:
-            in_line = registry.mlflow.aliases(model).get(CHAMPION) == champion
+            in_line = context.registry.mlflow.aliases(model).get(CHAMPION) == champion
         except MarioError as error:
             # Not known is not the same as out of line: the series leaves the page.
             log.warning("the alias of %s cannot be read: %s", model, error)
@@ -154,7 +154,7 @@ class LoopMonitor:
 
 
 def monitor(
-    runtime: Runtime,
+    context: JobContext,
     *,
     host: str = "127.0.0.1",
     port: int = 0,
@@ -164,7 +164,7 @@ def monitor(
     """Show the page until `stop` is set; a database that is away is asked again, not given up.
 
     Args:
-        runtime: where the store and the registry are.
+        context: store and registry; disconnected between two readings.
         host: address to bind.
         port: 0 takes a free one.
         poll_seconds: how often the store is read, and the server of PREFECT_API_URL.
@@ -182,9 +182,7 @@ def monitor(
         print(f"metrics of the loop on {page.url}", flush=True)
         while not ended.is_set():
             try:
-                with ExperimentStore.open(runtime.database_url, create=False) as store:
-                    registry = ModelRegistry(runtime.tracking_uri, store, runtime.artifact_dir)
-                    loop.refresh(store, registry)
+                loop.refresh(context)
             except MarioError as error:
                 log.warning("%s", error)
             try:
@@ -192,4 +190,5 @@ def monitor(
                     flows.refresh()
             except MarioError as error:
                 log.warning("%s", error)
+            context.disconnect()
             ended.wait(poll_seconds)

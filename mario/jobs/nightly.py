@@ -10,7 +10,7 @@ from mario.evaluation.drift import Drift, compare_drift
 from mario.evaluation.records import EpisodeRecord
 from mario.evaluation.seeds import SeedFamily
 from mario.evaluation.verdict import GateDecision
-from mario.jobs.context import Runtime
+from mario.jobs.context import JobContext
 from mario.jobs.engines.engine import LOCAL, EvaluationEngine
 from mario.jobs.evaluate import evaluate_stored, evaluation_key, units_of
 from mario.jobs.policies import LoadedPolicy, load_policy
@@ -52,7 +52,7 @@ class NightlyCheck:
 def check_champion(
     task: str,
     night: str,
-    runtime: Runtime,
+    context: JobContext,
     *,
     units: int = 100,
     alpha: float = DRIFT_ALPHA,
@@ -71,7 +71,7 @@ def check_champion(
     Args:
         task: whose champion.
         night: names the seeds, usually the date.
-        runtime: where store and registry are.
+        context: store and registry.
         units: fresh units, and units of the baseline; whole blocks of all levels.
         alpha: chance of an alarm by the fresh units where nothing changed.
         environments: units played at once.
@@ -80,23 +80,23 @@ def check_champion(
     Raises:
         EvaluationError: there is no champion, or no verdict that promoted it.
     """
-    with ExperimentStore.open(runtime.database_url) as store:
-        champion, verdict = _promotion(store, task)
-        promotion = store.evaluations.records(verdict.challenger_evaluation_id)
-        levels = store.evaluations.get(verdict.challenger_evaluation_id).key.levels
-        loaded = load_policy(str(champion.version), task, runtime)
-        baseline, fresh = (
-            evaluate_stored(
-                loaded,
-                units_of(levels, SeedFamily.SCREENING, source, max(units, len(levels))),
-                evaluation_key(loaded, SeedFamily.SCREENING, source, levels),
-                store,
-                environments=environments,
-                engine=engine,
-            )
-            for source in (_BASELINE, _NIGHT + night)
+    store = context.store
+    champion, verdict = _promotion(store, task)
+    promotion = store.evaluations.records(verdict.challenger_evaluation_id)
+    levels = store.evaluations.get(verdict.challenger_evaluation_id).key.levels
+    loaded = load_policy(str(champion.version), task, context)
+    baseline, fresh = (
+        evaluate_stored(
+            loaded,
+            units_of(levels, SeedFamily.SCREENING, source, max(units, len(levels))),
+            evaluation_key(loaded, SeedFamily.SCREENING, source, levels),
+            store,
+            environments=environments,
+            engine=engine,
         )
-        replayed = _replay(loaded, promotion[:_REPLAYED_UNITS], environments, engine)
+        for source in (_BASELINE, _NIGHT + night)
+    )
+    replayed = _replay(loaded, promotion[:_REPLAYED_UNITS], environments, engine)
     drift = compare_drift(baseline.records, fresh.records, replayed=replayed, alpha=alpha)
     return NightlyCheck(
         champion.model,

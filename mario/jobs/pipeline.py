@@ -10,14 +10,13 @@ from mario.evaluation.protocol import record_frames
 from mario.evaluation.seeds import SeedFamily
 from mario.evaluation.verdict import Verdict
 from mario.game.video import write_mp4
-from mario.jobs.context import Runtime
+from mario.jobs.context import JobContext
 from mario.jobs.engines.engine import open_engine
 from mario.jobs.evaluate import evaluate_stored, evaluation_key, summary_line, units_of
 from mario.jobs.gate import OnUnits, champion_for, judge, rule_from, verdict_lines
 from mario.jobs.policies import LoadedPolicy, load_policy, random_policy
 from mario.jobs.register import register_run
 from mario.jobs.report import counted_pairs, report_verdict
-from mario.jobs.versions import open_registry
 from mario.pages.report import pick_episodes
 from mario.pages.summary import write_summary
 from mario.registry.registry import model_name
@@ -43,43 +42,39 @@ class Judged:
     is_champion: bool = False
 
 
-def prepare(config: ExperimentConfig, runtime: Runtime) -> tuple[str, ...]:
+def prepare(config: ExperimentConfig, context: JobContext) -> tuple[str, ...]:
     """Bring store and registry into shape, and repair what a killed pipeline left.
 
     Returns:
         What was repaired, in words.
     """
-    runtime.runs_dir.mkdir(parents=True, exist_ok=True)
-    with open_registry(runtime) as registry:
-        repairs = registry.reconcile(model_name(config.task))
+    context.settings.runs_dir.mkdir(parents=True, exist_ok=True)
+    repairs = context.registry.reconcile(model_name(config.task))
     return tuple(repair.what for repair in repairs)
 
 
-def register_stage(run_id: str, runtime: Runtime) -> int:
+def register_stage(run_id: str, context: JobContext) -> int:
     """Register the run's policy; returns the version's number."""
-    version = register_run(run_id, runtime).version
+    version = register_run(run_id, context).version
     assert version is not None, "a complete registration has a number"
     return version
 
 
-def screen_stage(config: ExperimentConfig, version: int, runtime: Runtime) -> str:
+def screen_stage(config: ExperimentConfig, version: int, context: JobContext) -> str:
     """A quick look on screening seeds; returns the evaluation in one line.
 
     A network that does not answer as recorded is played all the same: the gate refuses it, with the
     number in a verdict, where an error here would leave none.
     """
-    loaded = load_policy(str(version), config.task, runtime, check_golden=False)
+    loaded = load_policy(str(version), config.task, context, check_golden=False)
     levels = config.level_names
     count = max(config.evaluation.screening_units, len(levels))
-    with (
-        ExperimentStore.open(runtime.database_url) as store,
-        open_engine(config.evaluation) as engine,
-    ):
+    with open_engine(config.evaluation) as engine:
         outcome = evaluate_stored(
             loaded,
             units_of(levels, SeedFamily.SCREENING, "", count),
             evaluation_key(loaded, SeedFamily.SCREENING, "", levels),
-            store,
+            context.store,
             environments=config.evaluation.environments,
             console=config.game.console,
             engine=engine,
@@ -90,27 +85,24 @@ def screen_stage(config: ExperimentConfig, version: int, runtime: Runtime) -> st
 def gate_stage(
     config: ExperimentConfig,
     version: int,
-    runtime: Runtime,
+    context: JobContext,
     *,
     on_units: OnUnits | None = None,
 ) -> Judged:
     """Judge the version against whoever is champion now."""
-    with (
-        ExperimentStore.open(runtime.database_url) as store,
-        open_engine(config.evaluation) as engine,
-    ):
+    with open_engine(config.evaluation) as engine:
         # What the network answers is a guard of the gate, with a number in the verdict.
-        challenger = load_policy(str(version), config.task, runtime, check_golden=False)
-        champion = champion_for(challenger, config.task, runtime, store)
+        challenger = load_policy(str(version), config.task, context, check_golden=False)
+        champion = champion_for(challenger, config.task, context)
         if champion.digest == challenger.digest:
-            return _same_policy(store, config, challenger, champion)
+            return _same_policy(context.store, config, challenger, champion)
         outcome = judge(
             challenger,
             champion,
             rule_from(config.gate),
             config.task,
             config.level_names,
-            store,
+            context.store,
             environments=config.evaluation.environments,
             console=config.game.console,
             engine=engine,
@@ -144,14 +136,13 @@ def _same_policy(
     return Judged(stands[-1], "same", (line,), is_champion)
 
 
-def next_seed(config: ExperimentConfig, run_id: str, runtime: Runtime) -> ExperimentConfig:
+def next_seed(config: ExperimentConfig, run_id: str, context: JobContext) -> ExperimentConfig:
     """The experiment with a seed that no other run of the task has: its own, or the next free one.
 
     The seed is the run's from now on: pipelines that begin together get different ones, and a run
     that is killed before it trained gets the same one again.
     """
-    with ExperimentStore.open(runtime.database_url) as store:
-        seed = store.runs.reserve_seed(run_id, config.task, config.seed)
+    seed = context.store.runs.reserve_seed(run_id, config.task, config.seed)
     return config.model_copy(update={"seed": seed})
 
 
@@ -171,44 +162,44 @@ class Summarised:
 
 
 def summary_stage(
-    config: ExperimentConfig, run_id: str, verdict_id: str, runtime: Runtime
+    config: ExperimentConfig, run_id: str, verdict_id: str, context: JobContext
 ) -> Summarised:
     """Record the median episode and write the summary page into the run's folder."""
-    with ExperimentStore.open(runtime.database_url) as store:
-        stored = store.evaluations.verdict(verdict_id)
-        verdict = Verdict.from_dict(dict(stored.detail))
-        assert stored.challenger_version is not None, "the pipeline judges registered versions"
-        challenger = load_policy(
-            str(stored.challenger_version), config.task, runtime, check_golden=False
-        )
-        pairs = counted_pairs(store, stored, verdict)
-        mine = tuple(pair.challenger for pair in pairs)
-        theirs = tuple(pair.champion for pair in pairs)
-        sides = [(challenger.label, mine)]
-        baseline = random_policy(challenger.policy.actions, challenger.policy.frame_skip)
-        if stored.champion_version is not None:
-            test_key = store.evaluations.test_key(stored)
-            sides.append((f"champion v{stored.champion_version}", theirs))
-            theirs = evaluate_stored(
-                baseline,
-                [record.unit for record in mine],
-                evaluation_key(baseline, SeedFamily.CONFIRMATION, test_key, verdict.levels),
-                store,
-                environments=config.evaluation.environments,
-                console=config.game.console,
-            ).records
-        sides.append((baseline.label, theirs))
-        episodes = tuple(store.runs.episodes(run_id))
-        run = store.runs.get(run_id)
-        now = store.ledger.champion(model_name(config.task))
-    run_dir = runtime.run_dir(run_id)
+    store = context.store
+    stored = store.evaluations.verdict(verdict_id)
+    verdict = Verdict.from_dict(dict(stored.detail))
+    assert stored.challenger_version is not None, "the pipeline judges registered versions"
+    challenger = load_policy(
+        str(stored.challenger_version), config.task, context, check_golden=False
+    )
+    pairs = counted_pairs(store, stored, verdict)
+    mine = tuple(pair.challenger for pair in pairs)
+    theirs = tuple(pair.champion for pair in pairs)
+    sides = [(challenger.label, mine)]
+    baseline = random_policy(challenger.policy.actions, challenger.policy.frame_skip)
+    if stored.champion_version is not None:
+        test_key = store.evaluations.test_key(stored)
+        sides.append((f"champion v{stored.champion_version}", theirs))
+        theirs = evaluate_stored(
+            baseline,
+            [record.unit for record in mine],
+            evaluation_key(baseline, SeedFamily.CONFIRMATION, test_key, verdict.levels),
+            store,
+            environments=config.evaluation.environments,
+            console=config.game.console,
+        ).records
+    sides.append((baseline.label, theirs))
+    episodes = tuple(store.runs.episodes(run_id))
+    run = store.runs.get(run_id)
+    now = store.ledger.champion(model_name(config.task))
+    run_dir = context.settings.run_dir(run_id)
     video = run_dir / "median-episode.mp4"
     # The episode that the verdict's page shows as the median, too.
     median = pick_episodes(pairs, verdict.rule.primary)["median"]
     frames = record_frames(challenger.policy, median.unit, config.game.console)
     write_mp4(video, frames, challenger.policy.frame_skip)
     report = report_verdict(
-        verdict_id, runtime, run_dir / "verdict.html", console=config.game.console
+        verdict_id, context, run_dir / "verdict.html", console=config.game.console
     )
     page = write_summary(
         run_dir / "summary.html",

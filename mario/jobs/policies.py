@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mario.errors import RegistryError
 from mario.game.smb.actions import action_set
-from mario.jobs.context import Runtime
+from mario.jobs.context import JobContext
 from mario.policy.artefact import Artefact, load_artefact
 from mario.policy.manifest import ActionSpec
 from mario.policy.onnx import OnnxPolicy
@@ -62,7 +62,7 @@ def policy_from_artefact(
 
 
 def load_policy(
-    reference: str, task: str, runtime: Runtime, *, threads: int = 1, check_golden: bool = True
+    reference: str, task: str, context: JobContext, *, threads: int = 1, check_golden: bool = True
 ) -> LoadedPolicy:
     """Find the policy a person means.
 
@@ -70,7 +70,7 @@ def load_policy(
         reference: ``champion``, ``challenger``, a version number, ``random`` (uniform over the
             action set `simple`), or an artefact folder.
         task: the task whose registered model is meant.
-        runtime: where the registry is.
+        context: settings and registry.
         threads: threads of one inference.
         check_golden: refuse a network that does not answer as recorded.
 
@@ -91,7 +91,7 @@ def load_policy(
             f"got policy {reference!r}; expected champion, challenger, a version number, random "
             "or an artefact folder; `mario registry list` shows the versions"
         )
-    fetched = fetch_version(reference, task, runtime)
+    fetched = fetch_version(reference, task, context)
     return policy_from_artefact(
         fetched.folder,
         label=f"{fetched.model} v{fetched.version}",

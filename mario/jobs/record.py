@@ -8,7 +8,7 @@ from typing import cast
 from mario.config.game import ConsoleName
 from mario.evaluation.protocol import record_frames
 from mario.game.video import write_mp4
-from mario.jobs.context import Runtime
+from mario.jobs.context import JobContext
 from mario.jobs.policies import load_policy
 
 
@@ -17,7 +17,7 @@ def record_episode(
     task: str,
     unit: tuple[str, int],
     output: Path,
-    runtime: Runtime,
+    context: JobContext,
     *,
     console: str = "native",
 ) -> int:
@@ -28,6 +28,6 @@ def record_episode(
         ConfigError: unknown level.
         ConsoleError: PyAV is missing.
     """
-    policy = load_policy(reference, task, runtime).policy
+    policy = load_policy(reference, task, context).policy
     frames = record_frames(policy, unit, cast(ConsoleName, console))
     return write_mp4(output, frames, policy.frame_skip)

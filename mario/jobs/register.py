@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from mario.errors import RegistryError
-from mario.jobs.context import Runtime
-from mario.jobs.versions import open_registry
+from mario.jobs.context import JobContext
 from mario.registry.registry import model_name
 from mario.store.records import RegisteredVersion
 
@@ -12,7 +11,7 @@ from mario.store.records import RegisteredVersion
 ARTEFACT_FOLDER = "policy"
 
 
-def register_run(run_id: str, runtime: Runtime) -> RegisteredVersion:
+def register_run(run_id: str, context: JobContext) -> RegisteredVersion:
     """Register the artefact of a run and point the alias `challenger` at it.
 
     Registering the same run again returns the same version.
@@ -22,18 +21,18 @@ def register_run(run_id: str, runtime: Runtime) -> RegisteredVersion:
         RegistryError: the run has no policy to register.
         ArtefactError: its artefact is broken.
     """
-    with open_registry(runtime) as registry:
-        run = registry.store.runs.get(run_id)
-        folder = runtime.run_dir(run_id) / ARTEFACT_FOLDER
-        if not folder.is_dir():
-            raise RegistryError(
-                f"run {run_id} ({run.status}) has no policy in {folder}; expected a run that "
-                "finished; go on with it by `mario train --resume`"
-            )
-        model = model_name(run.task)
-        row = registry.register(model, folder, run_id=run_id)
-        assert row.version is not None, "a complete registration has a number"
-        champion = registry.store.ledger.champion(model)
-        if champion is None or champion.version != row.version:
-            registry.set_challenger(model, row.version)
-        return row
+    store, registry = context.store, context.registry
+    run = store.runs.get(run_id)
+    folder = context.settings.run_dir(run_id) / ARTEFACT_FOLDER
+    if not folder.is_dir():
+        raise RegistryError(
+            f"run {run_id} ({run.status}) has no policy in {folder}; expected a run that "
+            "finished; go on with it by `mario train --resume`"
+        )
+    model = model_name(run.task)
+    row = registry.register(model, folder, run_id=run_id)
+    assert row.version is not None, "a complete registration has a number"
+    champion = store.ledger.champion(model)
+    if champion is None or champion.version != row.version:
+        registry.set_challenger(model, row.version)
+    return row

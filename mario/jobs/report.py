@@ -14,7 +14,7 @@ from mario.evaluation.seeds import SeedFamily
 from mario.evaluation.verdict import Verdict
 from mario.files import write_whole
 from mario.game.video import write_mp4
-from mario.jobs.context import Runtime
+from mario.jobs.context import JobContext
 from mario.jobs.evaluate import units_of
 from mario.jobs.policies import LoadedPolicy, load_policy
 from mario.pages.report import Video, pick_episodes, render_verdict, write_page
@@ -24,7 +24,7 @@ from mario.store.store import ExperimentStore
 
 def report_verdict(
     verdict_id: str,
-    runtime: Runtime,
+    context: JobContext,
     output: Path | None = None,
     *,
     console: ConsoleName = "native",
@@ -35,7 +35,7 @@ def report_verdict(
 
     Args:
         verdict_id: a stored verdict.
-        runtime: where store, registry and folders are.
+        context: settings, store and registry.
         output: the HTML file; None puts it into ``runs/reports``.
         console: which emulator films the episodes.
 
@@ -47,21 +47,20 @@ def report_verdict(
         StoreError: no such verdict. RegistryError, ArtefactError: its challenger cannot be had,
             so that no videos can be made.
     """
-    target = output or runtime.runs_dir / "reports" / f"{verdict_id}.html"
+    target = output or context.settings.runs_dir / "reports" / f"{verdict_id}.html"
     if target.suffix == ".json":
         raise EvaluationError(
             f"got {target} for the page; expected an HTML file: the JSON is put beside it under "
             f"the same name; use {target.with_suffix('.html')}"
         )
-    with ExperimentStore.open(runtime.database_url) as store:
-        stored = store.evaluations.verdict(verdict_id)
-        verdict = Verdict.from_dict(dict(stored.detail))
-        pairs = counted_pairs(store, stored, verdict)
+    stored = context.store.evaluations.verdict(verdict_id)
+    verdict = Verdict.from_dict(dict(stored.detail))
+    pairs = counted_pairs(context.store, stored, verdict)
     task = stored.model.removeprefix("mario-")
     videos: list[Video] = []
     if stored.challenger_version is not None:
         # A verdict that says the network answers otherwise than trained has a page, too.
-        challenger = load_policy(str(stored.challenger_version), task, runtime, check_golden=False)
+        challenger = load_policy(str(stored.challenger_version), task, context, check_golden=False)
         videos = [
             _film(name, record, challenger, console)
             for name, record in pick_episodes(pairs, verdict.rule.primary).items()

@@ -29,12 +29,12 @@ from mario.evaluation.protocol import play_units
 from mario.evaluation.seeds import SeedFamily, schedule
 from mario.game.batch.contract import BatchStep
 from mario.game.console.contract import UInt8Array
-from mario.jobs.context import Runtime
+from mario.jobs.context import JobContext, JobSettings
 from mario.jobs.mlflow_journals import open_tracking, track_policy
 from mario.jobs.provenance import git_commit, git_diff, hardware, library_versions
 from mario.jobs.register import ARTEFACT_FOLDER
 from mario.jobs.selection import selector
-from mario.journal.format import LOCK_SECONDS, Patience
+from mario.journal.format import Patience
 from mario.policy.artefact import Artefact
 from mario.store.journal_writer import StoreWriter, replay_journals
 from mario.store.records import AttemptEnd, NewRun, Run, new_id
@@ -94,7 +94,7 @@ class TrainOutcome:
 
 def train_run(
     config: ExperimentConfig,
-    runtime: Runtime,
+    context: JobContext,
     *,
     resume: str | None = None,
     run_id: str | None = None,
@@ -107,7 +107,7 @@ def train_run(
 
     Args:
         config: the experiment; when resuming it must be the run's own.
-        runtime: where store, tracking and folders are.
+        context: settings, store and tracking; disconnected while it trains.
         resume: id of the run to go on with.
         run_id: id of the run to start; None makes one.
         parent_run_id: the run that this one belongs to, such as a sweep's.
@@ -121,20 +121,22 @@ def train_run(
         StoreError, RegistryError: store or tracking cannot be reached at the start.
     """
     stop = stop or threading.Event()
-    with ExperimentStore.open(runtime.database_url) as store:
-        replay_journals(runtime.database_url, runtime.runs_dir, timeout_seconds=10.0)
-        run = _begin(config, runtime, store, resume, run_id, parent_run_id)
-        run_dir = runtime.run_dir(run.id)
-        try:
-            sinks = open_sinks(config, runtime, run, run_dir, on_selection, stop)
-        except Exception as error:
-            if not stop.is_set():
-                _give_up(store, run, RunStatus.FAILED, f"{type(error).__name__}: {error}")
-                raise
-            _give_up(store, run, RunStatus.INTERRUPTED, "ended on request before it began")
-            raise TrainingInterrupted(
-                f"run {run.id} was ended on request before it began ({error}); start it again"
-            ) from error
+    settings = context.settings
+    store = context.store  # unreachable, it is an error before journals are read
+    replay_journals(settings.database_url, settings.runs_dir, timeout_seconds=10.0)
+    run = _begin(config, context, resume, run_id, parent_run_id)
+    run_dir = settings.run_dir(run.id)
+    try:
+        sinks = open_sinks(config, context, run, run_dir, on_selection, stop)
+    except Exception as error:
+        if not stop.is_set():
+            _give_up(store, run, RunStatus.FAILED, f"{type(error).__name__}: {error}")
+            raise
+        _give_up(store, run, RunStatus.INTERRUPTED, "ended on request before it began")
+        raise TrainingInterrupted(
+            f"run {run.id} was ended on request before it began ({error}); start it again"
+        ) from error
+    context.disconnect()
     result = train(
         config,
         run_dir,
@@ -154,42 +156,43 @@ def train_run(
             # Ruined weights may not even export; the collapse is what there is to say, not that.
             log.warning("no policy exported: %s", error)
     if artefact is not None and config.sinks.mlflow:
-        track_policy(runtime, run, artefact, stop)
+        track_policy(context, run, artefact, stop)
     return TrainOutcome(run.id, run_dir, result, None if artefact is None else artefact.folder)
 
 
 def _begin(
     config: ExperimentConfig,
-    runtime: Runtime,
-    store: ExperimentStore,
+    context: JobContext,
     resume: str | None,
     run_id: str | None,
     parent_run_id: str | None,
 ) -> Run:
     """Enter the run, or its next attempt, into the store, once it is sure that it can begin."""
+    settings, store = context.settings, context.store
     if resume is not None:
         known = store.runs.get(resume)
         # Whoever trains it now writes and deletes checkpoints: nothing there stands still.
         if known.attempts:
             refuse_busy(known.id, known.attempts[-1])
-        if not (runtime.run_dir(resume) / CONFIG_FILE).is_file():
+        if not (settings.run_dir(resume) / CONFIG_FILE).is_file():
             raise TrainingError(
-                f"run {resume} ({known.status}) has no folder {runtime.run_dir(resume)}; expected "
+                f"run {resume} ({known.status}) has no folder {settings.run_dir(resume)}; expected "
                 "the one it was trained in; set MARIO_RUNS_DIR to where it is"
             )
-        _refuse_lost(store, resume, runtime.run_dir(resume))
-        check_resumable(config, runtime.run_dir(resume))
-        _make_folder(runtime.run_dir(resume), runtime)
+        _refuse_lost(store, resume, settings.run_dir(resume))
+        check_resumable(config, settings.run_dir(resume))
+        _make_folder(settings.run_dir(resume), settings)
         return store.runs.resume(resume, start_steps=0)
     id_ = run_id or new_id("run")
+    run_dir = settings.run_dir(id_)
     known_id = run_id is not None and store.runs.find(run_id) is not None
-    if not known_id and (runtime.run_dir(id_) / CONFIG_FILE).is_file():
+    if not known_id and (run_dir / CONFIG_FILE).is_file():
         # What that run left in its journal would go into this database.
         raise TrainingError(
-            f"{runtime.run_dir(id_)} holds a run that {store.redacted_url} does not know; expected "
+            f"{run_dir} holds a run that {store.redacted_url} does not know; expected "
             "the database that it was begun with; correct MARIO_DATABASE_URL"
         )
-    made = _make_folder(runtime.run_dir(id_), runtime)
+    made = _make_folder(run_dir, settings)
     try:
         if known_id:
             return store.runs.resume(id_, start_steps=0)  # killed before it wrote anything
@@ -211,7 +214,7 @@ def _begin(
     except Exception:
         if made:
             with suppress(OSError):
-                runtime.run_dir(id_).rmdir()
+                run_dir.rmdir()
         raise
 
 
@@ -250,7 +253,7 @@ def _give_up(store: ExperimentStore, run: Run, status: RunStatus, reason: str) -
         log.warning("the store still shows run %s as running: %s", run.id, failure)
 
 
-def _make_folder(folder: Path, runtime: Runtime) -> bool:
+def _make_folder(folder: Path, settings: JobSettings) -> bool:
     """Make a run's folder, and see that it can be written; True where it was not there before.
 
     Raises:
@@ -264,7 +267,7 @@ def _make_folder(folder: Path, runtime: Runtime) -> bool:
     except OSError as error:
         raise TrainingError(
             f"{folder}: a run cannot be written there ({error.strerror or error}); expected a "
-            f"folder with room and permission to write; mend {runtime.runs_dir}, or set "
+            f"folder with room and permission to write; mend {settings.runs_dir}, or set "
             "MARIO_RUNS_DIR to another"
         ) from error
     return made
@@ -283,7 +286,7 @@ class _SelectionListener(BaseSink):
 
 def open_sinks(
     config: ExperimentConfig,
-    runtime: Runtime,
+    context: JobContext,
     run: Run,
     run_dir: Path,
     on_selection: OnSelection | None = None,
@@ -291,7 +294,7 @@ def open_sinks(
 ) -> list[TrainingSink]:
     """The sinks that the configuration asks for; one that cannot be made is left out, loudly.
 
-    A process that still has the run's journals is waited for, up to ``LOCK_SECONDS`` for each or
+    A process that still has the run's journals is waited for, up to ``lock_seconds`` for each or
     until `stop` is set.
 
     Raises:
@@ -300,17 +303,27 @@ def open_sinks(
     attempt = run.attempts[-1].attempt
     instruments = InstrumentSet()
     metrics = TrainingMetrics(instruments, run.id)
-    patience = Patience(LOCK_SECONDS, stop)
+    waits = context.waits
+    patience = Patience(waits.lock_seconds, stop)
     writer = StoreWriter(
-        runtime.database_url,
+        context.settings.database_url,
         run_dir,
         patience=patience,
         observer=StoreMetrics(instruments, run.id),
     )
-    sinks: list[TrainingSink] = [StoreSink(writer, run.id, attempt, runtime.runs_dir)]
+    sinks: list[TrainingSink] = [
+        StoreSink(
+            writer,
+            run.id,
+            attempt,
+            context.settings.runs_dir,
+            heartbeat_seconds=waits.heartbeat_seconds,
+            hang_seconds=waits.hang_seconds,
+        )
+    ]
     wanted: list[tuple[str, Callable[[], TrainingSink]]] = []
     if config.sinks.mlflow:
-        wanted.append(("mlflow", lambda: _mlflow_sink(runtime, run, metrics, patience)))
+        wanted.append(("mlflow", lambda: _mlflow_sink(context, run, metrics, patience)))
     if config.sinks.prometheus:
         wanted.append(("prometheus", lambda: _prometheus_sink(run.id, instruments)))
     if config.sinks.tensorboard:
@@ -330,18 +343,17 @@ def open_sinks(
 
 
 def _mlflow_sink(
-    runtime: Runtime, run: Run, metrics: TrainingMetrics, patience: Patience
+    context: JobContext, run: Run, metrics: TrainingMetrics, patience: Patience
 ) -> MlflowSink:
     """Report to MLflow, as a child of the run that this one belongs to."""
     writer = open_tracking(
-        runtime,
+        context,
         run,
         patience=patience,
         on_failure=lambda: metrics.sink_error(MlflowSink.name),
     )
     if run.parent_run_id is not None:
-        with ExperimentStore.open(runtime.database_url) as store:
-            parent = store.runs.get(run.parent_run_id).mlflow_run_id
+        parent = context.store.runs.get(run.parent_run_id).mlflow_run_id
         if parent is not None:
             writer.tags({"mlflow.parentRunId": parent})
     return MlflowSink(writer)
@@ -434,29 +446,29 @@ def stopping_on_signals(stop: threading.Event) -> Iterator[None]:
 
 
 def config_of_run(
-    run_id: str, runtime: Runtime, overrides: tuple[str, ...] = ()
+    run_id: str, context: JobContext, overrides: tuple[str, ...] = ()
 ) -> ExperimentConfig:
     """The configuration that a run was started with.
 
     Args:
         run_id: the run.
-        runtime: where its folder is.
+        context: its settings say where the folder is.
         overrides: ``"key.sub=value"`` each; the trainer refuses those that change a weight.
 
     Raises:
         StoreError: there is no such run.
     """
-    file = runtime.run_dir(run_id) / CONFIG_FILE
+    file = context.settings.run_dir(run_id) / CONFIG_FILE
     if not file.is_file():
         raise StoreError(
             f"got run {run_id!r}, which has no {file}; expected a run's id; the folder names "
-            f"under {runtime.runs_dir} are ids"
+            f"under {context.settings.runs_dir} are ids"
         )
     return load_config(file, overrides)
 
 
 def train_from_terminal(
-    config: Path, overrides: tuple[str, ...], runtime: Runtime, *, resume: str | None = None
+    config: Path, overrides: tuple[str, ...], context: JobContext, *, resume: str | None = None
 ) -> TrainOutcome:
     """What `mario train` does: progress on the terminal, a clean end on Ctrl-C and SIGTERM.
 
@@ -467,13 +479,13 @@ def train_from_terminal(
     chosen = (
         load_config(config, overrides)
         if resume is None
-        else config_of_run(resume, runtime, overrides)
+        else config_of_run(resume, context, overrides)
     )
     stop = threading.Event()
     with stopping_on_signals(stop), TrainingDisplay(chosen) as display:
         outcome = train_run(
             chosen,
-            runtime,
+            context,
             resume=resume,
             stop=stop,
             on_progress=display.progress,

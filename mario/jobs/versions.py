@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import getpass
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from mario.errors import ArtefactError
-from mario.jobs.context import Runtime
-from mario.registry.registry import ModelRegistry, model_name
-from mario.store.store import ExperimentStore
+from mario.jobs.context import JobContext
+from mario.registry.registry import model_name
 
 
 @dataclass(frozen=True)
@@ -30,13 +27,6 @@ class FetchedVersion:
     folder: Path
 
 
-@contextmanager
-def open_registry(runtime: Runtime) -> Iterator[ModelRegistry]:
-    """Open the store and the registry under its ledger."""
-    with ExperimentStore.open(runtime.database_url) as store:
-        yield ModelRegistry(runtime.tracking_uri, store, runtime.artifact_dir)
-
-
 def who() -> str:
     """Name the person and machine for the ledger."""
     try:
@@ -46,41 +36,39 @@ def who() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-def fetch_version(reference: str, task: str, runtime: Runtime) -> FetchedVersion:
+def fetch_version(reference: str, task: str, context: JobContext) -> FetchedVersion:
     """Download a version's artefact (once) and verify it.
 
     Args:
         reference: ``champion``, ``challenger`` or a number.
         task: the task whose registered model is meant.
-        runtime: where the registry is.
+        context: settings and registry.
 
     Raises:
         RegistryError: no such version, or the registry does not answer.
         ArtefactError: its artefact is missing or broken.
     """
-    with open_registry(runtime) as registry:
-        resolved = registry.resolve(model_name(task), reference)
-        folder = runtime.runs_dir / "versions" / resolved.model / f"v{resolved.version}"
-        try:
-            registry.download(resolved, folder)
-        except ArtefactError:
-            # Of a server that went away meanwhile MLflow says no more than of a missing file.
-            registry.resolve(model_name(task), resolved.version)
-            raise
+    registry = context.registry
+    resolved = registry.resolve(model_name(task), reference)
+    folder = context.settings.runs_dir / "versions" / resolved.model / f"v{resolved.version}"
+    try:
+        registry.download(resolved, folder)
+    except ArtefactError:
+        # Of a server that went away meanwhile MLflow says no more than of a missing file.
+        registry.resolve(model_name(task), resolved.version)
+        raise
     return FetchedVersion(resolved.model, resolved.version, folder)
 
 
-def champion_version(task: str, runtime: Runtime) -> int | None:
+def champion_version(task: str, context: JobContext) -> int | None:
     """The champion's number as the ledger has it; None while there is none."""
-    with ExperimentStore.open(runtime.database_url) as store:
-        champion = store.ledger.champion(model_name(task))
+    champion = context.store.ledger.champion(model_name(task))
     return None if champion is None else champion.version
 
 
-def list_versions(task: str, runtime: Runtime) -> str:
+def list_versions(task: str, context: JobContext) -> str:
     """Describe the versions of a task, one line each."""
-    with open_registry(runtime) as registry:
-        found = registry.versions(model_name(task))
+    found = context.registry.versions(model_name(task))
     if not found:
         return f"{model_name(task)} has no versions yet; train one with `mario pipeline`"
     lines = []
@@ -93,10 +81,9 @@ def list_versions(task: str, runtime: Runtime) -> str:
     return "\n".join(lines)
 
 
-def show_ledger(task: str, runtime: Runtime) -> str:
+def show_ledger(task: str, context: JobContext) -> str:
     """Describe the ledger of a task, one line a row, oldest first."""
-    with ExperimentStore.open(runtime.database_url) as store:
-        rows = store.ledger.history(model_name(task))
+    rows = context.store.ledger.history(model_name(task))
     if not rows:
         return f"the ledger of {model_name(task)} is empty; nothing was promoted yet"
     return "\n".join(
@@ -107,10 +94,9 @@ def show_ledger(task: str, runtime: Runtime) -> str:
     )
 
 
-def reconcile(task: str, runtime: Runtime) -> str:
+def reconcile(task: str, context: JobContext) -> str:
     """Repair what a killed registration or promotion left; describe what was done."""
-    with open_registry(runtime) as registry:
-        repairs = registry.reconcile(model_name(task))
+    repairs = context.registry.reconcile(model_name(task))
     if not repairs:
         return f"{model_name(task)}: MLflow and the ledger agree; nothing to repair"
     return "\n".join(
@@ -118,12 +104,11 @@ def reconcile(task: str, runtime: Runtime) -> str:
     )
 
 
-def rollback(task: str, runtime: Runtime, *, version: int | None, note: str) -> str:
+def rollback(task: str, context: JobContext, *, version: int | None, note: str) -> str:
     """Make an earlier champion the champion again; describe it."""
-    with open_registry(runtime) as registry:
-        promotion = registry.rollback(
-            model_name(task), version, promoted_by=who(), note=note or None
-        )
+    promotion = context.registry.rollback(
+        model_name(task), version, promoted_by=who(), note=note or None
+    )
     return (
         f"{promotion.model} champion is v{promotion.version} again "
         f"(was v{promotion.previous_version}); ledger row {promotion.sequence}"

@@ -11,6 +11,8 @@ from pathlib import Path
 HEARTBEAT_SECONDS = 30.0
 #: A process on another machine cannot be asked; without a sign of life for so long it is dead.
 SILENCE_SECONDS = 300.0
+#: Training that makes no progress for so long counts as hung and has no heartbeat.
+HANG_SECONDS = 3600.0
 # What a process's start, counted from the machine's, may be off the clock that wrote the row.
 _CLOCK_SECONDS = 5.0
 

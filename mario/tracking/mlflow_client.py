@@ -11,6 +11,7 @@ import fcntl
 import logging
 import os
 import tempfile
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,6 +139,33 @@ def prepare_tracking(tracking_uri: str, artifact_dir: Path | None = None) -> Non
             f"cannot make MLflow's file {path} ({error.strerror}); expected a folder that can be "
             "written; name another with MLFLOW_TRACKING_URI or MARIO_RUNS_DIR"
         ) from error
+
+
+@dataclass(frozen=True)
+class MlflowTracking:
+    """One MLflow tracking server.
+
+    Attributes:
+        uri: ``sqlite:///runs/mlflow.db`` or ``http://mlflow:5000``.
+        artifact_dir: folder of an embedded MLflow's artefacts; a server chooses its own.
+    """
+
+    uri: str
+    artifact_dir: Path
+
+    @property
+    def client(self) -> MlflowClient:
+        """The client of this address; the files of an embedded MLflow are made where missing.
+
+        Raises:
+            RegistryError: the address is none, or MLflow does not answer.
+        """
+        prepare_tracking(self.uri, self.artifact_dir)
+        return tracking_client(self.uri)
+
+    def experiment(self, name: str) -> str:
+        """Find or create an experiment; returns its id."""
+        return ensure_experiment(self.client, name, self.artifact_dir)
 
 
 def _create_database(path: Path) -> None:

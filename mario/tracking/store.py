@@ -15,7 +15,7 @@ from mario.config.run_states import HealthState
 from mario.errors import ConfigError
 from mario.game.smb.memory import STATE_FIELDS
 from mario.store.journal_writer import StoreWriter
-from mario.store.process_identity import HEARTBEAT_SECONDS
+from mario.store.process_identity import HANG_SECONDS, HEARTBEAT_SECONDS
 from mario.store.records import (
     AttemptEnd,
     AttemptStart,
@@ -47,16 +47,22 @@ from mario.training.sinks import (
 
 log = logging.getLogger(__name__)
 
-#: Training that says nothing for so long hangs: its process is no sign of life any more.
-HANG_SECONDS = 3600.0
-
 
 class StoreSink(BaseSink):
     """Writes episodes, health, checkpoints and the end of a run through the journaled writer."""
 
     name: ClassVar[str] = "store"
 
-    def __init__(self, writer: StoreWriter, run_id: str, attempt: int, runs_dir: Path) -> None:
+    def __init__(
+        self,
+        writer: StoreWriter,
+        run_id: str,
+        attempt: int,
+        runs_dir: Path,
+        *,
+        heartbeat_seconds: float = HEARTBEAT_SECONDS,
+        hang_seconds: float = HANG_SECONDS,
+    ) -> None:
         """Write rows of one attempt.
 
         Args:
@@ -64,11 +70,14 @@ class StoreSink(BaseSink):
             run_id: the run.
             attempt: the attempt, as the store counts them.
             runs_dir: checkpoint paths are stored relative to it.
+            heartbeat_seconds: between two heartbeats.
+            hang_seconds: without progress, after which there is no heartbeat.
         """
         self._writer = writer
         self._run_id = run_id
         self._attempt = attempt
         self._runs_dir = runs_dir
+        self._heartbeat_seconds, self._hang_seconds = heartbeat_seconds, hang_seconds
         self._state: HealthState = HealthState.WARMING
         self._steps, self._heard_at = 0, time.monotonic()
         self._lock = threading.Lock()
@@ -80,8 +89,8 @@ class StoreSink(BaseSink):
 
     def _beat(self) -> None:
         """Give signs of life, however long an update or a selection takes."""
-        while not self._ended.wait(HEARTBEAT_SECONDS):
-            if time.monotonic() - self._heard_at < HANG_SECONDS:
+        while not self._ended.wait(self._heartbeat_seconds):
+            if time.monotonic() - self._heard_at < self._hang_seconds:
                 self.beat()
 
     def beat(self) -> None:

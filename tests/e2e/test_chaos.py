@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from mario.config.experiment import ExperimentConfig
-from mario.jobs.context import Runtime
+from mario.jobs.context import JobSettings
 from mario.store.records import EpisodeEntry
 from mario.store.store import ExperimentStore
 from mario.tracking.mlflow_client import tracking_client
@@ -141,8 +141,8 @@ def chaos(postgres_server: PostgresServer, tmp_path: Path) -> Iterator[Chaos]:
     mlflow = MlflowServer(tmp_path / "mlflow")
     with ExitStack() as stack:
         disk = stack.enter_context(small_disk(tmp_path / "runs", megabytes=40))
-        runtime = Runtime(disk.path, postgres_server.url(name), mlflow.uri)
-        trainer = Trainer(config, runtime, tmp_path / "trainer.log")
+        settings = JobSettings(disk.path, postgres_server.url(name), mlflow.uri)
+        trainer = Trainer(config, settings, tmp_path / "trainer.log")
         upgraded = trainer.mario("store", "upgrade")
         assert upgraded.returncode == 0, upgraded.stderr
         mlflow.start(wait=False)
@@ -185,7 +185,7 @@ def test_twenty_disturbances(chaos: Chaos, tmp_path: Path) -> None:
 
     # Every finished episode exactly once, value for value.
     sink = StoreSink(None, trainer.run_id, 0, tmp_path)  # type: ignore[arg-type] # writes nothing
-    with ExperimentStore.open(trainer.runtime.database_url) as store:
+    with ExperimentStore.open(trainer.settings.database_url) as store:
         stored = [timeless(row) for row in store.runs.episodes(trainer.run_id)]
         expected = sorted((timeless(sink._episode(e)) for e in whole.episodes),
                           key=lambda row: (row.env_index, row.episode_index))  # fmt: skip
@@ -203,7 +203,7 @@ def test_twenty_disturbances(chaos: Chaos, tmp_path: Path) -> None:
         assert all(steps % (2 * STEPS_AN_UPDATE) == 0 for steps in begun)
 
     # MLflow: one run, finished, with a point for every update.
-    client = tracking_client(trainer.runtime.tracking_uri)
+    client = tracking_client(trainer.settings.tracking_uri)
     (experiment,) = [e for e in client.search_experiments() if e.name == "mario-1-1"]
     (tracked,) = client.search_runs([experiment.experiment_id])
     assert tracked.info.run_id == run.mlflow_run_id

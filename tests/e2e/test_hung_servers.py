@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from mario.config.experiment import ExperimentConfig
-from mario.jobs.context import Runtime
+from mario.jobs.context import JobSettings
 from mario.store.store import ExperimentStore
 from mario.tracking.mlflow_client import tracking_client
 from mario.training.checkpoint import list_checkpoints, read_checkpoint
@@ -88,11 +88,11 @@ def stack() -> Iterator[ExitStack]:
         yield opened
 
 
-def tracked_run(runtime: Runtime, run_id: str) -> str:
+def tracked_run(settings: JobSettings, run_id: str) -> str:
     """Wait until the MLflow run is known, so that connections to both servers stand."""
     deadline = time.monotonic() + 120
     while True:
-        with ExperimentStore.open(runtime.database_url) as store:
+        with ExperimentStore.open(settings.database_url) as store:
             known = store.runs.get(run_id).mlflow_run_id
         if known is not None:
             return known
@@ -138,11 +138,11 @@ def prepare(
     mlflow.start(wait=False)
     stack.callback(mlflow.kill)
     name = postgres_server.create_database()
-    runtime = Runtime(tmp_path / "runs", postgres_server.url(name), mlflow.uri)
+    settings = JobSettings(tmp_path / "runs", postgres_server.url(name), mlflow.uri)
     file = tmp_path / "hung.yaml"
     file.write_text(config.to_yaml())
     trainer = kind(
-        file, runtime, tmp_path / "trainer.log",
+        file, settings, tmp_path / "trainer.log",
         environment={
             "WANDB_BASE_URL": f"http://127.0.0.1:{never.getsockname()[1]}",
             "WANDB_API_KEY": "a" * 40,
@@ -171,10 +171,10 @@ def test_told_to_end_while_both_servers_hang(
         checkpoint={"every_steps": 1_024, "keep": 3}, selection={"units": 0}, sinks=SINKS,
     )  # fmt: skip
     trainer, servers, mlflow = prepare(config, postgres_server, stack, tmp_path)
-    runtime = trainer.runtime
+    settings = trainer.settings
     trainer.ensure_running()
     trainer.wait_for_run()
-    mlflow_run = tracked_run(runtime, trainer.run_id)
+    mlflow_run = tracked_run(settings, trainer.run_id)
     took = [end_while_they_hang(trainer, servers)]
 
     # The next start brings in what the journals kept, and goes on where the checkpoint is.
@@ -190,7 +190,7 @@ def test_told_to_end_while_both_servers_hang(
     assert "not delivered yet" not in checked.stdout
     episodes, updates, steps = told_by_the_checkpoint(trainer)
     assert min(episodes) > 0
-    with ExperimentStore.open(runtime.database_url) as store:
+    with ExperimentStore.open(settings.database_url) as store:
         run = store.runs.get(trainer.run_id)
         stored = defaultdict(list)
         for row in store.runs.episodes(trainer.run_id):
@@ -228,7 +228,7 @@ def test_told_to_end_in_its_last_phase_while_both_servers_hang(
     trainer, servers, mlflow = prepare(config, postgres_server, stack, tmp_path, HeldTrainer)
     trainer.ensure_running()
     trainer.wait_for_run()
-    mlflow_run = tracked_run(trainer.runtime, trainer.run_id)
+    mlflow_run = tracked_run(trainer.settings, trainer.run_id)
     servers.hang()
     (tmp_path / "go").touch()
     trainer.wait_for_checkpoints(1)  # the last: all is trained
@@ -246,7 +246,7 @@ def test_told_to_end_in_its_last_phase_while_both_servers_hang(
     checked = trainer.mario("store", "check", "--replay")
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert "not delivered yet" not in checked.stdout
-    with ExperimentStore.open(trainer.runtime.database_url) as store:
+    with ExperimentStore.open(trainer.settings.database_url) as store:
         run = store.runs.get(trainer.run_id)
         samples = [row.update_index for row in store.runs.health_samples(trainer.run_id)]
     assert (run.status, run.attempts[0].end_steps) == ("finished", 1_280)

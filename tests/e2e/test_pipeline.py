@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 
 from mario.game.video import moving_share
-from mario.jobs.context import Runtime
+from mario.jobs.context import JobContext, JobSettings
 from mario.jobs.gate import repeat_verdict
 from mario.jobs.versions import champion_version
-from mario.store.store import ExperimentStore
 from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.slow
@@ -42,9 +41,9 @@ def pipeline(runs_dir: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_twice_in_a_row(tmp_path: Path) -> None:
-    runtime = Runtime.embedded(tmp_path / "runs")
+    context = JobContext(JobSettings.embedded(tmp_path / "runs"))
     for number in (1, 2):
-        done = pipeline(runtime.runs_dir, "--next-seed", "--require-promotion")
+        done = pipeline(context.settings.runs_dir, "--next-seed", "--require-promotion")
         assert "Traceback" not in done.stderr
         promoted = "(promoted just now)" in done.stdout
         assert done.returncode == (0 if promoted else 4), done.stdout + done.stderr
@@ -54,14 +53,14 @@ def test_twice_in_a_row(tmp_path: Path) -> None:
         assert "mean of 100 episodes" in page
         assert "src='http" not in page
         assert moving_share(Path(found["video"])) > 0.5
-        with ExperimentStore.open(runtime.database_url) as store:
-            runs = store.runs.list()
-            verdicts = store.evaluations.verdicts("mario-1-1")
+        store = context.store
+        runs = store.runs.list()
+        verdicts = store.evaluations.verdicts("mario-1-1")
         assert len(runs) == len(verdicts) == number
         assert {run.status for run in runs} == {"finished"}
         assert len({run.config["seed"] for run in runs}) == number
     digests = {verdict.challenger_digest for verdict in verdicts}
     assert len(digests) == 2, "two seeds, two policies"
-    same, _ = repeat_verdict(verdicts[0].id, runtime)
+    same, _ = repeat_verdict(verdicts[0].id, context)
     assert same, "the one command on the verdict's page repeats every number"
-    assert champion_version("1-1", runtime) in (None, 1, 2)
+    assert champion_version("1-1", context) in (None, 1, 2)

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mario.jobs.context import Runtime
-from mario.jobs.versions import open_registry
+from mario.jobs.context import JobContext, JobSettings
 from tests.support.killed_pipeline import MOMENTS
 from tests.support.paths import ROOT
 
@@ -31,35 +30,35 @@ def run(runs_dir: Path, moment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def check_invariants(runtime: Runtime) -> None:
+def check_invariants(context: JobContext) -> None:
     """No alias without a ledger entry, and nothing half-registered can be loaded."""
-    with open_registry(runtime) as registry:
-        champion = registry.store.ledger.champion(MODEL)
-        for version in registry.versions(MODEL):
-            if "champion" in version.aliases:
-                assert champion is not None
-                assert champion.version == version.version
-            if version.state == "complete":
-                assert version.version is not None
-                registry.require_artefact(registry.resolve(MODEL, version.version))
+    registry = context.registry
+    champion = registry.store.ledger.champion(MODEL)
+    for version in registry.versions(MODEL):
+        if "champion" in version.aliases:
+            assert champion is not None
+            assert champion.version == version.version
+        if version.state == "complete":
+            assert version.version is not None
+            registry.require_artefact(registry.resolve(MODEL, version.version))
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_killed_at(moment: str, tmp_path: Path) -> None:
-    runtime = Runtime.embedded(tmp_path / "runs")
-    killed = run(runtime.runs_dir, moment)
+    context = JobContext(JobSettings.embedded(tmp_path / "runs"))
+    killed = run(context.settings.runs_dir, moment)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
-    check_invariants(runtime)
+    check_invariants(context)
 
-    again = run(runtime.runs_dir, "never")
+    again = run(context.settings.runs_dir, "never")
     assert again.returncode == 0, again.stderr[-2000:]
-    check_invariants(runtime)
-    with open_registry(runtime) as registry:
-        usable = [v for v in registry.versions(MODEL) if v.state == "complete"]
-        assert len(usable) == 1, "registered once, however often it was tried"
-        assert usable[0].champion
-        assert "champion" in usable[0].aliases
-        assert len(registry.store.ledger.history(MODEL)) == 1
+    check_invariants(context)
+    registry = context.registry
+    usable = [v for v in registry.versions(MODEL) if v.state == "complete"]
+    assert len(usable) == 1, "registered once, however often it was tried"
+    assert usable[0].champion
+    assert "champion" in usable[0].aliases
+    assert len(registry.store.ledger.history(MODEL)) == 1
 
 
 def test_killed_while_training(tmp_path: Path) -> None:
@@ -208,10 +207,10 @@ def test_the_command_itself_killed_in_each_stage_and_then_run(tmp_path: Path) ->
                 process.kill()
                 process.wait()
         if stage != "preparing":
-            check_invariants(Runtime.embedded(runs))
+            check_invariants(JobContext(JobSettings.embedded(runs)))
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
-    check_invariants(Runtime.embedded(runs))
+    check_invariants(JobContext(JobSettings.embedded(runs)))

@@ -21,14 +21,12 @@ import torch
 
 from mario.config.experiment import ExperimentConfig, load_config
 from mario.evaluation.verdict import Verdict
-from mario.jobs.context import Runtime
+from mario.jobs.context import JobContext, JobSettings
 from mario.jobs.gate import GateOutcome, judge, repeat_verdict, rule_from
 from mario.jobs.policies import load_policy
 from mario.jobs.report import report_verdict
-from mario.jobs.versions import open_registry
 from mario.policy.artefact import load_artefact
 from mario.registry.registry import model_name
-from mario.store.store import ExperimentStore
 from mario.training.checkpoint import list_checkpoints
 from mario.training.export import export_artefact
 from mario.training.trainer import load_trained
@@ -53,12 +51,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 class RealPair:
     """Two registered versions, and the verdicts on each against the other."""
 
-    runtime: Runtime
+    context: JobContext
     damaged_against_whole: GateOutcome
     whole_against_damaged: GateOutcome
 
 
-def train(runtime: Runtime) -> Path:
+def train(context: JobContext) -> Path:
     options = [word for override in OVERRIDES for word in ("--set", override)]
     done = subprocess.run(
         [
@@ -66,14 +64,14 @@ def train(runtime: Runtime) -> Path:
             *options,
         ],
         cwd=ROOT,
-        env={**os.environ, "MARIO_RUNS_DIR": str(runtime.runs_dir)},
+        env={**os.environ, "MARIO_RUNS_DIR": str(context.settings.runs_dir)},
         capture_output=True,
         text=True,
         timeout=1500,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    (folder,) = runtime.runs_dir.glob("run-*")
+    (folder,) = context.settings.runs_dir.glob("run-*")
     return folder
 
 
@@ -95,33 +93,33 @@ def write_damaged_copy(run_dir: Path, config: ExperimentConfig, folder: Path) ->
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> RealPair:
     folder = tmp_path_factory.mktemp("pair")
-    runtime = Runtime.embedded(folder / "runs")
+    context = JobContext(JobSettings.embedded(folder / "runs"))
     config = load_config(ROOT / "configs" / "demo.yaml", OVERRIDES)
-    run_dir = train(runtime)
+    run_dir = train(context)
     write_damaged_copy(run_dir, config, folder / "damaged")
-    with open_registry(runtime) as registry:
-        whole, damaged = (
-            load_policy(
-                str(registry.register(model_name(config.task), place).version),
-                config.task,
-                runtime,
-            )
-            for place in (run_dir / "policy", folder / "damaged")
+    registry = context.registry
+    whole, damaged = (
+        load_policy(
+            str(registry.register(model_name(config.task), place).version),
+            config.task,
+            context,
         )
-    with ExperimentStore.open(runtime.database_url) as store:
-        outcomes = [
-            judge(
-                challenger,
-                champion,
-                rule_from(config.gate),
-                config.task,
-                config.level_names,
-                store,
-                environments=16,
-            )
-            for challenger, champion in ((damaged, whole), (whole, damaged))
-        ]
-    return RealPair(runtime, *outcomes)
+        for place in (run_dir / "policy", folder / "damaged")
+    )
+    store = context.store
+    outcomes = [
+        judge(
+            challenger,
+            champion,
+            rule_from(config.gate),
+            config.task,
+            config.level_names,
+            store,
+            environments=16,
+        )
+        for challenger, champion in ((damaged, whole), (whole, damaged))
+    ]
+    return RealPair(context, *outcomes)
 
 
 def test_the_damaged_copy_is_rejected_and_the_whole_one_promoted(pair: RealPair) -> None:
@@ -148,7 +146,7 @@ def test_the_damaged_copy_is_rejected_and_the_whole_one_promoted(pair: RealPair)
 
 def test_both_verdicts_repeat_number_for_number(pair: RealPair) -> None:
     for outcome in (pair.damaged_against_whole, pair.whole_against_damaged):
-        same, again = repeat_verdict(outcome.verdict_id, pair.runtime)
+        same, again = repeat_verdict(outcome.verdict_id, pair.context)
         assert same, (again.reasons, outcome.verdict.reasons)
 
 
@@ -168,7 +166,7 @@ def browser() -> Iterator[Any]:
 
 def test_the_pages_in_a_browser(pair: RealPair, browser: Any, tmp_path: Path) -> None:
     for outcome in (pair.damaged_against_whole, pair.whole_against_damaged):
-        written = report_verdict(outcome.verdict_id, pair.runtime)
+        written = report_verdict(outcome.verdict_id, pair.context)
         page = browser.new_page(viewport={"width": 1000, "height": 900})
         problems: list[str] = []
         elsewhere: list[str] = []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mario.jobs.context import Runtime
+from mario.jobs.context import JobSettings
 from mario.store.store import ExperimentStore
 from mario.tracking.mlflow_client import tracking_client
 from tests.support.chaos import Trainer
@@ -20,8 +20,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture
-def runtime(tmp_path: Path) -> Runtime:
-    return Runtime.embedded(tmp_path / "runs")
+def settings(tmp_path: Path) -> JobSettings:
+    return JobSettings.embedded(tmp_path / "runs")
 
 
 @pytest.fixture
@@ -31,18 +31,20 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
-def tracked(runtime: Runtime, run_id: str) -> tuple[str, str]:
+def tracked(settings: JobSettings, run_id: str) -> tuple[str, str]:
     """MLflow's own status of a run, and the exact word in its tag."""
-    with ExperimentStore.open(runtime.database_url) as store:
+    with ExperimentStore.open(settings.database_url) as store:
         mlflow_run = store.runs.get(run_id).mlflow_run_id
     assert mlflow_run is not None
-    run = tracking_client(runtime.tracking_uri).get_run(mlflow_run)
+    run = tracking_client(settings.tracking_uri).get_run(mlflow_run)
     return run.info.status, run.data.tags["mario.status"]
 
 
-def test_every_end_reads_as_what_it_was(runtime: Runtime, config: Path, tmp_path: Path) -> None:
+def test_every_end_reads_as_what_it_was(
+    settings: JobSettings, config: Path, tmp_path: Path
+) -> None:
     def trainer(name: str, *changes: str) -> Trainer:
-        found = Trainer(config, runtime, tmp_path / f"{name}.log", *changes)
+        found = Trainer(config, settings, tmp_path / f"{name}.log", *changes)
         found.ensure_running()
         found.wait_for_run()
         return found
@@ -85,19 +87,19 @@ def test_every_end_reads_as_what_it_was(runtime: Runtime, config: Path, tmp_path
     assert "  collapsed (" in lines[collapsed.run_id]
     assert "  finished, resumed 1x after killed, " in lines[resumed.run_id]
 
-    assert tracked(runtime, finished.run_id) == ("FINISHED", "finished")
-    assert tracked(runtime, interrupted.run_id) == ("KILLED", "interrupted")
-    assert tracked(runtime, killed.run_id) == ("KILLED", "killed")
-    assert tracked(runtime, collapsed.run_id)[0] == "FAILED"
-    assert tracked(runtime, collapsed.run_id)[1] in ("collapsed", "diverged")
-    assert tracked(runtime, resumed.run_id) == ("FINISHED", "finished")
+    assert tracked(settings, finished.run_id) == ("FINISHED", "finished")
+    assert tracked(settings, interrupted.run_id) == ("KILLED", "interrupted")
+    assert tracked(settings, killed.run_id) == ("KILLED", "killed")
+    assert tracked(settings, collapsed.run_id)[0] == "FAILED"
+    assert tracked(settings, collapsed.run_id)[1] in ("collapsed", "diverged")
+    assert tracked(settings, resumed.run_id) == ("FINISHED", "finished")
 
     # What killed it is known; going on with it is one command, and MLflow then says so.
     interrupted.ensure_running()
     interrupted.wait_for_checkpoints(1)
     interrupted.ask_to_end()
     assert interrupted.finish() == 130, interrupted.tail()
-    with ExperimentStore.open(runtime.database_url) as store:
+    with ExperimentStore.open(settings.database_url) as store:
         attempts = store.runs.get(interrupted.run_id).attempts
         assert [attempt.status for attempt in attempts] == ["interrupted", "interrupted"]
         assert attempts[1].start_steps == attempts[0].end_steps

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from mario.jobs.context import Runtime
+from mario.jobs.context import JobSettings
 from mario.training.checkpoint import TENSORS_FILE, list_checkpoints, read_checkpoint
 from mario.training.checkpoint_retention import BEST_FOLDER, CHECKPOINTS_FOLDER
 from tests.support.paths import ROOT
@@ -31,12 +31,12 @@ class Trainer:
     def __init__(
         self,
         config: Path,
-        runtime: Runtime,
+        settings: JobSettings,
         log: Path,
         *changes: str,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        self.runtime = runtime
+        self.settings = settings
         self._more = dict(environment or {})
         self.log = log
         self.kills = self.starts = 0
@@ -47,12 +47,12 @@ class Trainer:
         self._others = self._runs()
 
     def _runs(self) -> set[str]:
-        return {path.parent.name for path in self.runtime.runs_dir.glob("run-*/config.yaml")}
+        return {path.parent.name for path in self.settings.runs_dir.glob("run-*/config.yaml")}
 
     @property
     def folder(self) -> Path:
         """The run's folder."""
-        return self.runtime.run_dir(self.run_id)
+        return self.settings.run_dir(self.run_id)
 
     @property
     def alive(self) -> bool:
@@ -65,9 +65,9 @@ class Trainer:
         return {
             **os.environ,
             "PYTHONPATH": str(ROOT),
-            "MARIO_DATABASE_URL": self.runtime.database_url,
-            "MLFLOW_TRACKING_URI": self.runtime.tracking_uri,
-            "MARIO_RUNS_DIR": str(self.runtime.runs_dir),
+            "MARIO_DATABASE_URL": self.settings.database_url,
+            "MLFLOW_TRACKING_URI": self.settings.tracking_uri,
+            "MARIO_RUNS_DIR": str(self.settings.runs_dir),
             **self._more,
         }
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mario.jobs.context import Runtime
+from mario.jobs.context import JobContext, JobSettings
 from mario.jobs.mlflow_journals import replay_tracking
 from mario.journal.format import Patience, pending_journals
 from mario.store.journal_writer import JOURNAL_FOLDER, StoreWriter
-from mario.store.store import ExperimentStore
 
 _SECONDS = 120.0
 
@@ -22,8 +21,8 @@ def deliver(database_url: str, root: Path) -> None:
             assert not report.pending, report
 
 
-def deliver_all(runtime: Runtime) -> None:
+def deliver_all(settings: JobSettings) -> None:
     """Bring into the store and MLflow what is in the journals of all runs."""
-    deliver(runtime.database_url, runtime.runs_dir)
-    with ExperimentStore.open(runtime.database_url) as store:
-        replay_tracking(store, runtime, timeout_seconds=_SECONDS)
+    deliver(settings.database_url, settings.runs_dir)
+    with JobContext(settings) as context:
+        replay_tracking(context, timeout_seconds=_SECONDS)

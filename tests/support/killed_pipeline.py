@@ -18,10 +18,9 @@ from typing import Any
 from mario.config.experiment import ExperimentConfig, parse_config
 from mario.config.gate import GateConfig
 from mario.jobs import pipeline as stages
-from mario.jobs.context import Runtime
+from mario.jobs.context import JobContext, JobSettings
 from mario.jobs.promote import promote_verdict
 from mario.jobs.register import ARTEFACT_FOLDER
-from mario.store.store import ExperimentStore
 from tests.support.policies import GOOD, write_odds_policy
 from tests.support.store_rows import run_of
 
@@ -75,22 +74,21 @@ def config() -> ExperimentConfig:
 
 def main() -> None:
     """Run the stages."""
-    runtime, moment = Runtime.embedded(sys.argv[1]), sys.argv[2]
+    context, moment = JobContext(JobSettings.embedded(sys.argv[1])), sys.argv[2]
     experiment = config()
-    for repair in stages.prepare(experiment, runtime):
+    for repair in stages.prepare(experiment, context):
         print("repaired:", repair)
-    folder = runtime.run_dir(RUN_ID) / ARTEFACT_FOLDER
+    folder = context.settings.run_dir(RUN_ID) / ARTEFACT_FOLDER
     if not folder.exists():
         write_odds_policy(Path(folder), GOOD)
-        with ExperimentStore.open(runtime.database_url) as store:
-            store.runs.start(run_of(experiment, RUN_ID))
+        context.store.runs.start(run_of(experiment, RUN_ID))
     if moment != "never":
         arm(moment)
-    version = stages.register_stage(RUN_ID, runtime)
-    judged = stages.gate_stage(experiment, version, runtime)
+    version = stages.register_stage(RUN_ID, context)
+    judged = stages.gate_stage(experiment, version, context)
     assert judged.decision in ("promote", "same"), judged.lines
     assert judged.verdict_id is not None
-    promote_verdict(judged.verdict_id, runtime)
+    promote_verdict(judged.verdict_id, context)
     print("done")
 
 

@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from flows.decisions import run_id_for
-from mario.jobs.context import Runtime
-from mario.jobs.versions import open_registry
+from mario.jobs.context import JobContext, JobSettings
 from tests.support.full_postgres import full_postgres
 from tests.support.paths import ROOT
 from tests.support.processes import free_port, stop, wait_for_http
@@ -306,5 +305,6 @@ def wait_for_checkpoints(server: PrefectServer, runs: Path, flow_run: str, count
 
 
 def versions(runs: Path) -> list[Any]:
-    with open_registry(Runtime.embedded(runs)) as registry:
+    with JobContext(JobSettings.embedded(runs)) as context:
+        registry = context.registry
         return [v for v in registry.versions("mario-1-1") if v.state == "complete"]

@@ -19,10 +19,8 @@ from typing import Any
 import yaml
 from optuna.trial import Trial
 
-import mario.jobs.sweeps.sweep
-import mario.tracking.store
 from mario.config.sweep import Sweep, load_sweep
-from mario.jobs.context import Runtime
+from mario.jobs.context import JobContext, JobSettings, Waits
 from mario.jobs.sweeps.study import SweepStudy
 from mario.jobs.sweeps.sweep import SweepWorker, run_sweep
 from mario.jobs.train import stopping_on_signals
@@ -75,7 +73,7 @@ def small_sweep(folder: Path, **changes: Any) -> Sweep:
 def die_elsewhere(runs: Path, sweep: Sweep) -> None:
     """Train a trial as a container does, under a host name of its own, and die in its middle."""
     socket.gethostname = lambda: "pod-a"
-    worker = SweepWorker("killed", sweep, Runtime.embedded(runs))
+    worker = SweepWorker("killed", sweep, JobContext(JobSettings.embedded(runs)))
 
     def kill() -> None:
         study = worker._study.study
@@ -90,10 +88,10 @@ def die_elsewhere(runs: Path, sweep: Sweep) -> None:
 def live_elsewhere(runs: Path, sweep: Sweep) -> None:
     """Work as a container does, under a host name of its own, until it is told to end."""
     socket.gethostname = lambda: "pod-a"
-    mario.jobs.sweeps.sweep.HEARTBEAT_SECONDS = mario.tracking.store.HEARTBEAT_SECONDS = 0.5
+    context = JobContext(JobSettings.embedded(runs), waits=Waits(heartbeat_seconds=0.5))
     stop = threading.Event()
     with stopping_on_signals(stop):
-        run_sweep("alive", sweep, Runtime.embedded(runs), stop=stop)
+        run_sweep("alive", sweep, context, stop=stop)
 
 
 def main() -> None:

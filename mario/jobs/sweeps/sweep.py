@@ -32,7 +32,7 @@ from mario.errors import (
     TrainingInterrupted,
 )
 from mario.jobs.attempts import wait_for_turn
-from mario.jobs.context import Runtime
+from mario.jobs.context import JobContext
 from mario.jobs.provenance import git_commit, git_diff, library_versions
 from mario.jobs.sweeps.study import (
     ERROR_ATTRIBUTE,
@@ -47,7 +47,6 @@ from mario.jobs.sweeps.study import (
 from mario.jobs.sweeps.tracking import begin_sweep_run, describe_trial, end_sweep_run
 from mario.jobs.train import train_run
 from mario.store.check import SWEEP_ALGORITHM, run_is_alive
-from mario.store.process_identity import HEARTBEAT_SECONDS
 from mario.store.records import AttemptEnd, Heartbeat, NewRun, Run, new_id
 from mario.store.store import ExperimentStore
 from mario.training.run import CONFIG_FILE
@@ -115,7 +114,7 @@ class SweepWorker:
         self,
         name: str,
         sweep: Sweep,
-        runtime: Runtime,
+        context: JobContext,
         *,
         stop: threading.Event | None = None,
         on_trial: OnTrial | None = None,
@@ -125,7 +124,7 @@ class SweepWorker:
         Args:
             name: what people call it; workers that use the same name share the trials.
             sweep: its definition.
-            runtime: where store, tracking and folders are.
+            context: settings, store and tracking.
             stop: set to end cleanly: the trial is given back and goes on elsewhere.
             on_trial: told in words what became of each trial.
 
@@ -133,15 +132,14 @@ class SweepWorker:
             ConfigError: the name is none, or a sweep of this name looks for something else.
             StoreError: the database does not answer.
         """
-        self._runtime = runtime
+        self._context = context
         self._sweep = sweep
         self._stop = stop or threading.Event()
         self._tell = on_trial or log.info
         self._name = name
         sweep.experiment({}, name=_trial_name(name, 0))  # refuses a name that runs cannot have
-        with ExperimentStore.open(runtime.database_url):
-            pass  # the store's tables are there, before Optuna's are made beside them
-        self._study = SweepStudy(name, sweep, runtime.database_url)
+        # The store's tables are made before Optuna's beside them.
+        self._study = SweepStudy(name, sweep, context.store.url)
 
     def run(self, max_trials: int | None = None) -> SweepWork:
         """Take trials until all have ended.
@@ -194,29 +192,29 @@ class SweepWorker:
         if run_id is None:
             run_id = new_id("sweep")
             self._study.set_parent(run_id)
-        with ExperimentStore.open(self._runtime.database_url) as store:
-            run = store.runs.find(run_id)
-            if run is None:
-                base = self._sweep.base
-                run = store.runs.start(
-                    NewRun(
-                        id=run_id,
-                        name=self._name,
-                        task=base.task,
-                        algorithm=SWEEP_ALGORITHM,
-                        config=self._sweep.definition(),
-                        config_hash=self._sweep.content_hash(),
-                        git_commit=git_commit(),
-                        git_diff=git_diff(),
-                        library_versions=library_versions(),
-                    )
+        store = self._context.store
+        run = store.runs.find(run_id)
+        if run is None:
+            base = self._sweep.base
+            run = store.runs.start(
+                NewRun(
+                    id=run_id,
+                    name=self._name,
+                    task=base.task,
+                    algorithm=SWEEP_ALGORITHM,
+                    config=self._sweep.definition(),
+                    config_hash=self._sweep.content_hash(),
+                    git_commit=git_commit(),
+                    git_diff=git_diff(),
+                    library_versions=library_versions(),
                 )
-            else:
-                run = _keep(store, run)
-            if self._sweep.base.sinks.mlflow and run.mlflow_run_id is None:
-                store.runs.set_mlflow_run(
-                    run_id, begin_sweep_run(self._runtime, run, self._sweep.definition())
-                )
+            )
+        else:
+            run = _keep(store, run)
+        if self._sweep.base.sinks.mlflow and run.mlflow_run_id is None:
+            store.runs.set_mlflow_run(
+                run_id, begin_sweep_run(self._context.tracking, run, self._sweep.definition())
+            )
         return run_id
 
     @contextmanager
@@ -228,13 +226,13 @@ class SweepWorker:
         over = threading.Event()
 
         def beat() -> None:
-            while not over.wait(HEARTBEAT_SECONDS):
+            while not over.wait(self._context.waits.heartbeat_seconds):
                 try:
                     run_id = self._study.parent_run_id
-                    with ExperimentStore.open(self._runtime.database_url) as store:
-                        run = None if run_id is None else store.runs.find(run_id)
-                        if run is not None and run.status != RunStatus.FINISHED:
-                            _keep(store, run)
+                    store = self._context.store
+                    run = None if run_id is None else store.runs.find(run_id)
+                    if run is not None and run.status != RunStatus.FINISHED:
+                        _keep(store, run)
                 except Exception as error:  # whoever waits for a database says so
                     log.debug("no sign of life of the sweep: %s", error)
 
@@ -273,12 +271,12 @@ class SweepWorker:
         try:
             while outcome is None:
                 # Its worker was silent for longer than the grace; it may be there all the same.
-                wait_for_turn(self._runtime, run_id, watch)
-                begun = (self._runtime.run_dir(run_id) / CONFIG_FILE).is_file()
+                wait_for_turn(self._context, run_id, watch)
+                begun = (self._context.settings.run_dir(run_id) / CONFIG_FILE).is_file()
                 try:
                     outcome = train_run(
                         config,
-                        self._runtime,
+                        self._context,
                         resume=run_id if begun else None,
                         run_id=run_id,
                         parent_run_id=self._study.parent_run_id,
@@ -312,10 +310,9 @@ class SweepWorker:
         """Say in MLflow what became of the trial; MLflow may be away."""
         if not config.sinks.mlflow:
             return
-        with ExperimentStore.open(self._runtime.database_url) as store:
-            tracked = store.runs.get(run_id).mlflow_run_id
+        tracked = self._context.store.runs.get(run_id).mlflow_run_id
         try:
-            describe_trial(self._runtime, tracked, self._name, number, state, score)
+            describe_trial(self._context.tracking, tracked, self._name, number, state, score)
         except RegistryError as error:
             log.warning("MLflow does not know how trial %d ended: %s", number, error)
 
@@ -325,25 +322,27 @@ class SweepWorker:
             run_id = study.parent_run_id
             if run_id is None:
                 return
-            with ExperimentStore.open(self._runtime.database_url) as store:
-                run = store.runs.get(run_id)
-                if run.status == RunStatus.FINISHED:
-                    return
-                store.runs.end(
-                    AttemptEnd(
-                        run_id=run_id,
-                        attempt=run.attempts[-1].attempt,
-                        status=RunStatus.FINISHED,
-                        end_steps=None,
-                        reason=None,
-                    )
+            run = self._context.store.runs.get(run_id)
+            if run.status == RunStatus.FINISHED:
+                return
+            self._context.store.runs.end(
+                AttemptEnd(
+                    run_id=run_id,
+                    attempt=run.attempts[-1].attempt,
+                    status=RunStatus.FINISHED,
+                    end_steps=None,
+                    reason=None,
                 )
+            )
         if run.mlflow_run_id is not None:
-            trials = load_trials(self._name, self._runtime.database_url)[1]
+            trials = load_trials(self._name, self._context.settings.database_url)[1]
             best = best_of(trials)
             try:
                 end_sweep_run(
-                    self._runtime, run.mlflow_run_id, len(trials), best.value if best else None
+                    self._context.tracking,
+                    run.mlflow_run_id,
+                    len(trials),
+                    best.value if best else None,
                 )
             except RegistryError as error:
                 log.warning("MLflow still shows the sweep as running: %s", error)
@@ -371,27 +370,27 @@ def best_of(trials: list[FrozenTrial]) -> FrozenTrial | None:
     return max(ended, key=lambda trial: (trial.value or 0.0, -trial.number), default=None)
 
 
-def open_sweep(name: str, sweep: Sweep, runtime: Runtime) -> None:
+def open_sweep(name: str, sweep: Sweep, context: JobContext) -> None:
     """Begin a sweep, or see that it can be gone on with; see :class:`SweepWorker` for errors."""
-    SweepWorker(name, sweep, runtime)
+    SweepWorker(name, sweep, context)
 
 
 def run_sweep(
     name: str,
     sweep: Sweep,
-    runtime: Runtime,
+    context: JobContext,
     *,
     stop: threading.Event | None = None,
     max_trials: int | None = None,
     on_trial: OnTrial | None = None,
 ) -> SweepWork:
     """Work on a sweep; see :class:`SweepWorker`."""
-    worker = SweepWorker(name, sweep, runtime, stop=stop, on_trial=on_trial)
+    worker = SweepWorker(name, sweep, context, stop=stop, on_trial=on_trial)
     return worker.run(max_trials)
 
 
 def sweep_from_terminal(
-    name: str, sweep: Sweep, runtime: Runtime, *, max_trials: int | None
+    name: str, sweep: Sweep, context: JobContext, *, max_trials: int | None
 ) -> SweepWork:
     """What `mario sweep run` does: Ctrl-C and SIGTERM give the trial back and end cleanly."""
     from mario.jobs.train import stopping_on_signals
@@ -401,25 +400,25 @@ def sweep_from_terminal(
         work = run_sweep(
             name,
             sweep,
-            runtime,
+            context,
             stop=stop,
             max_trials=max_trials,
             on_trial=lambda text: print(text, flush=True),
         )
     if work.finished:
-        print(describe_best(name, runtime))
+        print(describe_best(name, context))
     else:
         print(f"{work.trials} trials here; go on with the same command, here or elsewhere")
     return work
 
 
-def describe_sweep(name: str, runtime: Runtime) -> str:
+def describe_sweep(name: str, context: JobContext) -> str:
     """What `mario sweep status` shows: one line a trial, then how many are in which state.
 
     Raises:
         StoreError: there is no such sweep.
     """
-    _, trials = load_trials(name, runtime.database_url)
+    _, trials = load_trials(name, context.settings.database_url)
     lines = [_trial_line(trial) for trial in trials]
     counts = {
         state.name.lower(): sum(trial.state == state for trial in trials) for state in TrialState
@@ -452,13 +451,13 @@ def _values_text(values: dict[str, Any]) -> str:
     )
 
 
-def describe_best(name: str, runtime: Runtime) -> str:
+def describe_best(name: str, context: JobContext) -> str:
     """What `mario sweep best` shows: the best trial, and how to go on with it.
 
     Raises:
         StoreError: there is no such sweep, or none of its trials has come to its end.
     """
-    best = _best(name, runtime)
+    best = _best(name, context)
     run_id = best.user_attrs[RUN_ATTRIBUTE]
     settings = " ".join(f"--set {key}={json.dumps(value)}" for key, value in best.params.items())
     return (
@@ -470,20 +469,19 @@ def describe_best(name: str, runtime: Runtime) -> str:
     )
 
 
-def best_config(name: str, runtime: Runtime) -> ExperimentConfig:
+def best_config(name: str, context: JobContext) -> ExperimentConfig:
     """The best trial's experiment, under its own name.
 
     Raises:
         StoreError: there is no such sweep, or none of its trials has come to its end.
     """
-    best = _best(name, runtime)
-    with ExperimentStore.open(runtime.database_url) as store:
-        config = store.runs.get(str(best.user_attrs[RUN_ATTRIBUTE])).config
+    best = _best(name, context)
+    config = context.store.runs.get(str(best.user_attrs[RUN_ATTRIBUTE])).config
     return ExperimentConfig.model_validate(dict(config))
 
 
-def _best(name: str, runtime: Runtime) -> FrozenTrial:
-    _, trials = load_trials(name, runtime.database_url)
+def _best(name: str, context: JobContext) -> FrozenTrial:
+    _, trials = load_trials(name, context.settings.database_url)
     best = best_of(trials)
     if best is None:
         raise StoreError(

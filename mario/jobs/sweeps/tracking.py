@@ -7,16 +7,13 @@ from typing import Any
 
 from mario.config.run_states import RunStatus
 from mario.errors import RegistryError
-from mario.jobs.context import Runtime
 from mario.registry.registry import model_name
 from mario.store.records import Run
 from mario.store.runs import flatten
 from mario.tracking.mlflow_client import (
     TAG_RUN,
     TAG_STATUS,
-    ensure_experiment,
-    prepare_tracking,
-    tracking_client,
+    MlflowTracking,
 )
 
 TAG_SWEEP, TAG_TRIAL, TAG_TRIAL_STATE = "mario.sweep", "mario.trial", "mario.trial_state"
@@ -24,11 +21,11 @@ TAG_SWEEP, TAG_TRIAL, TAG_TRIAL_STATE = "mario.sweep", "mario.trial", "mario.tri
 _PARAMETERS_A_BATCH, _PARAMETER_CHARACTERS = 90, 6_000
 
 
-def begin_sweep_run(runtime: Runtime, run: Run, definition: Mapping[str, Any]) -> str:
+def begin_sweep_run(tracking: MlflowTracking, run: Run, definition: Mapping[str, Any]) -> str:
     """Make the parent run, or find it where it was made before a kill.
 
     Args:
-        runtime: where MLflow is.
+        tracking: MLflow.
         run: the sweep's own run in the store.
         definition: the sweep, as its parameters.
 
@@ -42,9 +39,8 @@ def begin_sweep_run(runtime: Runtime, run: Run, definition: Mapping[str, Any]) -
     from mlflow.exceptions import MlflowException
 
     try:
-        prepare_tracking(runtime.tracking_uri, runtime.artifact_dir)
-        client = tracking_client(runtime.tracking_uri)
-        experiment = ensure_experiment(client, model_name(run.task), runtime.artifact_dir)
+        client = tracking.client
+        experiment = tracking.experiment(model_name(run.task))
         found = client.search_runs([experiment], f"tags.`{TAG_RUN}` = '{run.id}'", max_results=1)
         if found:
             return str(found[0].info.run_id)
@@ -59,12 +55,12 @@ def begin_sweep_run(runtime: Runtime, run: Run, definition: Mapping[str, Any]) -
                 made.info.run_id, params=parameters[start : start + _PARAMETERS_A_BATCH]
             )
     except MlflowException as error:
-        raise _away(runtime, error) from error
+        raise _away(tracking, error) from error
     return str(made.info.run_id)
 
 
 def describe_trial(
-    runtime: Runtime,
+    tracking: MlflowTracking,
     mlflow_run_id: str | None,
     sweep: str,
     number: int,
@@ -80,20 +76,22 @@ def describe_trial(
 
     if mlflow_run_id is None:
         raise RegistryError(
-            f"trial {number} of {sweep} has no run at {runtime.tracking_uri} yet; expected MLflow "
+            f"trial {number} of {sweep} has no run at {tracking.uri} yet; expected MLflow "
             "to answer while it was trained; its journal is delivered with the next start"
         )
-    client = tracking_client(runtime.tracking_uri)
+    client = tracking.client
     tags = {TAG_SWEEP: sweep, TAG_TRIAL: str(number), TAG_TRIAL_STATE: state}
     try:
         for name, value in tags.items():
             client.set_tag(mlflow_run_id, name, value)
         client.log_metric(mlflow_run_id, "sweep/score", score)
     except MlflowException as error:
-        raise _away(runtime, error) from error
+        raise _away(tracking, error) from error
 
 
-def end_sweep_run(runtime: Runtime, mlflow_run_id: str, trials: int, best: float | None) -> None:
+def end_sweep_run(
+    tracking: MlflowTracking, mlflow_run_id: str, trials: int, best: float | None
+) -> None:
     """End the parent run.
 
     Raises:
@@ -101,7 +99,7 @@ def end_sweep_run(runtime: Runtime, mlflow_run_id: str, trials: int, best: float
     """
     from mlflow.exceptions import MlflowException
 
-    client = tracking_client(runtime.tracking_uri)
+    client = tracking.client
     try:
         client.log_metric(mlflow_run_id, "sweep/trials", trials)
         if best is not None:
@@ -109,12 +107,12 @@ def end_sweep_run(runtime: Runtime, mlflow_run_id: str, trials: int, best: float
         client.set_tag(mlflow_run_id, TAG_STATUS, RunStatus.FINISHED)
         client.set_terminated(mlflow_run_id)
     except MlflowException as error:
-        raise _away(runtime, error) from error
+        raise _away(tracking, error) from error
 
 
-def _away(runtime: Runtime, error: Exception) -> RegistryError:
+def _away(tracking: MlflowTracking, error: Exception) -> RegistryError:
     return RegistryError(
-        f"MLflow at {runtime.tracking_uri} does not answer ({str(error).splitlines()[0][:200]}); "
+        f"MLflow at {tracking.uri} does not answer ({str(error).splitlines()[0][:200]}); "
         "expected it to; start it, name another with MLFLOW_TRACKING_URI, or leave it out with "
         "sinks.mlflow: false"
     )

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from mario.cli import main as cli
-from mario.jobs.context import Runtime
-from mario.jobs.versions import open_registry
+from mario.jobs.context import JobContext, JobSettings
 from tests.support.policies import GOOD, write_odds_policy
 
 Run = Callable[..., str]
@@ -104,12 +103,11 @@ def test_unknown_run(refused: Run) -> None:
     assert "expected" in refused("train", "--resume", "run-0")
 
 
-def attempts_of(runtime: Runtime, run_id: str) -> list[str]:
+def attempts_of(context: JobContext, run_id: str) -> list[str]:
     """How the store says that each attempt ended, and, last, the run."""
-    from mario.store.store import ExperimentStore
 
-    with ExperimentStore.open(runtime.database_url) as store:
-        run = store.runs.get(run_id)
+    store = context.store
+    run = store.runs.get(run_id)
     assert run.attempts[-1].status == run.status
     return [attempt.status for attempt in run.attempts]
 
@@ -167,10 +165,10 @@ def test_a_run_is_gone_on_with_as_it_is_configured(
     from mario.config.experiment import load_config
     from mario.jobs.train import config_of_run, train_run
 
-    runtime = Runtime.embedded(tmp_path / "runs")
+    context = JobContext(JobSettings.embedded(tmp_path / "runs"))
     config = load_config("configs/smoke.yaml", ("selection.units=0", "sinks.mlflow=false"))
     stop = threading.Event()
-    outcome = train_run(config, runtime, stop=stop, on_progress=lambda _: stop.set())
+    outcome = train_run(config, context, stop=stop, on_progress=lambda _: stop.set())
     monkeypatch.chdir(tmp_path)  # there is no configs/ here
     line = refused("train", "--resume", outcome.run_id, "--set", "algorithm.gamma=0.5")
     assert "another configuration" in line
@@ -180,18 +178,18 @@ def test_a_run_is_gone_on_with_as_it_is_configured(
     assert "action_selection" in line
     line = refused("train", "--resume", outcome.run_id, "--config", "configs/other.yaml")
     assert "expected one of them" in line
-    assert attempts_of(runtime, outcome.run_id) == ["interrupted"], "nothing was written"
+    assert attempts_of(context, outcome.run_id) == ["interrupted"], "nothing was written"
     done = CliRunner().invoke(
         app, ["train", "--resume", outcome.run_id, "--set", "sinks.prometheus=false"]
     )
     assert done.exit_code == 0, done.output
-    again = config_of_run(outcome.run_id, runtime)
+    again = config_of_run(outcome.run_id, context)
     assert not again.sinks.prometheus
     assert again.algorithm == config.algorithm
-    before = attempts_of(runtime, outcome.run_id)
+    before = attempts_of(context, outcome.run_id)
     assert before[-1] == "finished"
     refused("train", "--resume", outcome.run_id, "--set", "algorithm.gamma=0.5")
-    assert attempts_of(runtime, outcome.run_id) == before, "a finished run stays finished"
+    assert attempts_of(context, outcome.run_id) == before, "a finished run stays finished"
 
 
 def test_corrupt_checkpoint(refused: Run, tmp_path: Path) -> None:
@@ -201,10 +199,10 @@ def test_corrupt_checkpoint(refused: Run, tmp_path: Path) -> None:
     from mario.config.experiment import load_config
     from mario.jobs.train import train_run
 
-    runtime = Runtime.embedded(tmp_path / "runs")
+    context = JobContext(JobSettings.embedded(tmp_path / "runs"))
     config = load_config("configs/smoke.yaml", ("selection.units=0", "sinks.mlflow=false"))
     stop = threading.Event()
-    outcome = train_run(config, runtime, stop=stop, on_progress=lambda _: stop.set())
+    outcome = train_run(config, context, stop=stop, on_progress=lambda _: stop.set())
     assert outcome.result.status == "interrupted"
     checkpoints = list((outcome.run_dir / "checkpoints").glob("steps-*"))
     assert checkpoints
@@ -213,7 +211,7 @@ def test_corrupt_checkpoint(refused: Run, tmp_path: Path) -> None:
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     line = refused("train", "--resume", outcome.run_id)
     assert "checkpoint" in line
-    assert attempts_of(runtime, outcome.run_id) == ["interrupted"], "nothing was written"
+    assert attempts_of(context, outcome.run_id) == ["interrupted"], "nothing was written"
 
 
 def test_database_that_is_not_there(refused: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,11 +227,11 @@ def test_database_url_that_is_none(refused: Run, monkeypatch: pytest.MonkeyPatch
 
 
 def test_version_without_artefact(refused: Run, tmp_path: Path) -> None:
-    runtime = Runtime.embedded(tmp_path / "runs")
+    context = JobContext(JobSettings.embedded(tmp_path / "runs"))
     write_odds_policy(tmp_path / "policy", GOOD)
-    with open_registry(runtime) as registry:
-        version = registry.register("mario-1-1", tmp_path / "policy").version
-    for file in runtime.artifact_dir.rglob("policy.onnx"):
+    registry = context.registry
+    version = registry.register("mario-1-1", tmp_path / "policy").version
+    for file in context.settings.artifact_dir.rglob("policy.onnx"):
         file.unlink()
     line = refused("evaluate", str(version), "--units", "1")
     assert "policy.onnx" in line

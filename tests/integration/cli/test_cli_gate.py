@@ -15,9 +15,8 @@ import pytest
 
 from mario.cli import main as cli
 from mario.config.experiment import load_config
-from mario.jobs.context import Runtime
-from mario.jobs.versions import champion_version, open_registry
-from mario.store.store import ExperimentStore
+from mario.jobs.context import JobContext
+from mario.jobs.versions import champion_version
 from tests.support.policies import GOOD, POOR, write_odds_policy
 
 # A generous level keeps the test short; a second challenger is tested at a stricter one.
@@ -29,11 +28,6 @@ EXPERIMENT = (
 Mario = Callable[..., "Done"]
 
 
-@pytest.fixture
-def runtime(tmp_path: Path) -> Runtime:
-    return Runtime.embedded(tmp_path / "runs")
-
-
 @dataclass(frozen=True)
 class Done:
     code: int
@@ -43,10 +37,10 @@ class Done:
 
 @pytest.fixture
 def mario(
-    runtime: Runtime, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    context: JobContext, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Mario:
     """Run the command line in this process, which has the heavy imports already."""
-    monkeypatch.setenv("MARIO_RUNS_DIR", str(runtime.runs_dir))
+    monkeypatch.setenv("MARIO_RUNS_DIR", str(context.settings.runs_dir))
     monkeypatch.delenv("MARIO_DATABASE_URL", raising=False)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
@@ -62,15 +56,15 @@ def mario(
 
 
 def test_the_gate_ends_with_0_for_a_promotion_and_with_4_otherwise(
-    runtime: Runtime, mario: Mario, tmp_path: Path
+    context: JobContext, mario: Mario, tmp_path: Path
 ) -> None:
     config = tmp_path / "experiment.yaml"
     config.write_text(EXPERIMENT, encoding="utf-8")
     versions = []
     for name, odds in (("good", GOOD), ("poor", POOR)):
         write_odds_policy(tmp_path / name, odds)
-        with open_registry(runtime) as registry:
-            versions.append(registry.register("mario-1-1", tmp_path / name).version)
+        registry = context.registry
+        versions.append(registry.register("mario-1-1", tmp_path / name).version)
     for version, code, words in zip(
         versions, (0, 4), ({"promote"}, {"reject", "inconclusive"}), strict=True
     ):
@@ -81,15 +75,15 @@ def test_the_gate_ends_with_0_for_a_promotion_and_with_4_otherwise(
         assert f"rule of {config}: progress, smallest effect 0.05, alpha 0.4, beta 0.1" in done.err
         assert done.out.split(":")[0].lower() in words
         assert ("promote with: mario promote" in done.out) == (code == 0)
-    with ExperimentStore.open(runtime.database_url) as store:
-        stored = store.evaluations.verdicts("mario-1-1")
+    store = context.store
+    stored = store.evaluations.verdicts("mario-1-1")
     assert [verdict.challenger_version for verdict in stored] == versions
     assert stored[0].decision == "promote"
     assert stored[1].decision != "promote"
     declared = load_config(config).gate.alpha
     spent = [verdict.detail["rule"]["alpha"] for verdict in stored]
     assert declared > spent[0] > spent[1], "each challenger has less of the declared level"
-    assert champion_version("1-1", runtime) is None, "the gate judges; `mario promote` promotes"
+    assert champion_version("1-1", context) is None, "the gate judges; `mario promote` promotes"
     # The command that a verdict's page gives for repeating it.
     for verdict, code in zip(stored, (0, 4), strict=True):
         again = mario("gate", "--again", verdict.id)
@@ -100,12 +94,12 @@ def test_the_gate_ends_with_0_for_a_promotion_and_with_4_otherwise(
     assert f"mario gate --again {stored[0].id}" in page.read_text(encoding="utf-8")
     document = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
     assert document == stored[0].detail
-    with ExperimentStore.open(runtime.database_url) as store:
-        assert len(store.evaluations.verdicts("mario-1-1")) == 2, "a repetition is no verdict"
+    store = context.store
+    assert len(store.evaluations.verdicts("mario-1-1")) == 2, "a repetition is no verdict"
 
 
 def test_an_unregistered_challenger_is_refused_before_its_test_is_paid(
-    runtime: Runtime, mario: Mario, tmp_path: Path
+    context: JobContext, mario: Mario, tmp_path: Path
 ) -> None:
     write_odds_policy(tmp_path / "good", GOOD)
     for reference in (str(tmp_path / "good"), "random"):
@@ -113,9 +107,9 @@ def test_an_unregistered_challenger_is_refused_before_its_test_is_paid(
         assert done.code == 2, done.out + done.err
         assert "no registered version" in done.err
         assert "Traceback" not in done.err
-    with ExperimentStore.open(runtime.database_url) as store:
-        assert not store.evaluations.verdicts("mario-1-1")
-        assert not store.ledger.alpha_entries("mario-1-1")
+    store = context.store
+    assert not store.evaluations.verdicts("mario-1-1")
+    assert not store.ledger.alpha_entries("mario-1-1")
 
 
 def test_a_comparison_of_two_recipes_as_page_and_as_json(mario: Mario, tmp_path: Path) -> None:

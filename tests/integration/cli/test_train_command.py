@@ -21,7 +21,7 @@ import pytest
 
 from mario.config.experiment import load_config
 from mario.evaluation.seeds import unit_seed
-from mario.jobs.context import Runtime
+from mario.jobs.context import JobSettings
 from mario.policy.artefact import load_artefact
 from mario.store.records import Run
 from mario.store.store import ExperimentStore
@@ -57,7 +57,7 @@ class Trained:
     def mlflow_run(self) -> Any:
         """What MLflow has of it."""
         assert self.run.mlflow_run_id is not None
-        return tracking_client(self.trainer.runtime.tracking_uri).get_run(self.run.mlflow_run_id)
+        return tracking_client(self.trainer.settings.tracking_uri).get_run(self.run.mlflow_run_id)
 
 
 def changed_repository(folder: Path) -> tuple[Path, str]:
@@ -86,14 +86,14 @@ def trained(
 ) -> Iterator[Trained]:
     folder = tmp_path_factory.mktemp(request.param)
     with ExitStack() as stack:
-        runtime = Runtime.embedded(folder / "runs")
+        settings = JobSettings.embedded(folder / "runs")
         if request.param == "servers":
             postgres: PostgresServer = request.getfixturevalue("postgres_server")
             mlflow = MlflowServer(folder / "mlflow")
             stack.callback(mlflow.kill)
             mlflow.start()
             url = postgres.url(postgres.create_database())
-            runtime = Runtime(folder / "runs", url, mlflow.uri)
+            settings = JobSettings(folder / "runs", url, mlflow.uri)
         config = folder / "small.yaml"
         config.write_text(
             small_config(
@@ -103,7 +103,7 @@ def trained(
         )
         repository, commit = changed_repository(folder / "repository")
         trainer = Trainer(
-            config, runtime, folder / "train.log",
+            config, settings, folder / "train.log",
             environment={"GIT_DIR": str(repository / ".git"), "GIT_WORK_TREE": str(repository)},
         )  # fmt: skip
         stack.callback(trainer.stop)
@@ -112,15 +112,15 @@ def trained(
         trainer.ensure_running()
         trainer.wait_for_run()
         assert trainer.finish() == 0, trainer.tail()
-        deliver_all(runtime)  # what a new MLflow did not take in time
-        with ExperimentStore.open(runtime.database_url) as store:
+        deliver_all(settings)  # what a new MLflow did not take in time
+        with ExperimentStore.open(settings.database_url) as store:
             run = store.runs.get(trainer.run_id)
         yield Trained(trainer, commit, run)
 
 
 def test_one_readable_line_for_each_evaluation(trained: Trained) -> None:
     lines = [line for line in trained.trainer.tail().splitlines() if "selection" in line]
-    with ExperimentStore.open(trained.trainer.runtime.database_url) as store:
+    with ExperimentStore.open(trained.trainer.settings.database_url) as store:
         stored = store.runs.selections(trained.run.id)
     assert [row.total_steps for row in stored] == list(SELECTIONS)
     assert len(lines) == len(SELECTIONS)
@@ -177,11 +177,11 @@ def test_mlflow_leads_to_the_policy_of_a_run_that_nobody_registered(
 ) -> None:
     from mlflow.artifacts import download_artifacts
 
-    runtime, run = trained.trainer.runtime, trained.mlflow_run
+    settings, run = trained.trainer.settings, trained.mlflow_run
     kept = load_artefact(trained.trainer.folder / "policy")
     assert run.data.tags["mario.digest"] == kept.digest
     assert run.data.tags["mario.policy"] == str(kept.folder.resolve())
-    client = tracking_client(runtime.tracking_uri)
+    client = tracking_client(settings.tracking_uri)
     assert client.search_registered_models() == []
 
     # From the run to the model that it put out, and from the model back to the run.
@@ -192,7 +192,7 @@ def test_mlflow_leads_to_the_policy_of_a_run_that_nobody_registered(
     assert model.tags["mario.digest"] == kept.digest
     assert model.tags["mario.run_id"] == trained.run.id
     assert model.tags["mario.git_commit"] == trained.commit
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", runtime.tracking_uri)  # as a person would
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", settings.tracking_uri)  # as a person would
     fetched = download_artifacts(f"models:/{output.model_id}", dst_path=str(tmp_path))
     assert load_artefact(fetched).digest == kept.digest
     assert not (Path(fetched) / "model.zip").exists()  # a pickle stays where it was made

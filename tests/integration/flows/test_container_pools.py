@@ -22,8 +22,7 @@ import yaml
 
 from flows.container_entrypoint import GRACE_SECONDS
 from flows.decisions import job_variables, resources_for, run_id_for
-from mario.jobs.context import Runtime
-from mario.jobs.versions import open_registry
+from mario.jobs.context import JobContext, JobSettings
 from mario.store.store import ExperimentStore
 from tests.support.fake_cluster import FakeCluster
 from tests.support.paths import ROOT
@@ -108,7 +107,7 @@ def test_training_in_a_container_ends_with_a_checkpoint_and_goes_on_in_the_next(
     state = server.wait(flow_run, 60)
     assert (state["type"], state["name"]) == ("COMPLETED", "Registered"), server.log()
     assert server.run(flow_run)["run_count"] == 2
-    with ExperimentStore.open(Runtime.embedded(runs).database_url) as store:
+    with ExperimentStore.open(JobSettings.embedded(runs).database_url) as store:
         (run,) = store.runs.list()
     first, second = run.attempts
     assert (first.status, second.status) == ("interrupted", "finished")
@@ -135,7 +134,8 @@ def test_whatever_else_runs_in_a_container_crashes_and_goes_on_in_the_next(
     server: PrefectServer, tmp_path: Path
 ) -> None:
     runs = tmp_path / "runs"
-    with open_registry(Runtime.embedded(runs)) as registry:
+    with JobContext(JobSettings.embedded(runs)) as context:
+        registry = context.registry
         write_odds_policy(runs / "good", GOOD)
         registry.register("mario-1-1", runs / "good", run_id=None)
     parameters = {"task": "1-1", "policy": "1", "units": 5000, "family": "screening"}

@@ -22,11 +22,10 @@ from prefect.utilities.templating import resolve_block_document_references
 from flows.decisions import MAX_ATTEMPTS, run_id_for
 from flows.work_pools import DATABASE_BLOCK
 from mario.config.gate import GateConfig
-from mario.jobs.context import Runtime
+from mario.jobs.context import JobContext, JobSettings
 from mario.jobs.gate import champion_for, judge, rule_from
 from mario.jobs.policies import load_policy
 from mario.jobs.promote import promote_verdict
-from mario.jobs.versions import open_registry
 from mario.store.store import ExperimentStore
 from tests.support.mlflow_server import MlflowServer
 from tests.support.policies import GOOD, write_odds_policy
@@ -128,20 +127,18 @@ def test_a_champion_that_plays_unlike_its_record_is_a_failure_and_a_message(
 ) -> None:
     """Its record is what is damaged here; to the check it is all the same who changed."""
     runs = tmp_path / "runs"
-    runtime = Runtime(runs, postgres_database, f"sqlite:///{runs / 'mlflow.db'}")
+    context = JobContext(JobSettings(runs, postgres_database, f"sqlite:///{runs / 'mlflow.db'}"))
     runs.mkdir()
     write_odds_policy(runs / "good", GOOD)
-    with open_registry(runtime) as registry:
-        version = registry.register("mario-1-1", runs / "good", run_id=None).version
-    with ExperimentStore.open(runtime.database_url) as store:
-        challenger = load_policy(str(version), "1-1", runtime)
-        champion = champion_for(challenger, "1-1", runtime, store)
-        outcome = judge(challenger, champion, rule_from(RULE), "1-1", ("1-1",), store)
-        promote_verdict(outcome.verdict_id, runtime)
-        with store.engine.begin() as connection:
-            connection.execute(
-                sa.text("UPDATE evaluation_episodes SET trajectory_hash = 'another'")
-            )
+    registry = context.registry
+    version = registry.register("mario-1-1", runs / "good", run_id=None).version
+    store = context.store
+    challenger = load_policy(str(version), "1-1", context)
+    champion = champion_for(challenger, "1-1", context)
+    outcome = judge(challenger, champion, rule_from(RULE), "1-1", ("1-1",), store)
+    promote_verdict(outcome.verdict_id, context)
+    with store.engine.begin() as connection:
+        connection.execute(sa.text("UPDATE evaluation_episodes SET trajectory_hash = 'another'"))
     with server.worker(runs, MARIO_DATABASE_URL=postgres_database):
         flow_run = server.start_run("nightly/nightly", {"task": "1-1", "units": 16})
         state = server.wait(flow_run)
@@ -234,7 +231,7 @@ def test_a_process_that_the_server_took_for_dead_gives_way_to_the_next_attempt(
         for pid in first:
             os.kill(pid, signal.SIGCONT)
         while True:
-            with ExperimentStore.open(Runtime.embedded(runs).database_url) as store:
+            with ExperimentStore.open(JobSettings.embedded(runs).database_url) as store:
                 attempts = store.runs.get(run_id_for(flow_run)).attempts
             if len(attempts) == 2 and attempts[1].start_steps > 0:
                 break

@@ -26,12 +26,11 @@ from flows.train import train
 from mario.config.experiment import load_config
 from mario.errors import ArtefactError, RegistryUnavailableError
 from mario.jobs import versions
-from mario.jobs.context import Runtime
+from mario.jobs.context import JobContext, JobSettings
 from mario.jobs.pipeline import Judged, gate_stage
 from mario.jobs.promote import promote_verdict
-from mario.jobs.versions import fetch_version, open_registry
+from mario.jobs.versions import fetch_version
 from mario.store import migrate
-from mario.store.store import ExperimentStore
 from tests.support.mlflow_server import MlflowServer
 from tests.support.policies import GOOD, STUCK, write_odds_policy
 from tests.support.postgres import PostgresServer
@@ -69,8 +68,8 @@ def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
 
 
 @pytest.fixture
-def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runtime:
-    return use(Runtime.embedded(tmp_path / "runs"), monkeypatch)
+def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobContext:
+    return use(JobContext(JobSettings.embedded(tmp_path / "runs")), monkeypatch)
 
 
 @pytest.fixture
@@ -80,12 +79,12 @@ def deployed(server: PrefectServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages, "RETRY_DELAYS_SECONDS", (2.0, 8.0, 20.0, 60.0))
 
 
-def use(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> Runtime:
+def use(context: JobContext, monkeypatch: pytest.MonkeyPatch) -> JobContext:
     """Have flows work with these addresses."""
-    monkeypatch.setenv("MARIO_RUNS_DIR", str(runtime.runs_dir))
-    monkeypatch.setenv("MARIO_DATABASE_URL", runtime.database_url)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", runtime.tracking_uri)
-    return runtime
+    monkeypatch.setenv("MARIO_RUNS_DIR", str(context.settings.runs_dir))
+    monkeypatch.setenv("MARIO_DATABASE_URL", context.settings.database_url)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", context.settings.tracking_uri)
+    return context
 
 
 def away_once(
@@ -111,14 +110,14 @@ def away_once(
     return calls
 
 
-def registered(runtime: Runtime, *odds: tuple[float, ...]) -> None:
+def registered(context: JobContext, *odds: tuple[float, ...]) -> None:
     """Register policies of known skill as versions 1, 2, …"""
-    runtime.runs_dir.mkdir(parents=True, exist_ok=True)
-    with open_registry(runtime) as registry:
-        for number, each in enumerate(odds):
-            folder = runtime.runs_dir / f"policy-{number}"
-            write_odds_policy(folder, each, config_hash=str(number) * 64)
-            registry.register("mario-1-1", folder, run_id=None)
+    context.settings.runs_dir.mkdir(parents=True, exist_ok=True)
+    registry = context.registry
+    for number, each in enumerate(odds):
+        folder = context.settings.runs_dir / f"policy-{number}"
+        write_odds_policy(folder, each, config_hash=str(number) * 64)
+        registry.register("mario-1-1", folder, run_id=None)
 
 
 @pytest.mark.usefixtures("deployed")
@@ -127,7 +126,10 @@ def test_a_sweep_whose_database_fails_over_as_it_ends_completes(
 ) -> None:
     url = postgres.url(postgres.create_database())
     migrate.upgrade(url)
-    use(Runtime(tmp_path / "runs", url, f"sqlite:///{tmp_path / 'mlflow.db'}"), monkeypatch)
+    use(
+        JobContext(JobSettings(tmp_path / "runs", url, f"sqlite:///{tmp_path / 'mlflow.db'}")),
+        monkeypatch,
+    )
     calls = away_once(monkeypatch, sweeps, "describe_best", postgres)
     path = write_sweep(tmp_path / "sweep.yaml", trials=1, small={"sinks.mlflow": False})
     parameters = sweeps.SweepParameters(name="over", file=str(path))
@@ -144,12 +146,12 @@ def test_a_seed_is_handed_out_by_a_database_that_comes_back(
 ) -> None:
     url = postgres.url(postgres.create_database())
     migrate.upgrade(url)
-    runtime = Runtime(tmp_path / "runs", url, f"sqlite:///{tmp_path / 'mlflow.db'}")
+    context = JobContext(JobSettings(tmp_path / "runs", url, f"sqlite:///{tmp_path / 'mlflow.db'}"))
     calls = away_once(monkeypatch, stages.jobs, "next_seed", postgres)
 
     @flow
     def beginning() -> int:
-        config, _ = stages.begin(TrainParameters(config=SMOKE, next_seed=True), runtime)
+        config, _ = stages.begin(TrainParameters(config=SMOKE, next_seed=True), context)
         return config.seed
 
     assert beginning() == 1
@@ -161,10 +163,13 @@ def test_a_seed_is_handed_out_by_a_database_that_comes_back(
 def test_a_promotion_waits_for_mlflow_that_restarts(
     mlflow: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runtime = use(
-        Runtime(tmp_path / "runs", f"sqlite:///{tmp_path / 'mario.db'}", mlflow.uri), monkeypatch
+    context = use(
+        JobContext(
+            JobSettings(tmp_path / "runs", f"sqlite:///{tmp_path / 'mario.db'}", mlflow.uri)
+        ),
+        monkeypatch,
     )
-    registered(runtime, GOOD)
+    registered(context, GOOD)
     calls = away_once(monkeypatch, promoting, "fetch_version", mlflow)
     parameters = PromoteParameters(config=SMOKE, overrides=GATE, policy="1")
     state = promote(parameters, return_state=True)
@@ -178,13 +183,15 @@ def test_an_artefact_is_not_broken_because_the_server_is_away(
     mlflow: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both are the same words of MLflow's: whoever downloads asks the registry again."""
-    runtime = Runtime(tmp_path / "runs", f"sqlite:///{tmp_path / 'mario.db'}", mlflow.uri)
-    with open_registry(runtime) as registry:
-        folder = write_odds_policy(tmp_path / "good", GOOD).folder
-        version = registry.register("mario-1-2", folder, run_id=None).version
+    context = JobContext(
+        JobSettings(tmp_path / "runs", f"sqlite:///{tmp_path / 'mario.db'}", mlflow.uri)
+    )
+    registry = context.registry
+    folder = write_odds_policy(tmp_path / "good", GOOD).folder
+    version = registry.register("mario-1-2", folder, run_id=None).version
     calls = away_once(monkeypatch, versions.ModelRegistry, "download", mlflow)
     with pytest.raises(RegistryUnavailableError):
-        fetch_version(str(version), "1-2", runtime)
+        fetch_version(str(version), "1-2", context)
     calls[0].join()
 
     def broken(*_: Any) -> None:
@@ -192,26 +199,26 @@ def test_an_artefact_is_not_broken_because_the_server_is_away(
 
     monkeypatch.setattr(versions.ModelRegistry, "download", broken)
     with pytest.raises(ArtefactError, match="its digest is another"):
-        fetch_version(str(version), "1-2", runtime)
+        fetch_version(str(version), "1-2", context)
 
 
 @pytest.mark.usefixtures("server")
 def test_who_was_judged_against_a_former_champion_is_judged_again(
-    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+    context: JobContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Judgements that overlap for certain: another is promoted between verdict and promotion."""
-    registered(runtime, STUCK, GOOD, GOOD)
-    with open_registry(runtime) as registry:
-        registry.promote("mario-1-1", 1, verdict_id=None, promoted_by="test")
+    registered(context, STUCK, GOOD, GOOD)
+    registry = context.registry
+    registry.promote("mario-1-1", 1, verdict_id=None, promoted_by="test")
     config = load_config(SMOKE, GATE)
-    other = gate_stage(config, 3, runtime)
+    other = gate_stage(config, 3, context)
     assert other.decision == "promote"
     judgements: list[Judged] = []
 
     def gate(*arguments: Any) -> Judged:
         judgements.append(gate_stage(*arguments))
         if len(judgements) == 1:
-            promote_verdict(str(other.verdict_id), runtime)
+            promote_verdict(str(other.verdict_id), context)
         return judgements[-1]
 
     monkeypatch.setattr(stages.jobs, "gate_stage", gate)
@@ -219,12 +226,11 @@ def test_who_was_judged_against_a_former_champion_is_judged_again(
     state = promote(parameters, return_state=True)
     assert state.is_completed(), state
     assert judgements[0].decision == "promote", "it had beaten the former one"
-    with ExperimentStore.open(runtime.database_url) as store:
-        ledger = store.ledger.history("mario-1-1")
-        met = {
-            verdict.id: verdict.champion_version
-            for verdict in store.evaluations.verdicts("mario-1-1")
-        }
+    store = context.store
+    ledger = store.ledger.history("mario-1-1")
+    met = {
+        verdict.id: verdict.champion_version for verdict in store.evaluations.verdicts("mario-1-1")
+    }
     assert [met[str(each.verdict_id)] for each in judgements] == [1, 3]
     assert (state.name == "Promoted") == (judgements[1].decision == "promote")
     versions_in_turn = [1, 3, *((2,) if state.name == "Promoted" else ())]
@@ -236,7 +242,7 @@ def test_who_was_judged_against_a_former_champion_is_judged_again(
 @pytest.mark.usefixtures("deployed")
 @pytest.mark.parametrize("called", ["train", "sweep"])
 def test_what_the_container_is_too_small_for_fails_at_once(
-    runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, called: str
+    context: JobContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, called: str
 ) -> None:
     """Not after hours, by the kernel, four times over: the container is another experiment's."""
     large = ("algorithm.buffer_size=1000000",)
@@ -258,4 +264,4 @@ def test_what_the_container_is_too_small_for_fails_at_once(
     assert state.is_failed()
     assert "got 5.0 GiB of memory here for dqn_baseline" in state.message
     assert f"mem_limit={needed}g (pool docker)" in state.message
-    assert not runtime.runs_dir.exists(), "nothing was begun"
+    assert not context.settings.runs_dir.exists(), "nothing was begun"

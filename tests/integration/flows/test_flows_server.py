@@ -17,9 +17,8 @@ from typing import Any
 import pytest
 
 from flows.decisions import run_id_for
-from mario.jobs.context import Runtime
+from mario.jobs.context import JobContext, JobSettings
 from mario.jobs.monitor_flows import FlowMonitor
-from mario.jobs.versions import open_registry
 from mario.store.store import ExperimentStore
 from mario.telemetry.instruments import InstrumentSet
 from mario.telemetry.loop import LoopMetrics
@@ -226,11 +225,11 @@ def test_a_second_training_waits_for_the_gpu_and_cpu_work_does_not(
     The evaluation is asked for last and is through first, so the worker did look for work since.
     """
     runs = tmp_path / "runs"
-    runtime = Runtime(runs, postgres_database, f"sqlite:///{runs / 'mlflow.db'}")
+    context = JobContext(JobSettings(runs, postgres_database, f"sqlite:///{runs / 'mlflow.db'}"))
     runs.mkdir()
-    with open_registry(runtime) as registry:
-        write_odds_policy(runs / "good", GOOD)
-        registry.register("mario-1-1", runs / "good", run_id=None)
+    registry = context.registry
+    write_odds_policy(runs / "good", GOOD)
+    registry.register("mario-1-1", runs / "good", run_id=None)
     endless = {**PARAMETERS, "overrides": [*TRAINING, "total_steps=10000000"]}
     setup = ("flows", "setup", "--pool", "process")
     assert "changed   queue      process/gpu" in server.mario(*setup, MARIO_GPUS="")
@@ -282,7 +281,7 @@ def test_a_killed_worker_is_noticed_and_its_run_completes(
     assert server.run(flow_run)["run_count"] == 2
     assert weights(runs, flow_run) == weights(undisturbed["runs"], undisturbed["flow_run"])
     assert len(versions(runs)) == 1, "registered once"
-    with ExperimentStore.open(Runtime.embedded(runs).database_url) as store:
+    with ExperimentStore.open(JobSettings.embedded(runs).database_url) as store:
         (run,) = store.runs.list()
     assert [attempt.status for attempt in run.attempts] == ["killed", "finished"]
 
@@ -330,13 +329,13 @@ def test_two_promoters_at_once_promote_nobody_twice(
 ) -> None:
     """Two versions are judged at the same time; who comes second meets the champion that is."""
     runs = tmp_path / "runs"
-    runtime = Runtime(runs, postgres_database, f"sqlite:///{runs / 'mlflow.db'}")
+    context = JobContext(JobSettings(runs, postgres_database, f"sqlite:///{runs / 'mlflow.db'}"))
     runs.mkdir()
-    with open_registry(runtime) as registry:
-        for number, config_hash in enumerate(("0" * 64, "1" * 64), start=1):
-            folder = runs / f"good-{number}"
-            write_odds_policy(folder, GOOD, config_hash=config_hash)
-            registry.register("mario-1-1", folder, run_id=None)
+    registry = context.registry
+    for number, config_hash in enumerate(("0" * 64, "1" * 64), start=1):
+        folder = runs / f"good-{number}"
+        write_odds_policy(folder, GOOD, config_hash=config_hash)
+        registry.register("mario-1-1", folder, run_id=None)
     overrides = ["game.actions=complex", "gate.primary=progress", "gate.alpha=0.4",
                  "gate.max_units=60", "gate.min_units=8"]  # fmt: skip
     parameters = {"config": "configs/smoke.yaml", "overrides": overrides}
@@ -382,12 +381,12 @@ def test_two_whole_pipelines_at_once_meet_champions_that_were(
     happens is chance here; `test_flows_outages.py` has them overlap for certain.
     """
     runs = tmp_path / "runs"
-    runtime = Runtime(runs, postgres_database, f"sqlite:///{runs / 'mlflow.db'}")
+    context = JobContext(JobSettings(runs, postgres_database, f"sqlite:///{runs / 'mlflow.db'}"))
     runs.mkdir()
-    with open_registry(runtime) as registry:
-        write_odds_policy(runs / "stuck", STUCK)
-        registry.register("mario-1-1", runs / "stuck", run_id=None)
-        registry.promote("mario-1-1", 1, verdict_id=None, promoted_by="test")
+    registry = context.registry
+    write_odds_policy(runs / "stuck", STUCK)
+    registry.register("mario-1-1", runs / "stuck", run_id=None)
+    registry.promote("mario-1-1", 1, verdict_id=None, promoted_by="test")
     overrides = [each for each in TRAINING if "max_units" not in each]
     # Hardly trained networks that sample their actions: they go right, and differ. Their champion
     # is no network, and answers at once. Enough units that the two judgements mostly overlap.
@@ -401,14 +400,14 @@ def test_two_whole_pipelines_at_once_meet_champions_that_were(
     assert all(state["type"] == "COMPLETED" for state in states), f"{states}\n{server.log()}"
     names = [state["name"] for state in states]
     assert "Promoted" in names, f"{states}\n{server.log()}"
-    with open_registry(runtime) as registry:
-        complete = [v for v in registry.versions("mario-1-1") if v.state == "complete"]
-        assert sorted(version.version for version in complete) == [1, 2, 3]
-        with ExperimentStore.open(postgres_database) as store:
-            ledger = store.ledger.history("mario-1-1")
-            verdicts = store.evaluations.verdicts("mario-1-1")
-            seeds = {run.id: run.config["seed"] for run in store.runs.list()}
-        alias = registry.mlflow.aliases("mario-1-1")["champion"]
+    registry = context.registry
+    complete = [v for v in registry.versions("mario-1-1") if v.state == "complete"]
+    assert sorted(version.version for version in complete) == [1, 2, 3]
+    with ExperimentStore.open(postgres_database) as store:
+        ledger = store.ledger.history("mario-1-1")
+        verdicts = store.evaluations.verdicts("mario-1-1")
+        seeds = {run.id: run.config["seed"] for run in store.runs.list()}
+    alias = registry.mlflow.aliases("mario-1-1")["champion"]
     assert sorted(seeds) == sorted(run_id_for(flow_run) for flow_run in flow_runs)
     assert sorted(seeds.values()) == [1, 2], "the file's, and the next"
     assert [row.sequence for row in ledger] == list(range(1, len(ledger) + 1)), "one ledger"
@@ -442,7 +441,8 @@ def test_the_policy_of_a_champion_that_a_person_promoted_changes_nothing(
     commit = {"GIT_DIR": str(tmp_path / "none"), "MARIO_GIT_COMMIT": "0" * 40}
     with server.worker(runs, **commit):
         server.wait(server.start_run("pipeline/pipeline", PARAMETERS))
-        with open_registry(Runtime.embedded(runs)) as registry:
+        with JobContext(JobSettings.embedded(runs)) as context:
+            registry = context.registry
             registry.promote("mario-1-1", 1, verdict_id=None, promoted_by="a person")
         flow_run = server.start_run("pipeline/pipeline", PARAMETERS)
         state = server.wait(flow_run)

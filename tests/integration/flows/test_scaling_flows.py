@@ -15,7 +15,7 @@ import pytest
 from pydantic import ValidationError
 
 from mario.errors import ConfigError, FlowError
-from mario.jobs.context import Runtime
+from mario.jobs.context import JobContext
 from mario.jobs.sweeps.study import load_trials
 from mario.store.store import ExperimentStore
 from tests.support.prefect_server import PrefectServer, flows_here, prefect_server
@@ -47,28 +47,28 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
 
 
 @pytest.fixture
-def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runtime:
+def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobContext:
     monkeypatch.setenv("MARIO_RUNS_DIR", str(tmp_path / "runs"))
     for name in ("MARIO_DATABASE_URL", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
-    return Runtime.from_environment()
+    return JobContext.open()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("server")
-def test_a_sweep_of_two_workers_as_a_flow(runtime: Runtime, tmp_path: Path) -> None:
+def test_a_sweep_of_two_workers_as_a_flow(context: JobContext, tmp_path: Path) -> None:
     from flows.sweep import SweepParameters, sweep
 
     path = write_sweep(tmp_path / "sweep.yaml", trials=3, grace_seconds=30)
     said = sweep(SweepParameters(name="flow", file=str(path), workers=2))
     assert "best trial" in said
-    _, trials = load_trials("flow", runtime.database_url)
+    _, trials = load_trials("flow", context.settings.database_url)
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * 3
 
 
 def test_a_worker_that_fails_says_why(
-    runtime: Runtime, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    context: JobContext, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from flows.sweep import SweepParameters, work
 
@@ -101,7 +101,7 @@ def test_the_last_lines_of_a_worker_are_kept_and_all_are_passed_on(
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("server")
 def test_a_sweep_whose_workers_all_fail_ends_with_what_they_said(
-    runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    context: JobContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from flows import sweep as module
 
@@ -119,7 +119,7 @@ def test_a_sweep_whose_workers_all_fail_ends_with_what_they_said(
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_killed_flow_run_leaves_no_worker_of_its_sweep_behind(
-    runtime: Runtime, tmp_path: Path
+    context: JobContext, tmp_path: Path
 ) -> None:
     path = write_sweep(tmp_path / "sweep.yaml", trials=2, small={"total_steps": 10_000_000})
     code = (
@@ -129,7 +129,7 @@ def test_a_killed_flow_run_leaves_no_worker_of_its_sweep_behind(
     with (tmp_path / "log").open("wb") as log:
         flow_run = subprocess.Popen([sys.executable, "-c", code], stdout=log, stderr=log)
     try:
-        trial, worker = wait_for_a_trial(runtime, flow_run)
+        trial, worker = wait_for_a_trial(context, flow_run)
     finally:
         flow_run.kill()
         flow_run.wait()
@@ -137,20 +137,20 @@ def test_a_killed_flow_run_leaves_no_worker_of_its_sweep_behind(
     while Path(f"/proc/{worker}").exists():
         assert time.monotonic() < deadline, (tmp_path / "log").read_text()
         time.sleep(0.1)
-    with ExperimentStore.open(runtime.database_url) as store:
-        assert store.runs.get(trial).status == "interrupted", "given back, not killed"
+    store = context.store
+    assert store.runs.get(trial).status == "interrupted", "given back, not killed"
 
 
-def wait_for_a_trial(runtime: Runtime, flow_run: subprocess.Popen[bytes]) -> tuple[str, int]:
+def wait_for_a_trial(context: JobContext, flow_run: subprocess.Popen[bytes]) -> tuple[str, int]:
     """The run of a trial that has a checkpoint, and the process that trains it."""
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         assert flow_run.poll() is None
-        if runtime.runs_dir.exists():
-            with ExperimentStore.open(runtime.database_url) as store:
-                for run in store.runs.list(status="running"):
-                    if any((runtime.run_dir(run.id) / "checkpoints").glob("[!.]*")):
-                        return run.id, run.attempts[-1].pid
+        if context.settings.runs_dir.exists():
+            store = context.store
+            for run in store.runs.list(status="running"):
+                if any((context.settings.run_dir(run.id) / "checkpoints").glob("[!.]*")):
+                    return run.id, run.attempts[-1].pid
         time.sleep(0.2)
     raise AssertionError("no trial got as far as a checkpoint")
 
@@ -158,7 +158,7 @@ def wait_for_a_trial(runtime: Runtime, flow_run: subprocess.Popen[bytes]) -> tup
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("server")
-def test_an_evaluation_on_the_flows_own_cluster(runtime: Runtime, tmp_path: Path) -> None:
+def test_an_evaluation_on_the_flows_own_cluster(context: JobContext, tmp_path: Path) -> None:
     from flows import distributed_evaluation as fan_out
     from mario.jobs.evaluate import evaluate_stored, evaluation_key, units_of
     from mario.jobs.policies import policy_from_artefact
@@ -167,11 +167,11 @@ def test_an_evaluation_on_the_flows_own_cluster(runtime: Runtime, tmp_path: Path
     from tests.support.policies import GOOD, write_odds_policy
     from tests.support.store_rows import run_of
 
-    folder = runtime.run_dir(RUN_ID) / "policy"
+    folder = context.settings.run_dir(RUN_ID) / "policy"
     write_odds_policy(folder, GOOD)
-    with ExperimentStore.open(runtime.database_url) as store:
-        store.runs.start(run_of(config(), RUN_ID))
-    version = register_run(RUN_ID, runtime).version
+    store = context.store
+    store.runs.start(run_of(config(), RUN_ID))
+    version = register_run(RUN_ID, context).version
     line = fan_out.evaluate_on_dask(
         fan_out.DaskEvaluationParameters(policy=str(version), units=12, workers=2)
     )
@@ -179,9 +179,9 @@ def test_an_evaluation_on_the_flows_own_cluster(runtime: Runtime, tmp_path: Path
     loaded = policy_from_artefact(folder)
     units = units_of(("1-1",), "screening", "", 12)
     key = evaluation_key(loaded, "screening", "", ("1-1",))
-    with ExperimentStore.open(runtime.database_url) as store:
-        there = evaluate_stored(loaded, units, key, store).records  # nothing is left to play
-        (evaluation,) = store.evaluations.list()
-        assert evaluation.finished_units == 12
+    store = context.store
+    there = evaluate_stored(loaded, units, key, store).records  # nothing is left to play
+    (evaluation,) = store.evaluations.list()
+    assert evaluation.finished_units == 12
     with ExperimentStore.open(f"sqlite:///{tmp_path / 'here.db'}") as store:
         assert evaluate_stored(loaded, units, key, store).records == there

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from flows.artifacts import file_link
-from mario.jobs.context import Runtime
+from mario.jobs.context import JobContext, JobSettings
 from scripts.requirements import requirements
 from tests.support.paths import ROOT
 from tests.support.pools import configured
@@ -207,12 +207,12 @@ def test_a_browser_opens_a_report_and_writes_nothing(
                for word in (*service["entrypoint"], *service["command"])]  # fmt: skip
     assert command[0] == "python"
     assert {str(port), str(tmp_path)} <= set(command)
-    runtime = Runtime.embedded(tmp_path)
-    report = runtime.run_dir("run-1") / "verdict v-1.html"
+    context = JobContext(JobSettings.embedded(tmp_path))
+    report = context.settings.run_dir("run-1") / "verdict v-1.html"
     report.parent.mkdir(parents=True)
     report.write_text("<h1>KEEP</h1>")
     monkeypatch.setenv("MARIO_RUNS_URL", f"http://127.0.0.1:{port}")
-    (link,) = re.findall(r"\((http.*)\)$", file_link(report, runtime))
+    (link,) = re.findall(r"\((http.*)\)$", file_link(report, context))
     with server([sys.executable, *command[1:]], log=tmp_path / "page.log",
                 ready=f"http://127.0.0.1:{port}/"):  # fmt: skip
         with urllib.request.urlopen(link, timeout=10) as answer:

@@ -17,18 +17,16 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-import mario.jobs.attempts
-import mario.tracking.store
 from mario.config.experiment import load_config
 from mario.errors import RunIsBusy, TrainingInterrupted
 from mario.jobs.attempts import wait_for_turn
-from mario.jobs.context import Runtime
+from mario.jobs.context import JobContext, JobSettings, Waits
 from mario.journal.format import Journal, encode_line
 from mario.store import tables
 from mario.store.check import check_store
 from mario.store.engine import writing
 from mario.store.journal_writer import StoreWriter, to_record
-from mario.store.process_identity import SILENCE_SECONDS
+from mario.store.process_identity import HANG_SECONDS, SILENCE_SECONDS
 from mario.store.records import AttemptEnd, Heartbeat, Run, utc_now
 from mario.store.store import ExperimentStore
 from mario.tracking.store import StoreSink
@@ -40,8 +38,10 @@ from tests.support.store_rows import new_run
 
 
 @pytest.fixture
-def runtime(database_url: str, tmp_path: Path) -> Runtime:
-    return Runtime(tmp_path / "runs", database_url, f"sqlite:///{tmp_path / 'mlflow.db'}")
+def context(database_url: str, tmp_path: Path) -> Iterator[JobContext]:
+    settings = JobSettings(tmp_path / "runs", database_url, f"sqlite:///{tmp_path / 'mlflow.db'}")
+    with JobContext(settings) as opened:
+        yield opened
 
 
 def elsewhere(store: ExperimentStore, silent_seconds: float) -> Run:
@@ -58,24 +58,34 @@ def elsewhere(store: ExperimentStore, silent_seconds: float) -> Run:
 
 
 @contextmanager
-def training(runtime: Runtime, run: Run, folder: Path) -> Iterator[StoreSink]:
+def training(
+    context: JobContext,
+    run: Run,
+    folder: Path,
+    *,
+    heartbeat_seconds: float,
+    hang_seconds: float = HANG_SECONDS,
+) -> Iterator[StoreSink]:
     """Have the sink of the process that trains a run, while that is in a long update."""
     config = load_config(ROOT / "configs/smoke.yaml")
-    sink = StoreSink(StoreWriter(runtime.database_url, folder), run.id, 1, folder)
+    sink = StoreSink(
+        StoreWriter(context.settings.database_url, folder), run.id, 1, folder,
+        heartbeat_seconds=heartbeat_seconds, hang_seconds=hang_seconds,
+    )  # fmt: skip
     sink.on_start(RunStart(config=config, run_dir=folder, start_steps=0, attempt=1))
     try:
         yield sink
     finally:
         sink.on_end(RunEnd(status="interrupted", reason="", total_steps=0))
-        deliver(runtime.database_url, folder)
+        deliver(context.settings.database_url, folder)
 
 
 def test_a_run_that_nobody_trains_is_not_waited_for(
-    store: ExperimentStore, runtime: Runtime
+    store: ExperimentStore, context: JobContext
 ) -> None:
-    assert wait_for_turn(runtime, "run-unknown", threading.Event()) is None
+    assert wait_for_turn(context, "run-unknown", threading.Event()) is None
     run = store.runs.start(new_run())  # by this very process
-    found = wait_for_turn(runtime, run.id, threading.Event())
+    found = wait_for_turn(context, run.id, threading.Event())
     assert found is not None
     assert found.id == run.id
 
@@ -98,23 +108,21 @@ class Clock:
 
 
 def test_a_process_elsewhere_that_gives_signs_of_life_is_waited_for(
-    store: ExperimentStore, runtime: Runtime, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    store: ExperimentStore, context: JobContext, tmp_path: Path
 ) -> None:
     """It was long silent (its database was away): it is heard again, and then it ends."""
-    monkeypatch.setattr(mario.tracking.store, "HEARTBEAT_SECONDS", 0.3)
-    monkeypatch.setattr(mario.jobs.attempts, "_LOOK_SECONDS", 0.1)
     run = elsewhere(store, SILENCE_SECONDS + 60)
     clock = Clock()
-    monkeypatch.setattr(mario.jobs.attempts, "time", clock)
+    looking = JobContext(context.settings, waits=Waits(look_seconds=0.1, settle_seconds=6.0))
     found: list[Run | None] = []
     stop = threading.Event()
     waiting = threading.Thread(
-        target=lambda: found.append(wait_for_turn(runtime, run.id, stop, settle_seconds=6.0))
+        target=lambda: found.append(wait_for_turn(looking, run.id, stop, clock=clock.monotonic))
     )
     waiting.start()
     assert wait_until(lambda: clock.looks >= 3, 60)
     clock.now += 4.0
-    with training(runtime, run, tmp_path / "training"):
+    with training(context, run, tmp_path / "training", heartbeat_seconds=0.3):
         for _ in range(4):  # between two of these a sign of life is seen
             before = store.runs.get(run.id).attempts[-1].heartbeat_at
 
@@ -128,34 +136,37 @@ def test_a_process_elsewhere_that_gives_signs_of_life_is_waited_for(
         assert wait_until(lambda looks=clock.looks: clock.looks >= looks + 2, 60)
         assert waiting.is_alive(), "it would have been taken for dead by now"
     waiting.join(120)
+    looking.disconnect()
     assert found[0] is not None
     assert [attempt.status for attempt in found[0].attempts] == ["interrupted"]
 
 
 def test_a_process_elsewhere_that_stays_silent_is_gone(
-    store: ExperimentStore, runtime: Runtime
+    store: ExperimentStore, context: JobContext
 ) -> None:
     run = elsewhere(store, SILENCE_SECONDS + 1)
     begun = time.monotonic()
-    assert wait_for_turn(runtime, run.id, threading.Event(), settle_seconds=3.0) is not None
+    settling = JobContext(context.settings, waits=Waits(settle_seconds=3.0))
+    assert wait_for_turn(settling, run.id, threading.Event()) is not None
+    settling.disconnect()
     assert time.monotonic() - begun >= 3.0, "it is given the time to be heard of"
     assert store.runs.resume(run.id, start_steps=0).attempts[-1].attempt == 2
 
 
 def test_waiting_ends_on_request_and_says_whom_it_waits_for(
-    store: ExperimentStore, runtime: Runtime, caplog: pytest.LogCaptureFixture
+    store: ExperimentStore, context: JobContext, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = elsewhere(store, 0)
     stop = threading.Event()
     threading.Timer(1.0, stop.set).start()
     with pytest.raises(TrainingInterrupted, match="waiting was ended on request"):
-        wait_for_turn(runtime, run.id, stop)
+        wait_for_turn(context, run.id, stop)
     (said,) = [record.message for record in caplog.records if "waiting:" in record.message]
     assert "by process 7 on other-pod, heard of" in said
 
 
 def test_a_process_that_has_ended_its_run_may_still_write(
-    store: ExperimentStore, runtime: Runtime
+    store: ExperimentStore, context: JobContext
 ) -> None:
     """It closes its sinks and exports the policy; who is quicker would train without MLflow."""
     run = store.runs.start(new_run())
@@ -169,19 +180,18 @@ def test_a_process_that_has_ended_its_run_may_still_write(
             )
         begun = time.monotonic()
         threading.Timer(3.0, ending.kill).start()
-        assert wait_for_turn(runtime, run.id, threading.Event()) is not None
+        assert wait_for_turn(context, run.id, threading.Event()) is not None
         assert time.monotonic() - begun >= 3.0
 
 
 def test_a_silent_process_that_was_taken_for_killed_is_heard_of_again(
-    store: ExperimentStore, runtime: Runtime, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    store: ExperimentStore, context: JobContext, tmp_path: Path
 ) -> None:
     """`mario store check` marks it; its database was away, not the process."""
-    monkeypatch.setattr(mario.tracking.store, "HEARTBEAT_SECONDS", 0.3)
     run = elsewhere(store, SILENCE_SECONDS + 60)
     assert not check_store(store, mark_killed=True).findings
     assert store.runs.get(run.id).status == "killed"
-    with training(runtime, run, tmp_path / "training"):
+    with training(context, run, tmp_path / "training", heartbeat_seconds=0.3):
         deadline = time.monotonic() + 60
         while store.runs.get(run.id).status != "running":
             assert time.monotonic() < deadline
@@ -220,23 +230,23 @@ def test_a_late_sign_of_life_of_a_process_of_this_machine_that_is_gone_revives_n
 
 
 def test_what_a_process_that_is_gone_left_in_its_journal_is_delivered_before_it_is_waited_for(
-    store: ExperimentStore, runtime: Runtime
+    store: ExperimentStore, context: JobContext
 ) -> None:
     """A pod that was told to end while the database was away: its end is on the volume only."""
     run = elsewhere(store, 10)
-    journal = Journal(runtime.run_dir(run.id) / "journal")
+    journal = Journal(context.settings.run_dir(run.id) / "journal")
     end = AttemptEnd(run_id=run.id, attempt=1, status="interrupted", end_steps=64, reason="stopped")
     journal.append(encode_line(to_record(end)))
     journal.close(empty=False)
     begun = time.monotonic()
-    found = wait_for_turn(runtime, run.id, threading.Event())
+    found = wait_for_turn(context, run.id, threading.Event())
     assert time.monotonic() - begun < SILENCE_SECONDS / 2, "not for as long as it could be silent"
     assert found is not None
     assert found.attempts[-1].status == "interrupted"
 
 
 def test_a_process_of_this_machine_that_hangs_is_not_waited_for(
-    store: ExperimentStore, runtime: Runtime
+    store: ExperimentStore, context: JobContext
 ) -> None:
     run = store.runs.start(new_run())
     with subprocess.Popen(["sleep", "60"]) as hung:
@@ -248,18 +258,17 @@ def test_a_process_of_this_machine_that_hangs_is_not_waited_for(
                     .values(pid=hung.pid, heartbeat_at=utc_now() - timedelta(hours=2))
                 )
             with pytest.raises(RunIsBusy, match=f"process {hung.pid} on this machine"):
-                wait_for_turn(runtime, run.id, threading.Event())
+                wait_for_turn(context, run.id, threading.Event())
         finally:
             hung.kill()
 
 
 def test_training_gives_signs_of_life_while_an_update_takes_long_and_none_after_its_end(
-    store: ExperimentStore, runtime: Runtime, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    store: ExperimentStore, context: JobContext, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(mario.tracking.store, "HEARTBEAT_SECONDS", 0.1)
     run = store.runs.start(new_run())
     heard = set()
-    with training(runtime, run, tmp_path / "training") as sink:
+    with training(context, run, tmp_path / "training", heartbeat_seconds=0.1) as sink:
         deadline = time.monotonic() + 60
         while len(heard) < 4:
             assert time.monotonic() < deadline, heard
@@ -273,12 +282,12 @@ def test_training_gives_signs_of_life_while_an_update_takes_long_and_none_after_
 
 
 def test_training_that_hangs_gives_no_signs_of_life(
-    store: ExperimentStore, runtime: Runtime, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    store: ExperimentStore, context: JobContext, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(mario.tracking.store, "HEARTBEAT_SECONDS", 0.05)
-    monkeypatch.setattr(mario.tracking.store, "HANG_SECONDS", 0.2)
     run = store.runs.start(new_run())
-    with training(runtime, run, tmp_path / "training") as sink:
+    with training(
+        context, run, tmp_path / "training", heartbeat_seconds=0.05, hang_seconds=0.2
+    ) as sink:
 
         def heard_at() -> datetime:
             assert sink._writer.flush(60)  # what there is

@@ -10,7 +10,7 @@ import pytest
 
 from mario.errors import EvaluationError
 from mario.evaluation.rule import GateRule
-from mario.jobs.context import Runtime
+from mario.jobs.context import JobContext, JobSettings
 from mario.jobs.gate import judge, repeat_verdict
 from mario.jobs.network_guards import network_guards
 from mario.jobs.pipeline import gate_stage, register_stage, screen_stage, summary_stage
@@ -63,7 +63,7 @@ def test_an_export_that_answers_otherwise_than_trained_is_refused(tmp_path: Path
     """Whatever the games say: who was trained is not who would be served."""
     whole, stuck = loaded(tmp_path / "good", GOOD), loaded(tmp_path / "stuck", STUCK)
     other = answering_otherwise(whole, tmp_path / "other")
-    with ExperimentStore.open(Runtime.embedded(tmp_path / "runs").database_url) as store:
+    with ExperimentStore.open(JobSettings.embedded(tmp_path / "runs").database_url) as store:
         outcome = judge(other, stuck, RULE, "1-1", ("1-1",), store)
         stored = store.evaluations.verdict(outcome.verdict_id)
     verdict = outcome.verdict
@@ -79,26 +79,30 @@ def test_such_an_export_is_rejected_by_the_pipeline_with_report_and_repetition(
     tmp_path: Path,
 ) -> None:
     """No stage before the gate ends in an error that leaves no verdict, and none after it."""
-    runtime, experiment, run_id = Runtime.embedded(tmp_path / "runs"), config(), "run-off"
-    folder = runtime.run_dir(run_id) / ARTEFACT_FOLDER
+    context, experiment, run_id = (
+        JobContext(JobSettings.embedded(tmp_path / "runs")),
+        config(),
+        "run-off",
+    )
+    folder = context.settings.run_dir(run_id) / ARTEFACT_FOLDER
     answering_otherwise(loaded(tmp_path / "good", GOOD), folder)
-    with ExperimentStore.open(runtime.database_url) as store:
-        store.runs.start(run_of(experiment, run_id))
-    version = register_stage(run_id, runtime)
-    assert "units" in screen_stage(experiment, version, runtime)
-    judged = gate_stage(experiment, version, runtime)
+    store = context.store
+    store.runs.start(run_of(experiment, run_id))
+    version = register_stage(run_id, context)
+    assert "units" in screen_stage(experiment, version, context)
+    judged = gate_stage(experiment, version, context)
     assert judged.decision == "reject"
     assert judged.verdict_id is not None
-    with ExperimentStore.open(runtime.database_url) as store:
-        detail = store.evaluations.verdict(judged.verdict_id).detail
+    store = context.store
+    detail = store.evaluations.verdict(judged.verdict_id).detail
     assert detail["test_decision"] == "promote"
     assert "onnx_agreement refuses" in detail["reasons"][0]
-    made = summary_stage(experiment, run_id, judged.verdict_id, runtime)
-    for page in (made.report, report_verdict(judged.verdict_id, runtime)):
+    made = summary_stage(experiment, run_id, judged.verdict_id, context)
+    for page in (made.report, report_verdict(judged.verdict_id, context)):
         text = page.read_text(encoding="utf-8")
         assert text.count("<video ") == 2
         assert f"mario gate --again {judged.verdict_id}" in text
-    same, again = repeat_verdict(judged.verdict_id, runtime)
+    same, again = repeat_verdict(judged.verdict_id, context)
     assert same
     assert again.decision == "reject"
 
@@ -109,7 +113,7 @@ def test_a_judgement_of_the_same_test_keeps_its_first_latency(
     """Else whoever was refused for a slow moment would ask again until one is quick."""
     good, stuck = loaded(tmp_path / "good", GOOD), loaded(tmp_path / "stuck", STUCK)
     slow = (np.array([0.03]), np.array([0.01]))
-    with ExperimentStore.open(Runtime.embedded(tmp_path / "runs").database_url) as store:
+    with ExperimentStore.open(JobSettings.embedded(tmp_path / "runs").database_url) as store:
         with monkeypatch.context() as patch:
             patch.setattr("mario.jobs.network_guards._interleaved_seconds", lambda *_: slow)
             first = judge(good, stuck, RULE, "1-1", ("1-1",), store)
@@ -131,15 +135,15 @@ def test_a_verdict_on_an_unregistered_policy_says_that_it_cannot_be_repeated(
     tmp_path: Path,
 ) -> None:
     """`mario gate` refuses it; code that calls `judge` can still make one."""
-    runtime = Runtime.embedded(tmp_path / "runs")
+    context = JobContext(JobSettings.embedded(tmp_path / "runs"))
     good, stuck = loaded(tmp_path / "good", GOOD), loaded(tmp_path / "stuck", STUCK)
-    with ExperimentStore.open(runtime.database_url) as store:
-        outcome = judge(good, stuck, RULE, "1-1", ("1-1",), store)
-    page = report_verdict(outcome.verdict_id, runtime).read_text(encoding="utf-8")
+    store = context.store
+    outcome = judge(good, stuck, RULE, "1-1", ("1-1",), store)
+    page = report_verdict(outcome.verdict_id, context).read_text(encoding="utf-8")
     assert "mario gate --again" not in page
     assert "was no registered version" in page
     with pytest.raises(EvaluationError, match="no registered version"):
-        repeat_verdict(outcome.verdict_id, runtime)
+        repeat_verdict(outcome.verdict_id, context)
 
 
 def test_an_artefact_without_recorded_answers_is_refused(tmp_path: Path) -> None:

@@ -12,14 +12,12 @@ from mario.config.game import ConsoleName
 from mario.config.gate import GateConfig
 from mario.errors import EvaluationError
 from mario.evaluation.records import EpisodeRecord
-from mario.jobs.context import Runtime
+from mario.jobs.context import JobContext, JobSettings
 from mario.jobs.engines.engine import LOCAL
 from mario.jobs.gate import champion_for, judge, rule_from
 from mario.jobs.nightly import check_champion, drift_lines
 from mario.jobs.policies import LoadedPolicy, load_policy
 from mario.jobs.promote import promote_verdict
-from mario.jobs.versions import open_registry
-from mario.store.store import ExperimentStore
 from tests.support.policies import GOOD, POOR, write_odds_policy
 
 TASK, MODEL = "1-1", "mario-1-1"
@@ -53,33 +51,33 @@ class Swapped:
 
 
 @pytest.fixture
-def runtime(tmp_path: Path) -> Runtime:
-    runtime = Runtime.embedded(tmp_path / "runs")
+def context(tmp_path: Path) -> JobContext:
+    context = JobContext(JobSettings.embedded(tmp_path / "runs"))
     write_odds_policy(tmp_path / "good", GOOD)
-    with open_registry(runtime) as registry:
-        version = registry.register(MODEL, tmp_path / "good").version
-    with ExperimentStore.open(runtime.database_url) as store:
-        challenger = load_policy(str(version), TASK, runtime)
-        champion = champion_for(challenger, TASK, runtime, store)
-        outcome = judge(challenger, champion, rule_from(RULE), TASK, ("1-1",), store)
-    promote_verdict(outcome.verdict_id, runtime)
-    return runtime
+    registry = context.registry
+    version = registry.register(MODEL, tmp_path / "good").version
+    store = context.store
+    challenger = load_policy(str(version), TASK, context)
+    champion = champion_for(challenger, TASK, context)
+    outcome = judge(challenger, champion, rule_from(RULE), TASK, ("1-1",), store)
+    promote_verdict(outcome.verdict_id, context)
+    return context
 
 
-def test_the_baseline_had_no_part_in_the_promotion(runtime: Runtime, tmp_path: Path) -> None:
-    first = check_champion(TASK, "2026-11-01", runtime, units=UNITS)
-    second = check_champion(TASK, "2026-11-02", runtime, units=UNITS)
+def test_the_baseline_had_no_part_in_the_promotion(context: JobContext, tmp_path: Path) -> None:
+    first = check_champion(TASK, "2026-11-01", context, units=UNITS)
+    second = check_champion(TASK, "2026-11-02", context, units=UNITS)
     assert not first.drift.drifted, first.drift.reasons
     assert not second.drift.drifted, second.drift.reasons
     assert "steady" in drift_lines(second)[0]
     assert first.baseline_id == second.baseline_id
-    with ExperimentStore.open(runtime.database_url) as store:
-        verdict = store.evaluations.verdict(first.verdict_id)
-        promotion, baseline, *nights = (
-            {record.unit for record in store.evaluations.records(evaluation)}
-            for evaluation in (verdict.challenger_evaluation_id, first.baseline_id,
-                               first.evaluation_id, second.evaluation_id)
-        )  # fmt: skip
+    store = context.store
+    verdict = store.evaluations.verdict(first.verdict_id)
+    promotion, baseline, *nights = (
+        {record.unit for record in store.evaluations.records(evaluation)}
+        for evaluation in (verdict.challenger_evaluation_id, first.baseline_id,
+                           first.evaluation_id, second.evaluation_id)
+    )  # fmt: skip
     # Its size is the night's, not what the gate stopped at because it went well.
     assert len(baseline) == len(nights[0]) == len(nights[1]) == UNITS != len(promotion)
     assert (second.drift.units_before, second.drift.units_now) == (UNITS, UNITS)
@@ -87,8 +85,8 @@ def test_the_baseline_had_no_part_in_the_promotion(runtime: Runtime, tmp_path: P
     assert second.drift.replayed_units == 4
 
     write_odds_policy(tmp_path / "poor", POOR)
-    other = load_policy(str(tmp_path / "poor"), TASK, runtime)
-    changed = check_champion(TASK, "2026-11-03", runtime, units=UNITS, engine=Swapped(other))
+    other = load_policy(str(tmp_path / "poor"), TASK, context)
+    changed = check_champion(TASK, "2026-11-03", context, units=UNITS, engine=Swapped(other))
     assert changed.drift.drifted
     assert changed.drift.changed_units == 4
     assert changed.drift.p_value < 0.001, "the fresh units alone say it, too"
@@ -97,4 +95,9 @@ def test_the_baseline_had_no_part_in_the_promotion(runtime: Runtime, tmp_path: P
 
 def test_what_was_never_promoted_is_not_looked_after(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="no champion"):
-        check_champion(TASK, "2026-11-01", Runtime.embedded(tmp_path / "runs"), units=UNITS)
+        check_champion(
+            TASK,
+            "2026-11-01",
+            JobContext(JobSettings.embedded(tmp_path / "runs")),
+            units=UNITS,
+        )

@@ -12,15 +12,12 @@ from pathlib import Path
 
 import pytest
 
-import mario.jobs.train
 from mario.errors import StoreError, TrainingInterrupted
-from mario.jobs.context import Runtime
+from mario.jobs.context import JobContext, Waits
 from mario.jobs.train import TrainOutcome, train_run
 from mario.journal.format import LOCK_SECONDS, REPLAY_SECONDS, Journal, Patience, encode_line
 from mario.store.journal_writer import StoreWriter, replay_journals
 from mario.store.records import Run
-from mario.store.store import ExperimentStore
-from mario.tracking.mlflow_client import tracking_client
 from tests.support.delivered import deliver_all
 from tests.support.training_runs import small_config
 
@@ -82,67 +79,67 @@ CONFIG = small_config(
 
 
 @pytest.fixture
-def runtime(tmp_path: Path, empty_mlflow: Path) -> Runtime:
-    runtime = Runtime.embedded(tmp_path / "runs")
-    runtime.runs_dir.mkdir()
-    shutil.copy(empty_mlflow, runtime.runs_dir / "mlflow.db")
-    return runtime
+def context(context: JobContext, empty_mlflow: Path) -> JobContext:
+    context.settings.runs_dir.mkdir()
+    shutil.copy(empty_mlflow, context.settings.runs_dir / "mlflow.db")
+    return context
+
+
+def waiting(context: JobContext, lock_seconds: float) -> JobContext:
+    """The same context, with other patience for a journal that another process holds."""
+    return JobContext(context.settings, waits=Waits(lock_seconds=lock_seconds))
 
 
 @pytest.fixture
-def begun(runtime: Runtime) -> TrainOutcome:
+def begun(context: JobContext) -> TrainOutcome:
     """A run that was interrupted."""
     stop = threading.Event()
-    outcome = train_run(CONFIG, runtime, stop=stop, on_progress=lambda _: stop.set())
+    outcome = train_run(CONFIG, context, stop=stop, on_progress=lambda _: stop.set())
     assert outcome.result.status == "interrupted"
-    deliver_all(runtime)
+    deliver_all(context.settings)
     return outcome
 
 
-def stored(runtime: Runtime, run_id: str) -> Run:
-    deliver_all(runtime)
-    with ExperimentStore.open(runtime.database_url) as store:
-        return store.runs.get(run_id)
+def stored(context: JobContext, run_id: str) -> Run:
+    deliver_all(context.settings)
+    return context.store.runs.get(run_id)
 
 
 def test_the_next_attempt_waits_for_what_the_process_before_it_still_has(
-    runtime: Runtime, begun: TrainOutcome, caplog: pytest.LogCaptureFixture
+    context: JobContext, begun: TrainOutcome, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its sinks hang for some seconds more; then the attempt is recorded in all of them."""
     caplog.set_level(logging.WARNING)
     with held(begun.run_dir / "journal", 1.5), held(begun.run_dir / "journal-mlflow", 3.0):
-        outcome = train_run(CONFIG, runtime, resume=begun.run_id)
+        outcome = train_run(CONFIG, context, resume=begun.run_id)
     assert outcome.result.status == "finished"
     assert "left out" not in caplog.text
-    run = stored(runtime, begun.run_id)
+    run = stored(context, begun.run_id)
     assert [attempt.status for attempt in run.attempts] == ["interrupted", "finished"]
     assert run.mlflow_run_id is not None
-    assert tracking_client(runtime.tracking_uri).get_run(run.mlflow_run_id).info.status == (
-        "FINISHED"
-    )
+    assert context.tracking.client.get_run(run.mlflow_run_id).info.status == "FINISHED"
 
 
 def test_an_attempt_that_cannot_be_recorded_is_none_that_runs(
-    runtime: Runtime, begun: TrainOutcome, monkeypatch: pytest.MonkeyPatch
+    context: JobContext, begun: TrainOutcome
 ) -> None:
     """The database knows that it failed, and it is gone on with when the journal is free."""
-    monkeypatch.setattr(mario.jobs.train, "LOCK_SECONDS", 0.3)
     with held(begun.run_dir / "journal", 600), pytest.raises(StoreError, match="another process"):
-        train_run(CONFIG, runtime, resume=begun.run_id)
-    run = stored(runtime, begun.run_id)
+        train_run(CONFIG, waiting(context, 0.3), resume=begun.run_id)
+    run = stored(context, begun.run_id)
     assert [attempt.status for attempt in run.attempts] == ["interrupted", "failed"]
     assert run.status == "failed"
     assert run.status_reason is not None
     assert "another process" in run.status_reason
-    assert train_run(CONFIG, runtime, resume=begun.run_id).result.status == "finished"
+    assert train_run(CONFIG, context, resume=begun.run_id).result.status == "finished"
 
 
 @pytest.mark.parametrize("journal", ["journal", "journal-mlflow"])
 def test_a_run_that_waits_for_a_journal_ends_when_it_is_told_to(
-    runtime: Runtime, begun: TrainOutcome, journal: str, monkeypatch: pytest.MonkeyPatch
+    context: JobContext, begun: TrainOutcome, journal: str
 ) -> None:
     """It is as it was, and is gone on with afterwards."""
-    monkeypatch.setattr(mario.jobs.train, "LOCK_SECONDS", 600.0)
+    patient = waiting(context, 600.0)
     stop = threading.Event()
     told = threading.Timer(0.5, stop.set)
     told.start()
@@ -150,28 +147,27 @@ def test_a_run_that_waits_for_a_journal_ends_when_it_is_told_to(
     with held(begun.run_dir / journal, 600):
         if journal == "journal":
             with pytest.raises(TrainingInterrupted, match="ended on request before it began"):
-                train_run(CONFIG, runtime, resume=begun.run_id, stop=stop)
+                train_run(CONFIG, patient, resume=begun.run_id, stop=stop)
         else:  # it can be recorded without MLflow
-            outcome = train_run(CONFIG, runtime, resume=begun.run_id, stop=stop)
+            outcome = train_run(CONFIG, patient, resume=begun.run_id, stop=stop)
             assert outcome.result.status == "interrupted"
             assert outcome.result.total_steps == begun.result.total_steps
     assert time.monotonic() - waited < 300
-    run = stored(runtime, begun.run_id)
+    run = stored(context, begun.run_id)
     assert [attempt.status for attempt in run.attempts] == ["interrupted", "interrupted"]
-    assert train_run(CONFIG, runtime, resume=begun.run_id).result.status == "finished"
+    assert train_run(CONFIG, context, resume=begun.run_id).result.status == "finished"
 
 
 def test_what_keeps_the_end_from_being_stored_hides_nothing(
-    runtime: Runtime, begun: TrainOutcome, monkeypatch: pytest.MonkeyPatch,
+    context: JobContext, begun: TrainOutcome, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     def away(*_: object) -> None:
         raise StoreError("the database is away")
 
-    monkeypatch.setattr(mario.jobs.train, "LOCK_SECONDS", 0.1)
     monkeypatch.setattr("mario.store.runs.Runs.end", away)
     with held(begun.run_dir / "journal", 600), pytest.raises(StoreError, match="another process"):
-        train_run(CONFIG, runtime, resume=begun.run_id)
+        train_run(CONFIG, waiting(context, 0.1), resume=begun.run_id)
     assert "the database is away" in caplog.text
 
 

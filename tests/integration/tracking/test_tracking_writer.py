@@ -21,7 +21,7 @@ import requests
 import sqlalchemy as sa
 
 import mario.jobs.store_maintenance
-from mario.jobs.context import Runtime
+from mario.jobs.context import JobContext, JobSettings
 from mario.jobs.mlflow_journals import open_tracking
 from mario.jobs.store_maintenance import check
 from mario.registry.registry import ModelRegistry
@@ -176,21 +176,23 @@ def test_what_mlflow_missed_is_replayed(
 ) -> None:
     """A run ended while MLflow was away; `mario store check --replay` tells it afterwards."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    away = Runtime(tmp_path, f"sqlite:///{tmp_path}/mario.db", f"http://127.0.0.1:{free_port()}")
-    with ExperimentStore.open(away.database_url) as store:
-        run = store.runs.start(new_run())
-        writer = open_tracking(away, run)
-        writer.metrics(1, {"return": 1.0})
-        writer.end("finished")
-        ended = datetime.now(UTC)
-        assert writer.close(0.5).pending
-        store.runs.end(AttemptEnd(run_id=run.id, attempt=1, status="finished", end_steps=1))
-        sound, text = check(away)
-        assert sound
-        assert "not delivered yet" in text
-        back = Runtime(away.runs_dir, away.database_url, tracking_uri)
-        assert "not delivered yet" not in check(back, replay=True)[1]
-        mlflow_run = store.runs.get(run.id).mlflow_run_id
+    away = JobContext(
+        JobSettings(tmp_path, f"sqlite:///{tmp_path}/mario.db", f"http://127.0.0.1:{free_port()}")
+    )
+    store = away.store
+    run = store.runs.start(new_run())
+    writer = open_tracking(away, run)
+    writer.metrics(1, {"return": 1.0})
+    writer.end("finished")
+    ended = datetime.now(UTC)
+    assert writer.close(0.5).pending
+    store.runs.end(AttemptEnd(run_id=run.id, attempt=1, status="finished", end_steps=1))
+    sound, text = check(away)
+    assert sound
+    assert "not delivered yet" in text
+    back = JobContext(JobSettings(away.settings.runs_dir, away.settings.database_url, tracking_uri))
+    assert "not delivered yet" not in check(back, replay=True)[1]
+    mlflow_run = store.runs.get(run.id).mlflow_run_id
     assert mlflow_run is not None
     info = tracking_client(tracking_uri).get_run(mlflow_run).info
     assert info.status == "FINISHED"
@@ -225,7 +227,7 @@ def test_a_killed_run_ended_when_it_was_last_heard_of(
         assert writer.flush(60)
         mlflow_run = writer.mlflow_run_id
     assert mlflow_run is not None
-    runtime = Runtime(tmp_path, f"sqlite:///{tmp_path}/mario.db", tracking_uri)
+    context = JobContext(JobSettings(tmp_path, f"sqlite:///{tmp_path}/mario.db", tracking_uri))
     client = tracking_client(tracking_uri)
     written: list[str] = []
     original = type(client).set_terminated
@@ -235,11 +237,11 @@ def test_a_killed_run_ended_when_it_was_last_heard_of(
         original(self, run_id, **more)
 
     monkeypatch.setattr(type(client), "set_terminated", spy)
-    with ExperimentStore.open(runtime.database_url) as store:
-        run = killed_days_ago(store, mlflow_run, 2)
-        for _ in range(2):
-            assert check(runtime)[0]
-        assert store.runs.get(run.id).status == "killed"
+    store = context.store
+    run = killed_days_ago(store, mlflow_run, 2)
+    for _ in range(2):
+        assert check(context)[0]
+    assert store.runs.get(run.id).status == "killed"
     shown = client.get_run(mlflow_run)
     assert (shown.info.status, shown.data.tags["mario.status"]) == ("KILLED", "killed")
     assert shown.info.end_time == milliseconds(run.attempts[0].heartbeat_at)
@@ -257,11 +259,13 @@ def test_an_mlflow_that_is_away_is_asked_once_for_all_killed_runs(
         mark_ended(uri, mlflow_run_id, *more)
 
     monkeypatch.setattr(mario.jobs.store_maintenance, "mark_ended", spy)
-    runtime = Runtime(tmp_path, f"sqlite:///{tmp_path}/mario.db", f"http://127.0.0.1:{free_port()}")
-    with ExperimentStore.open(runtime.database_url) as store:
-        for number in range(3):
-            killed_days_ago(store, f"{number:032x}", 1)
-        assert check(runtime)[0]
+    context = JobContext(
+        JobSettings(tmp_path, f"sqlite:///{tmp_path}/mario.db", f"http://127.0.0.1:{free_port()}")
+    )
+    store = context.store
+    for number in range(3):
+        killed_days_ago(store, f"{number:032x}", 1)
+    assert check(context)[0]
     assert len(asked) == 1
     (said,) = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
     assert "may still show killed runs as running" in said

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from mario.jobs.context import Runtime
+from mario.jobs.context import JobContext, JobSettings
 from mario.jobs.train import open_sinks
-from mario.store.store import ExperimentStore
 from mario.telemetry.instruments import InstrumentSet
 from mario.telemetry.names import STORE_METRICS, TRAINING_METRICS
 from mario.tracking.store import PrometheusSink
@@ -40,12 +39,12 @@ def shown(instruments: InstrumentSet) -> set[str]:
 
 @pytest.mark.parametrize("algorithm", [PPO, DQN], ids=["ppo", "dqn"])
 def test_a_real_run_sets_every_metric(algorithm: dict[str, Any], tmp_path: Path) -> None:
-    runtime = Runtime.embedded(tmp_path / "runs")
+    context = JobContext(JobSettings.embedded(tmp_path / "runs"))
     config = small_config(algorithm, sinks={"mlflow": False})
-    with ExperimentStore.open(runtime.database_url) as store:
-        run = store.runs.start(new_run())
-    folder = runtime.run_dir(run.id)
-    sinks = open_sinks(config, runtime, run, folder)
+    store = context.store
+    run = store.runs.start(new_run())
+    folder = context.settings.run_dir(run.id)
+    sinks = open_sinks(config, context, run, folder)
     (page,) = [sink for sink in sinks if isinstance(sink, PrometheusSink)]
     listener = Listener()
     assert train(config, folder, sinks=[*sinks, listener]).status == "finished"
@@ -132,12 +131,18 @@ def test_what_goes_wrong_is_counted(tmp_path: Path) -> None:
 
 def test_an_mlflow_that_is_away_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    embedded = Runtime.embedded(tmp_path / "runs")
-    away = Runtime(embedded.runs_dir, embedded.database_url, f"http://127.0.0.1:{free_port()}")
+    embedded = JobContext(JobSettings.embedded(tmp_path / "runs"))
+    away = JobContext(
+        JobSettings(
+            embedded.settings.runs_dir,
+            embedded.settings.database_url,
+            f"http://127.0.0.1:{free_port()}",
+        )
+    )
     config = small_config()
-    with ExperimentStore.open(away.database_url) as store:
-        run = store.runs.start(new_run())
-    folder = away.run_dir(run.id)
+    store = away.store
+    run = store.runs.start(new_run())
+    folder = away.settings.run_dir(run.id)
     sinks = open_sinks(config, away, run, folder)
     (page,) = [sink for sink in sinks if isinstance(sink, PrometheusSink)]
     assert train(config, folder, sinks=sinks).status == "finished"

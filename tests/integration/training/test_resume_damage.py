@@ -17,7 +17,7 @@ import pytest
 import mario.jobs.train
 from mario.config.collapse import CollapseConfig
 from mario.errors import ArtefactError, CheckpointError, TrainingError
-from mario.jobs.context import Runtime
+from mario.jobs.context import JobContext, JobSettings
 from mario.jobs.register import ARTEFACT_FOLDER
 from mario.jobs.train import TrainOutcome, train_run
 from mario.policy.artefact import load_artefact
@@ -34,17 +34,12 @@ CONFIG = small_config(
 )
 
 
-@pytest.fixture
-def runtime(tmp_path: Path) -> Runtime:
-    return Runtime.embedded(tmp_path / "runs")
-
-
-def interrupted(runtime: Runtime) -> TrainOutcome:
+def interrupted(context: JobContext) -> TrainOutcome:
     """A run that was told to end after its first selection."""
     stop = threading.Event()
     outcome = train_run(
         CONFIG,
-        runtime,
+        context,
         stop=stop,
         on_progress=lambda now: stop.set() if now.total_steps >= 64 * 4 else None,
     )
@@ -69,14 +64,14 @@ def flip_a_bit(file: Path) -> None:
 
 
 def test_a_damaged_best_policy_is_found_anew(
-    runtime: Runtime, caplog: pytest.LogCaptureFixture
+    context: JobContext, caplog: pytest.LogCaptureFixture
 ) -> None:
-    begun = interrupted(runtime)
+    begun = interrupted(context)
     assert begun.result.best is not None
     damaged = begun.result.best.path
     flip_a_bit(damaged / "tensors.pt")
     with caplog.at_level(logging.WARNING):
-        done = train_run(CONFIG, runtime, resume=begun.run_id)
+        done = train_run(CONFIG, context, resume=begun.run_id)
     assert "finds the best anew" in caplog.text
     assert done.result.status == "finished"
     assert done.result.best is not None
@@ -87,7 +82,7 @@ def test_a_damaged_best_policy_is_found_anew(
 
 
 def test_a_best_policy_that_is_damaged_last_is_not_exported(
-    runtime: Runtime, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    context: JobContext, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Between its last look and the export: the last policy takes its place."""
     export = mario.jobs.train._export
@@ -98,7 +93,7 @@ def test_a_best_policy_that_is_damaged_last_is_not_exported(
 
     monkeypatch.setattr(mario.jobs.train, "_export", damaging)
     with caplog.at_level(logging.WARNING):
-        done = train_run(CONFIG, runtime)
+        done = train_run(CONFIG, context)
     assert "exporting the last policy" in caplog.text
     assert done.artefact is not None
     assert load_artefact(done.artefact).manifest.training_steps == CONFIG.total_steps
@@ -106,37 +101,35 @@ def test_a_best_policy_that_is_damaged_last_is_not_exported(
 
 @pytest.mark.parametrize("finished", [False, True])
 def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew(
-    runtime: Runtime, finished: bool
+    context: JobContext, finished: bool
 ) -> None:
     """Its episodes would take the place of those that it had."""
-    outcome = train_run(CONFIG, runtime) if finished else interrupted(runtime)
-    with ExperimentStore.open(runtime.database_url) as store:
-        before = store.runs.get(outcome.run_id), store.runs.count_episodes(outcome.run_id)
+    outcome = train_run(CONFIG, context) if finished else interrupted(context)
+    store = context.store
+    before = store.runs.get(outcome.run_id), store.runs.count_episodes(outcome.run_id)
     shutil.rmtree(outcome.run_dir / "checkpoints")
     with pytest.raises(CheckpointError, match=r"expected the one at .* steps that the store knows"):
-        train_run(CONFIG, runtime, resume=outcome.run_id)
-    with ExperimentStore.open(runtime.database_url) as store:
-        after = store.runs.get(outcome.run_id), store.runs.count_episodes(outcome.run_id)
+        train_run(CONFIG, context, resume=outcome.run_id)
+    store = context.store
+    after = store.runs.get(outcome.run_id), store.runs.count_episodes(outcome.run_id)
     assert after == before
 
 
 def test_a_run_that_was_begun_anew_elsewhere_has_only_the_checkpoints_since_then(
-    runtime: Runtime, tmp_path: Path
+    context: JobContext, tmp_path: Path
 ) -> None:
     """Another machine with a runs folder of its own, killed there before its first checkpoint."""
-    begun = interrupted(runtime)
-    there = replace(runtime, runs_dir=tmp_path / "elsewhere")
-    run_dir = there.run_dir(begun.run_id)
+    begun = interrupted(context)
+    there = JobContext(replace(context.settings, runs_dir=tmp_path / "elsewhere"))
+    run_dir = there.settings.run_dir(begun.run_id)
     run_dir.mkdir(parents=True)
     shutil.copy(begun.run_dir / "config.yaml", run_dir)
-    with ExperimentStore.open(runtime.database_url) as store:
-        assert store.runs.checkpoints(begun.run_id, "last")
-        attempt = store.runs.resume(begun.run_id, start_steps=0).attempts[-1].attempt
-        store.runs.end(
-            AttemptEnd(
-                run_id=begun.run_id, attempt=attempt, status="killed", end_steps=None, reason=""
-            )
-        )
+    store = context.store
+    assert store.runs.checkpoints(begun.run_id, "last")
+    attempt = store.runs.resume(begun.run_id, start_steps=0).attempts[-1].attempt
+    store.runs.end(
+        AttemptEnd(run_id=begun.run_id, attempt=attempt, status="killed", end_steps=None, reason="")
+    )
     done = train_run(CONFIG, there, resume=begun.run_id)
     assert (done.result.status, done.result.total_steps) == ("finished", CONFIG.total_steps)
     shutil.rmtree(run_dir / "checkpoints")
@@ -145,48 +138,48 @@ def test_a_run_that_was_begun_anew_elsewhere_has_only_the_checkpoints_since_then
 
 
 def test_a_run_is_not_begun_again_in_a_database_that_does_not_know_it(
-    runtime: Runtime, tmp_path: Path
+    context: JobContext, tmp_path: Path
 ) -> None:
     """A launcher without MARIO_DATABASE_URL: what the run's journal holds is not for that one."""
-    begun = interrupted(runtime)
-    other = replace(runtime, database_url=f"sqlite:///{tmp_path}/other.db")
+    begun = interrupted(context)
+    other = JobContext(replace(context.settings, database_url=f"sqlite:///{tmp_path}/other.db"))
     with pytest.raises(TrainingError, match=r"other.db does not know.*MARIO_DATABASE_URL"):
         train_run(CONFIG, other, run_id=begun.run_id)
-    with ExperimentStore.open(other.database_url) as store:
-        assert store.runs.list() == ()
-    assert train_run(CONFIG, runtime, resume=begun.run_id).result.status == "finished"
+    store = other.store
+    assert store.runs.list() == ()
+    assert train_run(CONFIG, context, resume=begun.run_id).result.status == "finished"
 
 
-def test_a_checkpoint_is_not_replaced_by_itself(runtime: Runtime) -> None:
+def test_a_checkpoint_is_not_replaced_by_itself(context: JobContext) -> None:
     """Told to end at once, a run that was gone on with leaves its only checkpoint as it is."""
-    begun = interrupted(runtime)
+    begun = interrupted(context)
     (checkpoint,) = list_checkpoints(begun.run_dir / "checkpoints")
     was = (checkpoint.stat().st_ino, checkpoint.stat().st_ctime_ns)
     stop = threading.Event()
     stop.set()
-    again = train_run(CONFIG, runtime, resume=begun.run_id, stop=stop)
+    again = train_run(CONFIG, context, resume=begun.run_id, stop=stop)
     assert again.result.total_steps == begun.result.total_steps
     assert list_checkpoints(begun.run_dir / "checkpoints") == [checkpoint]
     assert (checkpoint.stat().st_ino, checkpoint.stat().st_ctime_ns) == was
-    assert train_run(CONFIG, runtime, resume=begun.run_id).result.status == "finished"
+    assert train_run(CONFIG, context, resume=begun.run_id).result.status == "finished"
 
 
 def test_a_policy_that_the_disk_does_not_take_can_be_exported_later(
-    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+    context: JobContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as full:
         fill_the_disk(full)
         with pytest.raises(ArtefactError, match=r"No space left on device.*free disk space"):
-            train_run(CONFIG, runtime)
-    (run_dir,) = (path.parent for path in runtime.runs_dir.glob("*/config.yaml"))
+            train_run(CONFIG, context)
+    (run_dir,) = (path.parent for path in context.settings.runs_dir.glob("*/config.yaml"))
     assert not list(run_dir.glob(f"{ARTEFACT_FOLDER}*")), "nothing half-written"
-    done = train_run(CONFIG, runtime, resume=run_dir.name)
+    done = train_run(CONFIG, context, resume=run_dir.name)
     assert done.artefact is not None
     load_artefact(done.artefact)
 
 
 def test_a_collapse_on_a_full_disk_is_still_a_collapse(
-    runtime: Runtime, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    context: JobContext, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from mario.training.collapse_detector import Health
 
@@ -196,7 +189,7 @@ def test_a_collapse_on_a_full_disk_is_still_a_collapse(
     )
     fill_the_disk(monkeypatch)
     config = CONFIG.model_copy(update={"collapse": CollapseConfig(action="stop")})
-    outcome = train_run(config, runtime)
+    outcome = train_run(config, context)
     assert (outcome.result.status, outcome.exit_code, outcome.artefact) == ("collapsed", 3, None)
     assert "no policy exported" in caplog.text
 
@@ -218,7 +211,7 @@ def test_output_that_nobody_takes_ends_no_run(tmp_path: Path, output: str) -> No
         timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    with ExperimentStore.open(Runtime.embedded(runs).database_url) as store:
+    with ExperimentStore.open(JobSettings.embedded(runs).database_url) as store:
         (run,) = store.runs.list()
     assert run.status == "finished"
     assert (runs / run.id / ARTEFACT_FOLDER).is_dir()

@@ -19,7 +19,7 @@ from flows.deployments import load_deployments, load_flow
 from flows.parameters import TrainParameters, experiment_run_name
 from flows.work_pools import POOL_TYPES, pool, queues
 from mario.errors import FlowError
-from mario.jobs.context import Runtime
+from mario.jobs.context import JobContext, JobSettings
 from tests.support.paths import ROOT
 
 FILE = ROOT / "prefect.yaml"
@@ -167,15 +167,15 @@ def test_a_broken_file_is_one_sentence(text: str, said: str, tmp_path: Path) -> 
 def test_links_are_links_where_a_page_shows_the_runs_and_paths_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runtime = Runtime.embedded(tmp_path / "runs")
-    report = runtime.run_dir("run-1") / "verdict.html"
+    context = JobContext(JobSettings.embedded(tmp_path / "runs"))
+    report = context.settings.run_dir("run-1") / "verdict.html"
     monkeypatch.delenv("MARIO_RUNS_URL", raising=False)
-    links = {"report": file_link(report, runtime), "MLflow": "run `7` in `sqlite:///x.db`"}
+    links = {"report": file_link(report, context), "MLflow": "run `7` in `sqlite:///x.db`"}
     page = verdict_page("title", "v-1", ["PROMOTE"], links)
     assert f"- report: `{report.resolve()}`" in page
     assert "Set `MARIO_RUNS_URL`" in page
     assert "file://" not in page, "a browser opens none from a page that came over HTTP"
     monkeypatch.setenv("MARIO_RUNS_URL", "http://127.0.0.1:8099/")
-    links = {"report": file_link(report, runtime)}
+    links = {"report": file_link(report, context)}
     assert links["report"] == "[verdict.html](http://127.0.0.1:8099/run-1/verdict.html)"
     assert "MARIO_RUNS_URL" not in verdict_page("title", "v-1", [], links)

@@ -11,7 +11,6 @@ import threading
 import time
 from collections import Counter
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,10 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-import mario.jobs.sweeps.sweep
 import mario.store.process_identity
 from mario.config.sweep import load_sweep
 from mario.errors import ConfigError, StoreError
-from mario.jobs.attempts import wait_for_turn
-from mario.jobs.context import Runtime
+from mario.jobs.context import JobContext, JobSettings, Waits
 from mario.jobs.sweeps.study import GIVEN_BACK_ATTRIBUTE, SweepStudy, load_trials, storage_url
 from mario.jobs.sweeps.sweep import (
     SweepWorker,
@@ -196,14 +193,11 @@ def test_the_trial_of_a_worker_that_was_killed_on_another_machine_is_not_lost(
     assert died.returncode == -signal.SIGKILL, died.stderr
     # Scaled down as the sweep's own 3 s of grace are: silent, and seen silent, for longer.
     monkeypatch.setattr(mario.store.process_identity, "SILENCE_SECONDS", 10.0)
-    monkeypatch.setattr(
-        mario.jobs.sweeps.sweep, "wait_for_turn", partial(wait_for_turn, settle_seconds=4)
-    )
-    runtime = Runtime.embedded(runs)
-    assert run_sweep("killed", load_sweep(path), runtime).finished
-    _, trials = load_trials("killed", runtime.database_url)
+    context = JobContext(JobSettings.embedded(runs), waits=Waits(settle_seconds=4.0))
+    assert run_sweep("killed", load_sweep(path), context).finished
+    _, trials = load_trials("killed", context.settings.database_url)
     assert [trial.state for trial in trials].count(TrialState.COMPLETE) == 2
-    _, trained = runs_below(ExperimentStore.open(runtime.database_url), "killed")
+    _, trained = runs_below(context.store, "killed")
     assert sorted([attempt.status for attempt in run.attempts] for run in trained) == [
         ["finished"],
         ["killed", "finished"],
@@ -246,32 +240,32 @@ def test_a_sweep_that_another_machine_works_on_is_alive(
         tmp_path / "sweep.yaml", small={"sinks.mlflow": False, "total_steps": 10_000_000}
     )
     command = [sys.executable, "-m", "tests.support.sweeps", str(runs), str(path)]
-    runtime = Runtime.embedded(runs)
+    context = JobContext(JobSettings.embedded(runs))
     with (tmp_path / "log").open("w+") as log:
         other = subprocess.Popen([*command, "alive-elsewhere"], cwd=ROOT, stdout=log, stderr=log)
     try:
-        with ExperimentStore.open(runtime.database_url) as store:
-            _wait_for_a_checkpoint(store, runtime, other)
-            time.sleep(1.2 * silence)
-            # A worker of this machine joins, as before each of its trials.
-            worker = SweepWorker("alive", load_sweep(path), runtime)
-            with worker._study.alone():
-                worker._keep_parent()
-            parent, _ = runs_below(store, "alive")
-            assert [attempt.host for attempt in parent.attempts] == ["pod-a"], "nobody took it over"
-            report = check_store(store, mark_killed=True)
-            assert {reading.status for reading in report.runs} == {"running"}, report.text()
-            assert other.poll() is None
-            other.terminate()
-            assert other.wait(120) == 0, (tmp_path / "log").read_text()
-            time.sleep(1.2 * silence)
-            report = check_store(store, mark_killed=True)
-            found = {reading.run_id: reading.status for reading in report.runs}
-            assert found.pop(parent.id) == "killed", "none of its workers is there"
-            assert set(found.values()) == {"interrupted"}
-            with worker._study.alone():
-                worker._keep_parent()
-            assert store.runs.get(parent.id).status == "running", "and here it goes on"
+        store = context.store
+        _wait_for_a_checkpoint(store, context, other)
+        time.sleep(1.2 * silence)
+        # A worker of this machine joins, as before each of its trials.
+        worker = SweepWorker("alive", load_sweep(path), context)
+        with worker._study.alone():
+            worker._keep_parent()
+        parent, _ = runs_below(store, "alive")
+        assert [attempt.host for attempt in parent.attempts] == ["pod-a"], "nobody took it over"
+        report = check_store(store, mark_killed=True)
+        assert {reading.status for reading in report.runs} == {"running"}, report.text()
+        assert other.poll() is None
+        other.terminate()
+        assert other.wait(120) == 0, (tmp_path / "log").read_text()
+        time.sleep(1.2 * silence)
+        report = check_store(store, mark_killed=True)
+        found = {reading.run_id: reading.status for reading in report.runs}
+        assert found.pop(parent.id) == "killed", "none of its workers is there"
+        assert set(found.values()) == {"interrupted"}
+        with worker._study.alone():
+            worker._keep_parent()
+        assert store.runs.get(parent.id).status == "running", "and here it goes on"
     finally:
         other.kill()
         other.wait()
@@ -283,66 +277,63 @@ def runs_below(store: ExperimentStore, name: str) -> tuple[Any, list[Any]]:
     return parent, [run for run in runs if run.parent_run_id == parent.id]
 
 
-def test_trials_are_runs_of_the_store_and_children_in_mlflow(tmp_path: Path) -> None:
-    runtime = Runtime.embedded(tmp_path / "runs")
+def test_trials_are_runs_of_the_store_and_children_in_mlflow(
+    context: JobContext, tmp_path: Path
+) -> None:
     sweep = small_sweep(tmp_path, trials=2)
     told: list[str] = []
     # The first worker is stopped in the middle of its first trial, and gives it back.
     stop = threading.Event()
-    worker = SweepWorker("small", sweep, runtime, stop=stop, on_trial=told.append)
+    worker = SweepWorker("small", sweep, context, stop=stop, on_trial=told.append)
     study = worker._study.study
     threading.Thread(target=_stop_in_a_trial, args=(study, stop), daemon=True).start()
     assert not worker.run().finished
     assert "given back" in told[-1]
-    work = run_sweep("small", sweep, runtime, on_trial=told.append)
+    work = run_sweep("small", sweep, context, on_trial=told.append)
     assert work.finished
     assert work.trials == 2
-    with ExperimentStore.open(runtime.database_url) as store:
-        parent, children = runs_below(store, "small")
-        assert (parent.status, parent.algorithm) == ("finished", "sweep")
-        assert len(children) == 2
-        assert all(run.status == "finished" for run in children)
-        assert sorted(len(run.attempts) for run in children) == [1, 2]
-        assert check_store(store, runs_dir=runtime.runs_dir).sound
-    client = tracking_client(runtime.tracking_uri)
+    store = context.store
+    parent, children = runs_below(store, "small")
+    assert (parent.status, parent.algorithm) == ("finished", "sweep")
+    assert len(children) == 2
+    assert all(run.status == "finished" for run in children)
+    assert sorted(len(run.attempts) for run in children) == [1, 2]
+    assert check_store(store, runs_dir=context.settings.runs_dir).sound
+    client = tracking_client(context.settings.tracking_uri)
     for run in children:
         tracked = client.get_run(run.mlflow_run_id).data
         assert tracked.tags["mlflow.parentRunId"] == parent.mlflow_run_id
         assert tracked.tags["mario.trial_state"] == "finished"
     assert client.get_run(parent.mlflow_run_id).data.metrics["sweep/trials"] == 2
-    assert "2 complete" in describe_sweep("small", runtime)
-    best = describe_best("small", runtime)
+    assert "2 complete" in describe_sweep("small", context)
+    best = describe_best("small", context)
     assert "mario register run-" in best
-    assert best_config("small", runtime).algorithm.name == "ppo"
+    assert best_config("small", context).algorithm.name == "ppo"
 
 
 def test_a_trial_that_is_ended_before_it_trains_is_given_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    context: JobContext, tmp_path: Path
 ) -> None:
     """Somebody has its journal, and the worker is told to end while it waits for that."""
-    runtime = Runtime.embedded(tmp_path / "runs")
     sweep = small_sweep(tmp_path, trials=1)
     stop = threading.Event()
-    begin = mario.jobs.sweeps.sweep.train_run
 
-    def hold_the_journal(*arguments: Any, **options: Any) -> Any:
-        threading.Timer(0.5, stop.set).start()
-        journal = Journal(runtime.run_dir(options["run_id"]) / "journal")
-        try:
-            return begin(*arguments, **options)
-        finally:
-            journal.close(empty=False)
+    class Held(SweepWorker):
+        def _trained(self, trial: Trial) -> float:
+            threading.Timer(0.5, stop.set).start()
+            journal = Journal(context.settings.run_dir(trial.user_attrs["run_id"]) / "journal")
+            try:
+                return super()._trained(trial)
+            finally:
+                journal.close(empty=False)
 
     told: list[str] = []
-    with monkeypatch.context() as held:
-        held.setattr(mario.jobs.sweeps.sweep, "train_run", hold_the_journal)
-        worker = SweepWorker("small", sweep, runtime, stop=stop, on_trial=told.append)
-        assert not worker.run().finished
+    assert not Held("small", sweep, context, stop=stop, on_trial=told.append).run().finished
     assert "given back" in told[-1]
-    work = run_sweep("small", sweep, runtime, on_trial=told.append)
+    work = run_sweep("small", sweep, context, on_trial=told.append)
     assert (work.finished, work.trials) == (True, 1)
-    with ExperimentStore.open(runtime.database_url) as store:
-        _, (run,) = runs_below(store, "small")
+    store = context.store
+    _, (run,) = runs_below(store, "small")
     assert [attempt.status for attempt in run.attempts] == ["interrupted", "finished"]
 
 
@@ -352,13 +343,12 @@ def _stop_in_a_trial(study: optuna.Study, stop: threading.Event) -> None:
     stop.set()
 
 
-def test_a_hopeless_trial_is_pruned(tmp_path: Path) -> None:
-    runtime = Runtime.embedded(tmp_path / "runs")
+def test_a_hopeless_trial_is_pruned(context: JobContext, tmp_path: Path) -> None:
     sweep = small_sweep(
         tmp_path, trials=2, small={"sinks.mlflow": False},
         pruner={"name": "median", "startup_trials": 1},
     )  # fmt: skip
-    study = SweepStudy("pruned", sweep, runtime.database_url)
+    study = SweepStudy("pruned", sweep, context.settings.database_url)
 
     def unbeatable(trial: Trial) -> float:
         for step in (128, 256, 384, 512):
@@ -367,13 +357,13 @@ def test_a_hopeless_trial_is_pruned(tmp_path: Path) -> None:
 
     study.next(nothing, unbeatable)
     told: list[str] = []
-    assert run_sweep("pruned", sweep, runtime, on_trial=told.append).finished
+    assert run_sweep("pruned", sweep, context, on_trial=told.append).finished
     assert "pruned at 128 steps" in told[0]
-    assert "1 complete, 1 pruned" in describe_sweep("pruned", runtime)
-    with ExperimentStore.open(runtime.database_url) as store:
-        (run,) = runs_below(store, "pruned")[1]
-        assert run.status == "interrupted"
-        assert (run.status_reason or "").startswith("pruned")
+    assert "1 complete, 1 pruned" in describe_sweep("pruned", context)
+    store = context.store
+    (run,) = runs_below(store, "pruned")[1]
+    assert run.status == "interrupted"
+    assert (run.status_reason or "").startswith("pruned")
 
 
 def test_hyperband_gives_most_trials_few_steps(tmp_path: Path) -> None:
@@ -403,19 +393,21 @@ def test_hyperband_gives_most_trials_few_steps(tmp_path: Path) -> None:
 def test_twelve_trials_by_two_workers_of_which_one_is_killed(
     postgres_database: str, tmp_path: Path
 ) -> None:
-    runtime = Runtime(
-        tmp_path / "runs", postgres_database, f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}"
+    context = JobContext(
+        JobSettings(
+            tmp_path / "runs", postgres_database, f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}"
+        )
     )
     path = write_sweep(
         tmp_path / "sweep.yaml", trials=12, small={"total_steps": 2048}, grace_seconds=15,
         pruner={"name": "median", "startup_trials": 4},
     )  # fmt: skip
-    migrate.upgrade(runtime.database_url)
+    migrate.upgrade(context.settings.database_url)
     environment = {
         **os.environ,
-        "MARIO_RUNS_DIR": str(runtime.runs_dir),
-        "MARIO_DATABASE_URL": runtime.database_url,
-        "MLFLOW_TRACKING_URI": runtime.tracking_uri,
+        "MARIO_RUNS_DIR": str(context.settings.runs_dir),
+        "MARIO_DATABASE_URL": context.settings.database_url,
+        "MLFLOW_TRACKING_URI": context.settings.tracking_uri,
     }
     command = [
         sys.executable,
@@ -432,27 +424,27 @@ def test_twelve_trials_by_two_workers_of_which_one_is_killed(
         subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log) for log in logs
     ]
     try:
-        with ExperimentStore.open(runtime.database_url) as store:
-            killed_run = _wait_for_a_checkpoint(store, runtime, workers[0])
-            workers[0].kill()
-            workers[0].wait()
-            assert workers[1].wait(timeout=900) == 0, logs[1].name
-            parent, children = runs_below(store, "twelve")
-            _, trials = load_trials("twelve", runtime.database_url)
-            # No trial lost: twelve have ended well. None doubled: twelve runs, twelve proposals.
-            assert Counter(trial.state for trial in trials).keys() <= {
-                TrialState.COMPLETE, TrialState.PRUNED,
-            }  # fmt: skip
-            assert len(trials) == len(children) == 12
-            assert {trial.user_attrs["run_id"] for trial in trials} == {run.id for run in children}
-            assert len({str(trial.params) for trial in trials}) == 12
-            # The killed one is one run of two attempts, with every episode of both.
-            attempts = {run.id: [a.status for a in run.attempts] for run in children}
-            assert attempts.pop(killed_run)[0] == "killed"
-            assert all(len(each) == 1 for each in attempts.values())
-            assert parent.status == "finished"
-            assert check_store(store, runs_dir=runtime.runs_dir).sound
-        client = tracking_client(runtime.tracking_uri)
+        store = context.store
+        killed_run = _wait_for_a_checkpoint(store, context, workers[0])
+        workers[0].kill()
+        workers[0].wait()
+        assert workers[1].wait(timeout=900) == 0, logs[1].name
+        parent, children = runs_below(store, "twelve")
+        _, trials = load_trials("twelve", context.settings.database_url)
+        # No trial lost: twelve have ended well. None doubled: twelve runs, twelve proposals.
+        assert Counter(trial.state for trial in trials).keys() <= {
+            TrialState.COMPLETE, TrialState.PRUNED,
+        }  # fmt: skip
+        assert len(trials) == len(children) == 12
+        assert {trial.user_attrs["run_id"] for trial in trials} == {run.id for run in children}
+        assert len({str(trial.params) for trial in trials}) == 12
+        # The killed one is one run of two attempts, with every episode of both.
+        attempts = {run.id: [a.status for a in run.attempts] for run in children}
+        assert attempts.pop(killed_run)[0] == "killed"
+        assert all(len(each) == 1 for each in attempts.values())
+        assert parent.status == "finished"
+        assert check_store(store, runs_dir=context.settings.runs_dir).sound
+        client = tracking_client(context.settings.tracking_uri)
         experiment = client.get_experiment_by_name("mario-1-1").experiment_id
         below = client.search_runs(
             [experiment], f"tags.`mlflow.parentRunId` = '{parent.mlflow_run_id}'"
@@ -466,7 +458,7 @@ def test_twelve_trials_by_two_workers_of_which_one_is_killed(
 
 
 def _wait_for_a_checkpoint(
-    store: ExperimentStore, runtime: Runtime, worker: subprocess.Popen[Any]
+    store: ExperimentStore, context: JobContext, worker: subprocess.Popen[Any]
 ) -> str:
     """The run that a worker is in the middle of: begun, with a checkpoint, not ended."""
     deadline = time.monotonic() + 240
@@ -474,7 +466,7 @@ def _wait_for_a_checkpoint(
         assert worker.poll() is None
         for run in store.runs.list(status="running"):
             mine = run.attempts[-1].pid == worker.pid and run.algorithm != "sweep"
-            if mine and any((runtime.run_dir(run.id) / "checkpoints").glob("[!.]*")):
+            if mine and any((context.settings.run_dir(run.id) / "checkpoints").glob("[!.]*")):
                 return run.id
         time.sleep(0.1)
     raise AssertionError("no trial got as far as a checkpoint")
