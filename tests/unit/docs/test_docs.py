@@ -215,3 +215,21 @@ def test_pages_that_the_code_names_exist(source: str) -> None:
     for page, number in re.findall(r"docs/((?:adr/(\d{4})|[\w/-]+\.md))", source):
         pattern = f"adr/{number}-*.md" if number else page
         assert any((ROOT / "docs").glob(pattern)), f"no docs/{page}"
+
+
+#: Examples that train, or that need a service.
+_NOT_RUN = ("train(", "MarioClient(", "(new)")
+
+
+@pytest.mark.parametrize(
+    "block", [b for _, b in python_blocks() if not any(word in b for word in _NOT_RUN)]
+)
+def test_python_examples_run(block: str) -> None:
+    exec(compile(block, "example", "exec"), {})
+
+
+def test_collapse_example_prints_what_the_guide_says(capsys: pytest.CaptureFixture[str]) -> None:
+    guide = (ROOT / "docs/guides/collapse.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```python\n(.*?)^```", guide, re.MULTILINE | re.DOTALL)
+    exec(compile(block, "example", "exec"), {})
+    assert f"prints `{capsys.readouterr().out.strip()}`" in guide
