@@ -1,10 +1,10 @@
-"""Processes that end when the one that started them is gone, however it went.
+"""Run a module as a child that exits when its parent dies.
 
-A flow run that is killed (by a worker that is stopped, or for want of memory) can end nobody. What
-it started looks after it instead.
+A flow run that is killed (its worker is stopped, or the machine is out of memory) cannot stop its
+child processes, so they watch the parent themselves.
 
-`python -m flows.child_process PARENT MODULE …` is `python -m MODULE …`, which is asked to end, as
-by SIGTERM, once the process PARENT is not its parent any more.
+`python -m flows.child_process PARENT MODULE …` is `python -m MODULE …`, except that the process
+sends itself SIGTERM once the process PARENT is no longer its parent.
 """
 
 from __future__ import annotations
@@ -17,30 +17,29 @@ import threading
 import time
 from collections.abc import Callable
 
-#: How often a process looks whether its parent is still there.
-_WATCH_SECONDS = 0.5
-#: How long it may take to end well: a checkpoint is written, a trial given back.
+_POLL_SECONDS = 0.5
+#: Time to stop cleanly after SIGTERM: to write a checkpoint and return a trial to the queue.
 GRACE_SECONDS = 45.0
 
 
 def watch_parent(parent: int, end: Callable[[], None]) -> None:
-    """Call `end` as soon as `parent` is not this process's parent any more; for a thread."""
+    """Block until the process `parent` is no longer this process's parent, then call `end`."""
     while os.getppid() == parent:
-        time.sleep(_WATCH_SECONDS)
+        time.sleep(_POLL_SECONDS)
     end()
 
 
-def end_well() -> None:
-    """Ask this process to end as SIGTERM does, and end it where it does not."""
+def _terminate() -> None:
+    """Send this process SIGTERM, and exit after `GRACE_SECONDS` if it has not stopped."""
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE_SECONDS)
     os._exit(1)
 
 
 def main() -> None:
-    """Run a module until it ends or the parent is gone."""
+    """Run a module until it ends or the parent dies."""
     parent, module = int(sys.argv.pop(1)), sys.argv.pop(1)
-    threading.Thread(target=watch_parent, args=(parent, end_well), daemon=True).start()
+    threading.Thread(target=watch_parent, args=(parent, _terminate), daemon=True).start()
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 

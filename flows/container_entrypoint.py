@@ -1,13 +1,13 @@
-"""What a container of a flow run starts first: Prefect below it, and SIGTERM handed on to training.
+"""The first process of a flow run's container: it runs Prefect and forwards SIGTERM to training.
 
-`docker stop`, an eviction and a shutdown of the machine signal a container's first process only.
-`prefect flow-run execute` is no good as that process: it has the flow run's own process in another
-session, asks it to leave its state alone, and where that has a SIGTERM handler of its own (training
-has: `mario.jobs.train.stopping_on_signals`) kills it at once and without a checkpoint
-(`prefect.utilities.engine.commit_control_intent_and_ack` refuses, `prefect.cli.flow_run.execute`
-goes on with SIGKILL). So the signal goes to the flow run's process, which writes its checkpoint and
-says how the flow run ended. Before there is such a process it goes to Prefect, which schedules the
-flow run again.
+`docker stop`, a pod's eviction and a machine's shutdown signal only the container's first process.
+`prefect flow-run execute` cannot be that process: it runs the flow run in a child in another
+session, and if that child handles SIGTERM itself, as training does
+(`mario.jobs.train.stopping_on_signals`), Prefect kills it without a checkpoint
+(`prefect.utilities.engine.commit_control_intent_and_ack` refuses, and
+`prefect.cli.flow_run.execute` sends SIGKILL). So this process forwards SIGTERM to the flow run's
+process, which writes its checkpoint and reports its state. Before that process exists, SIGTERM goes
+to Prefect, which schedules the flow run again.
 """
 
 from __future__ import annotations
@@ -18,40 +18,39 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-#: What stands before Prefect's own command in every container (`flows/work_pools.py`).
+#: Precedes Prefect's command in every container (`flows/work_pools.py`).
 ENTRY_COMMAND = ("python", "-m", "flows.container_entrypoint")
-#: Tells Prefect to schedule a flow run again that is told to end before its process is there.
-WHILE_IT_STARTS = {"PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR": "reschedule"}
-#: What may pass until a process is there that takes the signal, and until its end, in s. Training
-#: ends within 10 s; Prefect, MLflow and the store are told after that.
+#: Makes Prefect reschedule a flow run if SIGTERM arrives before the flow run's process exists.
+SIGTERM_ENVIRONMENT = {"PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR": "reschedule"}
+#: Time from SIGTERM to the container's end, in s. Training stops within 10 s; reports to Prefect,
+#: MLflow and the store follow.
 GRACE_SECONDS = 60
 
-#: How soon after a request to end it is looked again whether somebody takes it.
-_LOOK_SECONDS = 0.1
-_HELD_BACK = {signal.SIGTERM, signal.SIGCHLD}
+#: Interval at which a pending SIGTERM looks for a process that handles it.
+_POLL_SECONDS = 0.1
+_BLOCKED_SIGNALS = {signal.SIGTERM, signal.SIGCHLD}
 
 
 def run(command: Sequence[str]) -> int:
-    """Run a command to its end; returns its exit status as a shell does (143: ended by SIGTERM).
+    """Run a command and return its exit status as a shell does (143: killed by SIGTERM).
 
-    Whoever is process 1 inherits orphans: they are reaped here as well.
+    Process 1 inherits orphaned processes; they are reaped here as well.
     """
-    # From here on, so that no request to end is lost: the kernel drops what process 1 neither
-    # handles nor blocks.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
+    # First of all: the kernel drops signals that process 1 neither handles nor blocks.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED_SIGNALS)
     child = os.posix_spawnp(command[0], list(command), os.environ, setsigmask=())
-    asked = False
+    pending = False
     while (code := _reap(child)) is None:
-        if asked and (listener := _who_takes_sigterm(child)) is not None:
-            os.kill(listener, signal.SIGTERM)
-            asked = False
-        got = signal.sigtimedwait(_HELD_BACK, _LOOK_SECONDS if asked else 3600.0)
-        asked |= got is not None and got.si_signo == signal.SIGTERM
+        if pending and (target := _sigterm_target(child)) is not None:
+            os.kill(target, signal.SIGTERM)
+            pending = False
+        got = signal.sigtimedwait(_BLOCKED_SIGNALS, _POLL_SECONDS if pending else 3600.0)
+        pending |= got is not None and got.si_signo == signal.SIGTERM
     return code
 
 
 def _reap(child: int) -> int | None:
-    """Bury whoever has ended; the exit status of `child` once that has."""
+    """Reap all processes that have exited; return the exit status of `child` if it is one."""
     while True:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid == 0:
@@ -61,16 +60,16 @@ def _reap(child: int) -> int | None:
             return code if code >= 0 else 128 - code
 
 
-def _who_takes_sigterm(prefect: int) -> int | None:
-    """The flow run's process, or Prefect's where that is not there yet; None: nobody listens yet.
+def _sigterm_target(prefect: int) -> int | None:
+    """Find the flow run's process, else Prefect's; None if neither handles SIGTERM yet.
 
-    A process that has no handler yet would die of the signal, and nobody would say why.
+    A process without a handler would be killed by the signal and could not report why.
     """
     found = None
     for file in Path("/proc").glob("[0-9]*/status"):
         try:
             fields = dict(line.split(":\t", 1) for line in file.read_text().splitlines())
-        except (OSError, ValueError):  # it has ended meanwhile
+        except (OSError, ValueError):  # it exited meanwhile
             continue
         if not int(fields.get("SigCgt", "0"), 16) >> (signal.SIGTERM - 1) & 1:
             continue

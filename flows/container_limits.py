@@ -1,8 +1,8 @@
-"""What this process may use of its machine: the limits that its container has, and whether a GPU.
+"""Read the limits of this process's container, and whether it has a GPU.
 
-Linux keeps them in the process's control group and in those above it: `memory.max` and `cpu.max`
-of version 2 (https://docs.kernel.org/admin-guide/cgroup-v2.html), `memory.limit_in_bytes` and
-`cpu.cfs_quota_us` of version 1. Where there are none, or none can be read, nothing is limited.
+Linux keeps the limits in the process's control group and its ancestors: `memory.max` and `cpu.max`
+in version 2 (https://docs.kernel.org/admin-guide/cgroup-v2.html), `memory.limit_in_bytes` and
+`cpu.cfs_quota_us` in version 1. A limit that does not exist or cannot be read counts as none.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from pathlib import Path
 
 from flows.decisions import Machine
 
-#: Version 1 says "no limit" with the greatest number of whole pages.
+#: Version 1 writes "no limit" as the greatest possible number of whole pages.
 _NO_LIMIT_BYTES = 2**60
 
 
 def this_machine(
     proc: Path = Path("/proc/self/cgroup"), groups: Path = Path("/sys/fs/cgroup")
 ) -> Machine:
-    """Read the limits of this process, the narrowest of its groups'.
+    """Read the limits of this process: the smallest of all its control groups.
 
     Args:
-        proc: which groups it is in, as proc(5) has it.
-        groups: where they are mounted.
+        proc: lists the process's control groups; see proc(5).
+        groups: where control groups are mounted.
     """
     from mario.jobs.provenance import hardware
 
@@ -50,10 +50,10 @@ def this_machine(
 
 
 def _folders(proc: Path, groups: Path, controller: str) -> Iterator[Path]:
-    """The folders of a controller's group and of all above it.
+    """Yield the folders of a controller's group and of its ancestors, which need not exist.
 
-    A container sees its own group as the topmost, though version 1 may name the machine's path to
-    it: what is not there is passed over.
+    A container sees its own group as the root, though in version 1 `proc` may name its path on the
+    host.
     """
     try:
         lines = proc.read_text(encoding="utf-8").splitlines()
@@ -71,7 +71,7 @@ def _folders(proc: Path, groups: Path, controller: str) -> Iterator[Path]:
 
 
 def _numbers(file: Path) -> list[int]:
-    """The numbers in a file; none where it is not there or says ``max``."""
+    """Read the numbers in a file; none if it does not exist or says ``max``."""
     try:
         return [int(word) for word in file.read_text(encoding="utf-8").split()]
     except (OSError, ValueError):

@@ -1,6 +1,7 @@
-"""What flows decide, in plain functions that know nothing of Prefect.
+"""Make the decisions of flows, in plain functions that know nothing of Prefect.
 
-Which training run belongs to a flow run, what is tried again, how a run ends, what it needs.
+They decide which training run belongs to a flow run, which errors are retried, how a flow run ends,
+and which resources it needs.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from mario.errors import MarioError, RegistryUnavailableError, RunIsBusy
 from mario.evaluation.verdict import GateDecision
 from mario.store.engine import StoreUnavailableError
 
-#: How often a flow run may begin, the first time included; each crash costs one.
+#: Attempts of a flow run, the first included; each crash costs one.
 MAX_ATTEMPTS = 4
-#: Waits before a stage of a deployed flow run is tried again, in s.
+#: Delays before each retry of a stage of a deployed flow run, in s.
 RETRY_DELAYS_SECONDS = (10, 30, 90, 180)
-#: How often a version is judged anew as another one was promoted meanwhile.
+#: How often a version is judged if another version is promoted meanwhile.
 MAX_JUDGEMENTS = 3
-#: What libraries and networks are given of memory, and what they need at the very least.
+#: Memory for libraries and networks: what they are given, and what they need at least.
 _LIBRARIES_GIB, _LEAST_LIBRARIES_GIB = 4, 0.5
 
 StateType = Literal["COMPLETED", "FAILED", "CANCELLED", "CRASHED"]
@@ -32,12 +33,12 @@ StateType = Literal["COMPLETED", "FAILED", "CANCELLED", "CRASHED"]
 
 @dataclass(frozen=True)
 class Ending:
-    """How a flow run ends.
+    """The final state of a flow run.
 
     Attributes:
-        type: what Prefect makes of it.
-        name: what the state is called.
-        message: why, in words.
+        type: the type of Prefect's state.
+        name: the name of the state, such as Collapsed.
+        message: the reason.
     """
 
     type: StateType
@@ -46,15 +47,15 @@ class Ending:
 
 
 def run_id_for(flow_run_id: UUID | str) -> str:
-    """The training run that belongs to a flow run: the same in each of its attempts."""
+    """Derive the id of a flow run's training run, which is the same in each attempt."""
     return f"run-{UUID(str(flow_run_id)).hex}"
 
 
 def worth_retrying(error: BaseException) -> bool:
-    """Whether the same call may succeed later: something was away, nothing was wrong.
+    """Whether the same call may succeed later, because a server or a lock was unavailable.
 
-    What a person has to mend (a bad configuration, a broken artefact, another promoter's success)
-    stays as it is however often it is tried.
+    A bad configuration, a broken artefact or another promoter's success stays as it is until a
+    person acts.
     """
     if isinstance(error, StoreUnavailableError | RegistryUnavailableError | RunIsBusy):
         return True
@@ -64,7 +65,7 @@ def worth_retrying(error: BaseException) -> bool:
         return False
     if isinstance(error, OSError | TimeoutError | sqlite3.OperationalError):
         return True
-    # Names, so that no client library is imported to recognise its errors.
+    # By name, so that no client library is imported to recognise its errors.
     names = {kind.__name__ for kind in type(error).__mro__}
     return bool(names & {"OperationalError", "TransportError", "ConnectionError"})
 
@@ -72,10 +73,16 @@ def worth_retrying(error: BaseException) -> bool:
 def ending_of_training(
     status: str, reason: str, run_id: str, steps: int, *, waited: bool = False
 ) -> Ending | None:
-    """How a flow run ends after training; None where it goes on.
+    """The end of a flow run after training; None if the flow run continues.
 
-    A collapse is a result, with a name of its own: nothing failed, and trying again would give
-    the same.
+    A collapse is a result with a name of its own: nothing failed, and a retry would give the same.
+
+    Args:
+        status: the status of the training run.
+        reason: why training ended.
+        run_id: the training run.
+        steps: how far it trained.
+        waited: whether training never began, as another process still trained the run.
     """
     if status == RunStatus.FINISHED:
         return None
@@ -96,10 +103,15 @@ def ending_of_training(
 
 
 def ending_of_stop(ending: Ending, *, deployed: bool, cancelling: bool) -> Ending:
-    """How a flow run ends that was told to stop.
+    """The end of a flow run that was stopped from outside.
 
-    A person who cancels means it. A machine that shuts down (an evicted pod) stops a deployed run
-    in the same way, and that run is to be gone on with.
+    A flow run that a person cancelled ends as given. A deployed one may have been stopped by its
+    machine's shutdown, such as a pod's eviction: it ends as Crashed, so that it is retried.
+
+    Args:
+        ending: as training reported it.
+        deployed: whether the flow run comes from a deployment.
+        cancelling: whether a person cancelled it.
     """
     if not deployed or cancelling:
         return ending
@@ -107,47 +119,47 @@ def ending_of_stop(ending: Ending, *, deployed: bool, cancelling: bool) -> Endin
 
 
 def ending_of_verdict(decision: str, version: int, lines: Sequence[str]) -> Ending:
-    """How a pipeline ends once the gate has spoken: both are good ends."""
+    """The end of a pipeline after the gate's decision; each is a success."""
     name = {GateDecision.PROMOTE: "Promoted", "same": "Unchanged"}.get(decision, "Kept")
     said = lines[0] if lines else decision
     return Ending("COMPLETED", name, f"version {version}: {said}")
 
 
-def promoted_before(decision: str, is_champion: bool, attempt: int) -> bool:
-    """Whether an earlier attempt of this flow run promoted the version, and was killed after it.
+def promoted_by_earlier_attempt(decision: str, is_champion: bool, attempt: int) -> bool:
+    """Whether an earlier attempt of this flow run promoted the version and was killed afterwards.
 
-    Then there is nothing to judge, but the alias and the event that tells of it may be missing. In
-    a first attempt somebody asks for what is champion already: nothing is promoted, nobody is told.
+    Then nothing is left to judge, but the alias and the promotion's event may be missing. In a
+    first attempt the version was champion before: nothing is promoted, and no event is emitted.
 
     Args:
-        decision: what the gate said.
+        decision: the gate's.
         is_champion: whether this very version is champion.
-        attempt: 1 for the flow run's first.
+        attempt: counts from 1.
     """
     return decision == "same" and is_champion and attempt > 1
 
 
-def gave_up(run_count: int) -> Ending | None:
-    """The end of a flow run that crashed too often; None while it may go on."""
+def ending_of_attempts(run_count: int) -> Ending | None:
+    """The end of a flow run that has crashed too often; None while it may continue."""
     if run_count <= MAX_ATTEMPTS:
         return None
     return Ending(
         "FAILED",
         "Failed",
-        f"got attempt {run_count} of this flow run; expected at most {MAX_ATTEMPTS}; look at why "
-        "the others crashed, and start it again by hand",
+        f"got attempt {run_count} of this flow run; expected at most {MAX_ATTEMPTS}; find out "
+        "why the others crashed, and start it again by hand",
     )
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a flow run asks of a machine.
+    """Resources that a flow run requests.
 
     Attributes:
-        gpus: accelerators.
+        gpus: number of GPUs.
         memory_gib: main memory.
-        shared_memory_gib: `/dev/shm`, where processes of PyTorch meet.
-        cpus: cores.
+        shared_memory_gib: size of `/dev/shm`, through which PyTorch processes share tensors.
+        cpus: number of cores.
     """
 
     gpus: int
@@ -157,10 +169,9 @@ class Resources:
 
 
 def resources_for(config: ExperimentConfig | None) -> Resources:
-    """What training an experiment needs; without one, what evaluation and judging need.
+    """The resources to train an experiment; without one, those of evaluation and judging.
 
-    Memory is 4 GiB for libraries and networks, 16 MiB an environment, and the buffer of steps that
-    the algorithm learns from.
+    Memory is 4 GiB for libraries and networks, 16 MiB per environment, and the algorithm's buffer.
     """
     if config is None:
         return Resources(gpus=0, memory_gib=4, shared_memory_gib=1, cpus=2)
@@ -174,7 +185,7 @@ def resources_for(config: ExperimentConfig | None) -> Resources:
 
 
 def _buffer_gib(config: ExperimentConfig) -> float:
-    """GiB that the algorithm's buffer takes at most; a step is four 84 × 84 frames."""
+    """The memory of the algorithm's full buffer, in which a step is four 84 × 84 frames."""
     steps = config.algorithm.buffered_steps(
         environments=config.environments, total_steps=config.total_steps
     )
@@ -183,11 +194,11 @@ def _buffer_gib(config: ExperimentConfig) -> float:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a process may use of the machine it is on; see `flows/container_limits.py`.
+    """The limits of a process on its machine; see `flows/container_limits.py`.
 
     Attributes:
-        memory_gib: main memory; None where nothing limits it.
-        cpus: cores; None where nothing limits them.
+        memory_gib: main memory; None: unlimited.
+        cpus: cores; None: unlimited.
         cuda: whether there is a GPU that training can use.
     """
 
@@ -196,16 +207,16 @@ class Machine:
     cuda: bool = False
 
 
-def unfit(config: ExperimentConfig, machine: Machine, *, workers: int = 1) -> str | None:
-    """Why an experiment cannot be trained here, and what to do; None where it may be tried.
+def why_unsuitable(config: ExperimentConfig, machine: Machine, *, workers: int = 1) -> str | None:
+    """Say why a machine cannot train an experiment, and what to do; None if it may be able to.
 
-    A deployment sizes its containers by the experiment that it names, and a run may be started
-    with another. One that surely needs more memory would be killed in its middle, again and again.
+    A deployment sizes its containers by the experiment that it names, but a flow run may name
+    another. One that needs more memory would be killed in the middle of training, in each attempt.
 
     Args:
         config: the experiment.
-        machine: where it is to be trained.
-        workers: how many train it, or one like it, at a time.
+        machine: the limits of this process.
+        workers: how many processes train such an experiment at a time.
     """
     if config.network.device == "cuda" and not machine.cuda:
         return (
@@ -225,26 +236,26 @@ def unfit(config: ExperimentConfig, machine: Machine, *, workers: int = 1) -> st
     return (
         f"got {machine.memory_gib:.1f} GiB of memory here for {config.name}"
         + (f" in {workers} workers" if workers > 1 else "")
-        + f"; expected {needs.memory_gib} GiB, as what it learns from grows to {buffers_gib:.1f}; "
+        + f"; expected {needs.memory_gib} GiB, as its buffer grows to {buffers_gib:.1f} GiB; "
         f"start the run with the job variable mem_limit={docker} (pool docker) or "
         f"memory_limit={kubernetes} (pool kubernetes), from a deployment of this experiment, or "
         "with another algorithm.buffer_size, n_steps, environments or number of workers"
     )
 
 
-def slow(config: ExperimentConfig, machine: Machine, *, workers: int = 1) -> str | None:
-    """What to say of an experiment that gets less than half of the cores it could use: it runs."""
+def why_slow(config: ExperimentConfig, machine: Machine, *, workers: int = 1) -> str | None:
+    """Warn of a machine with less than half of the cores that an experiment can use, else None."""
     cpus = workers * resources_for(config).cpus
     if machine.cpus is None or 2 * machine.cpus >= cpus:
         return None
     return (
         f"{config.name} will train slowly on the {machine.cpus:g} cores of this container; it can "
-        f"use {cpus}: pool kubernetes gives them by the job variable cpu_limit"
+        f"use {cpus}; in pool kubernetes, set the job variable cpu_limit"
     )
 
 
 def job_variables(pool_type: str, needs: Resources) -> dict[str, Any]:
-    """Say what a flow run needs in the words of a kind of work pool (see `flows/work_pools.py`)."""
+    """Write resources as job variables of a kind of work pool (`flows/work_pools.py`)."""
     if pool_type == "docker":
         gpus = [{"Driver": "nvidia", "Count": needs.gpus, "Capabilities": [["gpu"]]}]
         return {
@@ -267,13 +278,13 @@ def job_variables(pool_type: str, needs: Resources) -> dict[str, Any]:
 
 
 def progress_percent(steps: int, target_steps: int) -> float:
-    """Share of a run that is done, 0 to 100."""
+    """The share of a training run that is done, 0 to 100."""
     return 100.0 * min(1.0, steps / target_steps) if target_steps > 0 else 100.0
 
 
-#: What a document says in full: something more on the server is a difference, as what was taken
-#: out of the document is still in force there.
-_IN_FULL = frozenset(
+#: Parts that a document gives completely. Anything more on the server was removed from the document
+#: and is still in force there, so it counts as a difference.
+_COMPLETE_PARTS = frozenset(
     {
         "actions",
         "base_job_template",
@@ -287,31 +298,31 @@ _IN_FULL = frozenset(
 
 
 def differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names of what is not as wanted.
+    """List the parts of a document that differ on the server.
 
-    Of most things the server keeps more (ids, dates), which does not count; what `_IN_FULL` names
-    is kept as it was sent, and is compared exactly.
+    The server adds ids and dates to most parts, which do not count. It keeps `_COMPLETE_PARTS` as
+    they were sent; those are compared exactly.
     """
     return tuple(
         sorted(
             name
             for name, value in wanted.items()
-            if not _holds(value, found.get(name), in_full=name in _IN_FULL)
+            if not _matches(value, found.get(name), complete=name in _COMPLETE_PARTS)
         )
     )
 
 
-def _holds(wanted: Any, found: Any, *, in_full: bool) -> bool:
+def _matches(wanted: Any, found: Any, *, complete: bool) -> bool:
     if isinstance(wanted, Mapping) and isinstance(found, Mapping):
-        if in_full and wanted.keys() != found.keys():
+        if complete and wanted.keys() != found.keys():
             return False
         return all(
-            _holds(value, found.get(name), in_full=in_full or name in _IN_FULL)
+            _matches(value, found.get(name), complete=complete or name in _COMPLETE_PARTS)
             for name, value in wanted.items()
         )
     if isinstance(wanted, list) and isinstance(found, list):
         return len(wanted) == len(found) and all(
-            _holds(mine, theirs, in_full=in_full)
+            _matches(mine, theirs, complete=complete)
             for mine, theirs in zip(wanted, found, strict=True)
         )
     return bool(wanted == found)

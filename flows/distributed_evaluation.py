@@ -78,12 +78,12 @@ def evaluate_on_dask(
     parameters: DaskEvaluationParameters = DaskEvaluationParameters(),  # noqa: B008
 ) -> State[Any]:
     """Play a version under mario-eval-v1 on a Dask cluster; records are those of one process."""
-    if (too_often := stages.exhausted()) is not None:
+    if (too_often := stages.out_of_attempts()) is not None:
         return too_often
     runner: Any = task_runner(parameters)  # its generic parameter is another one than with_options'
     played = _played.with_options(task_runner=runner)
     # A flow of its own, which has a cluster; in a task it would not find it.
-    line = stages.try_again(lambda: played(parameters))
+    line = stages.run_retried(lambda: played(parameters))
     show_page(f"evaluation-{parameters.task}", f"Evaluation on {parameters.task}", [line])
     return stages.to_state(Ending("COMPLETED", "Completed", line), line)
 

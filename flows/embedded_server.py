@@ -1,10 +1,9 @@
-"""A Prefect server for one process on this machine: quick to start, and never left behind.
+"""Run a Prefect server for one process, which exits when that process dies.
 
 Prefect starts such a server by itself for a flow that is called without one, and stops it when the
-process ends. A process that is killed cannot stop anything, and its server would stay for ever.
-This one looks after its parent and ends when that is gone, however it went.
+process exits normally. After a kill it would run on for ever; this one watches its parent.
 
-`running` starts `python -m flows.embedded_server`, which is this file's `main`.
+`running` starts `python -m flows.embedded_server`, which calls `main` below.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ from pathlib import Path
 from flows.child_process import watch_parent
 from mario.errors import FlowError
 
-#: A busy machine takes its time to create the database.
+#: Creating the database takes long on a busy machine.
 _START_SECONDS = 180.0
 _LOG_FILE = "server.log"
-#: What a server for one flow needs no time for: its page, blocks, telemetry.
+#: Switches off what a server for one flow does not need: the web page, blocks, telemetry.
 _ENVIRONMENT = {
     "PREFECT__SERVER_EPHEMERAL": "1",
     "PREFECT__SERVER_FINAL": "1",
@@ -40,21 +39,21 @@ _ENVIRONMENT = {
 
 
 class EmbeddedServer:
-    """A server that is starting or up.
+    """A server that is starting or running.
 
     Attributes:
-        api_url: what `PREFECT_API_URL` has to be.
+        api_url: the value for `PREFECT_API_URL`.
     """
 
     def __init__(self, home: Path) -> None:
-        """Start it; `wait` says when it is up.
+        """Start the server without waiting for it; see `wait`.
 
         Args:
-            home: `PREFECT_HOME` of the server: its database and its log.
+            home: the server's `PREFECT_HOME`, for its database and its log.
         """
         self._log = home / _LOG_FILE
         home.mkdir(parents=True, exist_ok=True)
-        # Bound here and handed on, so that nobody else can take the port in between.
+        # The child inherits the bound socket, so that no other process can take the port.
         with socket.socket() as listener, self._log.open("wb") as log:
             listener.bind(("127.0.0.1", 0))
             self.api_url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
@@ -65,20 +64,20 @@ class EmbeddedServer:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # Ctrl-C is for the flow, which still has to tell the server how it ended.
+                # Ctrl-C must reach the flow only, which then reports its state to the server.
                 start_new_session=True,
             )
 
     @property
     def pid(self) -> int:
-        """The server's process."""
+        """The process id of the server."""
         return self._process.pid
 
     def wait(self) -> None:
-        """Return once it answers.
+        """Return once the server answers.
 
         Raises:
-            FlowError: it ended, or took too long.
+            FlowError: it exited, or did not answer within 180 s.
         """
         deadline = time.monotonic() + _START_SECONDS
         while time.monotonic() < deadline and self._process.poll() is None:
@@ -88,14 +87,14 @@ class EmbeddedServer:
             except (urllib.error.URLError, OSError):
                 time.sleep(0.02)
         ended = self._process.poll()
-        what = "did not answer in time" if ended is None else f"ended with {ended}"
+        what = "did not answer in time" if ended is None else f"exited with {ended}"
         raise FlowError(
             f"the Prefect server of this process {what}; expected it at {self.api_url}; read "
             f"{self._log}, or start one with `prefect server start` and set PREFECT_API_URL"
         )
 
     def stop(self) -> None:
-        """End it."""
+        """Stop the server."""
         self._process.terminate()
         try:
             self._process.wait(5)
@@ -106,10 +105,10 @@ class EmbeddedServer:
 
 @contextmanager
 def running(home: Path) -> Iterator[EmbeddedServer]:
-    """Have a server while the block runs, and `PREFECT_API_URL` point at it.
+    """Run a server for the duration of the block, with `PREFECT_API_URL` set to it.
 
-    The block begins at once, while the server still starts: call `EmbeddedServer.wait` before the
-    first flow. Import Prefect only inside the block; it reads its settings once.
+    The block begins while the server still starts: call `EmbeddedServer.wait` before the first
+    flow. Import Prefect only inside the block, as it reads its settings once.
     """
     server = EmbeddedServer(home)
     before = os.environ.get("PREFECT_API_URL")
@@ -125,7 +124,7 @@ def running(home: Path) -> Iterator[EmbeddedServer]:
 
 
 def main() -> None:
-    """Serve on an inherited socket until the parent is gone: `python -m … DESCRIPTOR PARENT`."""
+    """Serve on an inherited socket until the parent dies: `python -m … DESCRIPTOR PARENT`."""
     descriptor, parent = int(sys.argv[1]), int(sys.argv[2])
     threading.Thread(target=watch_parent, args=(parent, lambda: os._exit(0)), daemon=True).start()
     import uvicorn

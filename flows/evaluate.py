@@ -39,7 +39,7 @@ def _run_name() -> str:
 @flow(name="evaluate", flow_run_name=_run_name, persist_result=False)
 def evaluate(parameters: EvaluateParameters = EvaluateParameters()) -> State[Any]:  # noqa: B008
     """Play a version under mario-eval-v1 and store every episode."""
-    if (too_often := stages.exhausted()) is not None:
+    if (too_often := stages.out_of_attempts()) is not None:
         return too_often
     with JobContext.open() as context:
 

@@ -55,7 +55,7 @@ def nightly(parameters: NightlyParameters = NightlyParameters()) -> State[Any]: 
 
     Ends as Steady, Drifted or Failed.
     """
-    if (too_often := stages.exhausted()) is not None:
+    if (too_often := stages.out_of_attempts()) is not None:
         return too_often
     with JobContext.open() as context:
         night = _night()

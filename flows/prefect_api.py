@@ -1,4 +1,4 @@
-"""The few calls of a Prefect server's API that are needed here, with errors that say what to do."""
+"""Call a Prefect server's API, with errors that say what to do and repeat no secret."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from mario.errors import FlowError
 
 Document = dict[str, Any]
 
-#: The tag that `prefect.yaml` gives every deployment: other people's are left alone.
+#: The tag of all deployments of this project; those of others are left alone.
 TAG = "mario"
-#: Where the code of our flows lies: a deployment of another project may have the tag, too.
-_OUR_CODE = "flows/"
+#: The folder of the project's flows, as deployments of another project may have the tag, too.
+_FLOWS_FOLDER = "flows/"
 
 _PAGE = 100
 _REASON_LENGTH = 500
-#: Of what was sent, these hold words of a schema, no values.
-_NO_VALUES = frozenset({"description", "parameter_openapi_schema", "title", "type"})
+#: Fields of a request that hold words of a schema, no values.
+_SCHEMA_FIELDS = frozenset({"description", "parameter_openapi_schema", "title", "type"})
 _SHORTEST_VALUE = 4
-#: How pydantic shows what it got, cut in the middle where it is long.
-_SHOWN_VALUE = re.compile(r"input_value=.*?, input_type=\w+", re.DOTALL)
+#: How pydantic quotes the value that it refused; a long value is cut in its middle.
+_QUOTED_VALUE = re.compile(r"input_value=.*?, input_type=\w+", re.DOTALL)
 
 
 class Server:
@@ -43,7 +43,7 @@ class Server:
         """Open a connection to the server of PREFECT_API_URL.
 
         Raises:
-            FlowError: none is named, or it does not answer.
+            FlowError: PREFECT_API_URL is not set, or the server does not answer.
         """
         if not os.environ.get("PREFECT_API_URL"):
             raise FlowError(
@@ -54,10 +54,10 @@ class Server:
             yield cls(client)
 
     def call(self, method: Any, path: str, body: Any = None) -> Any:
-        """Ask, and return the answer's JSON; None where there is no such thing.
+        """Send a request and return the answer's JSON; None if a GET finds nothing.
 
         Raises:
-            FlowError: the server refuses, or is away.
+            FlowError: the server refuses the request, or is unreachable.
         """
         route: Any = path
         try:
@@ -67,7 +67,8 @@ class Server:
                 return None
             raise FlowError(
                 f"the Prefect server refused {method} {path} with {error.response.status_code}: "
-                f"{refusal(error.response, body)}; expected it to take it; is it of this version?"
+                f"{refusal(error.response, body)}; expected it to accept; check "
+                "that it has the version of this client"
             ) from None
         except httpx.HTTPError as error:
             raise FlowError(
@@ -77,7 +78,7 @@ class Server:
         return answer.json() if answer.content else None
 
     def all(self, path: str, body: Mapping[str, Any] | None = None) -> list[Document]:
-        """Everything that a filter finds, page by page.
+        """Read all pages of what a filter finds.
 
         Raises:
             FlowError: see `call`.
@@ -92,9 +93,7 @@ class Server:
 
 
 def our_deployments(server: Server) -> dict[str, Document]:
-    """The project's deployments on a server, which others may use as well, by `flow/name`.
-
-    Ours has the project's tag, and its flow is in the project's folder of flows.
+    """Find this project's deployments on a server that others may use, too, by `flow/name`.
 
     Raises:
         FlowError: see `Server`.
@@ -111,18 +110,20 @@ def our_deployments(server: Server) -> dict[str, Document]:
 
 
 def is_ours(deployment: Mapping[str, Any]) -> bool:
-    """Whether a deployment on the server is the project's."""
-    return TAG in deployment["tags"] and (deployment.get("entrypoint") or "").startswith(_OUR_CODE)
+    """Whether a deployment is this project's: by its tag and by the folder of its flow."""
+    return TAG in deployment["tags"] and (deployment.get("entrypoint") or "").startswith(
+        _FLOWS_FOLDER
+    )
 
 
 def refusal(answer: httpx.Response, sent: Any = None) -> str:
-    """Why a server refused: places and reasons, and nothing of what was sent.
+    """Say why a server refused a request, without the values that were sent.
 
-    Prefect's answer repeats the request. That of a block holds a password, which is not to be in a
-    terminal or in a log.
+    Prefect's answer repeats the request, and that of a block holds a password, which must not
+    reach a terminal or a log.
 
     Args:
-        answer: what came back.
+        answer: the server's answer.
         sent: the request's body.
     """
     try:
@@ -136,7 +137,7 @@ def refusal(answer: httpx.Response, sent: Any = None) -> str:
         text = "; ".join(_place(each) for each in reason)
     else:
         text = str(reason or answer.reason_phrase)
-    return _concealed(text, sent)[:_REASON_LENGTH]
+    return _redacted(text, sent)[:_REASON_LENGTH]
 
 
 def _place(error: Any) -> str:
@@ -146,9 +147,9 @@ def _place(error: Any) -> str:
     return f"{place}: {error.get('msg') or error.get('type')}"
 
 
-def _concealed(text: str, sent: Any) -> str:
-    """A reason without the values that it may quote: reasons are sentences that others write."""
-    text = _SHOWN_VALUE.sub("input_value=…", text)
+def _redacted(text: str, sent: Any) -> str:
+    """Remove the sent values from a reason, which may quote them in any form."""
+    text = _QUOTED_VALUE.sub("input_value=…", text)
     for value in sorted(set(_values(sent)), key=len, reverse=True):
         for written in (value, repr(value)[1:-1], json.dumps(value)[1:-1]):
             text = text.replace(written, "…")
@@ -156,13 +157,13 @@ def _concealed(text: str, sent: Any) -> str:
 
 
 def _values(sent: Any, *, inside: bool = False) -> Iterator[str]:
-    """Strings within the parts of a body; those beside them are names, which help to understand."""
+    """Yield the strings nested in a body; those at its top level are names, which may be shown."""
     if isinstance(sent, str):
         if inside and len(sent) >= _SHORTEST_VALUE:
             yield sent
     elif isinstance(sent, Mapping):
         for name, value in sent.items():
-            if name not in _NO_VALUES:
+            if name not in _SCHEMA_FIELDS:
                 yield from _values(value, inside=inside or not isinstance(value, str))
     elif isinstance(sent, list | tuple):
         for value in sent:

@@ -38,7 +38,7 @@ def promote(parameters: PromoteParameters = PromoteParameters()) -> State[Any]: 
 
     Ends as Promoted, Kept, Unchanged or Failed.
     """
-    if (too_often := stages.exhausted()) is not None:
+    if (too_often := stages.out_of_attempts()) is not None:
         return too_often
     with JobContext.open() as context:
         config = load_config(parameters.config, parameters.overrides)

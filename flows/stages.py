@@ -1,4 +1,4 @@
-"""The stages as Prefect tasks, and what all flows share: identity, states, retries, events."""
+"""Run the stages of flows as Prefect tasks, with their states, retries and events."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from prefect.client.schemas.objects import State, StateType
 from prefect.events import emit_event
 from prefect.runtime import flow_run
 
-from flows import newer_attempt as tenure
+from flows import newer_attempt
 from flows.artifacts import (
     TrainingProgress,
     file_link,
@@ -29,13 +29,13 @@ from flows.decisions import (
     MAX_JUDGEMENTS,
     RETRY_DELAYS_SECONDS,
     Ending,
+    ending_of_attempts,
     ending_of_stop,
     ending_of_training,
-    gave_up,
-    promoted_before,
+    promoted_by_earlier_attempt,
     run_id_for,
-    slow,
-    unfit,
+    why_slow,
+    why_unsuitable,
     worth_retrying,
 )
 from flows.parameters import TrainParameters
@@ -53,33 +53,32 @@ from mario.registry.registry import model_name
 from mario.store.records import Promotion
 
 Result = TypeVar("Result")
-Told = TypeVar("Told")
+Event = TypeVar("Event")
 
 PROMOTED_EVENT = "mario.champion.promoted"
 DRIFTED_EVENT = "mario.champion.drifted"
 
 
 def say(text: str) -> None:
-    """Tell whoever watches: the terminal, or the flow run's log."""
-    if tenure.deployed():
+    """Print a line; under a deployment, write it to the flow run's log."""
+    if newer_attempt.is_deployed():
         get_run_logger().info(text)
     else:
         print(text)
 
 
 def run_stage(name: str, subject: str, work: Callable[[], Result]) -> Result:
-    """Run a stage as a task that is named after what it works on.
+    """Run a stage as a task.
 
-    Under a deployment, what failed because something was away is tried again after a while; a
-    person at a terminal is told at once. Where the flow run was given to another attempt meanwhile,
-    this process ends with the stage.
+    Under a deployment, a stage that fails because a server is unreachable is retried; a command's
+    fails at once. If a newer attempt of the flow run has begun meanwhile, the process ends here.
 
     Args:
-        name: the task.
-        subject: what this run of it is about.
+        name: the task's name.
+        subject: what this stage works on; ends the task run's name.
         work: the stage.
     """
-    retries = len(RETRY_DELAYS_SECONDS) if tenure.deployed() else 0
+    retries = len(RETRY_DELAYS_SECONDS) if newer_attempt.is_deployed() else 0
     stage = task(
         name=name,
         task_run_name=f"{name} {subject}",
@@ -91,21 +90,21 @@ def run_stage(name: str, subject: str, work: Callable[[], Result]) -> Result:
     try:
         return stage()
     finally:
-        tenure.give_way()
+        newer_attempt.stop_if_superseded()
 
 
-def try_again(work: Callable[[], Result]) -> Result:
-    """Do what can be no task as `run_stage` does: again after a while where something was away."""
-    for delay in (*RETRY_DELAYS_SECONDS, None) if tenure.deployed() else (None,):
+def run_retried(work: Callable[[], Result]) -> Result:
+    """Run work that cannot be a task, such as a flow, with the retries of `run_stage`."""
+    for delay in (*RETRY_DELAYS_SECONDS, None) if newer_attempt.is_deployed() else (None,):
         try:
             return work()
         except Exception as error:
             if delay is None or not worth_retrying(error):
                 raise
-            say(f"trying again in {delay} s: {error}")
+            say(f"retrying in {delay} s: {error}")
             time.sleep(delay)
         finally:
-            tenure.give_way()
+            newer_attempt.stop_if_superseded()
     raise AssertionError("the loop returns or raises")
 
 
@@ -115,30 +114,32 @@ def _retry_condition(_task: Any, _task_run: Any, state: State[Any]) -> bool:
 
 
 def to_state(ending: Ending, data: Any = None) -> State[Any]:
-    """Make Prefect's state of an ending."""
+    """Convert an ending to Prefect's state."""
     return State(type=StateType(ending.type), name=ending.name, message=ending.message, data=data)
 
 
-def exhausted() -> State[Any] | None:
-    """The final state of a flow run that crashed too often; None while it may go on."""
-    ending = gave_up(flow_run.run_count or 1)
+def out_of_attempts() -> State[Any] | None:
+    """The final state of a flow run that has crashed too often; None while it may continue."""
+    ending = ending_of_attempts(flow_run.run_count or 1)
     return None if ending is None else to_state(ending)
 
 
-def cancelling() -> bool:
-    """Whether somebody asked the server to cancel this flow run."""
+def is_cancelled() -> bool:
+    """Whether a person asked the server to cancel this flow run."""
     with get_client(sync_client=True) as client:
         state = client.read_flow_run(flow_run.id).state
     return state is not None and (state.is_cancelling() or state.is_cancelled())
 
 
-def stopped(ending: Ending) -> State[Any]:
-    """The final state of a flow run that was told to end."""
-    return to_state(ending_of_stop(ending, deployed=tenure.deployed(), cancelling=cancelling()))
+def state_after_stop(ending: Ending) -> State[Any]:
+    """The final state of a flow run that was stopped from outside."""
+    return to_state(
+        ending_of_stop(ending, deployed=newer_attempt.is_deployed(), cancelling=is_cancelled())
+    )
 
 
-def end_of_training(trained: Trained) -> State[Any] | None:
-    """The final state of a flow run whose training did not finish; None where it goes on."""
+def state_after_training(trained: Trained) -> State[Any] | None:
+    """The final state of a flow run whose training did not finish; None if it finished."""
     ending = ending_of_training(
         trained.status,
         trained.reason,
@@ -148,62 +149,64 @@ def end_of_training(trained: Trained) -> State[Any] | None:
     )
     if ending is None:
         return None
-    return stopped(ending) if trained.status == RunStatus.INTERRUPTED else to_state(ending)
+    return state_after_stop(ending) if trained.status == RunStatus.INTERRUPTED else to_state(ending)
 
 
 def begin(parameters: TrainParameters, context: JobContext) -> tuple[ExperimentConfig, str]:
-    """The experiment of this flow run and the id of its training run, the same in each attempt.
+    """Load the flow run's experiment, and derive the id of its training run.
+
+    Both are the same in each attempt of the flow run.
 
     Raises:
-        ConfigError: the experiment is not one, or cannot be trained here.
+        ConfigError: the experiment is invalid, or this machine cannot train it.
     """
     run_id = run_id_for(flow_run.id)
     config = load_config(parameters.config, parameters.overrides)
-    fit(config)
+    check_machine(config)
     prepare(config, context)
     begun = experiment_of_attempt(config, run_id, context)
     if begun is not None:
-        say(f"going on with {run_id}, attempt {flow_run.run_count} of this flow run")
+        say(f"resuming {run_id}, attempt {flow_run.run_count} of this flow run")
         return begun, run_id
     if parameters.next_seed:
         config = run_stage("seed", config.name, lambda: jobs.next_seed(config, run_id, context))
     return config, run_id
 
 
-def fit(config: ExperimentConfig, *, workers: int = 1) -> None:
-    """Refuse at once an experiment that this container is too small for; see `unfit`.
+def check_machine(config: ExperimentConfig, *, workers: int = 1) -> None:
+    """Refuse an experiment that this machine cannot train; see `why_unsuitable`.
 
     Args:
         config: the experiment.
-        workers: how many train it, or one like it, at a time.
+        workers: how many processes train such an experiment at a time.
 
     Raises:
-        ConfigError: it cannot be trained here.
+        ConfigError: this machine cannot train it.
     """
     machine = this_machine()
-    if (reason := unfit(config, machine, workers=workers)) is not None:
+    if (reason := why_unsuitable(config, machine, workers=workers)) is not None:
         raise ConfigError(reason)
-    if (warning := slow(config, machine, workers=workers)) is not None:
+    if (warning := why_slow(config, machine, workers=workers)) is not None:
         say(warning)
 
 
 def prepare(config: ExperimentConfig, context: JobContext) -> None:
-    """Bring store and registry into shape.
+    """Prepare the runs folder and repair the registry.
 
-    A stage like the others: a database that is away when a flow run begins is waited for, too.
+    It is a stage, so that it is retried if the database is unreachable when the flow run begins.
     """
     for repair in run_stage("prepare", config.name, lambda: jobs.prepare(config, context)):
         say(f"repaired: {repair}")
 
 
 def train(config: ExperimentConfig, run_id: str, context: JobContext) -> Trained:
-    """Train, or go on; with a progress bar in Prefect's page and on the terminal."""
+    """Train or resume, with a progress bar in Prefect's page and on the terminal."""
 
     def work() -> Trained:
         stop = threading.Event()
         with (
             stopping_on_signals(stop),
-            tenure.watching(stop),
+            newer_attempt.stopping_if_superseded(stop),
             TrainingProgress(config, run_id) as page,
             TrainingDisplay(config) as display,
         ):
@@ -213,8 +216,8 @@ def train(config: ExperimentConfig, run_id: str, context: JobContext) -> Trained
                     context,
                     run_id,
                     stop=stop,
-                    on_progress=_both(display.progress, page.progress),
-                    on_selection=_both(display.selection, page.selection),
+                    on_progress=_call_both(display.progress, page.progress),
+                    on_selection=_call_both(display.selection, page.selection),
                 )
             except TrainingInterrupted as interrupted:
                 return Trained(run_id, RunStatus.INTERRUPTED, str(interrupted), 0, 0.0, waited=True)
@@ -224,23 +227,23 @@ def train(config: ExperimentConfig, run_id: str, context: JobContext) -> Trained
     return run_stage("train", config.name, work)
 
 
-def _both(first: Callable[[Told], None], second: Callable[[Told], None]) -> Callable[[Told], None]:
-    """Tell two."""
+def _call_both(
+    first: Callable[[Event], None], second: Callable[[Event], None]
+) -> Callable[[Event], None]:
+    def both(event: Event) -> None:
+        first(event)
+        second(event)
 
-    def tell(what: Told) -> None:
-        first(what)
-        second(what)
-
-    return tell
+    return both
 
 
 def register(run_id: str, context: JobContext) -> int:
-    """Register the run's policy, once however often it is asked."""
+    """Register the run's policy; repeated, it returns the same version."""
     return run_stage("register", run_id, lambda: jobs.register_stage(run_id, context))
 
 
 def screen(config: ExperimentConfig, version: int, context: JobContext) -> str:
-    """A quick look on screening seeds, in one line."""
+    """Evaluate a version on screening seeds; returns the result in one line."""
     subject = f"{model_name(config.task)} v{version}"
     return run_stage("screen", subject, lambda: jobs.screen_stage(config, version, context))
 
@@ -248,21 +251,22 @@ def screen(config: ExperimentConfig, version: int, context: JobContext) -> str:
 def judge_and_promote(
     config: ExperimentConfig, version: int, context: JobContext
 ) -> tuple[jobs.Judged, Promotion | None]:
-    """Judge a version, and promote it where the gate says so.
+    """Judge a version, and promote it if the gate says so.
 
-    Where another promoter was first, the champion that was beaten is none any more: the version is
-    judged again, against the one that is.
+    If another version is promoted meanwhile, this one is judged again, against the new champion.
 
     Returns:
-        The verdict, and the ledger's row where the version was promoted.
+        The verdict, and the ledger's row if the version was promoted.
 
     Raises:
-        PromotionConflict: others were first too often.
+        PromotionConflict: the champion changed during each of `MAX_JUDGEMENTS` judgements.
     """
     subject = f"{model_name(config.task)} v{version}"
     for judgement in range(1, MAX_JUDGEMENTS + 1):
         judged = run_stage("gate", subject, lambda: jobs.gate_stage(config, version, context))
-        if promoted_before(judged.decision, judged.is_champion, flow_run.run_count or 1):
+        if promoted_by_earlier_attempt(
+            judged.decision, judged.is_champion, flow_run.run_count or 1
+        ):
             judged = replace(judged, decision=GateDecision.PROMOTE)
         if judged.decision != GateDecision.PROMOTE:
             return judged, None
@@ -279,7 +283,7 @@ def judge_and_promote(
 
 
 def promote(verdict_id: str, subject: str, context: JobContext) -> Promotion:
-    """Promote, and tell Prefect's automations; repeated, it brings the alias in line and tells."""
+    """Promote, and emit an event; repeated, it repairs the alias and emits the event again."""
 
     def work() -> Promotion:
         promotion = promote_verdict(verdict_id, context)
@@ -311,7 +315,7 @@ def emit_model_event(event: str, model: str, version: int, payload: dict[str, An
 def summarise(
     config: ExperimentConfig, run_id: str, judged: jobs.Judged, context: JobContext
 ) -> jobs.Summarised | None:
-    """Pages, video, and the verdict in Prefect's page; without a verdict, what was said instead."""
+    """Write the summary page, the report and the video, and show the verdict in Prefect's page."""
     verdict_id = judged.verdict_id
     if verdict_id is None:
         show_judgement(config, judged, context, {})
@@ -337,7 +341,7 @@ def summarise(
 def show_judgement(
     config: ExperimentConfig, judged: jobs.Judged, context: JobContext, links: dict[str, str]
 ) -> None:
-    """Write a verdict into Prefect's page, with links to everything that belongs to it."""
+    """Show a verdict in Prefect's page, with links to its files and its MLflow run."""
     model, verdict_id = model_name(config.task), judged.verdict_id
     if verdict_id is None:
         show_page(f"verdict-{model}", f"{model}: {judged.decision}", judged.lines)
@@ -364,7 +368,7 @@ def show_judgement(
 
 
 def verdict_rows(detail: Any) -> Sequence[dict[str, Any]]:
-    """A verdict's numbers, challenger beside champion."""
+    """List a verdict's numbers as rows, challenger beside champion."""
     challenger, champion = detail["challenger"], detail["champion"]
     rows = [
         {

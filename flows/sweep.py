@@ -19,8 +19,7 @@ from prefect.futures import wait
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
-from flows import newer_attempt as tenure
-from flows import stages
+from flows import newer_attempt, stages
 from flows.artifacts import safely, show_page
 from flows.child_process import GRACE_SECONDS
 from flows.decisions import RETRY_DELAYS_SECONDS, Ending
@@ -171,10 +170,10 @@ def sweep(parameters: SweepParameters) -> State[Any]:
 
     Ends as Completed, or Interrupted where it was told to end: started again, it goes on.
     """
-    if (too_often := stages.exhausted()) is not None:
+    if (too_often := stages.out_of_attempts()) is not None:
         return too_often
     settings = load_sweep(parameters.file, parameters.overrides)
-    stages.fit(settings.base, workers=parameters.workers)
+    stages.check_machine(settings.base, workers=parameters.workers)
     # A sweep that is none, or another than its name stands for, is refused before a worker starts.
     with JobContext.open() as context:
         stages.run_stage(
@@ -192,18 +191,18 @@ def sweep(parameters: SweepParameters) -> State[Any]:
     def worker(number: int) -> int:
         return work(parameters, stop)
 
-    with stopping_on_signals(stop), tenure.watching(stop):
+    with stopping_on_signals(stop), newer_attempt.stopping_if_superseded(stop):
         running = [worker.submit(number) for number in range(1, parameters.workers + 1)]
         wait(running)
         states = [future.state for future in running]
-    tenure.give_way()
+    newer_attempt.stop_if_superseded()
     if stop.is_set():
         # Who was told to end waits for no database.
         with JobContext.open() as context:
             said = safely("the sweep", lambda: describe_sweep(parameters.name, context))
         said = said or f"sweep {parameters.name} was interrupted, and its database is away"
         show_page(f"sweep-{parameters.name}", f"Sweep {parameters.name}", [said])
-        return stages.stopped(Ending("CANCELLED", "Interrupted", said.splitlines()[-1]))
+        return stages.state_after_stop(Ending("CANCELLED", "Interrupted", said.splitlines()[-1]))
     if not any(state.is_completed() for state in states):
         raise FlowError(
             f"every worker of sweep {parameters.name} failed; expected one that works; the first: "

@@ -20,12 +20,12 @@ def train(parameters: TrainParameters = TrainParameters()) -> State[Any]:  # noq
 
     Ends as Registered, Collapsed, Interrupted or Failed.
     """
-    if (too_often := stages.exhausted()) is not None:
+    if (too_often := stages.out_of_attempts()) is not None:
         return too_often
     with JobContext.open() as context:
         config, run_id = stages.begin(parameters, context)
         trained = stages.train(config, run_id, context)
-        if (ended := stages.end_of_training(trained)) is not None:
+        if (ended := stages.state_after_training(trained)) is not None:
             return ended
         version = stages.register(trained.run_id, context)
         message = f"run {trained.run_id} is {model_name(config.task)} version {version}"

@@ -1,8 +1,8 @@
-"""Work pools as documents: how a flow run becomes a process, a container or a Kubernetes Job.
+"""Define the work pools: how a flow run becomes a process, a container or a Kubernetes Job.
 
-Each kind's template is its worker's own, with what training needs put in: GPUs, shared memory,
-volumes, a pull policy, the hardening of `docker/compose.yaml` and `k8s/base/training-job.yaml`.
-What differs between deployments is a variable, with a description that Prefect's page shows.
+A pool's base job template is the default of its worker type, with GPUs, shared memory, volumes, a
+pull policy, and the hardening of `docker/compose.yaml` and `k8s/base/training-job.yaml` added.
+What differs between deployments is a job variable; Prefect's page shows its description.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from flows.container_entrypoint import ENTRY_COMMAND, GRACE_SECONDS, WHILE_IT_STARTS
+from flows.container_entrypoint import ENTRY_COMMAND, GRACE_SECONDS, SIGTERM_ENVIRONMENT
 
 Document = dict[str, Any]
 
-#: Sign of life of a flow run; Prefect takes nothing below 30 s.
+#: Interval of a flow run's heartbeats, in s; Prefect's minimum is 30.
 HEARTBEAT_SECONDS = 30
-#: The secret block with the store's address: it holds a password, so it is in no template.
+#: The secret block with the store's URL. The URL has a password, so templates only refer to it.
 DATABASE_BLOCK = "mario-database-url"
-#: Where a container finds its working tree (docker/trainer.Dockerfile).
+#: The working tree inside the training image (docker/trainer.Dockerfile).
 IMAGE_HOME = "/app"
-#: Where a pod shows its training's metrics, as that of `k8s/base/training-job.yaml` does.
+#: The port of a pod's metrics page, as in `k8s/base/training-job.yaml`.
 METRICS_PORT = 9107
 
 _DESCRIPTIONS = {
@@ -34,7 +34,7 @@ POOL_TYPES = tuple(_DESCRIPTIONS)
 
 
 def run_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """What every flow run gets: a sign of life, and patience with a server that restarts."""
+    """Environment of every flow run: heartbeats, and retries while the server restarts."""
     fixed = {
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
         "PREFECT_CLIENT_MAX_RETRIES": "10",
@@ -47,20 +47,20 @@ def run_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _container_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """What a flow run in a container gets beside that; its home is no folder of the worker's."""
+    """Environment of a flow run in a container, where PREFECT_HOME is not the worker's."""
     return {
         **run_environment(environment),
-        **WHILE_IT_STARTS,
+        **SIGTERM_ENVIRONMENT,
         "PREFECT_HOME": "/tmp/prefect",  # noqa: S108
     }
 
 
 def pool(kind: str, environment: Mapping[str, str] | None = None) -> Document:
-    """The work pool of a kind, as Prefect's API takes it.
+    """Build the work pool of a kind, in the form of Prefect's API.
 
     Args:
         kind: process, docker or kubernetes.
-        environment: where images, networks and addresses are read from; None: this process's.
+        environment: names images, networks and addresses; None: this process's environment.
     """
     known = os.environ if environment is None else environment
     template = {"process": _process, "docker": _docker, "kubernetes": _kubernetes}[kind](known)
@@ -69,32 +69,32 @@ def pool(kind: str, environment: Mapping[str, str] | None = None) -> Document:
         "type": kind,
         "description": _DESCRIPTIONS[kind],
         "base_job_template": template,
-        # Not paused: whoever pauses a pool by hand finds it paused after the next set-up too.
-        "concurrency_limit": int(known.get("MARIO_POOL_LIMIT") or _enough_for_its_queues(known)),
+        # No `is_paused`: a pool that was paused by hand stays paused after the next set-up.
+        "concurrency_limit": int(known.get("MARIO_POOL_LIMIT") or _default_limit(known)),
     }
 
 
-def _enough_for_its_queues(environment: Mapping[str, str]) -> int:
-    """So many flow runs that full queues fit: with less, CPU work would wait behind training."""
+def _default_limit(environment: Mapping[str, str]) -> int:
+    """The sum of the queues' limits, at least 8: with less, CPU work would wait for training."""
     return max(8, sum(int(queue["concurrency_limit"]) for queue in queues(environment)))
 
 
 def queues(environment: Mapping[str, str] | None = None) -> tuple[Document, ...]:
-    """The queues of every pool: one training at a time on a GPU, and nothing waits behind it.
+    """Build the two queues of every pool: one for training, and one that never waits for it.
 
-    Each pool has queues of its own: two pools of one machine do not know of each other's runs.
+    Queues belong to a pool: two pools on one machine do not count each other's flow runs.
     """
     known = os.environ if environment is None else environment
     return (
         {
             "name": "gpu",
-            "description": "Training: as many at a time as there are GPUs.",
+            "description": "Training: one flow run per GPU.",
             "concurrency_limit": int(known.get("MARIO_GPUS") or 1),
             "priority": 1,
         },
         {
             "name": "cpu",
-            "description": "Evaluation, judging and whatever else needs no GPU.",
+            "description": "Evaluation, judging and all other work without a GPU.",
             "concurrency_limit": int(known.get("MARIO_CPU_RUNS") or 4),
             "priority": 2,
         },
@@ -110,7 +110,7 @@ def _process(environment: Mapping[str, str]) -> Document:
     from prefect.workers.process import ProcessWorker
 
     template: Document = copy.deepcopy(ProcessWorker.get_default_base_job_template())
-    # The worker's own addresses hold: its machine, its environment.
+    # Addresses come from the worker's own environment, which its child processes inherit.
     _variable(template, "env", default=run_environment({}))
     return template
 
@@ -125,12 +125,13 @@ def _docker(environment: Mapping[str, str]) -> Document:
         variables["MARIO_DATABASE_URL"] = f"{{{{ prefect.blocks.secret.{DATABASE_BLOCK} }}}}"
     network = environment.get("MARIO_DOCKER_NETWORK")
     if network:
-        # Neighbours see the pages of containers on a network of their own, Prometheus among them.
-        # Without one a container may have the host's network, and its page stays on 127.0.0.1.
+        # On a network of its own the container's metrics page is visible to its neighbours only,
+        # among them Prometheus. Otherwise the container may share the host's network, and its
+        # page stays on 127.0.0.1.
         variables |= {"MARIO_METRICS_HOST": "0.0.0.0", "MARIO_METRICS_TARGETS": "/targets"}  # noqa: S104
         volumes.append(environment.get("MARIO_TARGETS_VOLUME") or "mario-targets:/targets")
     if address := environment.get("MARIO_DOCKER_API_URL"):
-        # The worker's own is one of its machine; a container may know the server by another name.
+        # The worker's address of the server may not resolve inside a container.
         variables["PREFECT_API_URL"] = address
     _variable(template, "env", default=variables)
     _variable(
@@ -144,7 +145,7 @@ def _docker(environment: Mapping[str, str]) -> Document:
         template,
         "device_requests",
         title="Device requests",
-        description="GPUs, in Docker's words; an empty list for none.",
+        description="GPUs, as Docker's DeviceRequests; an empty list for none.",
         type="array",
         items={"type": "object"},
         default=[{"Driver": "nvidia", "Count": 1, "Capabilities": [["gpu"]]}],
@@ -153,12 +154,12 @@ def _docker(environment: Mapping[str, str]) -> Document:
         template,
         "shm_size",
         title="Shared memory",
-        description="Size of /dev/shm, where processes of PyTorch meet.",
+        description="Size of /dev/shm, through which PyTorch processes share tensors.",
         type="string",
         default="2g",
     )
     template["job_configuration"]["container_create_kwargs"] = {
-        # The image's own entry point is `mario`; Prefect says what to run.
+        # Replaces the image's entry point, `mario`; Prefect gives the command.
         "entrypoint": [*ENTRY_COMMAND],
         "device_requests": "{{ device_requests }}",
         "shm_size": "{{ shm_size }}",
@@ -206,7 +207,7 @@ def _kubernetes(environment: Mapping[str, str]) -> Document:
         template,
         "node_selector",
         title="Node selector",
-        description="Labels of the nodes that may run it.",
+        description="Labels of the nodes that may run the pod.",
         type="object",
         additionalProperties={"type": "string"},
         default={"nvidia.com/gpu.present": "true"},
@@ -215,7 +216,7 @@ def _kubernetes(environment: Mapping[str, str]) -> Document:
         template,
         "tolerations",
         title="Tolerations",
-        description="Taints of nodes that it may run on all the same.",
+        description="Taints of nodes that the pod tolerates.",
         type="array",
         items={"type": "object"},
         default=[{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
@@ -224,7 +225,7 @@ def _kubernetes(environment: Mapping[str, str]) -> Document:
         template,
         "runtime_class",
         title="Runtime class",
-        description="RuntimeClass of the pod, such as nvidia; none: the cluster's own.",
+        description="RuntimeClass of the pod, such as nvidia; none: the cluster's default.",
         anyOf=[{"type": "string"}, {"type": "null"}],
         default=environment.get("MARIO_RUNTIME_CLASS") or None,
     )
@@ -232,65 +233,52 @@ def _kubernetes(environment: Mapping[str, str]) -> Document:
         template,
         "shared_memory",
         title="Shared memory",
-        description="Size of /dev/shm, where processes of PyTorch meet.",
+        description="Size of /dev/shm, through which PyTorch processes share tensors.",
         type="string",
         default="4Gi",
     )
-    # Retries belong to Prefect, which resumes from the checkpoint; a second pod would start anew.
+    # Prefect retries, and resumes from the checkpoint; a second pod of the Job would start over.
     template["variables"]["properties"].pop("backoff_limit", None)
     template["job_configuration"]["job_manifest"] = _job_manifest()
     return template
 
 
 def _job_manifest() -> Document:
-    """The Job of a flow run; the pod is that of `k8s/base/training-job.yaml`."""
-    resources = {
-        name: {
-            "cpu": f"{{{{ cpu_{name[:-1]} }}}}",
-            "memory": f"{{{{ memory_{name[:-1]} }}}}",
-            "nvidia.com/gpu": "{{ gpus }}",
-        }
-        for name in ("requests", "limits")
-    }
-    container = {
-        "name": "prefect-job",
-        "image": "{{ image }}",
-        "imagePullPolicy": "{{ image_pull_policy }}",
-        # The image's own entry point is `mario`; Prefect says what to run.
-        "command": [*ENTRY_COMMAND],
-        "args": "{{ command }}",
-        "envFrom": [{"configMapRef": {"name": "mario"}}],
-        "env": [
-            {
-                "name": "MARIO_DATABASE_URL",
-                "valueFrom": {"secretKeyRef": {"name": "mario-secrets", "key": "database-url"}},
+    """The Job of a flow run."""
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {
+            "annotations": "{{ annotations }}",
+            "generateName": "{{ name }}-",
+            "labels": "{{ labels }}",
+            "namespace": "{{ namespace }}",
+        },
+        "spec": {
+            "backoffLimit": 0,
+            "activeDeadlineSeconds": 172_800,
+            "ttlSecondsAfterFinished": "{{ finished_job_ttl }}",
+            "template": {
+                "metadata": {
+                    # The worker sets the label `name` to the deployment's; network policies
+                    # select by this one.
+                    "labels": {"app.kubernetes.io/component": "training"},
+                    "annotations": {
+                        "prometheus.io/scrape": "true",
+                        "prometheus.io/port": str(METRICS_PORT),
+                        "prometheus.io/path": "/metrics",
+                    },
+                },
+                "spec": _pod_spec(),
             },
-            {"name": "MARIO_METRICS_HOST", "value": "0.0.0.0"},  # noqa: S104
-            {"name": "MARIO_METRICS_PORT", "value": str(METRICS_PORT)},
-        ],
-        "ports": [{"name": "metrics", "containerPort": METRICS_PORT}],
-        # Ready while it trains: then its page answers and is asked for its numbers
-        # (monitoring/prometheus/kubernetes.yml). No probe of its life: once it has trained, a
-        # pipeline goes on without the page. Whether it lives, its signs of life say.
-        "readinessProbe": {
-            "httpGet": {"path": "/metrics", "port": "metrics"},
-            "periodSeconds": 30,
         },
-        "resources": resources,
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
-        "volumeMounts": [
-            {"name": "runs", "mountPath": "/runs"},
-            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108
-            {"name": "home", "mountPath": "/home/mario"},
-            {"name": "shared-memory", "mountPath": "/dev/shm"},  # noqa: S108
-        ],
     }
-    pod = {
-        # The worker insists on these two here; the cluster drops what it does not know.
+
+
+def _pod_spec() -> Document:
+    """The pod of a flow run, as in `k8s/base/training-job.yaml`."""
+    return {
+        # The worker requires these two here; the cluster drops unknown fields.
         "completions": 1,
         "parallelism": 1,
         "serviceAccountName": "{{ service_account_name }}",
@@ -307,7 +295,7 @@ def _job_manifest() -> Document:
         "runtimeClassName": "{{ runtime_class }}",
         "nodeSelector": "{{ node_selector }}",
         "tolerations": "{{ tolerations }}",
-        "containers": [container],
+        "containers": [_container()],
         "volumes": [
             {"name": "runs", "persistentVolumeClaim": {"claimName": "mario-runs"}},
             {"name": "tmp", "emptyDir": {"sizeLimit": "4Gi"}},
@@ -316,30 +304,51 @@ def _job_manifest() -> Document:
              "emptyDir": {"medium": "Memory", "sizeLimit": "{{ shared_memory }}"}},
         ],
     }  # fmt: skip
+
+
+def _container() -> Document:
+    """The container of a flow run's pod."""
     return {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": {
-            "annotations": "{{ annotations }}",
-            "generateName": "{{ name }}-",
-            "labels": "{{ labels }}",
-            "namespace": "{{ namespace }}",
-        },
-        "spec": {
-            "backoffLimit": 0,
-            "activeDeadlineSeconds": 172_800,
-            "ttlSecondsAfterFinished": "{{ finished_job_ttl }}",
-            "template": {
-                "metadata": {
-                    # The worker names a pod after its deployment: network policies go by this one.
-                    "labels": {"app.kubernetes.io/component": "training"},
-                    "annotations": {
-                        "prometheus.io/scrape": "true",
-                        "prometheus.io/port": str(METRICS_PORT),
-                        "prometheus.io/path": "/metrics",
-                    },
-                },
-                "spec": pod,
+        "name": "prefect-job",
+        "image": "{{ image }}",
+        "imagePullPolicy": "{{ image_pull_policy }}",
+        # Replaces the image's entry point, `mario`; Prefect gives the command.
+        "command": [*ENTRY_COMMAND],
+        "args": "{{ command }}",
+        "envFrom": [{"configMapRef": {"name": "mario"}}],
+        "env": [
+            {
+                "name": "MARIO_DATABASE_URL",
+                "valueFrom": {"secretKeyRef": {"name": "mario-secrets", "key": "database-url"}},
             },
+            {"name": "MARIO_METRICS_HOST", "value": "0.0.0.0"},  # noqa: S104
+            {"name": "MARIO_METRICS_PORT", "value": str(METRICS_PORT)},
+        ],
+        "ports": [{"name": "metrics", "containerPort": METRICS_PORT}],
+        # Ready while it trains: then its metrics page answers, and Prometheus scrapes ready pods
+        # only (monitoring/prometheus/kubernetes.yml). No liveness probe: a pipeline goes on after
+        # training without the page, and heartbeats tell Prefect whether it lives.
+        "readinessProbe": {
+            "httpGet": {"path": "/metrics", "port": "metrics"},
+            "periodSeconds": 30,
         },
+        "resources": {
+            f"{kind}s": {
+                "cpu": f"{{{{ cpu_{kind} }}}}",
+                "memory": f"{{{{ memory_{kind} }}}}",
+                "nvidia.com/gpu": "{{ gpus }}",
+            }
+            for kind in ("request", "limit")
+        },
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": [
+            {"name": "runs", "mountPath": "/runs"},
+            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108
+            {"name": "home", "mountPath": "/home/mario"},
+            {"name": "shared-memory", "mountPath": "/dev/shm"},  # noqa: S108
+        ],
     }

@@ -15,9 +15,8 @@ from typing import Any
 import pytest
 from prefect import flow
 
-from flows import newer_attempt as tenure
+from flows import newer_attempt, stages
 from flows import promote as promoting
-from flows import stages
 from flows import sweep as sweeps
 from flows.decisions import Machine, resources_for
 from flows.parameters import TrainParameters
@@ -75,7 +74,7 @@ def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobContext:
 @pytest.fixture
 def deployed(server: PrefectServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stages are tried again as in a run of a deployment, only sooner."""
-    monkeypatch.setattr(tenure, "deployed", lambda: True)
+    monkeypatch.setattr(newer_attempt, "is_deployed", lambda: True)
     monkeypatch.setattr(stages, "RETRY_DELAYS_SECONDS", (2.0, 8.0, 20.0, 60.0))
 
 

@@ -10,17 +10,17 @@ from flows.decisions import (
     MAX_ATTEMPTS,
     Machine,
     differences,
+    ending_of_attempts,
     ending_of_stop,
     ending_of_training,
     ending_of_verdict,
-    gave_up,
     job_variables,
     progress_percent,
-    promoted_before,
+    promoted_by_earlier_attempt,
     resources_for,
     run_id_for,
-    slow,
-    unfit,
+    why_slow,
+    why_unsuitable,
     worth_retrying,
 )
 from flows.nightly import ending_of_drift
@@ -129,16 +129,18 @@ def test_drift_is_a_failure_with_a_name_of_its_own() -> None:
 
 
 def test_a_promotion_that_was_killed_after_the_ledger_is_told_of_by_the_next_attempt() -> None:
-    assert promoted_before("same", True, 2)
-    assert not promoted_before("same", True, 1), "what is champion already is promoted by nobody"
-    assert not promoted_before("same", False, 2), "another version with the same bytes"
-    assert not promoted_before("reject", True, 2)
+    assert promoted_by_earlier_attempt("same", True, 2)
+    assert not promoted_by_earlier_attempt("same", True, 1), (
+        "what is champion already is promoted by nobody"
+    )
+    assert not promoted_by_earlier_attempt("same", False, 2), "another version with the same bytes"
+    assert not promoted_by_earlier_attempt("reject", True, 2)
 
 
 def test_a_run_that_crashes_for_ever_is_given_up() -> None:
-    assert gave_up(1) is None
-    assert gave_up(MAX_ATTEMPTS) is None
-    ending = gave_up(MAX_ATTEMPTS + 1)
+    assert ending_of_attempts(1) is None
+    assert ending_of_attempts(MAX_ATTEMPTS) is None
+    ending = ending_of_attempts(MAX_ATTEMPTS + 1)
     assert ending is not None
     assert ending.type == "FAILED"
 
@@ -208,45 +210,47 @@ def test_what_would_be_killed_for_want_of_memory_is_refused_with_what_to_do() ->
     dqn = load_config(ROOT / "configs/dqn_baseline.yaml")
     big = load_config(ROOT / "configs/dqn_baseline.yaml", ("algorithm.buffer_size=500000",))
     container = Machine(memory_gib=float(resources_for(demo).memory_gib))
-    assert unfit(demo, container) is None
-    assert unfit(dqn, container) is None, "tight, but it may do"
-    reason = unfit(big, container)
+    assert why_unsuitable(demo, container) is None
+    assert why_unsuitable(dqn, container) is None, "tight, but it may do"
+    reason = why_unsuitable(big, container)
     assert reason is not None
     needed = resources_for(big).memory_gib
     assert reason.startswith("got 5.0 GiB of memory here for dqn_baseline; expected ")
     assert f"mem_limit={needed}g (pool docker)" in reason
     assert f"memory_limit={2 * needed}Gi (pool kubernetes)" in reason
-    assert unfit(big, Machine(memory_gib=float(needed))) is None
+    assert why_unsuitable(big, Machine(memory_gib=float(needed))) is None
     # Workers of a sweep share one container.
-    assert unfit(dqn, Machine(memory_gib=8.0)) is None
-    crowded = unfit(dqn, Machine(memory_gib=8.0), workers=3)
+    assert why_unsuitable(dqn, Machine(memory_gib=8.0)) is None
+    crowded = why_unsuitable(dqn, Machine(memory_gib=8.0), workers=3)
     assert crowded is not None
     assert "in 3 workers; expected 24 GiB" in crowded
 
 
 def test_a_machine_without_limits_refuses_nothing() -> None:
     big = load_config(ROOT / "configs/dqn_baseline.yaml", ("algorithm.buffer_size=100000000",))
-    assert unfit(big, Machine()) is None
-    assert slow(big, Machine()) is None
+    assert why_unsuitable(big, Machine()) is None
+    assert why_slow(big, Machine()) is None
 
 
 def test_a_gpu_that_is_asked_for_by_name_has_to_be_there() -> None:
     by_name = load_config(ROOT / "configs/ppo_1-1.yaml", ("network.device=cuda",))
-    reason = unfit(by_name, Machine())
+    reason = why_unsuitable(by_name, Machine())
     assert reason is not None
     assert "device_requests (pool docker) or gpus (pool kubernetes)" in reason
-    assert unfit(by_name, Machine(cuda=True)) is None
-    assert unfit(load_config(ROOT / "configs/ppo_1-1.yaml"), Machine()) is None, "auto takes either"
+    assert why_unsuitable(by_name, Machine(cuda=True)) is None
+    assert why_unsuitable(load_config(ROOT / "configs/ppo_1-1.yaml"), Machine()) is None, (
+        "auto takes either"
+    )
 
 
 def test_few_cores_are_no_reason_to_refuse_but_to_say_so() -> None:
     many = load_config(ROOT / "configs/ppo_1-1.yaml", ("environments=32",))
     assert resources_for(many).cpus == 8
-    assert slow(many, Machine(cpus=4)) is None
-    said = slow(many, Machine(cpus=1.5))
+    assert why_slow(many, Machine(cpus=4)) is None
+    said = why_slow(many, Machine(cpus=1.5))
     assert said is not None
     assert "1.5 cores" in said
-    assert unfit(many, Machine(cpus=0.5)) is None
+    assert why_unsuitable(many, Machine(cpus=0.5)) is None
 
 
 def test_progress_is_a_percentage() -> None:

@@ -150,7 +150,7 @@ def test_containers_use_the_working_tree_of_the_image(
     ("text", "said"),
     [
         ("deployments: [{name: a, entrypoint: 'flows/none.py:x'}]", "flows/FILE.py:FLOW"),
-        ("deployments: [{name: a, entrypoint: 'flows/decisions.py:gave_up'}]", "no flow"),
+        ("deployments: [{name: a, entrypoint: 'flows/decisions.py:run_id_for'}]", "no flow"),
         ("deployments: [{name: a, entrypoint: 'flows/pipeline.py:pipeline', parameters: "
          "{parameters: {confg: x}}}]", "those of flows/pipeline.py:pipeline"),
         ("nothing: here", "expected Prefect's deployments"),

@@ -10,8 +10,7 @@ from types import SimpleNamespace
 import pytest
 from prefect.exceptions import Abort
 
-from flows import newer_attempt as tenure
-from flows import stages
+from flows import newer_attempt, stages
 from mario.errors import ConfigError
 from mario.store.engine import StoreUnavailableError
 
@@ -28,21 +27,21 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, object]]:
         assert isinstance(found, int)
         return found
 
-    monkeypatch.setattr(tenure, "newest_attempt", newest)
-    monkeypatch.setattr(tenure, "_LOOK_SECONDS", 0.05)
-    monkeypatch.setattr(tenure, "flow_run", SimpleNamespace(id="one", run_count=2))
-    monkeypatch.setattr(tenure, "deployment", SimpleNamespace(id="deployed"))
-    monkeypatch.setattr(tenure, "_lost", set())
-    tenure._deployment_of.cache_clear()
+    monkeypatch.setattr(newer_attempt, "newest_attempt", newest)
+    monkeypatch.setattr(newer_attempt, "_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(newer_attempt, "flow_run", SimpleNamespace(id="one", run_count=2))
+    monkeypatch.setattr(newer_attempt, "deployment", SimpleNamespace(id="deployed"))
+    monkeypatch.setattr(newer_attempt, "_superseded", set())
+    newer_attempt._deployment_of.cache_clear()
     yield said
-    tenure._deployment_of.cache_clear()
+    newer_attempt._deployment_of.cache_clear()
 
 
 def test_a_newer_attempt_ends_this_process(server: dict[str, object]) -> None:
-    tenure.give_way()
+    newer_attempt.stop_if_superseded()
     server["newest"] = 3
-    with pytest.raises(Abort, match="goes on in a newer attempt"):
-        tenure.give_way()
+    with pytest.raises(Abort, match="continues in a newer attempt"):
+        newer_attempt.stop_if_superseded()
 
 
 @pytest.mark.parametrize("error", [ConnectionRefusedError(), TimeoutError(), ValueError("no JSON")])
@@ -50,14 +49,14 @@ def test_a_server_that_says_nothing_gives_the_run_to_nobody(
     server: dict[str, object], error: Exception
 ) -> None:
     server["newest"] = error
-    tenure.give_way()
+    newer_attempt.stop_if_superseded()
 
 
 def test_long_work_is_stopped_as_soon_as_a_newer_attempt_has_begun(
     server: dict[str, object],
 ) -> None:
     stop = threading.Event()
-    with tenure.watching(stop):
+    with newer_attempt.stopping_if_superseded(stop):
         server["newest"] = OSError("away for a moment")
         time.sleep(0.3)
         assert not stop.is_set()
@@ -69,16 +68,16 @@ def test_what_the_server_said_once_holds(server: dict[str, object]) -> None:
     """Else the older process would tell the server that the newer attempt's flow run crashed."""
     server["newest"] = 3
     stop = threading.Event()
-    with tenure.watching(stop):
+    with newer_attempt.stopping_if_superseded(stop):
         assert stop.wait(60)
     server["newest"] = TimeoutError()
     with pytest.raises(Abort):
-        tenure.give_way()
+        newer_attempt.stop_if_superseded()
 
 
 def test_nobody_watches_after_the_work(server: dict[str, object]) -> None:
     stop = threading.Event()
-    with tenure.watching(stop):
+    with newer_attempt.stopping_if_superseded(stop):
         pass
     time.sleep(0.1)
     server["newest"] = 3
@@ -100,17 +99,17 @@ def test_what_can_be_no_task_is_tried_again_where_something_was_away(
         raise error
 
     with pytest.raises(type(error)):
-        stages.try_again(work)
+        stages.run_retried(work)
     assert len(called) == calls
-    assert stages.try_again(lambda: "done") == "done"
+    assert stages.run_retried(lambda: "done") == "done"
 
 
 def test_a_flow_that_a_command_calls_has_no_other_attempts(
     server: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tenure, "deployment", SimpleNamespace(id=None))
+    monkeypatch.setattr(newer_attempt, "deployment", SimpleNamespace(id=None))
     server["newest"] = 3
-    tenure.give_way()
+    newer_attempt.stop_if_superseded()
     stop = threading.Event()
-    with tenure.watching(stop):
+    with newer_attempt.stopping_if_superseded(stop):
         assert not stop.wait(0.3)
