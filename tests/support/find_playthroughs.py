@@ -25,15 +25,16 @@ from mario.game.batch.contract import EndReason, EpisodeSpec
 from mario.game.batch.native import NativeBatch
 from mario.game.console.cartridge import rom_bytes
 from mario.game.console.native import NativeConsole
+from mario.game.smb.memory import Ram
 from mario.game.smb.observations.pixels import OBSERVATION_SHAPE
 from mario.game.smb.stage import start_level
+from tests.support.lockstep import DOWN, LEFT, RIGHT, UP, A, B
 from tests.support.paths import ROOT
 
 DATA = ROOT / "tests" / "data" / "playthroughs.json"
 FRAME_SKIP = 4
 SLOTS = 32
 ROLLOUT_STEPS = 40
-RIGHT, LEFT, DOWN, UP, B, A = 0x80, 0x40, 0x20, 0x10, 0x02, 0x01
 # Buttons and how often a random player presses them.
 CHOICES = {
     RIGHT | B: 6, RIGHT | A | B: 8, RIGHT: 2, RIGHT | A: 3, 0: 1, A: 1,
@@ -46,12 +47,9 @@ GAME = GameConfig(
     frame_skip=FRAME_SKIP, no_op_max_frames=0, sticky_probability=0.0, max_steps=10**6
 )
 
-# Not zero in the areas in the clouds, where vines lead ("CloudTypeOverride"). The area number at
-# 0x0750 says nothing: it already changes when the screen scrolls past the vine.
-IN_CLOUDS = 0x0743
-VINE, VINES_IN_SIGHT = 0x2F, slice(0x16, 0x1C)  # a kind of object, and where the kinds are
+VINE, OBJECTS = 0x2F, slice(Ram.ENEMY_TYPES, Ram.ENEMY_TYPES + 6)
 VINE_BRICK = 5  # a kind of object in the cartridge
-CLIMBING = 3  # Mario's float state, memory 0x1D
+CLIMBING = 3  # `Ram.FLOAT_STATE`
 
 Cell = tuple[int, ...]
 
@@ -70,13 +68,13 @@ class Node:
 
 def cell_of(ram: bytes) -> Cell:
     """Where Mario is: area, page, 32 px columns, 32 px rows, and whether he is on the ground."""
-    x_px = ram[0x6D] * 256 + ram[0x86]
+    x_px = ram[Ram.PLAYER_PAGE] * 256 + ram[Ram.PLAYER_X]
     return (
-        ram[0x750],
-        ram[0x751] & 0x1F,
+        ram[Ram.AREA_POINTER],
+        ram[Ram.ENTRANCE_PAGE] & 0x1F,
         x_px // 24,
-        ram[0xB5] * 8 + ram[0xCE] // 32,
-        int(ram[0x1D] != 0),
+        ram[Ram.PLAYER_Y_PAGE] * 8 + ram[Ram.PLAYER_Y] // 32,
+        int(ram[Ram.FLOAT_STATE] != 0),
     )
 
 
@@ -94,7 +92,8 @@ def vine_x_px(level: str) -> int:
     console = NativeConsole(draw=False)
     start_level(console, level)
     prg, page = rom_bytes()[16:], 0
-    at = (int(console.ram[0xE7]) | int(console.ram[0xE8]) << 8) - 0x8000
+    low, high = (int(byte) for byte in console.ram[Ram.AREA_DATA : Ram.AREA_DATA + 2])
+    at = (low | high << 8) - 0x8000
     while prg[at] != 0xFD:
         first, second = prg[at : at + 2]
         at += 2
@@ -108,10 +107,10 @@ def vine_x_px(level: str) -> int:
 
 def reach_on_vine(ram: bytes, vine_px: int) -> int:
     """How far a state is on the way up a vine: near its brick, in sight of it, on it, how high."""
-    if VINE not in ram[VINES_IN_SIGHT]:
-        return -abs(ram[0x6D] * 256 + ram[0x86] - vine_px) // 24
-    climbing = ram[0x1D] == CLIMBING
-    return 60 + (60 + 256 - ram[0xCE] if climbing else 0)
+    if VINE not in ram[OBJECTS]:
+        return -abs(ram[Ram.PLAYER_PAGE] * 256 + ram[Ram.PLAYER_X] - vine_px) // 24
+    climbing = ram[Ram.FLOAT_STATE] == CLIMBING
+    return 60 + (60 + 256 - ram[Ram.PLAYER_Y] if climbing else 0)
 
 
 def explore(
@@ -190,7 +189,7 @@ def explore(
                 continue
             ram = batch.ram(slot)
             cell = cell_of(ram)
-            if vine and ram[IN_CLOUDS]:
+            if vine and ram[Ram.CLOUD_AREA]:
                 batch.close()
                 return origin[slot], searched, len(nodes)
             found = nodes.get(cell)

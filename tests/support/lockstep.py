@@ -15,19 +15,24 @@ from mario.game.console.contract import UInt8Array
 from mario.game.console.native import NativeConsole
 from mario.game.console.nes_py import NesPyConsole
 from mario.game.smb import stage
+from mario.game.smb.actions import Button
+from mario.game.smb.memory import Ram
 from tests.support.paths import ROOT
 
 PLAYTHROUGHS = ROOT / "tests" / "data" / "playthroughs.json"
 
-RIGHT, LEFT, DOWN, UP, START, SELECT, B, A = 0x80, 0x40, 0x20, 0x10, 0x08, 0x04, 0x02, 0x01
+RIGHT, LEFT, DOWN, UP, START, SELECT, B, A = map(int, reversed(Button))
 _HABITS = (RIGHT | B, RIGHT | A | B, RIGHT, RIGHT | A, 0, A, LEFT, LEFT | A, DOWN, UP, B, START)
 
 
-#: Player states of the game, memory 0x0E ("GameEngineSubroutine" in the SMB disassembly).
+#: Values of `Ram.PLAYER_STATE` ("GameEngineSubroutine" in the SMB disassembly).
 _VINE, _SIDE_PIPE, _PIPE, _POLE, _LOST, _PLAYING = 1, 2, 3, 4, 6, 8
-_WATER, _CASTLE = 0, 3  # area types, memory 0x074E
-_GAME, _VICTORY = 1, 2  # what runs, memory 0x0770; 0 is the title with its demonstration
+_WATER, _CASTLE = 0, 3  # `Ram.AREA_TYPE`
+_GAME, _VICTORY = 1, 2  # `Ram.MODE`
 _LOOP_PAGES = 4  # how far a wrong path in a castle sends Mario back
+
+
+_SEEN = (Ram.PLAYER_STATE, Ram.MODE, Ram.PLAYER_PAGE, Ram.AREA_TYPE)
 
 
 class Divergence(AssertionError):
@@ -53,7 +58,7 @@ class Sights:
 
     def look(self, ram: UInt8Array) -> None:
         """Take in the frame that was just played."""
-        state, mode, page, kind = (int(ram[at]) for at in (0x0E, 0x0770, 0x6D, 0x074E))
+        state, mode, page, kind = (int(ram[at]) for at in _SEEN)
         counts, entered = self.counts, state if state != self._state else -1
         counts["frames"] += 1
         counts["axes"] += mode == _VICTORY != self._mode

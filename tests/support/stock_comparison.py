@@ -12,7 +12,7 @@ from mario.config.game import GameConfig
 from mario.game.batch.contract import EndReason, EpisodeSpec, GameBatch
 from mario.game.batch.native import NativeBatch
 from mario.game.smb.observations.pixels import OBSERVATION_SHAPE, grey
-from tests.support.lockstep import playthroughs, random_buttons
+from tests.support.lockstep import START, playthroughs, random_buttons
 from tests.support.stock_env import stock_env
 
 # Every button byte is an action, one frame a step, no noise: what the stock environment does.
@@ -54,7 +54,7 @@ def compare(level: str | None, episodes: int, seed: int, *, film: bool = False) 
         batch.queue(0, None if stays else EpisodeSpec(level, 0))
         _same_picture(batch, env, out[0, -1], comparison)
         for buttons in itertools.chain(play, random_buttons(seed * 1000 + episode)):
-            if buttons & 0x08:
+            if buttons & START:
                 continue  # Start pauses the game, which is long and says nothing
             screen, reward, done, info = env.step(buttons)
             result = batch.step(np.array([buttons], np.int64), out)

@@ -12,7 +12,7 @@ from mario.errors import ConfigError
 LOOPING_LEVELS = frozenset({"4-4", "7-4", "8-4"})
 
 # The second to fourth stage of these worlds come after a cut-scene area of its own, so the area
-# number in memory (0x0760) is one more than the stage (gym-super-mario-bros, `decode_target`).
+# number in memory (`Ram.AREA`) is one more than the stage (gym-super-mario-bros, `decode_target`).
 _WORLDS_WITH_INTRO = frozenset({1, 2, 4, 7})
 
 # Mario's x when he holds the pole, and when he first touches the axe, less the object's own x.
@@ -44,7 +44,7 @@ _SHORT_CLOCK = frozenset(
      "7-3", "8-1", "8-3"}
 )  # fmt: skip
 
-# Where each level begins (memory 0x074E); castles are the fourth stages, the rest is overworld.
+# Where each level begins (`Ram.AREA_TYPE`); castles are the fourth stages, the rest is overworld.
 _WATER = frozenset({"2-2", "7-2"})
 _UNDERGROUND = frozenset({"1-2", "4-2"})
 

@@ -1,15 +1,49 @@
-"""What the game's memory says: the 13 values of a step, read as gym-super-mario-bros does.
+"""The game's memory: its addresses by name, and the 13 values of a step.
 
-Addresses from the Super Mario Bros RAM map (datacrystal.tcrf.net), the same that
-gym-super-mario-bros 7.4.0 reads in `smb_env.py`; its arithmetic on uint8 is done on integers here.
+Addresses from the Super Mario Bros RAM map (datacrystal.tcrf.net) and the game's disassembly
+(doppelganger). The values are those that gym-super-mario-bros 7.4.0 reads in `smb_env.py`, whose
+uint8 arithmetic is done on integers here.
 """
 
 from __future__ import annotations
+
+from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
 
 from mario.game.console.contract import UInt8Array
+
+
+class Ram(IntEnum):
+    """Addresses in the console's 2 KiB of work RAM; a number of several digits has one a byte."""
+
+    PLAYER_STATE = 0x0E  # what Mario does; 0x08 is normal play
+    ENEMY_TYPES = 0x16  # of five objects, and of a power-up
+    FLOAT_STATE = 0x1D  # 0 on the ground, 3 on a pole or a vine
+    PLAYER_PAGE = 0x6D  # x in pages of 256 px …
+    PLAYER_X = 0x86  # … and in px on the page
+    PLAYER_Y_PAGE = 0xB5  # 0 above the screen, 1 on it, more below
+    PLAYER_Y = 0xCE
+    AREA_DATA = 0xE7  # address of the area's object list, two bytes, low byte first
+    PLAYER_SCREEN_Y = 0x03B8
+    AREA_CHANGE_TIMER = 0x06DE
+    CLOUD_AREA = 0x0743  # not 0 in the areas in the clouds, where vines lead
+    AREA_TYPE = 0x074E  # 0 water, 1 overworld, 2 underground, 3 castle
+    AREA_POINTER = 0x0750  # changes when the screen scrolls past a vine, before Mario is there
+    ENTRANCE_PAGE = 0x0751
+    STATUS = 0x0756
+    LIVES = 0x075A
+    STAGE = 0x075C  # from 0, as are WORLD and AREA
+    WORLD = 0x075F
+    AREA = 0x0760
+    MODE = 0x0770  # 0 title with its demonstration, 1 game, 2 victory
+    PAUSE = 0x0776
+    BLACK_SCREEN_TIMER = 0x07A0  # of the black screen before a level
+    SCORE = 0x07DE  # six digits
+    COINS = 0x07ED  # two digits
+    TIME = 0x07F8  # three digits
+
 
 #: One row of state, in this order everywhere (batch arrays, `info`, the store).
 STATE_DTYPE = np.dtype(
@@ -39,9 +73,14 @@ STATUS_NAMES = ("small", "tall", "fireball")
 MAX_X_PX = 0x8000
 
 _BUSY_STATES = frozenset({0x00, 0x01, 0x02, 0x03, 0x04, 0x05, 0x07})
-_ENEMY_TYPES = slice(0x16, 0x1B)
+_ENEMIES = slice(Ram.ENEMY_TYPES, Ram.ENEMY_TYPES + 5)
 _BOWSER, _FLAG = 0x2D, 0x31
-_DYING, _DEAD = 0x0B, 0x06
+_DYING = 0x0B
+#: PLAYER_STATE of a dead Mario.
+DEAD = 0x06
+_VICTORY = 2
+_ON_POLE = 3
+_LAST_WORLD = 7
 
 
 def furthest_at_start(x_px: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
@@ -56,46 +95,47 @@ def _digits(ram: UInt8Array, address: int, count: int) -> int:
 
 def read_time(ram: UInt8Array) -> int:
     """Read the game clock, 0 … 999."""
-    return _digits(ram, 0x07F8, 3)
+    return _digits(ram, Ram.TIME, 3)
 
 
 def is_dying(ram: UInt8Array) -> bool:
     """Tell whether Mario is in his dying animation or falls below the screen."""
-    return int(ram[0x0E]) == _DYING or int(ram[0xB5]) > 1
+    return int(ram[Ram.PLAYER_STATE]) == _DYING or int(ram[Ram.PLAYER_Y_PAGE]) > 1
 
 
 def is_dead(ram: UInt8Array) -> bool:
     """Tell whether Mario is dead."""
-    return int(ram[0x0E]) == _DEAD
+    return int(ram[Ram.PLAYER_STATE]) == DEAD
 
 
 def is_game_over(ram: UInt8Array) -> bool:
     """Tell whether the last life is gone."""
-    return int(ram[0x075A]) == 0xFF
+    return int(ram[Ram.LIVES]) == 0xFF
 
 
 def is_won(ram: UInt8Array) -> bool:
     """Tell whether the last axe of the game was reached."""
-    return is_world_over(ram) and int(ram[0x075F]) == 7
+    return is_world_over(ram) and int(ram[Ram.WORLD]) == _LAST_WORLD
 
 
 def is_busy(ram: UInt8Array) -> bool:
     """Tell whether the controller does nothing now (pipes, entering an area, …)."""
-    return int(ram[0x0E]) in _BUSY_STATES
+    return int(ram[Ram.PLAYER_STATE]) in _BUSY_STATES
 
 
 def is_world_over(ram: UInt8Array) -> bool:
     """Tell whether the axe was reached."""
-    return int(ram[0x0770]) == 2
+    return int(ram[Ram.MODE]) == _VICTORY
 
 
 def is_flag(ram: UInt8Array) -> bool:
     """Tell whether the level is done: the axe, or sliding down the pole."""
     if is_world_over(ram):
         return True
-    enemies = ram[_ENEMY_TYPES]
+    enemies = ram[_ENEMIES]
     # A vine also sets the float state to 3, so a flag or Bowser must be there.
-    return bool(((enemies == _BOWSER) | (enemies == _FLAG)).any()) and int(ram[0x1D]) == 3
+    there = bool(((enemies == _BOWSER) | (enemies == _FLAG)).any())
+    return there and int(ram[Ram.FLOAT_STATE]) == _ON_POLE
 
 
 def read_state(ram: UInt8Array) -> StateArray:
@@ -107,23 +147,23 @@ def read_state(ram: UInt8Array) -> StateArray:
     Returns:
         A structured scalar array, shape (), of :data:`STATE_DTYPE`.
     """
-    y_px = int(ram[0x03B8])
-    above = int(ram[0xB5]) < 1
+    y_px = int(ram[Ram.PLAYER_SCREEN_Y])
+    above = int(ram[Ram.PLAYER_Y_PAGE]) < 1
     return np.array(
         (
-            int(ram[0x6D]) * 0x100 + int(ram[0x86]),
+            int(ram[Ram.PLAYER_PAGE]) * 0x100 + int(ram[Ram.PLAYER_X]),
             255 + (255 - y_px) if above else 255 - y_px,
-            _digits(ram, 0x07DE, 6),
-            _digits(ram, 0x07ED, 2),
+            _digits(ram, Ram.SCORE, 6),
+            _digits(ram, Ram.COINS, 2),
             read_time(ram),
-            int(ram[0x075A]),
-            min(int(ram[0x0756]), 2),
-            int(ram[0x075F]) + 1,
-            int(ram[0x075C]) + 1,
-            int(ram[0x0760]) + 1,
+            int(ram[Ram.LIVES]),
+            min(int(ram[Ram.STATUS]), 2),
+            int(ram[Ram.WORLD]) + 1,
+            int(ram[Ram.STAGE]) + 1,
+            int(ram[Ram.AREA]) + 1,
             is_flag(ram),
             is_dying(ram) or is_dead(ram),
-            int(ram[0x0E]),
+            int(ram[Ram.PLAYER_STATE]),
         ),
         dtype=STATE_DTYPE,
     )

@@ -11,6 +11,7 @@ from mario.game.console.contract import Console
 from mario.game.smb import memory as ram_state
 from mario.game.smb.actions import Button
 from mario.game.smb.levels import level as find_level
+from mario.game.smb.memory import DEAD, Ram
 
 _START = int(Button.START)
 _MAX_SKIPPED_FRAMES = 20_000
@@ -36,11 +37,11 @@ def start_level(console: Console, level: str | None) -> None:
             break
         console.step(_START)
         if target is not None:
-            console.poke(0x075F, target.world - 1)
-            console.poke(0x075C, target.stage - 1)
-            console.poke(0x0760, target.area - 1)
+            console.poke(Ram.WORLD, target.world - 1)
+            console.poke(Ram.STAGE, target.stage - 1)
+            console.poke(Ram.AREA, target.area - 1)
         console.step(0)
-        console.poke(0x07A0, 0)  # the timer of the black screen before a level
+        console.poke(Ram.BLACK_SCREEN_TIMER, 0)
     else:
         raise _does_not_play("the title screen")
     # The clock ticks for the first time when Mario can be moved.
@@ -79,7 +80,7 @@ def skip_unplayable(console: Console, *, single_level: bool) -> None:
     """
     ram = console.ram
     if ram_state.is_dying(ram):
-        console.poke(0x0E, 0x06)  # dead at once, without the animation
+        console.poke(Ram.PLAYER_STATE, DEAD)  # dead at once, without the animation
         console.step(0)
     if not single_level and ram_state.is_world_over(ram):
         time = ram_state.read_time(ram)
@@ -89,12 +90,12 @@ def skip_unplayable(console: Console, *, single_level: bool) -> None:
             console.step(0)
         else:
             raise _does_not_play("the end of a world")
-    if 1 < int(ram[0x06DE]) < 255:
-        console.poke(0x06DE, 1)  # the timer of an area change
+    if 1 < int(ram[Ram.AREA_CHANGE_TIMER]) < 255:
+        console.poke(Ram.AREA_CHANGE_TIMER, 1)
     for _ in range(_MAX_SKIPPED_FRAMES):
         if not (ram_state.is_busy(ram) or ram_state.is_world_over(ram)):
             return
-        console.poke(0x07A0, 0)
+        console.poke(Ram.BLACK_SCREEN_TIMER, 0)
         console.step(0)
     raise _does_not_play("a change of area")
 

@@ -13,6 +13,7 @@ from mario.game.batch.native import NativeBatch
 from mario.game.console.cartridge import rom_bytes
 from mario.game.console.native import NativeConsole
 from mario.game.smb import stage
+from mario.game.smb.memory import Ram
 from mario.game.smb.observations.pixels import OBSERVATION_SHAPE
 from tests.support.lockstep import Divergence, LockstepConsole, play
 from tests.support.stock_comparison import BUTTONS, GAME, Comparison, compare
@@ -85,7 +86,7 @@ def test_a_time_out_is_the_stock_environments() -> None:
     env.reset()
     console = NativeConsole()
     stage.start_level(console, "1-2")
-    for address, digit in ((0x07F8, 0), (0x07F9, 0), (0x07FA, 2)):
+    for address, digit in enumerate((0, 0, 2), Ram.TIME):
         console.poke(address, digit)
         env.ram[address] = digit
     batch, out = (

@@ -16,7 +16,7 @@ from mario.config.rewards import GameReward
 from mario.errors import ConfigError, ConsoleError
 from mario.game.console.factory import open_console
 from mario.game.env import MarioEnv
-from mario.game.smb.memory import STATE_FIELDS
+from mario.game.smb.memory import MAX_X_PX, STATE_FIELDS, Ram
 from mario.game.smb.stage import start_level
 from mario.game.vector_env import MarioVectorEnv
 from mario.game.video import moving_share, write_mp4
@@ -105,11 +105,11 @@ def test_an_x_left_of_the_area_is_no_furthest_x() -> None:
     """A save-state of the loop in 4-4, where the game's x is 65,535 for some frames."""
     console = open_console("native")
     start_level(console, "4-4")
-    console.poke(0x6D, 0xFF)
+    console.poke(Ram.PLAYER_PAGE, 0xFF)
     state = console.save_state()
     env = MarioEnv("4-4", GameConfig(**QUIET))
     _, info = env.reset(options={"state": state})
-    assert info["x_px"] >= 0x8000
+    assert info["x_px"] >= MAX_X_PX
     assert info["furthest_x_px"] == 0
     games = MarioVectorEnv(2, "4-4", GameConfig(**QUIET), threads=1)
     _, infos = games.reset(options={"state": state})

@@ -19,7 +19,7 @@ from mario.game.console.contract import UInt8Array
 from mario.game.console.factory import open_console
 from mario.game.rng import SplitMix64
 from mario.game.smb.actions import button_bytes
-from mario.game.smb.memory import STATE_DTYPE, read_state
+from mario.game.smb.memory import STATE_DTYPE, Ram, read_state
 from mario.game.smb.observations.pixels import OBSERVATION_SHAPE, area_resize, grey
 from mario.game.smb.stage import start_level
 
@@ -253,7 +253,7 @@ def test_the_games_own_clock_ends_the_episode(make_batch: MakeBatch) -> None:
     batch, out = make_batch(1, quiet), buffer(1)
     console = open_console("nes-py" if isinstance(batch, ConsoleBatch) else "native")
     start_level(console, "1-2")
-    for address, digit in ((0x07F8, 0), (0x07F9, 0), (0x07FA, 2)):
+    for address, digit in enumerate((0, 0, 2), Ram.TIME):
         console.poke(address, digit)
     batch.begin(0, EpisodeSpec("1-2", 0, console.save_state()), out)
     clock = []
@@ -377,8 +377,8 @@ def test_the_last_axe_wins_the_whole_game(make_batch: MakeBatch) -> None:
     batch.begin(0, EpisodeSpec(None, 0), out)
     console = open_console("nes-py" if isinstance(batch, ConsoleBatch) else "native")
     console.load_state(batch.console_state(0))
-    console.poke(0x075F, 7)  # world 8 …
-    console.poke(0x0770, 2)  # … is over
+    console.poke(Ram.WORLD, 7)  # world 8 …
+    console.poke(Ram.MODE, 2)  # … is over
     settings = game(no_op_max_frames=0)
     batch = make_batch(1, settings)
     batch.begin(0, EpisodeSpec(None, 0, console.save_state()), out)

@@ -20,6 +20,7 @@ from mario.game.batch.contract import EndReason, EpisodeSpec
 from mario.game.batch.native import NativeBatch
 from mario.game.batch.oracle import ConsoleBatch
 from mario.game.console.native import NativeConsole
+from mario.game.smb.memory import MAX_X_PX, Ram
 from mario.game.smb.observations.pixels import OBSERVATION_SHAPE
 from mario.game.smb.stage import start_level
 
@@ -130,10 +131,10 @@ def test_furthest_x_ignores_a_mario_left_of_the_area() -> None:
     batch.begin(0, EpisodeSpec("4-4", 0), out)
     console = NativeConsole()
     console.load_state(batch.console_state(0))
-    console.poke(0x6D, 0xFF)
+    console.poke(Ram.PLAYER_PAGE, 0xFF)
     batch.begin(0, EpisodeSpec("4-4", 0, console.save_state()), out)
     result = batch.step(np.array([0]), out)
-    assert result.furthest_x_px[0] < 0x8000
+    assert result.furthest_x_px[0] < MAX_X_PX
 
 
 def inside(call: Callable[[], object]) -> bool:
@@ -194,8 +195,8 @@ def test_games_that_get_stuck_fall_idle_and_are_forgotten() -> None:
     """Two games that are paused for ever while Mario walks by himself, and one that plays."""
     console = NativeConsole(draw=False)
     start_level(console, "1-1")
-    console.poke(0x0776, 1)  # paused …
-    console.poke(0x0E, 7)  # … in a state in which nobody plays
+    console.poke(Ram.PAUSE, 1)  # paused …
+    console.poke(Ram.PLAYER_STATE, 7)  # … in a state in which nobody plays
     stuck = EpisodeSpec("1-1", 0, console.save_state())
     quiet = game(no_op_max_frames=0, sticky_probability=0.0)
     batch, out = NativeBatch(3, quiet, threads=2), np.zeros((3, *OBSERVATION_SHAPE), np.uint8)

@@ -14,7 +14,7 @@ from mario.errors import ConfigError, ConsoleError, SaveStateError
 from mario.game.console.contract import Console
 from mario.game.console.factory import open_console
 from mario.game.smb.levels import LEVELS
-from mario.game.smb.memory import read_state
+from mario.game.smb.memory import Ram, read_state
 from mario.game.smb.observations.pixels import grey
 from mario.game.smb.stage import start_level
 
@@ -98,8 +98,8 @@ def test_reset_is_a_power_cycle(console: Console) -> None:
 
 def test_poke_is_seen_at_once_and_by_the_game(console: Console) -> None:
     start_level(console, "1-1")
-    console.poke(0x07F8, 1)
-    console.poke(0x07F9, 2)
+    console.poke(Ram.TIME, 1)
+    console.poke(Ram.TIME + 1, 2)
     assert int(read_state(console.ram)["time_left"]) // 10 == 12
     console.step(0, 30)
     assert 118 <= int(read_state(console.ram)["time_left"]) <= 129

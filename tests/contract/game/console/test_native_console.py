@@ -19,6 +19,7 @@ from mario.errors import ConsoleError, RomError, SaveStateError
 from mario.game.console.cartridge import rom_bytes, rom_path
 from mario.game.console.factory import open_console
 from mario.game.console.native import NativeConsole, native_module
+from mario.game.smb.memory import Ram
 from mario.game.smb.observations.pixels import area_resize
 from mario.game.smb.stage import start_level
 
@@ -128,9 +129,9 @@ def test_a_console_that_does_not_draw_shows_the_same_pictures() -> None:
     for frames in (1, 7, 30):
         for console in (drawing, lazy):
             console.step(RIGHT_B, frames)
-            console.poke(0x07ED, frames % 10)  # what is poked afterwards is not in the picture
+            console.poke(Ram.COINS, frames % 10)  # what is poked afterwards is not in the picture
         assert np.array_equal(drawing.screen_rgb(), lazy.screen_rgb())
-        assert lazy.ram[0x07ED] == frames % 10
+        assert lazy.ram[Ram.COINS] == frames % 10
 
 
 def test_one_machine_has_one_save_state_whoever_looked() -> None:

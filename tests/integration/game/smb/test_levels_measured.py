@@ -12,7 +12,7 @@ from mario.game.console.cartridge import rom_bytes
 from mario.game.console.native import NativeConsole
 from mario.game.smb import stage
 from mario.game.smb.levels import LEVELS, START_X_PX
-from mario.game.smb.memory import read_state
+from mario.game.smb.memory import Ram, read_state
 from mario.game.smb.observations.pixels import OBSERVATION_SHAPE
 from tests.support.lockstep import playthroughs
 from tests.support.stock_comparison import BUTTONS, GAME
@@ -48,8 +48,9 @@ def test_a_level_begins_and_ends_where_the_cartridge_says(name: str) -> None:
     assert (state["world"], state["stage"], state["area"]) == (level.world, level.stage, level.area)
     assert state["x_px"] == START_X_PX
     assert state["time_left"] == level.clock
-    assert KINDS[int(console.ram[0x074E])] == level.kind
-    listed = objects(rom_bytes()[16:], int(console.ram[0xE7]) | int(console.ram[0xE8]) << 8)
+    assert KINDS[int(console.ram[Ram.AREA_TYPE])] == level.kind
+    low, high = (int(byte) for byte in console.ram[Ram.AREA_DATA : Ram.AREA_DATA + 2])
+    listed = objects(rom_bytes()[16:], low | high << 8)
     assert any(kind == LOOP for kind, _ in listed) == level.loops
     goals = [(kind, x) for kind, x in listed if kind in (POLE, AXE)]
     if name in END_ELSEWHERE:
