@@ -1,6 +1,7 @@
-"""A small client of the serving API; plays whole episodes against it.
+"""A client of the serving API that also plays whole episodes against it.
 
-Run it: ``python -m mario.client --url http://127.0.0.1:3000 --level 1-1 --seed 1``.
+``python -m mario.client --url http://127.0.0.1:3000 --level 1-1 --seed 1`` plays one episode. This
+module needs only numpy; playing needs the game, that is the whole package.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ class Predictions:
         values: float32 (N,).
         probabilities: float32 (N, A).
         action_names: names in the order of the probabilities.
-        version: the version that answered, all of it.
-        digest: its digest.
-        latency_seconds: time the service took.
+        version: the version that answered all observations.
+        digest: digest of the version.
+        latency_seconds: time in the service.
     """
 
     actions: npt.NDArray[np.int64]
@@ -55,7 +56,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class PlayedEpisode:
-    """What came of an episode.
+    """The result of an episode.
 
     Attributes:
         level: the level.
@@ -63,7 +64,7 @@ class PlayedEpisode:
         end: ``FLAG``, ``DEATH``, ``TIME_OUT`` or ``TRUNCATED``.
         steps: decisions taken.
         furthest_x_px: furthest x.
-        versions: versions that took the decisions, in order of appearance.
+        versions: the versions that answered, in order of appearance.
     """
 
     level: str
@@ -75,12 +76,12 @@ class PlayedEpisode:
 
 
 class MarioClient:
-    """Speaks to one service over one connection that is kept open. Not safe for several threads.
+    """Sends requests to one service over one persistent connection; not thread-safe.
 
-    A service that says when to come back (409, 429 or 503 with ``Retry-After``) has done nothing of
-    what was asked; it is asked again then, for as long as patience lasts. Where the connection
-    breaks before the answer is there, only what changes nothing is asked again: a screen that is
-    sent twice would be two frames of the session.
+    An answer 409, 429 or 503 with ``Retry-After`` means that the service did nothing: the client
+    waits and repeats the request until ``patience_seconds`` are over. If the connection breaks
+    before an answer, the client repeats only requests without side effects: a screen sent twice
+    would be two frames of the session.
     """
 
     def __init__(
@@ -91,17 +92,17 @@ class MarioClient:
         timeout_seconds: float = 10,
         patience_seconds: float = 30,
     ) -> None:
-        """Speak to the service at ``url``.
+        """Make a client of the service at ``url``; it connects with the first request.
 
         Args:
             url: such as ``http://127.0.0.1:3000`` or ``https://example.org/mario``.
             token: bearer token.
             timeout_seconds: longest wait for an answer.
-            patience_seconds: longest time that one call waits for a busy service, in all; 0 gives
-                up at once.
+            patience_seconds: longest time in which one call repeats a request to a busy service;
+                0 never repeats it.
 
         Raises:
-            ServingError: the URL or the token is none.
+            ServingError: the URL or the token is not valid.
         """
         try:
             parts = urlsplit(url)
@@ -143,17 +144,17 @@ class MarioClient:
         self._connection.close()
 
     def ready(self) -> bool:
-        """Tell whether a version answers; False where the service cannot be reached."""
+        """Return whether a version is loaded; False if the service is unreachable."""
         try:
             return self._send("GET", "/readyz", b"", {}, repeatable=True)[0] == 200
         except ServingError:
             return False
 
     def card(self) -> dict[str, Any]:
-        """Read what is known of the champion.
+        """Return the description of the champion.
 
         Raises:
-            ServingError: the service refuses or cannot be reached.
+            ServingError: the service answers with an error or is unreachable.
         """
         return self._document("GET", "/card", b"", {}, repeatable=True)
 
@@ -164,15 +165,16 @@ class MarioClient:
         mode: str | None = None,
         seed: int | None = None,
     ) -> Predictions:
-        """Ask for actions.
+        """Predict actions.
 
         Args:
             observations: uint8 (N, 4, 84, 84), newest frame last.
-            mode: greedy or sample; None for the policy's own.
+            mode: greedy or sample; None uses the policy's own.
             seed: seed for sampling.
 
         Raises:
-            ServingError: the observations are none, or the service refuses or cannot be reached.
+            ServingError: the observations are not valid, or the service answers with an error or
+                is unreachable.
         """
         shape = observations.shape
         if observations.dtype != np.uint8 or shape[1:] != _OBSERVATION or not shape[0]:
@@ -180,8 +182,8 @@ class MarioClient:
                 f"observations: got {observations.dtype} {shape}; expected uint8 (N, 4, 84, 84) "
                 "with N of 1 or more, newest frame last; convert them"
             )
-        wishes = {"mode": mode, "seed": seed}
-        query = urlencode({name: value for name, value in wishes.items() if value is not None})
+        options = {"mode": mode, "seed": seed}
+        query = urlencode({name: value for name, value in options.items() if value is not None})
         headers, body = self._ask(
             "POST",
             "/predict/raw" + (f"?{query}" if query else ""),
@@ -192,27 +194,29 @@ class MarioClient:
         try:
             return _read_predictions(headers, body, len(observations))
         except (KeyError, ValueError) as error:
-            raise self._strange("/predict/raw", f"{type(error).__name__}: {error}") from error
+            raise self._unexpected_answer(
+                "/predict/raw", f"{type(error).__name__}: {error}"
+            ) from error
 
     def start_session(self, *, mode: str | None = None, seed: int | None = None) -> str:
         """Start a session and return its name.
 
         Raises:
-            ServingError: the service refuses or cannot be reached.
+            ServingError: the service answers with an error or is unreachable.
         """
-        wishes = {k: v for k, v in {"mode": mode, "seed": seed}.items() if v is not None}
+        options = {k: v for k, v in {"mode": mode, "seed": seed}.items() if v is not None}
         headers = {"content-type": "application/json"}
-        document = self._document("POST", "/sessions", json.dumps(wishes).encode(), headers)
+        document = self._document("POST", "/sessions", json.dumps(options).encode(), headers)
         if not isinstance(document.get("session"), str):
-            raise self._strange("/sessions", "no name of a session")
+            raise self._unexpected_answer("/sessions", "no session name")
         return str(document["session"])
 
     def act(self, session: str, screen: npt.NDArray[np.uint8]) -> dict[str, Any]:
-        """Send one screen uint8 (240, 256, 3), or one ready frame uint8 (84, 84); get the action.
+        """Send a screen uint8 (240, 256, 3), or a ready frame uint8 (84, 84); return the action.
 
         Raises:
-            ServingError: the screen is none, or the service refuses or cannot be reached. After a
-                lost answer nobody knows whether the session holds the screen: start another.
+            ServingError: the screen is not valid, or the service answers with an error or is
+                unreachable. If the answer is lost, the session may hold the screen: start another.
         """
         if screen.dtype != np.uint8 or screen.shape not in _SCREENS:
             raise ServingError(
@@ -227,7 +231,7 @@ class MarioClient:
         """End a session.
 
         Raises:
-            ServingError: the service refuses or cannot be reached.
+            ServingError: the service answers with an error or is unreachable.
         """
         self._ask("DELETE", f"/sessions/{quote(session, safe='')}", b"", {})
 
@@ -241,18 +245,19 @@ class MarioClient:
         max_steps: int = 3000,
         console: str = "native",
     ) -> PlayedEpisode:
-        """Play one episode with the noise of ``mario-eval-v1``; the service decides each step.
+        """Play one episode with the noise of ``mario-eval-v1``; the service chooses each action.
 
         Args:
             level: ``1-1`` … ``8-4``.
             seed: drives start and sticky actions.
-            mode: greedy or sample; None for the policy's own.
-            frame_skip: frames a decision lasts; the card tells the champion's.
-            max_steps: the episode is cut after so many decisions.
+            mode: greedy or sample; None uses the policy's own.
+            frame_skip: frames per step; the champion's is in :meth:`card`.
+            max_steps: the episode is truncated after this many steps.
             console: ``native`` or ``nes-py``.
 
         Raises:
-            MarioError: the game or the service refuses.
+            ServingError: the game is not installed, or as :meth:`predict`.
+            ConfigError: there is no such level.
         """
         try:
             from mario.config.faults import parse_settings
@@ -307,7 +312,7 @@ class MarioClient:
         try:
             return dict(json.loads(answer))
         except (ValueError, TypeError) as error:
-            raise self._strange(path, "no JSON object") from error
+            raise self._unexpected_answer(path, "no JSON object") from error
 
     def _ask(
         self,
@@ -338,9 +343,9 @@ class MarioClient:
         self, method: str, path: str, body: bytes, headers: dict[str, str], *, repeatable: bool
     ) -> tuple[int, dict[str, str], bytes]:
         connection = self._connection
-        if connection.sock is not None and _has_news(connection.sock.fileno()):
-            # The service closes connections that were quiet. Seen before anything is sent, that
-            # is no reason not to send what must not be sent twice.
+        if connection.sock is not None and _is_readable(connection.sock.fileno()):
+            # The service closed the idle connection. Nothing was sent on it, so a request with side
+            # effects can safely use a new one.
             connection.close()
         attempts = 2 if repeatable else 1
         for attempt in range(1, attempts + 1):
@@ -367,9 +372,9 @@ class MarioClient:
                     continue
                 where = path.split("?", maxsplit=1)[0]
                 hint = (
-                    "expected one; see whether the service is well, and ask again"
+                    "expected one; check the service, then try again"
                     if repeatable
-                    else "whether it was done is not known, so it is not asked again; "
+                    else "the service may have processed the request, so it is not repeated; "
                     "start another session"
                 )
                 raise ServingError(
@@ -378,23 +383,23 @@ class MarioClient:
                 ) from error
         raise AssertionError("every attempt returns or raises")
 
-    def _strange(self, path: str, what: str) -> ServingError:
+    def _unexpected_answer(self, path: str, what: str) -> ServingError:
         return ServingError(
-            f"{self._url}{path}: got an answer that this service does not give ({what}); see "
-            "whether the URL is that of `mario serve`"
+            f"{self._url}{path}: got an unexpected answer ({what}); expected one of `mario serve`; "
+            "correct the URL"
         )
 
 
 def _bad_url(url: str) -> ServingError:
-    shown = re.sub("//[^/]*@", "//…@", url)  # a password is nobody's business
+    shown = re.sub("//[^/]*@", "//…@", url)  # hide a password
     return ServingError(
-        f"url: got {shown!r}; expected http://host:port or https://host, with a path where a proxy "
+        f"url: got {shown!r}; expected http://host:port or https://host, with a path if a proxy "
         "has one; correct it"
     )
 
 
 def _read_predictions(headers: dict[str, str], body: bytes, count: int) -> Predictions:
-    """Read ``count`` rows of bytes; KeyError or ValueError where they are none."""
+    """Parse ``count`` rows of bytes; raise KeyError or ValueError if they are not valid."""
     names = tuple(headers["x-mario-actions"].split(","))
     rows = np.frombuffer(body, dtype="<f4").reshape(count, 3 + len(names))
     return Predictions(
@@ -410,15 +415,15 @@ def _read_predictions(headers: dict[str, str], body: bytes, count: int) -> Predi
 
 
 def _retry_after_seconds(status: int, headers: dict[str, str]) -> float | None:
-    """When a busy service wants to be asked again; None where it did not say so."""
+    """Seconds until the request may be repeated; None if the answer does not say so."""
     wait = headers.get("retry-after", "")
     if status not in (409, 429, 503) or not (wait.isascii() and wait.isdigit()):
         return None
     return max(0.05, float(wait))
 
 
-def _has_news(descriptor: int) -> bool:
-    """Whether a connection that nothing was asked on has something to read: its end."""
+def _is_readable(descriptor: int) -> bool:
+    """Whether an idle connection has data to read, which means that the peer closed it."""
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(0))
@@ -454,7 +459,3 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

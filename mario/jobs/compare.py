@@ -21,7 +21,8 @@ from mario.evaluation.seeds import SeedFamily
 from mario.jobs.context import JobContext
 from mario.jobs.evaluate import evaluate_stored, evaluation_key, units_of
 from mario.jobs.policies import load_policy
-from mario.pages.report import render_comparison, write_page
+from mario.pages.comparison_page import render_comparison
+from mario.pages.layout import write_page
 
 
 @dataclass(frozen=True)

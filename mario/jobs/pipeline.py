@@ -17,8 +17,8 @@ from mario.jobs.gate import OnUnits, champion_for, judge, rule_from, verdict_lin
 from mario.jobs.policies import LoadedPolicy, load_policy, random_policy
 from mario.jobs.register import register_run
 from mario.jobs.report import counted_pairs, report_verdict
-from mario.pages.report import pick_episodes
-from mario.pages.summary import write_summary
+from mario.pages.summary_page import write_summary
+from mario.pages.verdict_page import pick_episodes
 from mario.registry.registry import model_name
 from mario.store.store import ExperimentStore
 

@@ -17,7 +17,8 @@ from mario.game.video import write_mp4
 from mario.jobs.context import JobContext
 from mario.jobs.evaluate import units_of
 from mario.jobs.policies import LoadedPolicy, load_policy
-from mario.pages.report import Video, pick_episodes, render_verdict, write_page
+from mario.pages.layout import write_page
+from mario.pages.verdict_page import Video, pick_episodes, render_verdict
 from mario.store.records import StoredVerdict
 from mario.store.store import ExperimentStore
 

@@ -1,1 +1,1 @@
-"""HTML pages of verdicts, runs and comparisons."""
+"""Self-contained HTML pages about verdicts, pipeline runs and comparisons."""

@@ -1,4 +1,4 @@
-"""The learning curve of a run in a few numbers: what flows and pages show of many episodes."""
+"""The learning curve of a run as ten averages over its training episodes."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 
 from mario.store.records import EpisodeEntry
 
-#: Shares of a run that the curve is cut into.
+#: Number of equal parts of a run.
 _PARTS = 10
 
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """One share of a run.
+    """One part of a run.
 
     Attributes:
-        steps: agent steps at its end.
-        episodes: training episodes that ended in it.
-        mean_furthest_px: their mean furthest x.
-        clear_ratio: share of them that reached the flag, 0 to 1.
+        steps: agent steps at the end of the part.
+        episodes: training episodes that ended in the part.
+        mean_furthest_px: mean furthest x of these episodes, px.
+        clear_ratio: share of these episodes that reached the flag, 0 to 1.
     """
 
     steps: int
@@ -29,7 +29,7 @@ class CurvePoint:
 
 
 def learning_curve(episodes: Iterable[EpisodeEntry], total_steps: int) -> tuple[CurvePoint, ...]:
-    """Cut a run into tenths and average each; tenths in which no episode ended are left out.
+    """Average the episodes of each tenth of a run; omit tenths in which no episode ended.
 
     Args:
         episodes: the run's training episodes, in any order.

@@ -525,7 +525,7 @@ def test_mario_serve_runs_a_client_plays_and_it_stops(tmp_path: Path) -> None:
             [
                 sys.executable,
                 "-m",
-                "mario.client.client",
+                "mario.client",
                 "--url",
                 url,
                 "--level",

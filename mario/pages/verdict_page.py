@@ -1,8 +1,8 @@
-"""One self-contained HTML page per verdict, and one per comparison of recipes.
+"""The page of a verdict of the gate.
 
-The page holds everything: charts as SVG, videos as base64 MP4, the verdict as JSON. It opens from
-a mail attachment, without a network, in ten years. The caller passes the videos in; which episodes
-to film is said by `pick_episodes`.
+The page is self-contained, so that it opens from a mail attachment and without a network: charts
+are SVG, videos base64 MP4, the verdict JSON. `pick_episodes` selects the episodes to record; the
+caller passes their videos in.
 
     html = render_verdict(verdict, pairs, command="mario gate --again VERDICT",
                           videos=[Video("median", "…", mp4_bytes)])
@@ -18,41 +18,36 @@ from dataclasses import dataclass
 from html import escape
 
 from mario.errors import EvaluationError
-from mario.evaluation.comparison import Comparison
 from mario.evaluation.records import EpisodeRecord, PairedUnit, metric_value
 from mario.evaluation.verdict import Verdict
-from mario.pages.charts import (
+from mario.pages.layout import (
+    DECISIONS,
+    decision_line,
+    guards_table,
+    page,
+    section,
+    table,
+)
+from mario.pages.verdict_charts import (
     clear_chart,
     effect_chart,
     ends_chart,
     evidence_chart,
     forest_chart,
 )
-from mario.pages.comparison import comparison_body
-from mario.pages.parts import (
-    SAYS,
-    decision_line,
-    guards_table,
-    page,
-    section,
-    table,
-    write_page,
-)
 
-__all__ = ["Video", "pick_episodes", "render_comparison", "render_verdict", "write_page"]
-
-#: From this many levels on, the charts of where episodes end stand in two columns.
+#: With more levels than this, the charts of where episodes end have two columns.
 _MANY_LEVELS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Video:
-    """A film of one episode.
+    """A video of one episode.
 
     Attributes:
         name: `median`, `worst`, …
-        caption: what is seen.
-        mp4: the file's bytes (H.264 in MP4, which every browser plays).
+        caption: text below the video.
+        mp4: bytes of the file (H.264 in MP4).
     """
 
     name: str
@@ -61,12 +56,12 @@ class Video:
 
 
 def pick_episodes(pairs: Sequence[PairedUnit], metric: str = "score") -> dict[str, EpisodeRecord]:
-    """The challenger's median and worst episode among counted pairs.
+    """Select the challenger's median and worst episode among counted pairs.
 
     Args:
         pairs: at least one.
-        metric: `score`, `clear` or `progress`; ties are broken by progress, time left and seed,
-            so that the same records always give the same two episodes.
+        metric: `score`, `clear` or `progress`; progress, score, level and seed break ties, so that
+            the same records always give the same episodes.
 
     Returns:
         `{"median": …, "worst": …}`.
@@ -75,7 +70,7 @@ def pick_episodes(pairs: Sequence[PairedUnit], metric: str = "score") -> dict[st
         EvaluationError: no pairs.
     """
     if not pairs:
-        raise EvaluationError("got no units; expected at least one to choose from; evaluate first")
+        raise EvaluationError("got no units; expected at least one; evaluate first")
     ranked = sorted(
         (p.challenger for p in pairs),
         key=lambda r: (metric_value(r, metric), r.progress, r.episode_score, r.level, r.seed),
@@ -93,19 +88,19 @@ def render_verdict(
     title: str = "Verdict of the gate",
     videos: Iterable[Video] = (),
 ) -> str:
-    """The page of one verdict.
+    """Render the page of a verdict.
 
     Args:
-        verdict: what was decided.
-        pairs: the units that were played, in order; the counted ones are the first `units`.
-        command: the one command that repeats the verdict.
-        challenger_label: what people call the challenger, e.g. `mario-1-1 version 7`.
-        champion_label: the same for the champion.
-        title: of the page.
-        videos: films to embed.
+        verdict: the verdict.
+        pairs: the played units in order; the first `verdict.units` count.
+        command: the command that repeats the verdict.
+        challenger_label: name of the challenger, e.g. `mario-1-1 version 7`.
+        champion_label: name of the champion.
+        title: title of the page.
+        videos: videos to embed.
 
     Returns:
-        HTML5; refers to nothing outside itself.
+        HTML5 without external references.
 
     Raises:
         EvaluationError: fewer pairs than the verdict counted.
@@ -124,31 +119,27 @@ def render_verdict(
         section(
             "Where episodes end",
             _ends(counted, verdict.levels),
-            "Each bar counts episodes whose furthest point lies there; the last column is cleared.",
+            "Each bar counts the episodes whose furthest point lies there; the last bar counts the "
+            "cleared ones.",
         ),
         section("Clear rate", clear_chart(verdict), _clear_note(verdict)),
         _videos(list(videos)),
         section(
             "Guards",
             guards_table(verdict),
-            "One guard that refuses keeps the champion. “levels” refuses a loss that is proven; "
-            "that it passes does not prove that there is none.",
+            "A single guard that refuses keeps the champion. “levels” refuses if a loss is proven; "
+            "passing it does not prove that there is none.",
         ),
         section("The rule", _rule_table(verdict), f"{escape(verdict.rule.in_words)}."),
         section(
             "Repeat it",
             f"<pre>{escape(command)}</pre>",
-            "Confirmation seeds come from the test (who against whom, where, under which rule), so "
-            "the same test meets the same units and gets the same verdict.",
+            "The test (both policies, levels, rule) determines the confirmation seeds, so the same "
+            "test plays the same units and ends with the same verdict.",
         ),
         _json_section(verdict),
     ]
     return page(title, "".join(body))
-
-
-def render_comparison(comparison: Comparison, *, command: str, title: str = "Recipes") -> str:
-    """The page of one comparison of recipes (`compare.py`), self-contained like a verdict's."""
-    return page(title, comparison_body(comparison, command, title))
 
 
 def _card(label: str, value: str, detail: str = "") -> str:
@@ -163,13 +154,13 @@ def _head(verdict: Verdict, challenger: str, champion: str, title: str) -> str:
     ratio = (
         f"{verdict.challenger.mean_furthest_px / verdict.champion.mean_furthest_px:.2f} times"
         if verdict.champion.mean_furthest_px > 0
-        else "beyond"
+        else "far beyond"
     )
     return (
         f"<header><p class=small>{escape(title)} · {escape(rule.version)} · "
         f"{escape(verdict.protocol)} · {', '.join(verdict.levels)}</p>"
         f"<h1>{escape(challenger)} against {escape(champion)}</h1>"
-        f"{decision_line(verdict, SAYS[verdict.decision])}<ul>{reasons}</ul></header>"
+        f"{decision_line(verdict, DECISIONS[verdict.decision])}<ul>{reasons}</ul></header>"
         '<div class="cards">'
         + _card("units", str(verdict.units), f"of at most {rule.max_units}, played by both")
         + _card(
@@ -194,29 +185,29 @@ def _head(verdict: Verdict, challenger: str, champion: str, title: str) -> str:
 def _evidence_note(verdict: Verdict) -> str:
     rule = verdict.rule
     return (
-        f"Solid: evidence against “no better”. It multiplies with every unit and passes "
-        f"{1 / rule.alpha:.4g} with a chance of at most {rule.alpha:.3g} when the challenger is no "
-        f"better, however often one looks. Dashed: evidence against “better by "
-        f"{rule.smallest_effect:g} or more”; at {1 / rule.beta:.4g} going on is futile. Secondary: "
-        f"fixed-sample paired permutation test p = {verdict.p_permutation:.3g} (ignores when the "
-        "test stopped)."
+        "Solid: evidence against “no better”, a product over units. If the challenger is no "
+        f"better, it ever exceeds {1 / rule.alpha:.4g} with probability at most {rule.alpha:.3g}, "
+        "however often one looks. Dashed: evidence against “better by "
+        f"{rule.smallest_effect:g} or more”; at {1 / rule.beta:.4g} the test stops for futility. "
+        f"For comparison: p = {verdict.p_permutation:.3g} in a paired permutation test with a "
+        "fixed sample, which ignores when the test stopped."
     )
 
 
 def _effect_note(verdict: Verdict) -> str:
     return (
-        "Line: average difference per unit. Band: every value that the evidence so far does not "
-        "rule out; each edge is ever on the wrong side with a chance of at most "
+        "Line: mean difference per unit. Band: all values that the evidence so far does not rule "
+        f"out; each edge ever excludes the true value with probability at most "
         f"{verdict.rule.alpha:.3g}."
     )
 
 
 def _levels_note(verdict: Verdict) -> str:
     return (
-        "Intervals of single levels hold at any time, each for itself; the last column corrects "
-        f"for {len(verdict.levels)} level(s). A level is significantly worse at p ≤ "
-        f"{verdict.rule.level_alpha:g}. It is a test of inferiority: a level that is not "
-        "significantly worse has not been shown to be as good."
+        "The interval of a level holds at any time, for that level alone; the last column is "
+        f"corrected for {len(verdict.levels)} level(s). A level is significantly worse at p ≤ "
+        f"{verdict.rule.level_alpha:g}. This is a test of inferiority: a level that is not "
+        "significantly worse is not proven to be as good."
     )
 
 
@@ -227,9 +218,9 @@ def _clear_note(verdict: Verdict) -> str:
         for who, side in (("challenger", verdict.challenger), ("champion", verdict.champion))
     )
     return (
-        "Thick: Clopper and Pearson’s 95% interval, as if the number of units had been fixed "
-        "beforehand; the test stopped because of what it saw, so it covers the truth less often, "
-        f"least of all after a lucky promotion. Thin: 95% confidence sequence at any time. {sides}."
+        "Thick: Clopper–Pearson 95% interval, as if the number of units had been fixed "
+        "beforehand; as the data decided when to stop, it covers the true rate less often, above "
+        f"all after a lucky promotion. Thin: 95% confidence sequence, valid at any time. {sides}."
     )
 
 
@@ -286,8 +277,7 @@ def _json_section(verdict: Verdict) -> str:
     # "</" would end the script element early; JSON may write "/" as "\\/".
     text = json.dumps(verdict.to_dict(), sort_keys=True).replace("</", "<\\/")
     return (
-        '<section><h2>As data</h2><p class="note">The verdict as JSON '
-        f"({escape(verdict.version)}) is in this page, in the element with the id "
-        "<code>verdict</code>.</p>"
+        '<section><h2>Data</h2><p class="note">The element with the id <code>verdict</code> of '
+        f"this page holds the verdict as JSON ({escape(verdict.version)}).</p>"
         f'<script type="application/json" id="verdict">{text}</script></section>'
     )

@@ -1,4 +1,4 @@
-"""The body of a comparison's page: intervals, chances of improvement, performance profiles."""
+"""The page of a comparison of recipes: aggregates, probability of improvement, profiles."""
 
 from __future__ import annotations
 
@@ -6,39 +6,45 @@ from html import escape
 
 from mario.evaluation.aggregates import Interval
 from mario.evaluation.comparison import Comparison
+from mario.pages.layout import page, table
 
 _COLOURS = ("#0072b2", "#c65d00", "#117a4c", "#9b4f96", "#6b5b00", "#b3261e")
 
 
-def comparison_body(comparison: Comparison, command: str, title: str) -> str:
-    """HTML of a comparison, without the page around it."""
-    few = "".join(f'<p class="no">{escape(w)}</p>' for w in comparison.warnings)
-    recipes = "".join(
-        f'<tr><td><span style="color:{_colour(i)}">■</span> {escape(r.name)}</td>'
-        f"<td class=n>{r.runs}</td><td class=n>{_interval(r.iqm)}</td>"
-        f"<td class=n>{_interval(r.mean)}</td><td class=n>{_interval(r.median)}</td></tr>"
-        for i, r in enumerate(comparison.recipes)
-    )
-    better = "".join(
-        f"<tr><td>{escape(i.better)} beats {escape(i.than)}</td>"
-        f"<td class=n>{_interval(i.probability)}</td><td class=n>{_interval(i.iqm_difference)}</td>"
-        f"<td>{'clear cut' if i.clear_cut else 'not decided'}</td></tr>"
+def render_comparison(comparison: Comparison, *, command: str, title: str = "Recipes") -> str:
+    """Render the page of a comparison; `command` repeats it."""
+    warnings = "".join(f'<p class="no">{escape(w)}</p>' for w in comparison.warnings)
+    recipes = [
+        (
+            f'<span style="color:{_colour(i)}">■</span> {escape(recipe.name)}',
+            str(recipe.runs),
+            *map(_interval, (recipe.iqm, recipe.mean, recipe.median)),
+        )
+        for i, recipe in enumerate(comparison.recipes)
+    ]
+    improvements = [
+        (
+            f"{escape(i.better)} beats {escape(i.than)}",
+            _interval(i.probability),
+            _interval(i.iqm_difference),
+            "conclusive" if i.clear_cut else "inconclusive",
+        )
         for i in comparison.improvements
-    )
+    ]
     share = f"{comparison.confidence:.0%}"
-    return (
+    return page(
+        title,
         f"<header><h1>{escape(title)}</h1><p>{escape(comparison.metric)} on "
         f"{', '.join(comparison.levels)}; {share} intervals from {comparison.resamples} stratified "
-        f"bootstrap resamples.</p>{few}</header>"
-        "<h2>Aggregates</h2><table><thead><tr><th>recipe</th><th class=n>runs</th>"
-        "<th class=n>interquartile mean</th><th class=n>mean</th><th class=n>median</th></tr>"
-        f"</thead><tbody>{recipes}</tbody></table>"
-        "<h2>Probability of improvement</h2><table><thead><tr><th></th><th class=n>probability</th>"
-        "<th class=n>difference of interquartile means</th><th></th></tr></thead>"
-        f"<tbody>{better}</tbody></table>"
-        f"<h2>Performance profiles</h2><figure>{_profiles(comparison)}<figcaption>Share of runs "
+        f"bootstrap resamples.</p>{warnings}</header><h2>Aggregates</h2>"
+        + table(("recipe", "runs", "interquartile mean", "mean", "median"), recipes, range(1, 5))
+        + "<h2>Probability of improvement</h2>"
+        + table(
+            ("", "probability", "difference of interquartile means", ""), improvements, range(1, 3)
+        )
+        + f"<h2>Performance profiles</h2><figure>{_profiles(comparison)}<figcaption>Share of runs "
         f"that score more than a threshold; bands are pointwise {share} intervals.</figcaption>"
-        f"</figure><h2>Repeat it</h2><pre>{escape(command)}</pre>"
+        f"</figure><h2>Repeat it</h2><pre>{escape(command)}</pre>",
     )
 
 

@@ -1,8 +1,8 @@
-"""Charts of a verdict as hand-drawn SVG: small, self-contained, printable, readable when zoomed.
+"""The charts of a verdict as SVG, without a plotting library.
 
-A plotting library would put megabytes of script into every page; these charts are a few kilobytes
-each and need none. Every mark has a `<title>`, which browsers show on hovering. Colours stay apart
-for colour-blind readers (Okabe & Ito) and follow the page's light or dark scheme through CSS.
+A plotting library adds megabytes of script to a page; these charts have a few kilobytes each. Every
+mark has a `<title>`, which browsers show as a tooltip. Colour-blind readers can tell the colours
+apart (Okabe & Ito); CSS adapts them to light and dark mode.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mario.evaluation.verdict import EvidencePoint, Verdict
 WIDTH = 760
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 20, 14, 40
 _BINS = 50
-#: Points of a curve that answer to the pointer: at 760 wide more of them hide one another.
+#: Most points of a curve with a tooltip: more would overlap.
 _MOST_MARKS = 200
 
 
@@ -29,7 +29,7 @@ def _scale(low: float, high: float, start: float, end: float) -> Callable[[float
 
 
 def _ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers within [low, high]."""
+    """Return about `count` round numbers within [low, high]."""
     if high <= low:
         return [low]
     raw = (high - low) / count
@@ -78,13 +78,13 @@ def _axes(
 
 
 def _marked(path: Sequence[EvidencePoint]) -> Sequence[EvidencePoint]:
-    """The points that show their numbers on hovering: evenly spread, the last one among them."""
+    """Select the points with a tooltip: evenly spread, including the last one."""
     step = -(-len(path) // _MOST_MARKS)
     return path[(len(path) - 1) % step :: step] if path else path
 
 
 def evidence_chart(verdict: Verdict) -> str:
-    """Both e-values over units with both boundaries, on a logarithmic scale."""
+    """Draw both e-values over units, with both boundaries, on a logarithmic scale."""
     height = 300.0
     rule, path = verdict.rule, verdict.path
     bounds = (math.log(1 / rule.alpha), math.log(1 / rule.beta))
@@ -93,7 +93,7 @@ def evidence_chart(verdict: Verdict) -> str:
         [(0, 0.0), *((p.units, p.log_e_futility) for p in path)],
     )
     values = [v for line in series for _, v in line]
-    # Evidence far below 1 says no more than "none": cut there, so that the boundaries stay legible.
+    # Clip evidence far below 1, which says no more than "none", to keep the boundaries legible.
     low, high = max(min(values), -math.log(1000)), max(*values, *bounds) * 1.08
     x = _scale(0, max(verdict.units, 2), _LEFT, WIDTH - _RIGHT)
     y = _scale(low, high, height - _BOTTOM, _TOP)
@@ -125,7 +125,7 @@ def _power(decade: int) -> str:
 
 
 def effect_chart(verdict: Verdict) -> str:
-    """Mean paired difference with its confidence sequence, over units."""
+    """Draw the mean paired difference with its confidence sequence, over units."""
     height, path = 260.0, verdict.path
     delta = verdict.rule.smallest_effect
     late = [p for p in path if p.units >= max(3, verdict.units // 12)] or list(path)
@@ -163,7 +163,7 @@ def effect_chart(verdict: Verdict) -> str:
 
 
 def forest_chart(verdict: Verdict) -> str:
-    """Every level's difference with its interval; the whole task at the bottom."""
+    """Draw the difference of each level with its interval, and of the whole task at the bottom."""
     results = verdict.level_results
     rows = [(r.level, r.units, r.mean, r.lower, r.upper, r.p_holm) for r in results]
     effect = verdict.effect
@@ -204,12 +204,12 @@ def forest_chart(verdict: Verdict) -> str:
 
 
 def ends_chart(pairs: Sequence[PairedUnit], level: str, width: float = WIDTH) -> str:
-    """Where on one level episodes end: challenger upwards, champion downwards.
+    """Draw where episodes of a level end: challenger upwards, champion downwards.
 
     Args:
-        pairs: counted pairs, of any levels, at least one of this one.
-        level: which.
-        width: of the drawing; less for a page of many levels.
+        pairs: counted pairs of any levels, at least one of `level`.
+        level: the level.
+        width: width of the drawing.
     """
     own = [p for p in pairs if p.level == level]
     length = own[0].challenger.level_length_px
@@ -254,13 +254,13 @@ def ends_chart(pairs: Sequence[PairedUnit], level: str, width: float = WIDTH) ->
 
 
 def _ends(records: Sequence[EpisodeRecord]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Counts by bin of the level, `(_BINS + 1,)`; the last one is cleared."""
+    """Count episodes by bin of the level, int64 `(_BINS + 1,)`; the last bin: cleared."""
     bins = [_BINS if r.cleared else min(int(r.progress * _BINS), _BINS - 1) for r in records]
     return np.bincount(bins, minlength=_BINS + 1)
 
 
 def clear_chart(verdict: Verdict) -> str:
-    """Both clear rates: thick an interval as if the units had been fixed, thin one of any time."""
+    """Draw both clear rates, with a fixed-sample interval (thick) and an any-time one (thin)."""
     height = 120.0
     x = _scale(0, 1, _LEFT + 60, WIDTH - 150)
     parts = [

@@ -1,21 +1,21 @@
-"""What every page of the system shares: style, skeleton, tables, the verdict's badge and guards."""
+"""The layout that all pages share: style, skeleton, tables, the badge and guards of a verdict."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
 from mario.evaluation.verdict import GateDecision, Verdict
+from mario.files import write_whole
 
-SAYS = {
+DECISIONS = {
     GateDecision.PROMOTE: "The challenger is promoted.",
     GateDecision.REJECT: "The champion stays: the challenger is rejected.",
-    GateDecision.INCONCLUSIVE: "The champion stays: the evidence is not enough.",
+    GateDecision.INCONCLUSIVE: "The champion stays: the evidence is insufficient.",
 }
 
-#: One look for every page: light and dark, narrow and wide.
+#: CSS of every page: light and dark, narrow and wide.
 STYLE = """
 :root{color-scheme:light dark;--bg:#fff;--fg:#1b1f24;--soft:#5b6673;--line:#d8dee4;--card:#f6f8fa;
 --a:#0072b2;--b:#c65d00;--good:#117a4c;--bad:#b3261e}
@@ -54,7 +54,7 @@ video{width:100%;max-width:512px;image-rendering:pixelated;border-radius:6px;bac
 
 
 def page(title: str, body: str) -> str:
-    """A whole HTML5 page that refers to nothing outside itself."""
+    """Return a complete HTML5 page without external references; ``body`` is HTML."""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
@@ -64,7 +64,7 @@ def page(title: str, body: str) -> str:
 
 
 def section(heading: str, content: str, note: str = "") -> str:
-    """A heading, what is under it, and a note under that; content and note are HTML."""
+    """Return a section with a heading, a figure and a caption; content and note are HTML."""
     caption = f"<figcaption>{note}</figcaption>" if note else ""
     return f"<section><h2>{escape(heading)}</h2><figure>{content}{caption}</figure></section>"
 
@@ -75,7 +75,7 @@ def table(
     numeric: Sequence[int] = (),
     caption: str = "",
 ) -> str:
-    """A table of HTML cells; the columns in `numeric` stand to the right."""
+    """Return a table; cells are HTML, columns in `numeric` are right-aligned."""
 
     def cells(tag: str, row: Sequence[str]) -> str:
         return "".join(
@@ -91,13 +91,13 @@ def table(
 
 
 def decision_line(verdict: Verdict, words: str) -> str:
-    """The verdict's decision as a badge, and what it means here."""
+    """Return the decision of a verdict as a badge, followed by `words`."""
     decision = escape(verdict.decision)
     return f'<p><span class="badge {decision}">{decision}</span> {escape(words)}</p>'
 
 
 def guards_table(verdict: Verdict) -> str:
-    """Every guard that was run, with its number, its limit and its sentence."""
+    """Return a table of the guards: result, measured value, limit and detail."""
     rows = [
         (
             escape(g.name.replace("_", " ")),
@@ -111,10 +111,8 @@ def guards_table(verdict: Verdict) -> str:
     return table(("guard", "", "measured", "limit", "in words"), rows, (2, 3))
 
 
-def write_page(path: str | os.PathLike[str], html: str) -> Path:
-    """Writes a page aside and renames it when complete; returns its path."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(target.name + ".part")
-    aside.write_text(html, encoding="utf-8")
-    return aside.replace(target)
+def write_page(path: Path, html: str) -> Path:
+    """Write a page, complete or absent, with its folder; return its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, html.encode())
+    return path

@@ -1,4 +1,4 @@
-"""The page a person opens after a pipeline: how it learned, how far it gets, what the gate said."""
+"""The summary page of a pipeline run: verdict, distance reached, learning curve, video."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from mario.evaluation.records import EpisodeRecord
 from mario.evaluation.verdict import Verdict
-from mario.pages.parts import (
+from mario.pages.layout import (
     decision_line,
     guards_table,
     page,
@@ -39,18 +39,18 @@ def write_summary(
     report: Path,
     outcome: str,
 ) -> Path:
-    """Write the page, complete or absent.
+    """Write the summary page, complete or absent.
 
     Args:
         path: the HTML file.
         run: the training run.
         episodes: its training episodes.
         verdict_id: the verdict's id in the store.
-        verdict: what the gate said.
+        verdict: the verdict of the gate.
         sides: label and evaluation records of the challenger, the champion and the random policy.
         video: an MP4 beside the page; linked, not embedded.
         report: the verdict's own page, beside this one; linked.
-        outcome: one sentence: who is champion now.
+        outcome: one sentence that names the champion now.
 
     Returns:
         The path.
@@ -65,16 +65,14 @@ def write_summary(
         "<ul>",
         *(f"<li>{html.escape(reason)}</li>" for reason in verdict.reasons),
         "</ul>",
-        f"<p><a href='{html.escape(report.name)}'>The verdict with every number: evidence, "
+        f"<p><a href='{html.escape(report.name)}'>The verdict in detail: evidence, "
         "effects, guards, videos</a></p>",
         _sides_table(sides),
-        section(
-            "How far episodes get", distribution.to_html(full_html=False, include_plotlyjs=True)
-        ),
-        section("How it learned", curve.to_html(full_html=False, include_plotlyjs=False)),
+        section("Distance reached", distribution.to_html(full_html=False, include_plotlyjs=True)),
+        section("Learning curve", curve.to_html(full_html=False, include_plotlyjs=False)),
         _video(video, path),
         section("Guards", guards_table(verdict)),
-        "<h2>To repeat it</h2>",
+        "<h2>Repeat it</h2>",
         f"<p>Run <code>{html.escape(run.id)}</code>, verdict <code>{html.escape(verdict_id)}</code>"
         f", commit <code>{html.escape(run.git_commit or 'unknown')}</code>, configuration "
         f"<code>{run.config_hash[:12]}</code>: <code>mario pipeline --config "
@@ -84,7 +82,7 @@ def write_summary(
 
 
 def moving_mean(values: npt.NDArray[np.float64], window: int) -> npt.NDArray[np.float64]:
-    """Mean of the last `window` values at each place (of all so far, at the beginning).
+    """Mean of the last `window` values at each index; of fewer at the beginning.
 
     Args:
         values: float64 (N,).
@@ -135,7 +133,7 @@ def _distribution(
     if len(verdict.levels) == 1 and len(lengths) == 1:
         figure.add_vline(x=lengths.pop(), line_dash="dot", annotation_text="end of the level")
     figure.update_layout(
-        xaxis_title="furthest x (px)", yaxis_title="share of episodes that get so far",
+        xaxis_title="furthest x (px)", yaxis_title="share of episodes that get at least this far",
         yaxis_range=[0, 1.02], template="plotly_white", height=420, margin={"t": 20},
     )  # fmt: skip
     return figure
@@ -169,5 +167,5 @@ def _video(video: Path | None, page: Path) -> str:
     return (
         "<h2>The challenger's median episode</h2>"
         f"<video controls autoplay muted loop src='{name}'>"
-        f"Your browser plays no MP4: {name}</video>"
+        f"Your browser cannot play MP4: {name}</video>"
     )

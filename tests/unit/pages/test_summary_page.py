@@ -1,4 +1,4 @@
-"""The page after a pipeline shares the verdict page's look, its guards and its median episode."""
+"""The summary page has the style, badge and guards of the verdict page."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from mario.evaluation.gate import GateRule, decide
-from mario.pages.parts import STYLE, guards_table
-from mario.pages.report import render_verdict
-from mario.pages.summary import write_summary
+from mario.pages.layout import STYLE, guards_table
+from mario.pages.summary_page import write_summary
+from mario.pages.verdict_page import render_verdict
 from mario.store.records import Run
 from tests.support.evaluation_helpers import progress_pairs
 

@@ -15,20 +15,16 @@ from mario.evaluation.comparison import compare_scores
 from mario.evaluation.gate import GateRule, decide
 from mario.evaluation.records import PairedUnit
 from mario.evaluation.verdict import Verdict
-from mario.pages.report import (
-    Video,
-    pick_episodes,
-    render_comparison,
-    render_verdict,
-    write_page,
-)
+from mario.pages.comparison_page import render_comparison
+from mario.pages.layout import write_page
+from mario.pages.verdict_page import Video, pick_episodes, render_verdict
 from tests.support.evaluation_helpers import clear_pairs, progress_pairs, record
 
 VOID = {"meta", "circle", "line", "path", "rect", "br", "polygon", "polyline"}
 
 
 class Balance(HTMLParser):
-    """Checks that every element is closed in order, and gathers the references."""
+    """Checks that every element is closed in order, and collects references."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -51,7 +47,7 @@ def page_of(verdict, pairs, **more):
     return render_verdict(verdict, pairs, command="mario gate 7 --against champion", **more)
 
 
-def test_page_says_what_was_decided_and_is_self_contained():
+def test_verdict_page_shows_the_decision_and_is_self_contained():
     generator = np.random.default_rng(3)
     pairs = progress_pairs(
         generator.gamma(6, 180, 60).astype(int), generator.gamma(6, 100, 60).astype(int)
@@ -94,8 +90,8 @@ def test_every_kind_of_verdict_has_a_page():
             assert f"Where episodes end on {level}" in html
 
 
-def test_a_page_of_thousands_of_units_stays_a_page():
-    """Curves show their numbers on hovering at so many points as can be told apart."""
+def test_a_page_of_thousands_of_units_stays_small():
+    """A curve has a limited number of points with a tooltip."""
     pairs = clear_pairs([(1, 0), (0, 1)] * 700)
     verdict = decide(pairs, GateRule(primary="clear", beta=1e-9))
     assert verdict.units == len(verdict.path) == 1_400
@@ -107,14 +103,14 @@ def test_a_page_of_thousands_of_units_stays_a_page():
     assert len(drawn) < 250_000
 
 
-def test_page_needs_the_counted_pairs():
+def test_verdict_page_requires_all_counted_pairs():
     pairs = clear_pairs([(1, 0)] * 5)
     verdict = decide(pairs, GateRule(primary="clear"))
     with pytest.raises(EvaluationError, match="5 units"):
         page_of(verdict, pairs[:3])
 
 
-def test_median_and_worst_episode_are_picked_reproducibly():
+def test_median_and_worst_episode_do_not_depend_on_the_order():
     pairs = [
         PairedUnit(record("a", seed=s, furthest_px=px), record("b", seed=s))
         for s, px in enumerate((900, 300, 700, 2000))
