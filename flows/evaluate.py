@@ -12,12 +12,11 @@ from flows import stages
 from flows.artifacts import show_page
 from flows.decisions import Ending
 from flows.parameters import FlowParameters, PolicyName
-from mario.config.levels import TaskName, task_levels
+from mario.config.levels import TaskName, model_name, task_levels
 from mario.evaluation.seeds import SeedFamily
 from mario.jobs.context import JobContext
 from mario.jobs.evaluate import evaluate_stored, evaluation_key, summary_line, units_of
 from mario.jobs.policies import load_policy
-from mario.registry.registry import model_name
 
 
 class EvaluateParameters(FlowParameters):

@@ -15,10 +15,9 @@ from flows import stages
 from flows.artifacts import show_page
 from flows.decisions import Ending
 from flows.parameters import FlowParameters
-from mario.config.levels import TaskName
+from mario.config.levels import TaskName, model_name
 from mario.jobs.context import JobContext
 from mario.jobs.nightly import NightlyCheck, check_champion, drift_lines
-from mario.registry.registry import model_name
 
 
 class NightlyParameters(FlowParameters):

@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict
 from flows import stages
 from flows.decisions import ending_of_verdict
 from flows.parameters import TrainParameters, experiment_run_name
+from mario.config.levels import model_name
 from mario.errors import PolicyCollapsed, TrainingInterrupted
 from mario.jobs.context import JobContext
-from mario.registry.registry import model_name
 
 
 class PipelineParameters(TrainParameters):

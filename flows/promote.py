@@ -13,10 +13,10 @@ from flows.artifacts import file_link, safely
 from flows.decisions import ending_of_verdict
 from flows.parameters import FlowParameters, PolicyName, experiment_name
 from mario.config.experiment import load_config
+from mario.config.levels import model_name
 from mario.jobs.context import JobContext
 from mario.jobs.report import report_verdict
 from mario.jobs.versions import fetch_version
-from mario.registry.registry import model_name
 
 
 class PromoteParameters(FlowParameters):

@@ -40,6 +40,7 @@ from flows.decisions import (
 )
 from flows.parameters import TrainParameters
 from mario.config.experiment import ExperimentConfig, load_config
+from mario.config.levels import model_name, task_of_model
 from mario.config.run_states import RunStatus
 from mario.errors import ConfigError, PromotionConflict, TrainingInterrupted
 from mario.evaluation.verdict import GateDecision
@@ -49,7 +50,6 @@ from mario.jobs.context import JobContext
 from mario.jobs.promote import promote_verdict
 from mario.jobs.terminal import TrainingDisplay
 from mario.jobs.train import stopping_on_signals
-from mario.registry.registry import model_name
 from mario.store.records import Promotion
 
 Result = TypeVar("Result")
@@ -305,7 +305,7 @@ def emit_model_event(event: str, model: str, version: int, payload: dict[str, An
         resource={
             "prefect.resource.id": f"mario.model.{model}",
             "prefect.resource.name": model,
-            "mario.task": model.removeprefix("mario-"),
+            "mario.task": task_of_model(model),
             "mario.version": str(version),
         },
         payload=payload,

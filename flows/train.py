@@ -10,8 +10,8 @@ from prefect.client.schemas.objects import State
 from flows import stages
 from flows.decisions import Ending
 from flows.parameters import TrainParameters, experiment_run_name
+from mario.config.levels import model_name
 from mario.jobs.context import JobContext
-from mario.registry.registry import model_name
 
 
 @flow(name="train", flow_run_name=experiment_run_name, persist_result=False)

@@ -100,11 +100,6 @@ class ExperimentConfig(Section):
         """The levels of the task, in order."""
         return self.levels or task_levels(self.task)
 
-    @property
-    def model_name(self) -> str:
-        """The registered model of the task."""
-        return f"mario-{self.task}"
-
     def content_hash(self) -> str:
         """Hash everything that can change the result; 64 hexadecimal characters (SHA-256).
 

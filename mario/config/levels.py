@@ -1,4 +1,4 @@
-"""The names of the levels, and the levels of a task."""
+"""The names of levels, tasks and registered models."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ LEVEL_NAMES = tuple(f"{world}-{stage}" for world in range(1, 9) for stage in ran
 LEVELS_EXPECTED = 'expected "1-1" to "8-4" (world 1-8, stage 1-4)'
 #: A level, "all", or the name of a list of levels.
 TASK_PATTERN = rf"^({LEVEL_PATTERN[1:-1]}|all|[a-z][a-z0-9-]{{0,31}})$"
+_MODEL_PREFIX = "mario-"
 TaskName = Annotated[str, Field(pattern=TASK_PATTERN)]
 
 
@@ -30,3 +31,13 @@ def task_levels(task: str) -> tuple[str, ...]:
     if task not in LEVEL_NAMES:
         raise ConfigError(f"unknown level {task!r}: {LEVELS_EXPECTED}")
     return (task,)
+
+
+def model_name(task: str) -> str:
+    """Name the registered model of a task: ``mario-<task>``."""
+    return f"{_MODEL_PREFIX}{task}"
+
+
+def task_of_model(model: str) -> str:
+    """Name the task that a registered model is for; the inverse of `model_name`."""
+    return model.removeprefix(_MODEL_PREFIX)

@@ -15,6 +15,7 @@ from typing import Literal, cast
 from mario.config.experiment import load_config
 from mario.config.game import ConsoleName
 from mario.config.gate import GateConfig
+from mario.config.levels import model_name, task_of_model
 from mario.errors import EvaluationError
 from mario.evaluation.alpha_budget import AlphaWealth, replay
 from mario.evaluation.gate import SequentialGate, Verdict, decide
@@ -26,7 +27,6 @@ from mario.jobs.engines.engine import LOCAL, EvaluationEngine, open_engine
 from mario.jobs.evaluate import evaluate_stored, evaluation_key, task_and_levels
 from mario.jobs.network_guards import measured_latency, network_guards
 from mario.jobs.policies import LoadedPolicy, load_policy, random_policy
-from mario.registry.registry import model_name
 from mario.store.records import AlphaEntry, NewVerdict
 from mario.store.store import ExperimentStore
 
@@ -240,7 +240,7 @@ def repeat_verdict(
             "judge it with `mario gate`"
         )
     before = Verdict.from_dict(dict(stored.detail))
-    task = stored.model.removeprefix("mario-")
+    task = task_of_model(stored.model)
     # What a network answers is a guard with a number in the verdict, here as when it was made.
     challenger = load_policy(str(stored.challenger_version), task, context, check_golden=False)
     champion = (

@@ -6,11 +6,11 @@ import logging
 import threading
 from collections.abc import Callable
 
+from mario.config.levels import model_name
 from mario.errors import StoreError
 from mario.jobs.context import JobContext
 from mario.journal.format import NO_PATIENCE, REPLAY_SECONDS, Patience, pending_journals
 from mario.policy.artefact import Artefact
-from mario.registry.registry import model_name
 from mario.store.records import Run
 from mario.tracking.mlflow_writer import JOURNAL_FOLDER, TrackingWriter
 from mario.training.sinks import wait_patiently

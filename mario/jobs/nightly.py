@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from mario.config.levels import model_name
 from mario.errors import EvaluationError
 from mario.evaluation.drift import Drift, compare_drift
 from mario.evaluation.records import EpisodeRecord
@@ -14,7 +15,6 @@ from mario.jobs.context import JobContext
 from mario.jobs.engines.engine import LOCAL, EvaluationEngine
 from mario.jobs.evaluate import evaluate_stored, evaluation_key, units_of
 from mario.jobs.policies import LoadedPolicy, load_policy
-from mario.registry.registry import model_name
 from mario.store.records import Evaluation, Promotion, StoredVerdict
 from mario.store.store import ExperimentStore
 from mario.store.vocabulary import EvaluationStatus

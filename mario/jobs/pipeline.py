@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mario.config.experiment import ExperimentConfig
+from mario.config.levels import model_name
 from mario.evaluation.protocol import record_frames
 from mario.evaluation.seeds import SeedFamily
 from mario.evaluation.verdict import Verdict
@@ -19,7 +20,6 @@ from mario.jobs.register import register_run
 from mario.jobs.report import counted_pairs, report_verdict
 from mario.pages.summary_page import write_summary
 from mario.pages.verdict_page import pick_episodes
-from mario.registry.registry import model_name
 from mario.store.store import ExperimentStore
 
 

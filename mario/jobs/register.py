@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from mario.config.levels import model_name
 from mario.errors import RegistryError
 from mario.jobs.context import JobContext
-from mario.registry.registry import model_name
 from mario.store.records import RegisteredVersion
 
 #: The artefact that training leaves in the run's folder.

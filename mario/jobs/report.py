@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from mario.config.game import ConsoleName
+from mario.config.levels import task_of_model
 from mario.errors import EvaluationError
 from mario.evaluation.protocol import record_frames
 from mario.evaluation.records import EpisodeRecord, PairedUnit, pair_records
@@ -57,7 +58,7 @@ def report_verdict(
     stored = context.store.evaluations.verdict(verdict_id)
     verdict = Verdict.from_dict(dict(stored.detail))
     pairs = counted_pairs(context.store, stored, verdict)
-    task = stored.model.removeprefix("mario-")
+    task = task_of_model(stored.model)
     videos: list[Video] = []
     if stored.challenger_version is not None:
         # A verdict that says the network answers otherwise than trained has a page, too.

@@ -7,9 +7,9 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+from mario.config.levels import model_name
 from mario.errors import ArtefactError
 from mario.jobs.context import JobContext
-from mario.registry.registry import model_name
 
 
 @dataclass(frozen=True)

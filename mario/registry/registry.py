@@ -334,8 +334,3 @@ class ModelRegistry:
         """
         self.mlflow.prepare()
         return repair(self.store, self.mlflow, model)
-
-
-def model_name(task: str) -> str:
-    """Name the registered model of a task: ``mario-<task>``."""
-    return f"mario-{task}"

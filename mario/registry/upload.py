@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mario.config.levels import task_of_model
 from mario.policy.artefact import Artefact
 from mario.store.records import RegisteredVersion
 from mario.store.vocabulary import VersionState
@@ -88,7 +89,7 @@ def _lineage(row: RegisteredVersion, artefact: Artefact) -> dict[str, str]:
         TAG_ONNX: manifest.onnx_sha256,
         TAG_REGISTRATION: row.id,
         TAG_STATE: VersionState.PENDING,
-        "mario.task": manifest.task or row.model.removeprefix("mario-"),
+        "mario.task": manifest.task or task_of_model(row.model),
         "mario.config_hash": manifest.training_config_hash,
         "mario.git_commit": manifest.git_commit,
         "mario.frame_skip": str(manifest.frame_skip),

@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mario.config.levels import model_name, task_of_model
 from mario.errors import RegistryError
 from mario.evaluation.seeds import SeedFamily
-from mario.registry.registry import ModelRegistry, model_name
+from mario.registry.registry import ModelRegistry
 from mario.store.records import ServingComparison
 from mario.store.store import ExperimentStore
 from mario.store.vocabulary import EvaluationStatus, PromotionReason
@@ -91,7 +92,7 @@ class RegistrySource:
         """See :class:`serving.policies.sources.PolicySource`."""
         store = self._open().store
         promotions = [p for p in store.ledger.history(ref.model) if str(p.version) == ref.version]
-        details = {"source": "registry", "task": ref.model.removeprefix("mario-")}
+        details = {"source": "registry", "task": task_of_model(ref.model)}
         promoted_at = reason = None
         if promotions:
             last = promotions[-1]

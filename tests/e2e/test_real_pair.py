@@ -20,13 +20,13 @@ import pytest
 import torch
 
 from mario.config.experiment import ExperimentConfig, load_config
+from mario.config.levels import model_name
 from mario.evaluation.verdict import Verdict
 from mario.jobs.context import JobContext, JobSettings
 from mario.jobs.gate import GateOutcome, judge, repeat_verdict, rule_from
 from mario.jobs.policies import load_policy
 from mario.jobs.report import report_verdict
 from mario.policy.artefact import load_artefact
-from mario.registry.registry import model_name
 from mario.training.checkpoint import list_checkpoints
 from mario.training.export import export_artefact
 from mario.training.trainer import load_trained

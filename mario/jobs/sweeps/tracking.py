@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mario.config.levels import model_name
 from mario.config.run_states import RunStatus
 from mario.errors import RegistryError
-from mario.registry.registry import model_name
 from mario.store.records import Run
 from mario.store.runs import flatten
 from mario.tracking.mlflow_client import (
