@@ -233,3 +233,11 @@ def test_collapse_example_prints_what_the_guide_says(capsys: pytest.CaptureFixtu
     (block,) = re.findall(r"^```python\n(.*?)^```", guide, re.MULTILINE | re.DOTALL)
     exec(compile(block, "example", "exec"), {})
     assert f"prints `{capsys.readouterr().out.strip()}`" in guide
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_names_beside_a_file_are_defined_in_it(page: Path) -> None:
+    """`play_units` (`mario/evaluation/protocol.py`): the file defines the name."""
+    beside = re.compile(r"`(\w+)(?:\(\))?`\s+\(`([\w/]+)\.py`\)")
+    for found, path in beside.findall(page.read_text(encoding="utf-8")):
+        assert found in defined_in(path.replace("/", ".")), f"{name(page)}: no {found} in {path}.py"
