@@ -101,8 +101,18 @@ class DQNConfig(ReplayConfig):
     max_grad_norm: Annotated[float, Field(gt=0)] = 10.0
 
 
+class QRDQNConfig(ReplayConfig):
+    """Quantile regression DQN (Dabney et al. 2018, arXiv:1710.10044) as sb3-contrib has it."""
+
+    name: Literal["qrdqn"]
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
+    exploration_final: Probability = 0.01
+    quantiles: PositiveInt = 200
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = None
+
+
 #: Every algorithm; `name` chooses one.
-AlgorithmConfig = Annotated[PPOConfig | DQNConfig, Field(discriminator="name")]
+AlgorithmConfig = Annotated[PPOConfig | DQNConfig | QRDQNConfig, Field(discriminator="name")]
 #: The settings of each algorithm by its name.
 ALGORITHMS: dict[str, type[Section]] = {
     get_args(model.model_fields["name"].annotation)[0]: model

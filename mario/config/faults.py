@@ -92,12 +92,11 @@ def _place(location: Sequence[int | str], root: type[BaseModel]) -> _Place:
 
 
 def _of_another_kind(fault: Any, place: _Place) -> Iterator[tuple[str, str]]:
-    """Yield the key and the other kind that has it, where a kind is given what another has."""
+    """Yield the key and who has it, such as `ppo has`, where a kind is given what another has."""
     if fault["type"] == "extra_forbidden":
-        for other, model in place.kinds.items():
-            if fault["loc"][-1] in model.model_fields:
-                yield place.key, other
-                return
+        others = [o for o, model in place.kinds.items() if fault["loc"][-1] in model.model_fields]
+        if others:
+            yield place.key, f"{' and '.join(others)} {'has' if len(others) == 1 else 'have'}"
 
 
 def _describe_foreign(foreign: Sequence[tuple[str, str, str]]) -> Iterator[str]:
@@ -107,7 +106,7 @@ def _describe_foreign(foreign: Sequence[tuple[str, str, str]]) -> Iterator[str]:
         keys = ", ".join(key for _, key, _ in foreign)
         yield (
             f"{keys}: unknown {'keys' if len(foreign) > 1 else 'key'} beside "
-            f"{first.rpartition('.')[0]}.name {name}, got what only {other} has; remove that, or "
+            f"{first.rpartition('.')[0]}.name {name}, got what only {other}; remove that, or "
             f"begin with a configuration of {name}"
         )
 

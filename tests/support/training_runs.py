@@ -17,6 +17,7 @@ PPO = {"name": "ppo", "n_steps": 16, "batch_size": 32, "n_epochs": 2,
        "entropy_schedule": "linear"}  # fmt: skip
 DQN = {"name": "dqn", "buffer_size": 400, "learning_starts_steps": 100, "batch_size": 16,
        "train_frequency_steps": 8, "target_update_steps": 100}  # fmt: skip
+QRDQN = DQN | {"name": "qrdqn", "quantiles": 10}
 
 
 def small_config(algorithm: dict[str, Any] | None = None, **changes: Any) -> ExperimentConfig:

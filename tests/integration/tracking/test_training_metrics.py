@@ -19,12 +19,13 @@ from mario.training.sinks import BaseSink
 from mario.training.trainer import SelectionScore, train
 from tests.support.processes import free_port
 from tests.support.store_rows import new_run
-from tests.support.training_runs import DQN, PPO, Listener, small_config
+from tests.support.training_runs import DQN, PPO, QRDQN, Listener, small_config
 
 #: What an algorithm does not have, and what only shows once a rule of the detector has held.
 OTHERS = {
     "ppo": {"q_value_max", "exploration_ratio"},
     "dqn": {"approximate_kl", "clip_ratio", "explained_variance", "entropy_ratio"},
+    "qrdqn": {"approximate_kl", "clip_ratio", "explained_variance", "entropy_ratio"},
 }
 SOMETIMES = {"mario_training_health_rule"}
 
@@ -37,7 +38,7 @@ def shown(instruments: InstrumentSet) -> set[str]:
     return {re.sub(r"_(bucket|sum|count|created)$", "", name) for name in samples}
 
 
-@pytest.mark.parametrize("algorithm", [PPO, DQN], ids=["ppo", "dqn"])
+@pytest.mark.parametrize("algorithm", [PPO, DQN, QRDQN], ids=["ppo", "dqn", "qrdqn"])
 def test_a_real_run_sets_every_metric(algorithm: dict[str, Any], tmp_path: Path) -> None:
     context = JobContext(JobSettings.embedded(tmp_path / "runs"))
     config = small_config(algorithm, sinks={"mlflow": False})
@@ -62,7 +63,7 @@ def test_a_real_run_sets_every_metric(algorithm: dict[str, Any], tmp_path: Path)
         assert spent is not None
         assert spent > 0
     assert get("mario_training_learning_rate", labels) == pytest.approx(
-        0 if algorithm is PPO else 1e-4, abs=5e-5
+        0 if algorithm is PPO else config.algorithm.learning_rate, abs=5e-5
     )
     lengths = get("mario_training_episode_steps", labels)
     assert lengths is not None

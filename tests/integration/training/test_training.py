@@ -26,12 +26,12 @@ from mario.training.export import action_specs
 from mario.training.sb3_vec_env import EpisodeRecord
 from mario.training.sinks import BaseSink, RunStart
 from mario.training.trainer import SelectionScore, train
-from tests.support.training_runs import DQN, PPO, Listener, small_config, weights_digest
+from tests.support.training_runs import DQN, PPO, QRDQN, Listener, small_config, weights_digest
 
-ALGORITHMS = {"ppo": PPO, "dqn": DQN}
+ALGORITHMS = {"ppo": PPO, "dqn": DQN, "qrdqn": QRDQN}
 
 
-@pytest.fixture(scope="module", params=["ppo", "dqn"])
+@pytest.fixture(scope="module", params=list(ALGORITHMS))
 def undisturbed(
     request: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, str, Listener]:

@@ -32,7 +32,7 @@ from mario.training.export import (
 from mario.training.networks import ARCHITECTURES, FastCNN, choose_precision, policy_kwargs
 from mario.training.sb3_vec_env import make_vec_env
 from mario.training.signals import GradientMeter, dormant_share
-from tests.support.training_runs import DQN, PPO, small_config
+from tests.support.training_runs import DQN, PPO, QRDQN, small_config
 
 SPACE = gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
 
@@ -94,7 +94,7 @@ def network_keys(precision: str) -> dict[str, Any]:
     return {"features": "tiny", "threads": 1, "precision": precision}
 
 
-@pytest.fixture(params=[PPO, DQN], ids=["ppo", "dqn"])
+@pytest.fixture(params=[PPO, DQN, QRDQN], ids=["ppo", "dqn", "qrdqn"])
 def algorithm(request: Any) -> Iterator[Algorithm]:
     torch.set_num_threads(1)
     config = small_config(request.param, network=network_keys("float32"))

@@ -16,7 +16,7 @@ from mario.training.algorithms.factory import build_algorithm
 from mario.training.callbacks import TrainerCallback
 from mario.training.sb3_vec_env import EpisodeRecord, GameVecEnv, make_vec_env
 from mario.training.signals import EpisodeWindow, make_sample, rollout_signals
-from tests.support.training_runs import DQN, PPO, small_config
+from tests.support.training_runs import DQN, PPO, QRDQN, small_config
 
 
 class Hooks:
@@ -156,8 +156,9 @@ def test_frozen_observations(ppo: Any) -> None:
     buffer.observations = kept
 
 
-def test_q_values_and_their_bound() -> None:
-    config = small_config(DQN | {"gamma": 0.9})
+@pytest.mark.parametrize("kind", [DQN, QRDQN], ids=["dqn", "qrdqn"])
+def test_q_values_and_their_bound(kind: dict[str, Any]) -> None:
+    config = small_config(kind | {"gamma": 0.9})
     env = make_vec_env(config, threads=1)
     algorithm = build_algorithm(config, env)
     model: Any = algorithm.model
@@ -171,7 +172,11 @@ def test_q_values_and_their_bound() -> None:
     assert rollout["q_bound"] == pytest.approx(series, rel=1e-5)
     observations = replay.observations[: replay.pos].reshape(-1, 4, 84, 84)
     with torch.no_grad():
-        everywhere = model.q_net(torch.as_tensor(observations))
+        pictures = torch.as_tensor(observations)
+        # A policy's value is the mean of its return's distribution.
+        everywhere = model.q_net(pictures) if kind is DQN else (
+            sum(quantiles for quantiles in model.quantile_net(pictures).unbind(1)) / 10
+        )  # fmt: skip
     assert float(everywhere.min()) <= rollout["q_max"] <= float(everywhere.max())
     env.close()
 
