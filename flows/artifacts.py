@@ -1,6 +1,6 @@
-"""What a person sees of a run in Prefect's page: progress, learning curve, verdict, links.
+"""Show a flow run in Prefect's page: progress, learning curve, verdict, links.
 
-Showing is never worth a failed run: whatever goes wrong here is a line in the log.
+An error here is logged and never fails the flow run.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ from mario.training.sinks import Progress, SelectionDone
 
 log = logging.getLogger(__name__)
 
-#: How often the page is brought up to date while a policy trains.
+#: Interval at which the progress bar is updated.
 _PROGRESS_SECONDS = 2.0
 _BARS = "▁▂▃▄▅▆▇█"
 
 
 def safely(what: str, show: Callable[[], Any]) -> Any:
-    """Show something; a page that cannot be written is no reason to stop."""
+    """Call `show` and return its result; log an error and return None if it fails."""
     try:
         return show()
-    except Exception as error:  # the work is what counts
+    except Exception as error:  # a page is not worth a failed flow run
         log.warning("%s is not shown: %s: %s", what, type(error).__name__, error)
         return None
 
 
 def artifact_key(*parts: str) -> str:
-    """A key as Prefect wants it: lower case letters, digits and dashes."""
+    """Join parts to an artifact key as Prefect requires it: lower-case letters, digits, dashes."""
     return re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
 
 
 class TrainingProgress:
-    """The progress bar of a training run; written by a thread of its own, so that none waits."""
+    """The progress bar of a training run, which a background thread writes."""
 
     def __init__(self, config: ExperimentConfig, run_id: str) -> None:
-        """Prepare it for the task run that is running now.
+        """Prepare the progress bar of the current task run.
 
         Args:
             config: the experiment.
@@ -71,7 +71,7 @@ class TrainingProgress:
         )
 
     def __enter__(self) -> Self:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
         return self
 
@@ -81,16 +81,16 @@ class TrainingProgress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Write what was last."""
+        """Write the last numbers and stop the thread."""
         self._ended.set()
         self._thread.join(30)
 
     def progress(self, progress: Progress) -> None:
-        """Take the newest numbers."""
+        """Record the newest numbers."""
         self._latest = progress
 
     def selection(self, selection: SelectionDone) -> None:
-        """Take a selection's score."""
+        """Record a selection's score."""
         self._selections.append(selection)
 
     def _write(self) -> None:
@@ -143,7 +143,7 @@ class TrainingProgress:
 
 
 def show_training(config: ExperimentConfig, trained: Trained, context: JobContext) -> None:
-    """Write the learning curve of a run as a page."""
+    """Show the learning curve of a run."""
 
     def show() -> None:
         runs = context.store.runs
@@ -161,7 +161,7 @@ def show_training(config: ExperimentConfig, trained: Trained, context: JobContex
 def curve_page(
     config: ExperimentConfig, trained: Trained, points: Sequence[CurvePoint], tracked: str
 ) -> str:
-    """The learning curve as Markdown: a spark line, and a table with a row for each tenth."""
+    """Write a learning curve as Markdown: a spark line and a table with a row for each point."""
     lines = [
         f"## {config.name} on {config.task}: {trained.status}",
         "",
@@ -190,7 +190,7 @@ def curve_page(
 
 
 def spark(values: Sequence[float]) -> str:
-    """A line of bars, as high as the values are, from 0 to the greatest.
+    """Draw values as a line of bars, scaled from 0 to the greatest value.
 
     Example:
         >>> spark([0, 1, 2])
@@ -210,10 +210,10 @@ def show_verdict(
     rows: Sequence[dict[str, Any]],
     links: Mapping[str, str],
 ) -> None:
-    """Write a verdict as a page with links, and its numbers as a table.
+    """Show a verdict as a page with links, and its numbers as a table.
 
-    Their keys name the model, so that Prefect's list of artifacts shows the verdicts one after
-    the other.
+    The artifacts' keys name the model, so that Prefect lists a model's verdicts as versions of one
+    artifact.
     """
     page = verdict_page(title, verdict_id, lines, links)
     safely(
@@ -245,7 +245,7 @@ def show_verdict(
 def verdict_page(
     title: str, verdict_id: str, lines: Sequence[str], links: Mapping[str, str]
 ) -> str:
-    """A verdict as Markdown: what was said, how to repeat it, where everything is."""
+    """Write a verdict as Markdown: its text, the command that repeats it, and links."""
     paths = any(link.startswith("`/") for link in links.values())
     return "\n".join(
         [
@@ -262,13 +262,13 @@ def verdict_page(
 
 
 def show_page(key: str, title: str, lines: Sequence[str]) -> None:
-    """Write a few lines as a page."""
+    """Show lines of text under a title."""
     page = "\n".join([f"## {title}", "", *lines])
     safely(title, lambda: create_markdown_artifact(page, key=artifact_key(key), description=title))
 
 
 def mlflow_link(context: JobContext, mlflow_run_id: str | None) -> str:
-    """A Markdown link to a run in MLflow's page; words where there is no server."""
+    """Link to a run in MLflow's page, in Markdown; name the run if no web server shows it."""
     if mlflow_run_id is None:
         return "not tracked"
     base = os.environ.get("MARIO_MLFLOW_URL") or context.settings.tracking_uri
@@ -280,10 +280,10 @@ def mlflow_link(context: JobContext, mlflow_run_id: str | None) -> str:
 
 
 def file_link(path: Path, context: JobContext) -> str:
-    """A Markdown link to a file under the runs folder, or its path where nothing shows it.
+    """Link to a file in the runs folder, in Markdown; without MARIO_RUNS_URL, its path.
 
-    MARIO_RUNS_URL is where a web server shows that folder. Without it there is no link: a browser
-    opens no `file://` from a page that came over HTTP, and the file is on the worker's machine.
+    MARIO_RUNS_URL is the address of a web server that serves the runs folder. Without it there is
+    no link: browsers open no `file://` from a page that was served over HTTP.
     """
     base = os.environ.get("MARIO_RUNS_URL")
     if base:

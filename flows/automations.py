@@ -1,6 +1,6 @@
-"""Automations as documents: what Prefect's server does by itself when something happens.
+"""Define the automations: what Prefect's server does by itself after an event.
 
-They are applied by `mario flows setup` and `mario flows deploy` (`flows/setup.py`).
+`mario flows setup` and `mario flows deploy` apply them (`flows/setup.py`).
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from mario.errors import FlowError
 
 Document = dict[str, Any]
 
-#: What all of their names begin with: what begins so and is not here is taken off the server.
+#: Prefix of the automations' names; any other automation with it is removed from the server.
 PREFIX = "mario: "
 #: The deployment that a promotion starts, and the automation that starts it.
 NIGHTLY = "nightly/nightly"
 SECOND_LOOK = "a promotion is looked at again"
 
-#: A flow run that gives no sign of life for so long is dead. Two may be lost on the way.
+#: A flow run without a heartbeat for so long has crashed; two heartbeats may get lost.
 SILENCE_SECONDS = 3 * HEARTBEAT_SECONDS
-#: From a worker's claim to the flow's first line: Python's imports, and for a container before them
-#: a node that has room and an image of some GB.
+#: Time from a worker's claim to the flow's first line: Python's imports, and before them, for a
+#: container, a node with room and the pull of an image of some GB.
 BEGIN_SECONDS = 900.0
-#: Prefect waits for nothing shorter than this.
+#: The shortest time that Prefect accepts.
 SHORTEST_SECONDS = 10.0
-#: Attempts that die before they begin are counted over this time: they follow in minutes.
+#: Time over which attempts that crash before they begin are counted; they follow within minutes.
 LOOP_SECONDS = 86_400.0
 
-#: Tells what is scheduled again here from what a person starts again.
-_GOES_ON = "crashed; goes on from its checkpoint"
-_BEGINS_ANEW = "crashed before it began; is tried again"
-#: Tells a worker that is gone from what a worker reports, such as an image that is not there.
+#: State messages that distinguish the retries of these automations from those of a person.
+_RESUMED = "crashed; resumes from its checkpoint"
+_RESTARTED = "crashed before it began; is retried"
+#: Distinguishes a lost worker from a crash that a worker reports, such as a missing image.
 _NEVER_BEGAN = "did not begin within"
-#: The states of a flow run that a worker has claimed and that has not begun, one after the other.
+#: The states of a flow run between a worker's claim and its beginning, in order.
 _CLAIMED = ("Pending", "Submitting", "InfrastructurePending")
 _FLOW_RUNS = {"prefect.resource.id": "prefect.flow-run.*"}
 _OURS = {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{TAG}"}
@@ -64,10 +64,10 @@ def automations(
     """
     nightly = deployments.get(NIGHTLY)
     return (
-        *_deaths(silence_seconds, begin_seconds),
-        *_further_attempts(),
+        *_crash_detection(silence_seconds, begin_seconds),
+        *_retries(),
         *_collapses(webhook_id, deployments),
-        *(() if nightly is None else (_second_look(nightly),)),
+        *(() if nightly is None else (_nightly_after_promotion(nightly),)),
         *(() if webhook_id is None else _notifications(webhook_id)),
     )
 
@@ -95,66 +95,65 @@ def _trains(deployment: Mapping[str, Any]) -> bool:
         return False
 
 
-def _deaths(silence_seconds: float, begin_seconds: float) -> list[Document]:
-    """A flow run of which nothing is heard any more has crashed."""
+def _crash_detection(silence_seconds: float, begin_seconds: float) -> list[Document]:
+    """Mark flow runs as crashed that send no heartbeat or do not begin."""
     return [
         _document(
             "a silent run has crashed",
-            f"A flow run that gave no sign of life for {silence_seconds:.0f} s is marked Crashed: "
-            "its worker or machine is gone.",
-            _in_vain(("heartbeat",), silence_seconds),
-            _change("CRASHED", "Crashed", f"no sign of life for {silence_seconds:.0f} s"),
+            f"A flow run without a heartbeat for {silence_seconds:.0f} s is marked Crashed: its "
+            "worker or machine is lost.",
+            _on_silence(("heartbeat",), silence_seconds),
+            _set_state("CRASHED", "Crashed", f"no heartbeat for {silence_seconds:.0f} s"),
         ),
         _document(
             "a run that does not begin has crashed",
             f"A flow run that did not begin within {begin_seconds:.0f} s of a worker's claim is "
-            "marked Crashed: only runs that have begun give signs of life, and a claimed one "
-            "keeps its place in the queue.",
-            _in_vain(_CLAIMED, begin_seconds),
-            _change(
+            "marked Crashed: only runs that have begun send heartbeats, and a claimed one keeps "
+            "its place in the queue.",
+            _on_silence(_CLAIMED, begin_seconds),
+            _set_state(
                 "CRASHED",
                 "Crashed",
                 f"{_NEVER_BEGAN} {begin_seconds:.0f} s of a worker's claim: the worker or its "
-                "machine is gone, or its image takes longer to pull (MARIO_BEGIN_SECONDS)",
+                "machine is lost, or its image takes longer to pull (MARIO_BEGIN_SECONDS)",
             ),
         ),
     ]
 
 
-def _further_attempts() -> list[Document]:
-    """A flow run that has crashed is tried again, and not for ever."""
+def _retries() -> list[Document]:
+    """Schedule crashed flow runs again, a limited number of times."""
     begun = {"prefect.run-count": [str(count) for count in range(1, MAX_ATTEMPTS)]}
     lost = {"prefect.run-count": "0", "prefect.state-message": f"{_NEVER_BEGAN}*"}
-    again = {"prefect.state-message": [_GOES_ON, _BEGINS_ANEW]}
+    again = {"prefect.state-message": [_RESUMED, _RESTARTED]}
     return [
         _document(
             "a crashed run goes on",
             f"A crashed flow run is scheduled again, up to {MAX_ATTEMPTS} attempts; it resumes "
             "from its checkpoint.",
             _on_state("Crashed", begun),
-            _change("SCHEDULED", "AwaitingRetry", _GOES_ON),
+            _set_state("SCHEDULED", "AwaitingRetry", _RESUMED),
         ),
-        # What a worker could report of a run that never began (no such image, no such folder)
-        # would only come again: a person looks at that. Of a worker that is gone, the run knows
-        # nothing.
+        # A crash that the worker reported of a run that never began (no such image, no such folder)
+        # would recur: a person must act. A lost worker reports nothing.
         _document(
             "a run that was lost before it began is tried again",
-            "A flow run whose worker went before its first attempt began is scheduled again.",
+            "A flow run whose worker was lost before its first attempt began is scheduled again.",
             _on_state("Crashed", lost),
-            _change("SCHEDULED", "AwaitingRetry", _BEGINS_ANEW),
+            _set_state("SCHEDULED", "AwaitingRetry", _RESTARTED),
         ),
-        # `run-count` rises only as an attempt begins, so that the rules above would have a run
-        # whose attempts die earlier go on for ever. The first stops by itself after one time fewer.
+        # `run-count` rises only when an attempt begins, so the two rules above would retry a run
+        # whose attempts crash earlier for ever.
         _document(
             "a run that crashes before it begins has failed",
             f"A flow run that was scheduled again {MAX_ATTEMPTS} times is marked Failed.",
             {**_on_state("AwaitingRetry", again), "threshold": MAX_ATTEMPTS,
              "within": LOOP_SECONDS},
-            _change(
+            _set_state(
                 "FAILED",
                 "Failed",
-                f"crashed {MAX_ATTEMPTS} times, at least once before it began; look at the "
-                "worker's log, and ask for a new run",
+                f"crashed {MAX_ATTEMPTS} times, at least once before it began; read the "
+                "worker's log, and start a new run",
             ),
         ),
     ]  # fmt: skip
@@ -163,7 +162,7 @@ def _further_attempts() -> list[Document]:
 def _collapses(
     webhook_id: str | None, deployments: Mapping[str, Mapping[str, Any]]
 ) -> list[Document]:
-    """A collapse pauses its run's deployment and all that train the experiment on schedule."""
+    """Pause a collapsed run's deployment and all that train the experiment on schedule."""
     made = [
         _document(
             "a collapse pauses its schedule",
@@ -180,8 +179,8 @@ def _collapses(
         made.append(
             _document(
                 f"a collapse of {experiment} pauses its schedules",
-                f"Wherever a run of {experiment} came from that collapsed, the deployments that "
-                "train it on schedule are paused until a person resumes them.",
+                f"After a collapse of any run of {experiment}, the deployments that train it on "
+                "schedule are paused until a person resumes them.",
                 _on_state("Collapsed", {"prefect.resource.name": names}),
                 *(
                     {"type": "pause-deployment", "source": "selected", "deployment_id": id_}
@@ -192,19 +191,19 @@ def _collapses(
     return made
 
 
-def _second_look(nightly: Mapping[str, Any]) -> Document:
-    """A promotion starts a deployment as it is, but for the task that has the new champion."""
+def _nightly_after_promotion(nightly: Mapping[str, Any]) -> Document:
+    """Start the nightly deployment after a promotion, for the task of the new champion."""
     given = nightly["parameters"] or {}
     task = {"__prefect_kind": "jinja", "template": "{{ event.resource['mario.task'] }}"}
     return _document(
         SECOND_LOOK,
-        "A new champion is re-evaluated on fresh seeds, without waiting for the night.",
+        "A new champion is re-evaluated on fresh seeds at once, before the next night.",
         _on_event(PROMOTED_EVENT),
         {
             "type": "run-deployment",
             "source": "selected",
             "deployment_id": nightly["id"],
-            # Prefect puts a whole parameter in the place of another, not a field of it.
+            # Prefect replaces whole parameters, so the other fields are repeated.
             "parameters": {
                 **given,
                 "parameters": {**(given.get("parameters") or {}), "task": task},
@@ -214,36 +213,36 @@ def _second_look(nightly: Mapping[str, Any]) -> Document:
 
 
 def _notifications(webhook_id: str) -> list[Document]:
-    """What a person is told."""
+    """Notify a person through the webhook."""
     reported = {"prefect.run-count": "0", "prefect.state-message": f"!{_NEVER_BEGAN}*"}
     return [
         _document(
             "a person is told of a failure",
-            "A flow run that failed is a message.",
+            "Posts a message about each flow run that failed.",
             _on_state("Failed"),
             *_notify(webhook_id, "Failed", _STATE_MESSAGE),
         ),
         _document(
             "a person is told of a crash for good",
-            "A flow run that crashed in its last attempt is a message.",
+            "Posts a message about each flow run that crashed in its last attempt.",
             _on_state("Crashed", {"prefect.run-count": str(MAX_ATTEMPTS)}),
             *_notify(webhook_id, "Crashed for good", _STATE_MESSAGE),
         ),
         _document(
             "a person is told of a run that could not begin",
-            "A flow run that never began, and whose worker said why, is a message.",
+            "Posts a message about each flow run that never began and whose worker said why.",
             _on_state("Crashed", reported),
             *_notify(webhook_id, "Crashed for good", _STATE_MESSAGE),
         ),
         _document(
             "a person is told of drift",
-            "A champion that plays unlike when it was promoted is a message.",
+            "Posts a message if the champion plays unlike its baseline.",
             _on_event(DRIFTED_EVENT),
             *_notify(webhook_id, "Drifted", "event.payload['reasons'] | join('; ')"),
         ),
         _document(
             "a person is told of a promotion",
-            "A new champion is a message.",
+            "Posts a message about each new champion.",
             _on_event(PROMOTED_EVENT),
             *_notify(webhook_id, "Promoted", "'version ' ~ event.resource['mario.version']"),
         ),
@@ -260,12 +259,12 @@ def _document(name: str, description: str, trigger: Document, *actions: Document
     }
 
 
-def _in_vain(after: Sequence[str], seconds: float) -> Document:
-    """After one of these, nothing is heard of the flow run for so long.
+def _on_silence(after: Sequence[str], seconds: float) -> Document:
+    """Trigger if no event of a flow run follows one of these events in time.
 
-    Anything that it does or that is done to it counts as a sign, these events too: each of them
-    begins the time anew (`prefect/server/events/triggers.py`, "special case of a proactive
-    trigger"). Each has to be named, as one that is not would be the sign that is waited for.
+    Any event of the flow run counts, these included: each restarts the time
+    (`prefect/server/events/triggers.py`, "special case of a proactive trigger"). All must be named
+    in `after`, as one that is not named would end the wait.
     """
     return {
         "type": "event",
@@ -305,12 +304,12 @@ def _on_event(name: str) -> Document:
     }
 
 
-def _change(state: str, name: str, message: str) -> Document:
+def _set_state(state: str, name: str, message: str) -> Document:
     return {"type": "change-flow-run-state", "state": state, "name": name, "message": message}
 
 
 def _notify(webhook_id: str | None, what: str, message: str) -> list[Document]:
-    """Post `{"text": …}`, which Slack, Mattermost and the like understand."""
+    """Post `{"text": …}` to the webhook, which Slack and Mattermost understand."""
     if webhook_id is None:
         return []
     name = "event.resource['prefect.resource.name']"

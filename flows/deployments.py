@@ -1,8 +1,8 @@
-"""Deployments as documents, read from `prefect.yaml`: what runs, where, when, with what.
+"""Read the deployments from `prefect.yaml`: which flow runs where, when and with what.
 
-`prefect.yaml` has the form that `prefect deploy` reads. What is filled in here is what only the
-code or the checkout knows: version and tags from git, the form of the parameters, the working tree,
-and what the experiment of a container needs of its machine. Prefect's own command would not.
+`prefect.yaml` has the form that `prefect deploy` reads. Added here is what only the code or the
+checkout knows: version and tags from Git, the schema of the parameters, the working tree, and the
+resources that a container's experiment needs.
 """
 
 from __future__ import annotations
@@ -36,38 +36,38 @@ _SCHEDULE = frozenset({"active", "cron", "day_or", "slug", "timezone"})
 def load_deployments(
     file: Path, *, root: Path | None = None, environment: Mapping[str, str] | None = None
 ) -> tuple[Document, ...]:
-    """Read the deployments, each as Prefect's API takes it, with the flow's name as `flow_name`.
+    """Read the deployments in the form of Prefect's API, with the flow's name as `flow_name`.
 
     Args:
         file: `prefect.yaml`.
-        root: the working tree that flow runs of process workers use; None: MARIO_HOME, else the
+        root: the working tree in which process workers run flows; None: MARIO_HOME, else the
             folder of `file`.
-        environment: fills in ``{{ $NAME }}``; None: this process's.
+        environment: values of ``{{ $NAME }}``; None: this process's environment.
 
     Raises:
-        FlowError: the file is missing or not what was expected.
-        ConfigError: a deployment names an experiment that is none.
+        FlowError: the file is missing or malformed.
+        ConfigError: a deployment names an invalid experiment.
     """
     known = dict(os.environ if environment is None else environment)
     home = root or Path(known.get("MARIO_HOME") or file.resolve().parent)
     known.setdefault("MARIO_HOME", str(home))
     described = describe_checkout(home)
-    # Images and builds say which commit they are of; a checkout is asked.
+    # Images and builds set MARIO_GIT_COMMIT; in a checkout, Git is asked.
     if not known.get("MARIO_GIT_COMMIT"):
         known["MARIO_GIT_COMMIT"] = described["version"] if described else "unknown"
     content = _read(file)
     tags = [f"git:{described['branch']}"] if described and described.get("branch") else []
     return tuple(
-        _document(_filled(entry, known), _filled(content["pull"], known), home, tags)
+        _document(_substituted(entry, known), _substituted(content["pull"], known), home, tags)
         for entry in content["deployments"]
     )
 
 
 def deployment_names(file: Path) -> frozenset[str]:
-    """The deployments of `prefect.yaml` as `flow/name`.
+    """List the deployments of `prefect.yaml` as `flow/name`.
 
     Raises:
-        FlowError: the file is missing or not what was expected.
+        FlowError: the file is missing or malformed.
     """
     return frozenset(
         f"{load_flow(entry['entrypoint']).name}/{entry['name']}"
@@ -87,7 +87,11 @@ def _read(file: Path) -> Document:
 
 
 def describe_checkout(folder: Path) -> dict[str, str] | None:
-    """Version (tag, commits since, commit, whether changed) and branch; None outside git."""
+    """Ask Git for the checkout's version (tag, commits since, commit, dirty) and its branch.
+
+    Returns:
+        Both by these names; None outside a Git checkout.
+    """
 
     def git(*arguments: str) -> str:
         done = subprocess.run(
@@ -105,7 +109,7 @@ def describe_checkout(folder: Path) -> dict[str, str] | None:
 
 
 def load_flow(entrypoint: str) -> Flow[Any, Any]:
-    """Import the flow that ``flows/file.py:name`` means.
+    """Import the flow of an entry point, ``flows/file.py:name``.
 
     Raises:
         FlowError: there is none.
@@ -142,7 +146,7 @@ def _document(entry: Document, pull: Any, home: Path, git_tags: list[str]) -> Do
         "name": entry["name"],
         "description": entry.get("description"),
         "version": entry.get("version"),
-        # Without the tag, no automation would look after its runs.
+        # Automations apply only to flow runs with this tag.
         "tags": sorted({TAG, *entry.get("tags", ()), *git_tags}),
         "entrypoint": entry["entrypoint"],
         "parameters": parameters,
@@ -150,22 +154,25 @@ def _document(entry: Document, pull: Any, home: Path, git_tags: list[str]) -> Do
         "enforce_parameter_schema": bool(entry.get("enforce_parameter_schema", True)),
         "work_pool_name": kind,
         "work_queue_name": work_pool.get("work_queue_name", "default"),
-        # What prefect.yaml says wins over what was worked out.
+        # The job variables of prefect.yaml win over those derived here.
         "job_variables": {
             **needs,
-            **(_start(home) if kind == "process" else {}),
+            **(_start_command(home) if kind == "process" else {}),
             **(work_pool.get("job_variables") or {}),
         },
-        "pull_steps": _pull(entry.get("pull", pull), kind),
+        "pull_steps": _pull_steps(entry.get("pull", pull), kind),
         "schedules": _schedules(entry),
     }
 
 
-def _start(home: Path) -> Document:
-    """Start a working tree's flow runs by its own interpreter, where that is the one at work here.
+def _start_command(home: Path) -> Document:
+    """The job variable `command`: start flow runs with the working tree's own interpreter.
 
-    Without a command Prefect's worker starts a process that executes the pull steps and then
-    becomes the flow run's, and each of the two imports Prefect: a second and more for every run.
+    Without it Prefect's worker starts a process that executes the pull steps and then replaces
+    itself by the flow run's process; both import Prefect, which takes a second or more.
+
+    Returns:
+        Nothing, if this process's interpreter is not in the working tree.
     """
     if not Path(sys.executable).is_relative_to(home.resolve()):
         return {}
@@ -173,7 +180,7 @@ def _start(home: Path) -> Document:
 
 
 def _experiment(parameters: Document, home: Path, work_pool: Document) -> Any:
-    """The experiment that a GPU queue's deployment trains; None for the rest."""
+    """The experiment that a deployment on a GPU queue trains; None for other deployments."""
     name = (parameters.get("parameters") or {}).get("config")
     if work_pool.get("work_queue_name") != "gpu" or name is None:
         return None
@@ -182,12 +189,12 @@ def _experiment(parameters: Document, home: Path, work_pool: Document) -> Any:
         return load_config(path)
     except ConfigError:
         if not path.exists():
-            return None  # it lies in the image only
+            return None  # the file exists in the image only
         raise
 
 
-def _pull(steps: Any, kind: str) -> Any:
-    """The working tree of containers is the image's, whoever deploys."""
+def _pull_steps(steps: Any, kind: str) -> Any:
+    """Replace the working directory by the image's in the pull steps of containers."""
     if kind == "process" or not steps:
         return steps
     step = "prefect.deployments.steps.set_working_directory"
@@ -195,11 +202,11 @@ def _pull(steps: Any, kind: str) -> Any:
 
 
 def _schedules(entry: Document) -> list[Document]:
-    """A deployment's schedules, which a slug tells apart.
+    """The schedules of a deployment, each of which must have a slug.
 
-    It is asked for: worked out (of the cron, or of the place in the list), it would change with
-    what it is worked out of, and the server would take the schedule for another one, that nobody
-    has switched off.
+    The server identifies a schedule by its slug. A slug derived from the cron or from the place in
+    the list would change with it, and a schedule that a person had switched off would come back as
+    a new one.
     """
     made: list[Document] = []
     for given in entry.get("schedules") or ():
@@ -231,11 +238,11 @@ def _schedules(entry: Document) -> list[Document]:
     return made
 
 
-def _filled(value: Any, known: Mapping[str, str]) -> Any:
+def _substituted(value: Any, known: Mapping[str, str]) -> Any:
     if isinstance(value, str):
         return _VARIABLE.sub(lambda found: known.get(found[1], ""), value)
     if isinstance(value, list):
-        return [_filled(each, known) for each in value]
+        return [_substituted(each, known) for each in value]
     if isinstance(value, dict):
-        return {name: _filled(each, known) for name, each in value.items()}
+        return {name: _substituted(each, known) for name, each in value.items()}
     return value

@@ -1,4 +1,4 @@
-"""An evaluation on a Dask cluster as a Prefect flow: local by default, or any that Dask reaches."""
+"""The flow `evaluate-on-dask`: play a registered version on a Dask cluster, local by default."""
 
 from __future__ import annotations
 
@@ -28,30 +28,31 @@ class DaskEvaluationParameters(EvaluateParameters):
     """A version to play under mario-eval-v1 on a Dask cluster."""
 
     workers: int = Field(
-        0, ge=0, le=10_000, description="Workers of the cluster; 0 = one for each core."
+        0, ge=0, le=10_000, description="Workers of the cluster; 0 = one per core."
     )
     scheduler: str | None = Field(
-        None, description="A scheduler that runs, such as tcp://10.0.0.5:8786; None makes one."
+        None,
+        description="Address of a running scheduler, such as tcp://10.0.0.5:8786; None starts one.",
     )
     cluster_class: str | None = Field(
         None,
-        description="What makes the cluster, such as dask_kubernetes.operator.KubeCluster; "
+        description="Class of the cluster to start, such as dask_kubernetes.operator.KubeCluster; "
         "None = on this machine.",
     )
 
 
 def task_runner(parameters: DaskEvaluationParameters) -> DaskTaskRunner:
-    """The cluster that the parameters ask for; nothing is started yet.
+    """Build the task runner for the cluster of the parameters; nothing is started yet.
 
     Raises:
-        ConfigError: a cluster is asked for beside a scheduler, which has one.
+        ConfigError: the parameters describe a new cluster as well as a running scheduler.
     """
     if parameters.scheduler is not None:
         if parameters.workers or parameters.cluster_class:
             raise ConfigError(
                 f"got the scheduler {parameters.scheduler} beside workers={parameters.workers} and "
-                f"cluster_class={parameters.cluster_class}; expected one or the other; a scheduler "
-                "has workers of its own"
+                f"cluster_class={parameters.cluster_class}; expected one or the other, as a "
+                "scheduler has workers of its own"
             )
         return DaskTaskRunner(address=parameters.scheduler)
     options: dict[str, Any] = {"n_workers": parameters.workers} if parameters.workers else {}
@@ -77,12 +78,12 @@ def _run_name() -> str:
 def evaluate_on_dask(
     parameters: DaskEvaluationParameters = DaskEvaluationParameters(),  # noqa: B008
 ) -> State[Any]:
-    """Play a version under mario-eval-v1 on a Dask cluster; records are those of one process."""
+    """Play a version under mario-eval-v1 on a Dask cluster, with the same records as locally."""
     if (too_often := stages.out_of_attempts()) is not None:
         return too_often
-    runner: Any = task_runner(parameters)  # its generic parameter is another one than with_options'
+    runner: Any = task_runner(parameters)  # its generic parameter differs from that of with_options
     played = _played.with_options(task_runner=runner)
-    # A flow of its own, which has a cluster; in a task it would not find it.
+    # Only a flow has a task runner, and with it a cluster; a task would not find it.
     line = stages.run_retried(lambda: played(parameters))
     show_page(f"evaluation-{parameters.task}", f"Evaluation on {parameters.task}", [line])
     return stages.to_state(Ending("COMPLETED", "Completed", line), line)
@@ -90,9 +91,9 @@ def evaluate_on_dask(
 
 @flow(name="units-on-dask", persist_result=False)
 def _played(parameters: DaskEvaluationParameters) -> str:
-    """The part that runs with the cluster; only this process writes to the store."""
+    """Play the units on the flow's cluster; only this process writes to the store."""
     running = FlowRunContext.get()
-    assert running is not None, "called by the flow above only"
+    assert running is not None, "only the flow above calls it"
     assert isinstance(running.task_runner, DaskTaskRunner)
     running.task_runner.client  # noqa: B018 - its cluster starts with its first use
     with JobContext.open() as context:

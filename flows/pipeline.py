@@ -1,4 +1,4 @@
-"""The pipeline as a Prefect flow: train → register → screen → gate → promote → summary."""
+"""The flow `pipeline`: train → register → screen → gate → promote → summary."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ class PipelineParameters(TrainParameters):
 
 
 class PipelineResult(BaseModel):
-    """What a pipeline leaves.
+    """The result of a pipeline.
 
     Attributes:
         run_id: the training run.
         version: the registered version.
-        decision: what the gate said.
-        verdict_id: the stored verdict; None where the version is the policy of a champion that was
-            promoted without one, and there is nothing to show.
-        verdict: it, in words.
-        promoted: whether the version is the champion now.
-        summary: the HTML page; None without a verdict.
-        report: the verdict's own page.
-        video: the MP4.
+        decision: the gate's.
+        verdict_id: the stored verdict; None if the version has the policy of a champion that was
+            promoted without a verdict.
+        verdict: the verdict in words.
+        promoted: whether the version was promoted.
+        summary: the summary page (HTML); None without a verdict.
+        report: the verdict's page (HTML).
+        video: the video (MP4).
     """
 
     model_config = ConfigDict(frozen=True)
@@ -53,14 +53,11 @@ class PipelineResult(BaseModel):
 
 @flow(name="pipeline", flow_run_name=experiment_run_name, persist_result=False)
 def pipeline(parameters: PipelineParameters = PipelineParameters()) -> State[Any]:  # noqa: B008
-    """Train a policy and let the evidence decide whether it becomes the champion.
+    """Train a policy, register it, and promote it if it is better than the champion.
 
-    Ends as Promoted, Kept (the gate kept the champion) or Unchanged (it is the champion's policy),
-    as Collapsed (its best checkpoint is kept, nothing is registered), as Interrupted (it can be
-    gone on with), or as Failed.
-
-    Raises:
-        ConfigError: the experiment is not one.
+    Ends as Promoted, Kept (the gate kept the champion), Unchanged (the champion has the same
+    policy), Collapsed (the best checkpoint is kept, nothing is registered), Interrupted (the run
+    can be resumed) or Failed.
     """
     if (too_often := stages.out_of_attempts()) is not None:
         return too_often
@@ -93,8 +90,8 @@ def run_pipeline(parameters: PipelineParameters) -> PipelineResult:
 
     Raises:
         PolicyCollapsed: the policy degenerated; its best checkpoint is kept, nothing is registered.
-        TrainingInterrupted: training was ended on request.
-        MarioError: whatever else a person can mend.
+        TrainingInterrupted: training was stopped on request.
+        MarioError: a stage failed.
     """
     state: State[Any] = pipeline(parameters, return_state=True)
     if state.is_completed():

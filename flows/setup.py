@@ -1,6 +1,6 @@
-"""Brings a Prefect server in line with the documents of pools, automations and deployments.
+"""Create or update pools, automations and deployments on a Prefect server.
 
-What is as wanted is left alone, so that doing it twice changes nothing.
+What is up to date is left alone, so that a second call changes nothing.
 """
 
 from __future__ import annotations
@@ -29,32 +29,31 @@ from flows.work_pools import DATABASE_BLOCK, POOL_TYPES, pool, queues
 from mario.errors import FlowError
 
 Document = dict[str, Any]
-What = Literal["created", "changed", "removed", "unchanged", "waits"]
+Outcome = Literal["created", "changed", "removed", "unchanged", "waits"]
 
 WEBHOOK_BLOCK = "mario-notifications"
 
 
 @dataclass(frozen=True)
 class Change:
-    """One thing on the server, and what was done to it.
+    """What was done to one object on the server.
 
     Attributes:
-        kind: pool, queue, block, automation, deployment.
-        name: its name.
-        what: created, changed, removed, unchanged; waits, where something else has to be there
-            first.
-        detail: which parts differed.
+        kind: pool, queue, block, automation or deployment.
+        name: the object's name.
+        outcome: `waits` means that another object must exist first.
+        detail: the parts that differed.
     """
 
     kind: str
     name: str
-    what: What
+    outcome: Outcome
     detail: str = ""
 
     def line(self) -> str:
-        """It in one line."""
+        """Describe the change in one line."""
         detail = f" ({self.detail})" if self.detail else ""
-        return f"{self.what:<9} {self.kind:<10} {self.name}{detail}"
+        return f"{self.outcome:<9} {self.kind:<10} {self.name}{detail}"
 
 
 def set_up(
@@ -64,13 +63,13 @@ def set_up(
     webhook_url: str | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> list[Change]:
-    """Create or mend pools, queues, limits, blocks and automations.
+    """Create or update pools, queues, limits, blocks and automations.
 
     Args:
-        server: which server.
+        server: the server.
         pools: kinds of work pool.
-        webhook_url: where notifications go; None leaves it as it is.
-        environment: where addresses are read from; None: this process's.
+        webhook_url: where notifications are posted; None: as before.
+        environment: names addresses; None: this process's environment.
 
     Raises:
         FlowError: see `Server`.
@@ -95,17 +94,17 @@ def set_up(
 def deploy(
     server: Server, file: Path, *, only: Iterable[str] = (), root: Path | None = None
 ) -> list[Change]:
-    """Create or mend the deployments of `prefect.yaml`, and the automations that need them.
+    """Create or update the deployments of `prefect.yaml`, and the automations that need them.
 
     Args:
-        server: which server.
+        server: the server.
         file: `prefect.yaml`.
-        only: names of deployments; none means all whose work pool is there.
+        only: names of deployments; empty: all whose work pool exists.
         root: the working tree of process workers.
 
     Raises:
-        FlowError, ConfigError: see `Server` and `load_deployments`; or a deployment's name is
-            taken by somebody else's.
+        FlowError, ConfigError: see `Server` and `load_deployments`; or another project has a
+            deployment of the same name.
     """
     wanted = load_deployments(file, root=root)
     names = set(only)
@@ -129,13 +128,13 @@ def deploy(
 
 
 def resume(server: Server, name: str) -> Change:
-    """Let a paused deployment's schedules run again, as a person does after a collapse.
+    """Resume a paused deployment, such as one that a collapse paused.
 
-    Prefect's own command line has no word for it: `prefect deployment schedule resume` switches a
-    schedule on and leaves the deployment paused.
+    Prefect has no such command: `prefect deployment schedule resume` switches a schedule on and
+    leaves the deployment paused.
 
     Args:
-        server: which server; other people's deployments on it are not looked at.
+        server: the server; deployments of other projects are ignored.
         name: the deployment's name, as in `prefect.yaml`, or `flow/name`.
 
     Raises:
@@ -150,7 +149,7 @@ def resume(server: Server, name: str) -> Change:
         )
     if len(found) > 1:
         raise FlowError(
-            f"got deployment {name!r}, which more than one flow has; expected one of "
+            f"got deployment {name!r}, which several flows have; expected one of "
             f"{', '.join(sorted(found))}; name the flow, too"
         )
     deployment = ours[found[0]]
@@ -161,22 +160,21 @@ def resume(server: Server, name: str) -> Change:
 
 
 def apply_automations(server: Server) -> list[Change]:
-    """Create or mend the automations, and remove those that are none any more.
+    """Create or update the automations, and remove those of earlier versions.
 
-    Those whose deployment is not there yet wait. MARIO_SILENCE_SECONDS and MARIO_BEGIN_SECONDS say
-    how long a flow run may be silent and how long it may take to begin, where the defaults are not
-    meant.
+    MARIO_SILENCE_SECONDS and MARIO_BEGIN_SECONDS override how long a flow run may send no heartbeat
+    and how long it may take to begin.
 
     Raises:
-        FlowError: see `Server`; or one of these is no such time.
+        FlowError: see `Server`; or one of the two variables is not a valid time.
     """
     block = _block(server, "webhook", WEBHOOK_BLOCK)
     deployments = our_deployments(server)
     documents = automations(
         deployments,
         webhook_id=None if block is None else block["id"],
-        silence_seconds=_seconds("MARIO_SILENCE_SECONDS", SILENCE_SECONDS),
-        begin_seconds=_seconds("MARIO_BEGIN_SECONDS", BEGIN_SECONDS),
+        silence_seconds=_seconds_from_environment("MARIO_SILENCE_SECONDS", SILENCE_SECONDS),
+        begin_seconds=_seconds_from_environment("MARIO_BEGIN_SECONDS", BEGIN_SECONDS),
     )
     existing: dict[str, list[Document]] = {}
     for each in server.all("/automations/filter"):
@@ -184,17 +182,17 @@ def apply_automations(server: Server) -> list[Change]:
     changes = []
     for document in documents:
         same = existing.pop(document["name"], [])
-        wanted = _normal(document)
+        wanted = _normalised(document)
         if not same:
             server.call("POST", "/automations/", wanted)
             changes.append(Change("automation", document["name"], "created"))
             continue
-        # Prefect takes two of one name, as from two set-ups at once, and each would do its work.
+        # Prefect allows two of one name, as from two concurrent set-ups, and runs both.
         found, *others = same
         changes += [_remove_automation(server, other) for other in others]
-        # Whoever disabled one by hand finds it disabled after the next set-up too.
+        # One that was disabled by hand stays disabled.
         wanted["enabled"] = found["enabled"]
-        different = differences(wanted, _normal(found))
+        different = differences(wanted, _normalised(found))
         if different:
             server.call("PUT", f"/automations/{found['id']}", wanted)
         changes.append(_changed("automation", document["name"], different))
@@ -214,8 +212,8 @@ def _remove_automation(server: Server, found: Document) -> Change:
     return Change("automation", found["name"], "removed")
 
 
-def _seconds(variable: str, default: float) -> float:
-    """A time that may be set from outside."""
+def _seconds_from_environment(variable: str, default: float) -> float:
+    """Read a time from an environment variable."""
     given = os.environ.get(variable) or str(default)
     try:
         seconds = float(given)
@@ -228,8 +226,8 @@ def _seconds(variable: str, default: float) -> float:
     return seconds
 
 
-def _normal(document: Document) -> Document:
-    """An automation as Prefect writes it, so that defaults are no differences."""
+def _normalised(document: Document) -> Document:
+    """Write an automation as Prefect does, so that defaults do not count as differences."""
     core = AutomationCore.model_validate(
         {name: document[name] for name in ("name", "description", "enabled", "trigger", "actions")}
     )
@@ -318,12 +316,12 @@ def _apply_deployment(server: Server, document: Document) -> Change:
     if not is_ours(found):
         raise FlowError(
             f"got a deployment {name} from {found.get('entrypoint') or 'elsewhere'} with the tags "
-            f"{', '.join(found['tags']) or 'none'}; expected one with the tag {TAG}, or none: it "
-            "is not this project's; rename one of them"
+            f"{', '.join(found['tags']) or 'none'}, of another project; expected one with the tag "
+            f"{TAG}, or none; rename one of them"
         )
     wanted["schedules"], kept, stale = _schedules(document["schedules"], found["schedules"])
     found["schedules"], found["tags"] = kept, sorted(found["tags"])
-    # The server changes and adds schedules, and takes none away of itself.
+    # An update of a deployment changes and adds schedules, but removes none.
     for each in stale:
         server.call("DELETE", f"/deployments/{found['id']}/schedules/{each['id']}")
     different = differences(wanted, found)
@@ -338,18 +336,18 @@ def _apply_deployment(server: Server, document: Document) -> Change:
 def _schedules(
     wanted: list[Document], found: list[Document]
 ) -> tuple[list[Document], list[Document], list[Document]]:
-    """How a deployment's schedules become those of the file, which a slug tells apart.
+    """Compare a deployment's schedules in the file and on the server by their slugs.
 
-    One that is not in the file goes. One runs where both the file and the server have it on: what
-    a person switched off in Prefect's page stays off, and so does what the file switches off.
+    A schedule is active if it is active in both the file and the server: one that a person switched
+    off in Prefect's page stays off, and so does one that the file switches off.
 
     Args:
         wanted: the file's.
         found: the server's.
 
     Returns:
-        What is to be there; what of it is there, in the same order ({} where it is not); and what
-        is to go.
+        The schedules to apply; the server's of the same slugs, in the same order ({} if missing);
+        and the server's to delete.
     """
     known = {each["slug"]: each for each in found if each.get("slug")}
     wishes = [
@@ -372,12 +370,14 @@ def _full_name(document: Document) -> str:
 
 
 def summary(changes: Iterable[Change]) -> str:
-    """What was done, one line each, and the sum in the last."""
+    """Describe changes, one per line, and count them in the last line."""
     listed = list(changes)
-    counts = {what: sum(each.what == what for each in listed) for what in get_args(What)}
-    lines = [change.line() for change in listed if change.what != "unchanged"]
+    counts = {
+        outcome: sum(each.outcome == outcome for each in listed) for outcome in get_args(Outcome)
+    }
+    lines = [change.line() for change in listed if change.outcome != "unchanged"]
     if not counts["created"] + counts["changed"] + counts["removed"]:
-        lines.append(f"nothing to change: {counts['unchanged']} are as they should be")
+        lines.append(f"nothing to change: {counts['unchanged']} are up to date")
     else:
         lines.append(
             f"{counts['created']} created, {counts['changed']} changed, "

@@ -1,4 +1,4 @@
-"""How a Prefect server stands: pools and workers, queues, deployments, automations, last runs."""
+"""Describe a Prefect server: pools and workers, queues, deployments, automations, last runs."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _LAST_RUNS = 10
 
 
 def status(server: Server, known: Collection[str] | None = None) -> str:
-    """Describe the server in lines, as `mario flows status` prints them.
+    """Describe a server as `mario flows status` prints it.
 
     Args:
-        server: which server; other people's deployments, automations and runs on it are left out.
-        known: the deployments of `prefect.yaml` as `flow/name`; None: not at hand.
+        server: the server; deployments, automations and runs of others on it are left out.
+        known: the deployments of `prefect.yaml` as `flow/name`; None: there is no such file.
 
     Raises:
         FlowError: see `Server`.
@@ -34,7 +34,7 @@ def status(server: Server, known: Collection[str] | None = None) -> str:
         lines.append(_deployment(name, each))
         if known is not None and name not in known:
             lines.append(
-                "    not in prefect.yaml, and runs on as it is; where nobody needs it: "
+                "    not in prefect.yaml, but still active; to remove it: "
                 f"prefect deployment delete {name}"
             )
     lines.append("automations")

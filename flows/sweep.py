@@ -1,4 +1,7 @@
-"""A sweep as a Prefect flow: some workers on this machine; the same flow elsewhere adds to them."""
+"""The flow `sweep`: search hyperparameters with several worker processes on this machine.
+
+Runs of the flow with the same sweep name share its trials, on any number of machines.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +33,8 @@ from mario.jobs.context import JobContext
 from mario.jobs.sweeps.sweep import describe_best, describe_sweep, open_sweep
 from mario.jobs.train import stopping_on_signals
 
-_LOOK_EVERY_SECONDS = 0.5
-#: How much of what a worker said last goes into the error of one that failed.
+_POLL_SECONDS = 0.5
+#: How much of a failed worker's last output goes into the error.
 _LAST_LINES, _LINE_CHARACTERS = 5, 300
 
 
@@ -50,10 +53,10 @@ class SweepParameters(FlowParameters):
 
 
 def worker_command(parameters: SweepParameters) -> list[str]:
-    """The command of one worker: what a person would type on another machine.
+    """Build the command of one worker: `mario sweep run` as a child process.
 
-    It ends, and gives its trial back, when this process is gone: a flow run that is killed leaves
-    no worker behind that would train beside those of its next attempt.
+    The worker exits, and returns its trial to the queue, when this process dies: else the workers
+    of a killed flow run would train beside those of its next attempt.
     """
     overrides = [word for override in parameters.overrides for word in ("--set", override)]
     command = ["sweep", "run", parameters.name, "--config", parameters.file, *overrides]
@@ -68,40 +71,40 @@ def worker_command(parameters: SweepParameters) -> list[str]:
 
 
 class WorkerOutput:
-    """What a worker says: passed on to the flow run's log, and its last lines kept.
+    """A worker's output, which is forwarded to the flow run's log.
 
-    It goes through a file: a worker may outlive this process, to give its trial back, and a pipe
-    that nobody reads would end it at its next word.
+    The worker writes to a file: it may outlive this process to return its trial, and a write to a
+    pipe that nobody reads would kill it.
 
     Attributes:
         last: the last lines.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
-        """Read what a process writes into `file`, whose position is left alone: it is the writer's.
+        """Read what a process writes to `file`, without moving the file's position.
 
         Args:
-            file: open for reading, and handed to the process as its output.
+            file: open for reading; the process has it as its output and its position.
         """
         self.last: deque[str] = deque(maxlen=_LAST_LINES)
         self._file = file
         self._read = 0
-        self._begun = b""
+        self._incomplete = b""
 
-    def pass_on(self, *, ended: bool = False) -> None:
-        """Pass on what is new.
+    def forward(self, *, ended: bool = False) -> None:
+        """Forward new lines.
 
         Args:
-            ended: the process has; its last line may be unfinished.
+            ended: whether the process has exited, so that the last line may lack its end.
         """
         while new := os.pread(self._file.fileno(), 65536, self._read):
             self._read += len(new)
-            *lines, self._begun = (self._begun + new).split(b"\n")
+            *lines, self._incomplete = (self._incomplete + new).split(b"\n")
             for line in lines:
                 self._line(line)
         if ended:
-            self._line(self._begun)
-            self._begun = b""
+            self._line(self._incomplete)
+            self._incomplete = b""
 
     def _line(self, line: bytes) -> None:
         text = line.decode(errors="replace").rstrip()
@@ -110,20 +113,20 @@ class WorkerOutput:
             stages.say(text)
 
 
-def work(parameters: SweepParameters, stop: threading.Event) -> int:
-    """Run one worker as a process of its own until it ends, or `stop` asks it to.
+def run_worker(parameters: SweepParameters, stop: threading.Event) -> int:
+    """Run one worker as a child process until it exits or `stop` is set.
 
-    A process of its own, so that a worker that is killed takes neither the flow run nor the other
-    workers with it.
+    In a process of its own, a worker that is killed stops neither the flow run nor other workers.
 
     Returns:
-        Its exit status, 0.
+        The worker's exit status.
 
     Raises:
-        FlowError: the worker ended badly, with its last words; its trial is taken up by the next.
+        FlowError: the worker failed; the message has its last output. Another worker takes its
+            trial over.
     """
     with tempfile.TemporaryFile() as file:
-        # A session of its own: Ctrl-C reaches the flow run, which asks the workers to end.
+        # In a session of its own Ctrl-C reaches the flow run only, which stops the workers.
         process = subprocess.Popen(
             worker_command(parameters),
             env=os.environ.copy(),
@@ -134,23 +137,23 @@ def work(parameters: SweepParameters, stop: threading.Event) -> int:
         output = WorkerOutput(file)
         try:
             while process.poll() is None:
-                output.pass_on()
+                output.forward()
                 if stop.is_set():
                     process.send_signal(signal.SIGTERM)
                     with suppress(subprocess.TimeoutExpired):
                         process.wait(GRACE_SECONDS)
                     break
-                time.sleep(_LOOK_EVERY_SECONDS)
+                time.sleep(_POLL_SECONDS)
         finally:
             if process.poll() is None:
                 process.kill()
                 process.wait()
-            output.pass_on(ended=True)
+            output.forward(ended=True)
     if process.returncode != 0 and not stop.is_set():
         raise FlowError(
-            f"a worker of sweep {parameters.name} ended with {process.returncode}; expected 0; it "
-            f"said last: {' | '.join(output.last) or 'nothing'}; its trial goes on with the next "
-            "worker"
+            f"a worker of sweep {parameters.name} exited with {process.returncode}; expected 0; "
+            f"its last output: {' | '.join(output.last) or 'none'}; another worker takes its trial "
+            "over"
         )
     return int(process.returncode)
 
@@ -166,15 +169,15 @@ def _run_name() -> str:
     task_runner=ThreadPoolTaskRunner(max_workers=64),  # type: ignore[arg-type]
 )
 def sweep(parameters: SweepParameters) -> State[Any]:
-    """Work on a sweep until all of its trials have ended, wherever they run.
+    """Work on a sweep until all of its trials have ended, on any machine.
 
-    Ends as Completed, or Interrupted where it was told to end: started again, it goes on.
+    Ends as Completed, Failed, or Interrupted if it was stopped; a new run continues the sweep.
     """
     if (too_often := stages.out_of_attempts()) is not None:
         return too_often
     settings = load_sweep(parameters.file, parameters.overrides)
     stages.check_machine(settings.base, workers=parameters.workers)
-    # A sweep that is none, or another than its name stands for, is refused before a worker starts.
+    # Before a worker starts, refuse an invalid sweep and one that differs from the stored one.
     with JobContext.open() as context:
         stages.run_stage(
             "prepare", parameters.name, lambda: open_sweep(parameters.name, settings, context)
@@ -189,7 +192,7 @@ def sweep(parameters: SweepParameters) -> State[Any]:
         persist_result=False,
     )
     def worker(number: int) -> int:
-        return work(parameters, stop)
+        return run_worker(parameters, stop)
 
     with stopping_on_signals(stop), newer_attempt.stopping_if_superseded(stop):
         running = [worker.submit(number) for number in range(1, parameters.workers + 1)]
@@ -197,15 +200,15 @@ def sweep(parameters: SweepParameters) -> State[Any]:
         states = [future.state for future in running]
     newer_attempt.stop_if_superseded()
     if stop.is_set():
-        # Who was told to end waits for no database.
+        # Without retries: a flow run that was stopped does not wait for the database.
         with JobContext.open() as context:
             said = safely("the sweep", lambda: describe_sweep(parameters.name, context))
-        said = said or f"sweep {parameters.name} was interrupted, and its database is away"
+        said = said or f"sweep {parameters.name} was interrupted, and its database is unreachable"
         show_page(f"sweep-{parameters.name}", f"Sweep {parameters.name}", [said])
         return stages.state_after_stop(Ending("CANCELLED", "Interrupted", said.splitlines()[-1]))
     if not any(state.is_completed() for state in states):
         raise FlowError(
-            f"every worker of sweep {parameters.name} failed; expected one that works; the first: "
+            f"every worker of sweep {parameters.name} failed; expected one to succeed; the first: "
             f"{states[0].message}"
         )
 

@@ -1,4 +1,4 @@
-"""`mario flows …`: what a Prefect server needs to run the loop on schedule, and how it stands."""
+"""`mario flows …`: set up a Prefect server, deploy flows to it, and show its state."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-flows_app = typer.Typer(no_args_is_help=True, help="Schedules: a Prefect server's pools and flows.")
+flows_app = typer.Typer(no_args_is_help=True, help="Deploy flows to a Prefect server.")
 
 
-def _server_logs_quietly() -> None:
+def _quiet_prefect() -> None:
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
 
 
@@ -19,7 +19,7 @@ def _server_logs_quietly() -> None:
 def flows_setup(
     pool: Annotated[
         list[str] | None,
-        typer.Option(help="Only this kind of work pool: process, docker, kubernetes; repeatable."),
+        typer.Option(help="Only this kind of work pool (process, docker, kubernetes); repeatable."),
     ] = None,
     webhook: Annotated[
         str | None,
@@ -28,8 +28,8 @@ def flows_setup(
         ),
     ] = None,
 ) -> None:
-    """Create or mend pools, queues, limits, blocks and automations; twice changes nothing."""
-    _server_logs_quietly()
+    """Create or update pools, queues, limits, blocks and automations."""
+    _quiet_prefect()
     from flows.prefect_api import Server
     from flows.setup import set_up, summary
     from flows.work_pools import POOL_TYPES
@@ -45,14 +45,14 @@ def flows_setup(
 @flows_app.command("deploy")
 def flows_deploy(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Names of deployments; all where none is given.")
+        list[str] | None, typer.Argument(help="Names of deployments; default: all.")
     ] = None,
-    file: Annotated[Path, typer.Option(help="Where the deployments are described.")] = Path(
+    file: Annotated[Path, typer.Option(help="The file with the deployments.")] = Path(
         "prefect.yaml"
     ),
 ) -> None:
-    """Create or mend the deployments of prefect.yaml and their schedules; twice changes nothing."""
-    _server_logs_quietly()
+    """Create or update the deployments of prefect.yaml and their schedules."""
+    _quiet_prefect()
     from flows.prefect_api import Server
     from flows.setup import deploy, summary
 
@@ -62,10 +62,12 @@ def flows_deploy(
 
 @flows_app.command("resume")
 def flows_resume(
-    name: Annotated[str, typer.Argument(help="Its name, as in prefect.yaml, or flow/name.")],
+    name: Annotated[
+        str, typer.Argument(help="The deployment: NAME in prefect.yaml, or FLOW/NAME.")
+    ],
 ) -> None:
-    """Let a deployment that is paused, as by a collapse, run on schedule again."""
-    _server_logs_quietly()
+    """Resume a paused deployment, such as one that a collapse paused."""
+    _quiet_prefect()
     from flows.prefect_api import Server
     from flows.setup import resume, summary
 
@@ -75,12 +77,12 @@ def flows_resume(
 
 @flows_app.command("status")
 def flows_status(
-    file: Annotated[Path, typer.Option(help="Which deployments there should be.")] = Path(
+    file: Annotated[Path, typer.Option(help="The deployments to compare with.")] = Path(
         "prefect.yaml"
     ),
 ) -> None:
-    """Show pools and workers, queues, deployments, schedules and the last flow runs."""
-    _server_logs_quietly()
+    """Show pools, workers, queues, deployments, automations and the last flow runs."""
+    _quiet_prefect()
     from flows.deployments import deployment_names
     from flows.prefect_api import Server
     from flows.status import status

@@ -299,7 +299,7 @@ def test_a_collapse_pauses_every_schedule_of_its_experiment(
     assert paused(server, "pipeline/weekly-smoke")
     assert resume(api, "weekly-smoke").line() == "changed   deployment weekly-smoke (paused)"
     assert not paused(server, "pipeline/weekly-smoke")
-    assert resume(api, "pipeline/pipeline").what == "changed", "where the run came from"
+    assert resume(api, "pipeline/pipeline").outcome == "changed", "where the run came from"
 
 
 def test_a_promotion_starts_the_nightly_look_as_its_deployment_has_it(
@@ -354,14 +354,14 @@ def test_only_our_deployments_are_resumed_and_shown(
     theirs = foreign(server, "elsewhere", "weekly-1-1")
     tagged = foreign(server, "elsewhere", "only-theirs", tags=["mario"])
     try:
-        assert resume(api, "weekly-1-1").what == "unchanged", "ours is not paused"
+        assert resume(api, "weekly-1-1").outcome == "unchanged", "ours is not paused"
         for id_ in (theirs, tagged):
             assert server.call("GET", f"/deployments/{id_}")["paused"]
         with pytest.raises(FlowError, match=r"got deployment 'only-theirs'; expected one of .*/"):
             resume(api, "only-theirs")
         with pytest.raises(FlowError, match=r"expected one of pipeline/twice, train/twice; name"):
             resume(api, "twice")
-        assert resume(api, "train/twice").what == "unchanged"
+        assert resume(api, "train/twice").outcome == "unchanged"
         shown = status(api, deployment_names(FILE))
         assert "only-theirs" not in shown
         assert shown.count("weekly-1-1 at") == 1
@@ -385,7 +385,9 @@ def test_somebody_else_s_deployment_is_not_overwritten(
     file.write_text(yaml.safe_dump({"deployments": [entry("taken")]}))
     try:
         before = server.call("GET", f"/deployments/{theirs}")
-        with pytest.raises(FlowError, match=r"pipeline/taken from src/theirs\.py:run .* not this"):
+        with pytest.raises(
+            FlowError, match=r"pipeline/taken from src/theirs\.py:run .* another project"
+        ):
             deploy(api, file, root=ROOT)
         assert server.call("GET", f"/deployments/{theirs}") == before
     finally:

@@ -70,11 +70,11 @@ def test_a_sweep_of_two_workers_as_a_flow(context: JobContext, tmp_path: Path) -
 def test_a_worker_that_fails_says_why(
     context: JobContext, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from flows.sweep import SweepParameters, work
+    from flows.sweep import SweepParameters, run_worker
 
     missing = str(tmp_path / "there-is-none.yaml")
-    with pytest.raises(FlowError, match=r"ended with 2; expected 0; it said last: .*there-is-none"):
-        work(SweepParameters(name="broken", file=missing), threading.Event())
+    with pytest.raises(FlowError, match=r"with 2; expected 0; its last output: .*there-is-none"):
+        run_worker(SweepParameters(name="broken", file=missing), threading.Event())
     assert "there-is-none" in capfd.readouterr().out, "and whoever watches sees it, too"
 
 
@@ -86,12 +86,12 @@ def test_the_last_lines_of_a_worker_are_kept_and_all_are_passed_on(
     with tempfile.TemporaryFile(buffering=0) as file:
         output = WorkerOutput(file)
         file.write(b"one\ntw")
-        output.pass_on()
+        output.forward()
         assert capsys.readouterr().out == "one\n"
         file.write(
             b"o\n\n" + b"".join(b"line %d\n" % number for number in range(9)) + b"unfini\xff"
         )
-        output.pass_on(ended=True)
+        output.forward(ended=True)
         said = capsys.readouterr().out.splitlines()
     assert said == ["two", *(f"line {number}" for number in range(9)), "unfini\ufffd"]
     assert list(output.last) == ["line 5", "line 6", "line 7", "line 8", "unfini\ufffd"]
@@ -113,7 +113,7 @@ def test_a_sweep_whose_workers_all_fail_ends_with_what_they_said(
     state = module.sweep(parameters, return_state=True)
     assert state.is_failed()
     assert "every worker of sweep failing failed" in state.message
-    assert "ended with 7; expected 0; it said last: the reason" in state.message
+    assert "exited with 7; expected 0; its last output: the reason" in state.message
 
 
 @pytest.mark.slow
@@ -123,8 +123,8 @@ def test_a_killed_flow_run_leaves_no_worker_of_its_sweep_behind(
 ) -> None:
     path = write_sweep(tmp_path / "sweep.yaml", trials=2, small={"total_steps": 10_000_000})
     code = (
-        "import threading; from flows.sweep import SweepParameters, work; "
-        f"work(SweepParameters(name='left', file={str(path)!r}), threading.Event())"
+        "import threading; from flows.sweep import SweepParameters, run_worker; "
+        f"run_worker(SweepParameters(name='left', file={str(path)!r}), threading.Event())"
     )
     with (tmp_path / "log").open("wb") as log:
         flow_run = subprocess.Popen([sys.executable, "-c", code], stdout=log, stderr=log)

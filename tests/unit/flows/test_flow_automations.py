@@ -24,7 +24,7 @@ from flows.automations import (
 )
 from flows.decisions import MAX_ATTEMPTS
 from flows.deployments import load_deployments
-from flows.setup import _normal, _seconds
+from flows.setup import _normalised, _seconds_from_environment
 from flows.work_pools import HEARTBEAT_SECONDS
 from mario.errors import FlowError
 from tests.support.paths import ROOT
@@ -60,7 +60,7 @@ def made() -> dict[str, dict[str, Any]]:
     found = automations(DEPLOYMENTS, webhook_id=WEBHOOK)
     assert len({each["name"] for each in found}) == len(found), "names tell them apart"
     assert all(each["name"].startswith(PREFIX) for each in found)
-    return {each["name"].removeprefix(PREFIX): _normal(each) for each in found}
+    return {each["name"].removeprefix(PREFIX): _normalised(each) for each in found}
 
 
 def test_automations_are_what_prefect_takes(made: dict[str, dict[str, Any]]) -> None:
@@ -106,9 +106,9 @@ def test_every_state_of_a_claimed_run_begins_the_time_to_begin_anew(
         (0, "no such image", {"a person is told of a run that could not begin"}),
         (0, "", {"a person is told of a run that could not begin"}),
         (1, "did not begin", {"a crashed run goes on"}),
-        (1, "no sign of life", {"a crashed run goes on"}),
+        (1, "no heartbeat", {"a crashed run goes on"}),
         (MAX_ATTEMPTS, "did not begin", {"a person is told of a crash for good"}),
-        (MAX_ATTEMPTS, "no sign of life", {"a person is told of a crash for good"}),
+        (MAX_ATTEMPTS, "no heartbeat", {"a person is told of a crash for good"}),
     ],
 )
 def test_a_crash_is_tried_again_or_told_and_never_both_or_neither(
@@ -211,6 +211,6 @@ def test_notifications_are_json_whatever_the_reason_says(made: dict[str, dict[st
 def test_a_time_that_is_none_is_one_sentence(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MARIO_BEGIN_SECONDS", given)
     with pytest.raises(FlowError, match=f"got MARIO_BEGIN_SECONDS={given}; expected seconds"):
-        _seconds("MARIO_BEGIN_SECONDS", 900.0)
+        _seconds_from_environment("MARIO_BEGIN_SECONDS", 900.0)
     monkeypatch.setenv("MARIO_BEGIN_SECONDS", "")
-    assert _seconds("MARIO_BEGIN_SECONDS", 900.0) == 900.0
+    assert _seconds_from_environment("MARIO_BEGIN_SECONDS", 900.0) == 900.0
