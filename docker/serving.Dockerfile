@@ -2,13 +2,13 @@
 #
 #   make docker-build
 
-# The digest is what makes the base the same tomorrow; .github/dependabot.yml moves it.
+# The digest pins the base; .github/dependabot.yml updates it.
 ARG BASE=python:3.11-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
 
 # hadolint ignore=DL3006
 FROM ${BASE} AS builder
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
-# Debian's compiler of the base's release; its version is the base's, so it is not named again.
+# The release of the base determines the version of the compiler.
 # hadolint ignore=DL3008
 RUN command -v g++ >/dev/null || \
     { apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*; }
@@ -16,10 +16,10 @@ WORKDIR /src
 RUN python -m venv /opt/mario && python -m venv /opt/build
 COPY pyproject.toml constraints.txt ./
 COPY scripts/requirements.py scripts/
-# constraints.txt is there twice so that the pattern always matches something.
+# constraints.txt is copied again because the pattern *.whl may match nothing.
 COPY constraints.txt wheels/*.whl wheels/
-# A certificate authority of your own network can be handed in for this step:
-# --secret id=ca,src=/etc/ssl/certs/ca-certificates.crt; it does not stay in the image.
+# A certificate authority of your network can be mounted for this step and stays out of the image:
+# --secret id=ca,src=/etc/ssl/certs/ca-certificates.crt
 # hadolint ignore=SC2086
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=ca,target=/etc/ssl/certs/ca-certificates.crt \
     if [ -s /etc/ssl/certs/ca-certificates.crt ]; then export PIP_CERT=/etc/ssl/certs/ca-certificates.crt; fi; \
@@ -31,7 +31,7 @@ COPY CMakeLists.txt README.md LICENSE ./
 COPY mario mario
 COPY flows flows
 COPY serving serving
-# What trains stays out of this image: flows, training, and torch was never installed.
+# The image contains nothing that trains: no flows, no training, no torch.
 # hadolint ignore=DL3003
 RUN rm -rf flows mario/training && \
     mkdir flows && touch flows/__init__.py && \
@@ -63,9 +63,9 @@ ENV PATH=/opt/mario/bin:${PATH} \
     MARIO_SERVING_METRICS_PORT=3001
 USER 10001:10001
 EXPOSE 3000 3001
-# Alive, not ready: without a champion the service waits for one, and restarting it brings none.
+# Check liveness, not readiness: a service without a champion waits, and a restart does not help.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import os,urllib.request as u; u.urlopen(f\"http://127.0.0.1:{os.environ['MARIO_SERVING_PORT']}/livez\",timeout=4)"]
-# It listens on every address, so it wants tokens: MARIO_SERVING_TOKENS or MARIO_SERVING_TOKENS_FILE.
+# It listens on all addresses, so it requires MARIO_SERVING_TOKENS or MARIO_SERVING_TOKENS_FILE.
 ENTRYPOINT ["mario"]
 CMD ["serve"]

@@ -39,5 +39,5 @@ def _rule(group: AlertGroup, rule: Alert | RecordingRule) -> dict[str, Any]:
 class _Dumper(yaml.SafeDumper):
     """Indents lists, as yamllint expects."""
 
-    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
-        super().increase_indent(flow, False)
+    def increase_indent(self, flow: bool = False, *_: bool, **__: bool) -> None:
+        super().increase_indent(flow, indentless=False)

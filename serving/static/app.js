@@ -1,4 +1,4 @@
-// Draws what the WebSocket sends and tells it what the person wants. No library, no build step.
+// Draws the messages of the WebSocket and sends commands. No library, no build step.
 "use strict";
 
 const byId = (id) => document.getElementById(id);
@@ -12,7 +12,7 @@ const values = [];
 let socket = null;
 let personPlays = false;
 let paused = false;
-const pressed = new Map();  // keys that are down → the button of each
+const pressed = new Map();  // pressed key → button
 let version = null;
 let frames = 0;
 let drawing = false;
@@ -28,7 +28,7 @@ function connect() {
   socket.onopen = () => { say("live"); start(); };
   socket.onmessage = (event) => receive(event.data);
   socket.onclose = (event) => {
-    say(event.reason ? `stopped: ${event.reason}` : "connection lost, trying again …");
+    say(event.reason ? `stopped: ${event.reason}` : "connection lost, reconnecting …");
     if (event.code < 4000) setTimeout(connect, 1500);
   };
 }
@@ -39,7 +39,7 @@ async function receive(data) {
   const length = new DataView(data).getUint32(0, true);
   const state = JSON.parse(new TextDecoder().decode(new Uint8Array(data, 4, length)));
   show(state);
-  if (drawing) return;  // a slow browser skips pictures, never the numbers
+  if (drawing) return;  // a slow browser skips pictures, never numbers
   drawing = true;
   try {
     const picture = await createImageBitmap(new Blob([new Uint8Array(data, 4 + length)], { type: "image/png" }));
@@ -97,7 +97,7 @@ function showDecision(decision) {
   values.push(decision.value);
   if (values.length > 300) values.shift();
   drawValues();
-  // One policy may be registered twice: the card is the version's, not the digest's.
+  // A policy may be registered twice; the card belongs to the version, not to the digest.
   const answering = `${decision.version} ${decision.digest}`;
   if (answering !== version) { version = answering; loadCard(); }
 }
@@ -147,14 +147,14 @@ async function loadCard() {
 }
 
 function start() {
-  // Beyond the largest safe integer a number would be sent rounded, or as 1e+300.
+  // Numbers beyond the largest safe integer would be sent rounded, or as 1e+300.
   const typed = Math.floor(Number(byId("seed").value) || 0);
   const seed = Math.min(Number.MAX_SAFE_INTEGER, Math.max(0, typed));
   send({ type: "start", level: byId("level").value, seed, sticky: byId("sticky").checked });
   send({ type: "speed", value: Number(byId("speed").value) });
   send({ type: "pause", value: paused });
   send({ type: "control", value: personPlays ? "person" : "champion" });
-  if (pressed.size) sendButtons();  // taking control let go of all of them
+  if (pressed.size) sendButtons();  // taking control released all buttons
 }
 
 function sendButtons() {
@@ -174,7 +174,7 @@ function givePad(toPerson) {
   pressed.clear();
   const button = byId("pad");
   button.setAttribute("aria-pressed", String(personPlays));
-  button.textContent = personPlays ? "Hand back to the champion" : "Take the pad";
+  button.textContent = personPlays ? "Return control" : "Take control";
   send({ type: "control", value: personPlays ? "person" : "champion" });
   if (personPlays) byId("screen").focus();
 }
@@ -182,11 +182,11 @@ function givePad(toPerson) {
 function setPaused(value) {
   paused = value;
   byId("pause").setAttribute("aria-pressed", String(paused));
-  byId("pause").textContent = paused ? "Go on" : "Pause";
+  byId("pause").textContent = paused ? "Resume" : "Pause";
   send({ type: "pause", value: paused });
 }
 
-// A key is known by its place: with Shift, Ctrl or AltGr it may come up under another name.
+// Identify a key by its place: with Shift, Ctrl or AltGr its name may change before its release.
 const placeOf = (event) => event.code || event.key;
 
 function keyDown(event) {
@@ -202,7 +202,7 @@ function keyDown(event) {
     sendButtons();
     return;
   }
-  // Neither a number nor a level begins with one of these letters: they do their work in fields, too.
+  // No number or level begins with one of these letters, so they work inside fields too.
   if (event.repeat) return;
   const key = event.key.toLowerCase();
   if (key === "t") givePad(!personPlays);
@@ -213,15 +213,15 @@ function keyDown(event) {
 }
 
 function keyUp(event) {
-  // Whatever has the focus by now, and whatever else is held: a key that comes up is let go.
+  // A released key releases its button, whatever has the focus and whatever else is pressed.
   if (pressed.delete(placeOf(event))) {
     event.preventDefault();
     sendButtons();
   }
-  if (event.key === "Meta") letGo();  // macOS does not tell what came up while it was held
+  if (event.key === "Meta") letGo();  // macOS reports no key releases while Meta is pressed
 }
 
-// Whoever holds the pad plays on; whoever watches may want the next level of the list.
+// While a person plays, return the focus to the game.
 function playOn() { if (personPlays) byId("screen").focus(); }
 
 addEventListener("keydown", keyDown);

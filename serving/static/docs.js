@@ -1,4 +1,4 @@
-// Writes the OpenAPI document as a page and sends its examples. No library, no build step.
+// Renders the OpenAPI document and sends its examples. No library, no build step.
 "use strict";
 
 const make = (tag, text, name) => {
@@ -10,7 +10,7 @@ const make = (tag, text, name) => {
 const shorten = (text) => text.replace(/[A-Za-z0-9+/=]{80,}/g, (long) =>
   `${long.slice(0, 24)}… (${long.length} characters)`).replace(/(0,\s*){40,}0/g, "0, 0, … (zeros)");
 
-// Bytes have no place in a JSON document: it says how many zeros there are, or gives base64.
+// The JSON document describes a binary example as a number of zero bytes or as base64.
 function bytes(media) {
   if (media["x-example-zeros"]) return new Uint8Array(media["x-example-zeros"]);
   if (media["x-example-base64"]) {
@@ -32,7 +32,7 @@ function example(operation) {
   return found;
 }
 
-// What stands in braces: a session that is made for it, the version that answers.
+// Values of path parameters: a new session, the version that answers.
 async function fill(path) {
   if (path.includes("{id}")) return path.replace("{id}", await newSession());
   if (!path.includes("{version}")) return path;

@@ -1,4 +1,4 @@
-"""Generates bad requests as bytes on the wire: sizes, types, truncations, NaN, headers, paths."""
+"""Generate bad requests as raw bytes: sizes, types, truncations, NaN, headers, paths."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _VALUES = (
 
 
 def _observation_text(rng: random.Random) -> str:
-    """An observation as JSON text, wrong in one place."""
+    """An observation as JSON text with one error."""
     row = ["0"] * 84
     row[rng.randrange(84)] = rng.choice(_VALUES)
     good = "[" + ",".join(["0"] * 84) + "]"
@@ -54,7 +54,7 @@ def _observation_text(rng: random.Random) -> str:
 
 
 def _closed_nesting(rng: random.Random) -> str:
-    """Brackets as deep as parsers go, all of them closed, at any place that is looked at."""
+    """Complete JSON nested as deep as parsers allow, in any place of the document."""
     opening, closing = rng.choice([("[", "]"), ('{"a":', "}"), ('[{"a":', "}]"), ('["a",', "]")])
     depth = rng.choice([10, 200, 400, 500, 900, 990, 1000, 1010, 1020, 1100, 5000])
     deep = opening * depth + "1" + closing * depth
@@ -124,7 +124,7 @@ def _bytes_body(rng: random.Random) -> bytes:
 
 @dataclass(frozen=True)
 class BadRequest:
-    """A request that must be answered with 4xx, never with 5xx.
+    """A request that must get a 4xx, never a 5xx.
 
     Attributes:
         data: the bytes to send.
@@ -136,7 +136,7 @@ class BadRequest:
 
 
 def bad_request(rng: random.Random) -> BadRequest:
-    """One request out of endlessly many."""
+    """Generate one random bad request."""
     path = rng.choice(_TRICKS) if rng.random() < 0.3 else rng.choice(_PATHS)
     method = "POST" if rng.random() < 0.7 else rng.choice(_METHODS)
     body = _json_body(rng) if rng.random() < 0.6 else _bytes_body(rng)
@@ -178,7 +178,7 @@ def bad_request(rng: random.Random) -> BadRequest:
 
 
 def status_of(host: str, port: int, request: bytes, *, whole: bool = True) -> int | None:
-    """Send a request on a connection of its own; None where it was closed without an answer.
+    """Send a request on a new connection; return None if it closes without an answer.
 
     Args:
         host: where to.
@@ -198,7 +198,7 @@ def status_of(host: str, port: int, request: bytes, *, whole: bool = True) -> in
         except TimeoutError:
             raise
         except OSError:
-            pass  # refused before it was sent in full
+            pass  # refused before all was sent
         try:
             answer = connection.recv(65536)
         except ConnectionResetError:
@@ -213,7 +213,7 @@ def status_of(host: str, port: int, request: bytes, *, whole: bool = True) -> in
 def send_slowly(
     host: str, port: int, request: bytes, pieces: int, pause_seconds: float
 ) -> int | None:
-    """Send a request in pieces; for bodies that never seem to end."""
+    """Send a request slowly, in pieces."""
     with socket.create_connection((host, port), timeout=60) as connection:
         size = max(1, len(request) // pieces)
         try:

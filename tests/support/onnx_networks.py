@@ -1,4 +1,4 @@
-"""Builds small ONNX networks with the policy contract's inputs and outputs, without torch."""
+"""Build small ONNX networks that follow the policy contract, without torch."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def write_test_artefact(
     golden_count: int = 4,
     training_statistics: ObservationStatistics | None = None,
 ) -> Artefact:
-    """Write a policy artefact with random weights and golden answers that fit them."""
+    """Write a policy artefact with random weights and matching golden answers."""
     onnx_bytes = nature_cnn_onnx(len(SIMPLE_ACTIONS), seed, constant_action=constant_action)
     common = {
         "onnx": onnx_bytes,

@@ -1,4 +1,4 @@
-"""Load for the serving tests: clients that notice every failed or mixed answer."""
+"""Load for the serving tests: clients that record every failed or mixed answer."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ import numpy as np
 
 from serving.sessions.session_table import _SLOT
 
-#: What a connection may be silent between two requests before uvicorn closes it.
+#: Seconds after which uvicorn closes an idle connection.
 _KEPT_SECONDS = 5.0
 
 
 @dataclass
 class Load:
-    """What the clients saw.
+    """The answers that the clients got.
 
     Attributes:
         answers: answers by version.
-        failures: descriptions of requests that did not succeed.
-        mixed: descriptions of answers that no single version gives.
+        failures: descriptions of failed requests.
+        mixed: descriptions of answers that mix versions.
     """
 
     answers: dict[str, int] = field(default_factory=dict)
@@ -41,10 +41,10 @@ def run_load(
     clients: int,
     stop: threading.Event,
 ) -> tuple[Load, list[threading.Thread]]:
-    """Start clients that ask until ``stop``.
+    """Start clients that send requests until ``stop``.
 
-    Each version always chooses one action, so an answer whose rows are not all the action of the
-    version that it names came from two versions.
+    Each version always chooses the same action, so an answer with any other action than that of
+    the version it names mixes versions.
     """
     load, lock = Load(), threading.Lock()
     parts = urlsplit(url)
@@ -62,7 +62,7 @@ def run_load(
                 response = connection.getresponse()
                 text = response.read()
             except Exception as error:
-                # Of a machine that stalled between two requests the service knows nothing.
+                # If this machine stalled, the service closed the idle connection: no failure.
                 silent = time.monotonic() - answered > _KEPT_SECONDS
                 if not (silent and isinstance(error, ConnectionError)):
                     with lock:
@@ -91,13 +91,13 @@ def run_load(
 
 
 def let_sessions_age(table: Path, seconds: float) -> None:
-    """Make all sessions in the file that workers share unused for so much longer."""
+    """Make all sessions in the shared file ``seconds`` older."""
     slots = np.memmap(table, dtype=_SLOT, mode="r+")
     slots["used_at"] -= seconds
 
 
 def wait_until(condition: object, seconds: float = 120) -> bool:
-    """Look every 50 ms until the condition holds; False when the time is over."""
+    """Check a condition every 50 ms; return False if it does not hold in time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if condition():  # type: ignore[operator]

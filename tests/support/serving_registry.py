@@ -1,4 +1,4 @@
-"""Settings of a service that follows a registry of the tests."""
+"""Settings of a service that follows the registry of a test."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from serving.settings import ServingSettings
 
 
 def following(registry: ModelRegistry, cache: Path, **changes: Any) -> ServingSettings:
-    """A free port, the registry's addresses, and a look for new versions five times a second."""
+    """A free port, the addresses of the registry, and five polls a second."""
     values: dict[str, Any] = {
         "port": 0,
         "database_url": registry.store.url,

@@ -1,4 +1,4 @@
-"""The page in a real Chromium: the game moves, the keyboard plays, the card is right."""
+"""The web page in a real Chromium: the game runs, the keyboard plays, the card is correct."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    # The champion always holds right, so that Mario moves by himself, too.
+    # The champion always holds right, so Mario moves without a person.
     folder = write_test_artefact(tmp_path_factory.mktemp("policy") / "v7", constant_action=1).folder
     with running(ServingSettings(policy=folder, port=0, tokens=TOKEN)) as url:
         yield url
@@ -107,18 +107,18 @@ def test_the_level_picker_seed_and_restart(page: Any) -> None:
     assert page.input_value("#seed") == "12"
 
 
-def test_a_seed_that_no_number_holds_does_not_end_the_game(page: Any) -> None:
-    # The browser itself refuses what is negative or broken: the game goes on as it was.
+def test_an_invalid_seed_does_not_end_the_game(page: Any) -> None:
+    # The browser itself refuses negative and malformed numbers: the game continues unchanged.
     largest = str(2**53 - 1)
     for typed, taken in (("1e300", largest), ("-5", largest), ("3.7", largest), ("", "0")):
         page.fill("#seed", typed)
         page.press("#seed", "Enter")
-        page.locator("#screen").focus()  # a field that is written in keeps what is written
+        page.locator("#screen").focus()  # a focused field keeps its text
         assert wait_until(lambda t=taken: page.input_value("#seed") == t), typed
         assert page.locator("#status").inner_text() == "live"
 
 
-def test_sticky_actions_are_switched_off_and_on(page: Any) -> None:
+def test_sticky_actions_can_be_switched_off_and_on(page: Any) -> None:
     for wanted in ("false", "true"):
         page.click("#sticky")
         page.locator(f"body[data-sticky='{wanted}']").wait_for()
@@ -139,13 +139,13 @@ def test_the_value_is_drawn_over_time(page: Any) -> None:
     }"""
     page.click("#restart")
     assert wait_until(lambda: _data(page, "frame") > 40)
-    # Of each column the zero line is one or two pixels; the value is drawn above it.
+    # The zero line takes one or two pixels of each column; the value is drawn above it.
     early = sum(count > 2 for count in page.evaluate(script))
     assert wait_until(lambda: sum(count > 2 for count in page.evaluate(script)) > early + 20)
-    float(page.locator("#value").inner_text())  # a number, not the dash before the first one
+    float(page.locator("#value").inner_text())  # a number, not the initial dash
 
 
-def test_the_keyboard_moves_mario_and_hands_back(page: Any) -> None:
+def test_the_keyboard_plays_and_control_returns_to_the_champion(page: Any) -> None:
     page.keyboard.press("t")
     assert wait_until(lambda: page.locator("#who").inner_text() == "you")
     page.keyboard.press("r")
@@ -153,7 +153,7 @@ def test_the_keyboard_moves_mario_and_hands_back(page: Any) -> None:
     time.sleep(1)
     still = _data(page, "x")
     time.sleep(0.5)
-    assert _data(page, "x") == still  # nobody presses anything now
+    assert _data(page, "x") == still  # no key is pressed now
     page.keyboard.down("ArrowRight")
     assert wait_until(lambda: _data(page, "x") > still + 40)
     page.keyboard.up("ArrowRight")
@@ -165,7 +165,7 @@ def test_the_keyboard_moves_mario_and_hands_back(page: Any) -> None:
     page.click("#pad")
     assert wait_until(lambda: page.locator("#who").inner_text() == "champion")
     left = _data(page, "x")
-    assert wait_until(lambda: _data(page, "x") > left + 20)  # and the champion runs on
+    assert wait_until(lambda: _data(page, "x") > left + 20)  # the champion runs again
 
 
 def _take_the_pad(page: Any) -> None:
@@ -176,7 +176,7 @@ def _take_the_pad(page: Any) -> None:
 
 
 def _held(page: Any) -> set[str]:
-    """The buttons that the game, not the page, says are pressed: bits, in decimals."""
+    """The pressed buttons as reported by the game, not the page: the byte as decimal text."""
     script = "shapes => shapes.map(shape => shape.dataset.bit)"
     return set(page.eval_on_selector_all("#controller .on[data-bit]", script))
 
@@ -190,7 +190,9 @@ def _held(page: Any) -> set[str]:
         pytest.param(lambda page: page.keyboard.down("Alt"), id="Alt is held"),
     ],
 )
-def test_a_key_that_comes_up_is_let_go_whatever_came_between(page: Any, meanwhile: Any) -> None:
+def test_a_released_key_releases_its_button_whatever_happened_meanwhile(
+    page: Any, meanwhile: Any
+) -> None:
     _take_the_pad(page)
     page.keyboard.down("ArrowRight")
     assert wait_until(lambda: _held(page) == {"128"})
@@ -199,12 +201,12 @@ def test_a_key_that_comes_up_is_let_go_whatever_came_between(page: Any, meanwhil
     assert wait_until(lambda: _held(page) == set(), 3)
 
 
-def test_keys_are_let_go_when_the_page_is_left_and_not_when_it_restarts(page: Any) -> None:
+def test_leaving_the_page_releases_keys_and_a_restart_does_not(page: Any) -> None:
     _take_the_pad(page)
     page.keyboard.down("z")
     assert wait_until(lambda: _held(page) == {"2"})
     page.keyboard.down("Shift")
-    page.keyboard.up("Z")  # the same key, by another name
+    page.keyboard.up("Z")  # the same key under another name
     assert wait_until(lambda: _held(page) == set(), 3)
     page.keyboard.up("Shift")
     for leaving in (
@@ -217,7 +219,7 @@ def test_keys_are_let_go_when_the_page_is_left_and_not_when_it_restarts(page: An
         page.evaluate(leaving)
         assert wait_until(lambda: _held(page) == set(), 3)
         page.keyboard.up("ArrowRight")
-    # Two keys of one button: it is held for as long as one of them is.
+    # Two keys of one button: it is held while either key is.
     page.keyboard.down("x")
     page.keyboard.down(" ")
     page.keyboard.up("x")
@@ -228,15 +230,15 @@ def test_keys_are_let_go_when_the_page_is_left_and_not_when_it_restarts(page: An
     assert wait_until(lambda: _held(page) == set(), 3)
 
 
-def test_the_pad_is_taken_after_a_field_was_used_by_keyboard(page: Any) -> None:
+def test_the_person_can_take_control_after_using_a_field_by_keyboard(page: Any) -> None:
     page.locator("#level").focus()
     page.keyboard.press("ArrowDown")
-    page.keyboard.press("ArrowDown")  # the list keeps the keys of whoever watches
+    page.keyboard.press("ArrowDown")  # while a person only watches, keys go to the list
     page.locator("body[data-level='1-3']").wait_for()
     page.keyboard.press("t")
     assert wait_until(lambda: page.locator("#who").inner_text() == "you")
     assert page.evaluate("document.activeElement.id") == "screen"
-    # With the pad in hand the next arrow is Mario's, not the list's.
+    # After taking control, the next arrow key moves Mario, not the list.
     page.locator("#level").focus()
     page.keyboard.press("ArrowUp")
     page.locator("body[data-level='1-2']").wait_for()
@@ -267,12 +269,12 @@ def test_pause_and_speed(page: Any) -> None:
         first, started = _data(page, "frame"), time.monotonic()
         time.sleep(1.5)
         played[speed] = (_data(page, "frame") - first) / (time.monotonic() - started)
-    # 60 frames a second and 15; a machine that is busy loses more of the former.
+    # 60 frames a second and 15; a busy machine loses more of the former.
     assert played["1"] > 2 * played["0.25"]
     assert 5 < played["0.25"] < 18
 
 
-def test_the_card_is_the_version_that_the_api_names(page: Any, url: str) -> None:
+def test_the_card_shows_the_version_of_the_api(page: Any, url: str) -> None:
     headers = {"authorization": f"Bearer {TOKEN}", "content-type": "application/octet-stream"}
     answer = httpx.post(f"{url}/predict/raw", content=bytes(28224), headers=headers).json()
     assert wait_until(lambda: page.locator("#card dd[data-name=version]").count() == 1)
@@ -280,7 +282,7 @@ def test_the_card_is_the_version_that_the_api_names(page: Any, url: str) -> None
     assert answer["digest"].startswith(page.locator("#card dd[data-name=digest]").inner_text())
 
 
-def test_every_control_is_reached_by_keyboard(page: Any) -> None:
+def test_every_control_is_reachable_by_keyboard(page: Any) -> None:
     reached = set()
     for _ in range(14):
         page.keyboard.press("Tab")
@@ -307,7 +309,7 @@ def _outcome(cleared: bool) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelRegistry]:
-    """Version 1, the first champion, and version 2, which beat it; 2 was seen on two levels."""
+    """Version 1, the first champion, and version 2, which beat it on two levels."""
     place = tmp_path_factory.mktemp("registry")
     store = ExperimentStore.open(f"sqlite:///{place / 'mario.db'}")
     registry = ModelRegistry(f"sqlite:///{place / 'mlflow.db'}", store, place / "artifacts")
@@ -339,7 +341,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelRegistry
     store.close()
 
 
-def test_the_card_tells_clear_rates_intervals_and_why(
+def test_the_card_shows_clear_rates_with_intervals_and_the_reason(
     registry: ModelRegistry, browser: Any, tmp_path: Path
 ) -> None:
     settings = following(registry, tmp_path / "cache")
@@ -364,7 +366,7 @@ def test_the_card_tells_clear_rates_intervals_and_why(
         cells = [r.inner_text().split("\t") for r in page.locator("#rates tbody tr").all()]
         interval = "49.0 % – 94.3 %"
         assert cells == [[level, "8 of 10", "80.0 %", interval] for level in ("1-1", "1-2")]
-        # A roll-back changes the card of a page that is open, without loading it again.
+        # A rollback changes the card of an open page without a reload.
         registry.rollback("mario-1-1", promoted_by="ben", note="worse in the evening")
         assert wait_until(lambda: row("version") == "1")
         assert wait_until(lambda: "worse in the evening" in row("why"))
@@ -378,11 +380,11 @@ def test_the_card_tells_clear_rates_intervals_and_why(
 
 
 @pytest.mark.parametrize("size", [(1240, 1100), (390, 844)], ids=["desktop", "telephone"])
-def test_everything_has_its_place_on_the_screen(page: Any, size: tuple[int, int]) -> None:
+def test_the_layout_fits_the_screen_without_overlap(page: Any, size: tuple[int, int]) -> None:
     width, height = size
     page.set_viewport_size({"width": width, "height": height})
     page.locator("#card dd[data-name=version]").wait_for()
-    assert page.evaluate("document.documentElement.scrollWidth") <= width  # nothing aside
+    assert page.evaluate("document.documentElement.scrollWidth") <= width  # no horizontal scrolling
     parts = ("#screen", ".hud", "#controls", ".hint", "#controller", "#bars", "#values", "#card")
     boxes = {part: page.locator(part).bounding_box() for part in parts}
     for part, box in boxes.items():
@@ -391,10 +393,10 @@ def test_everything_has_its_place_on_the_screen(page: Any, size: tuple[int, int]
         assert box["height"] > 15, part
         assert box["x"] >= 0, part
         assert box["x"] + box["width"] <= width + 1, part
-    if width > 820:  # beside each other: what is watched is seen without scrolling
+    if width > 820:  # in columns: the game is visible without scrolling
         for part in parts[:-1]:
             assert boxes[part]["y"] + boxes[part]["height"] <= height, part
-    # No two parts lie on each other.
+    # No two parts overlap.
     for part, other in itertools.combinations(parts, 2):
         a, b = boxes[part], boxes[other]
         assert (
@@ -403,7 +405,7 @@ def test_everything_has_its_place_on_the_screen(page: Any, size: tuple[int, int]
             or a["y"] + a["height"] <= b["y"] + 1
             or b["y"] + b["height"] <= a["y"] + 1
         ), (part, other)
-    # The surest champion's numbers stay on their line.
+    # Even the largest numbers fit on their line.
     assert page.locator("#bars .chosen output").inner_text() == "100.0 %"
     heights = page.eval_on_selector_all("#bars .bar", "bars => bars.map(b => b.offsetHeight)")
     assert len(heights) == 7

@@ -1,4 +1,4 @@
-"""Alert rules and dashboards, held to the metric names and run against a real Prometheus."""
+"""Alert rules and dashboards use declared metrics and work with a real Prometheus."""
 
 from __future__ import annotations
 
@@ -69,18 +69,18 @@ def names_in(expression: str) -> set[str]:
     return set(re.findall(r"\bmario[_:][a-z0-9_:]+", re.sub(r'"[^"]*"', '""', expression)))
 
 
-def test_there_is_something_to_check() -> None:
+def test_alerts_panels_and_dashboards_exist() -> None:
     assert len(ALERTS) >= 20
     assert len(panels()) >= 60
     assert len(DASHBOARDS) == 3
 
 
 @pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule.get("alert") or rule["record"])
-def test_rules_use_names_that_exist(rule: dict[str, Any]) -> None:
+def test_rules_use_declared_metrics(rule: dict[str, Any]) -> None:
     assert names_in(rule["expr"]) <= series_names() | RECORDED
 
 
-def test_dashboards_use_names_that_exist_and_show_nearly_all_of_them() -> None:
+def test_dashboards_use_declared_metrics_and_show_nearly_all_of_them() -> None:
     shown: set[str] = set()
     for where, expression in panels():
         names = names_in(expression)
@@ -92,7 +92,7 @@ def test_dashboards_use_names_that_exist_and_show_nearly_all_of_them() -> None:
     shown |= {name for rule in rules() for name in names_in(rule["expr"])}
     shown = {re.sub(r"_(bucket|sum|count)$", "", name) for name in shown}
     unseen = {metric.name for metric in ALL_METRICS} - shown
-    # Metrics that are for looking up, not for watching.
+    # Metrics to query by hand, without an alert or panel.
     assert unseen <= {
         "mario_training_info",
         "mario_training_updates_total",
@@ -108,7 +108,7 @@ def test_dashboards_use_names_that_exist_and_show_nearly_all_of_them() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(ALERTS))
-def test_every_alert_says_what_to_do_and_has_a_test_that_fires(name: str) -> None:
+def test_every_alert_has_a_runbook_section_and_a_promtool_test_that_fires(name: str) -> None:
     alert = ALERTS[name]
     assert alert["labels"]["severity"] in {"critical", "warning", "info", "none"}
     assert alert["annotations"]["summary"]
@@ -128,7 +128,7 @@ def test_promtool_accepts_the_rules_and_their_tests_pass(tmp_path: Path) -> None
     need("promtool")
     tests = sorted((MONITORING / "prometheus" / "tests").glob("*.yml"))
     config = MONITORING / "prometheus" / "prometheus.yml"
-    # Debian's promtool is built without Kubernetes; the rest of that file is checked all the same.
+    # Debian's promtool is built without Kubernetes; the rest of the file is still checked.
     in_cluster = yaml.safe_load((MONITORING / "prometheus" / "kubernetes.yml").read_text())
     for job in in_cluster["scrape_configs"]:
         assert job.pop("kubernetes_sd_configs") == [
@@ -145,7 +145,7 @@ def test_promtool_accepts_the_rules_and_their_tests_pass(tmp_path: Path) -> None
 
 
 def test_a_broken_rule_fails_its_test(tmp_path: Path) -> None:
-    """The rule tests can fail: a collapse alert that looks at the wrong state does not pass."""
+    """A collapse alert that reads another metric fails the promtool tests."""
     need("promtool")
     folder = tmp_path / "prometheus"
     shutil.copytree(MONITORING / "prometheus", folder)
@@ -180,7 +180,7 @@ def test_the_rendered_files_are_current() -> None:
 
 @dataclass
 class Stack:
-    """A real Prometheus with the project's own configuration, asked every second."""
+    """A real Prometheus with the project's configuration that scrapes every second."""
 
     url: str
     targets: Path
@@ -206,7 +206,7 @@ class Stack:
 
 
 def everything(instruments: InstrumentSet) -> None:
-    """Set every metric once, with labels such as the real ones."""
+    """Set every metric once, with realistic labels."""
     labels = {
         "run": "r0", "state": "healthy", "role": "champion", "seed_family": "screening",
         "model": "mario-1-1", "version": "3", "status": "200", "environment": "0",
@@ -263,7 +263,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
                     {"files": [f"{targets}/*.json"], "refresh_interval": "1s"}
                 ]
             else:
-                # One page for everything: the same series from two jobs would not be real.
+                # One job serves all metrics: no series exists in two jobs.
                 port = page.port if job["job_name"] == "serving" else other.port
                 job["static_configs"] = [{"targets": [f"127.0.0.1:{port}"]}]
             job.pop("metrics_path", None)
@@ -304,7 +304,7 @@ def test_every_panel_shows_something(stack: Stack) -> None:
     for where, expression in panels():
         filled = expression.replace("$__rate_interval", "30s").replace("$run", ".*")
         filled = filled.replace("$model", ".*")
-        # A rate of nothing is 0, and 0/0 nothing: what counts is that series are found.
+        # Without traffic, rates are 0 and 0/0 returns nothing; the test only requires series.
         filled = re.sub(r" > 0\)$", " >= 0)", filled)
         if not stack.query(filled):
             empty.append(f"{where}: {filled}")

@@ -1,4 +1,4 @@
-"""The Python client against the real service, straight and through a proxy that misbehaves."""
+"""The Python client with the real service, directly and through a proxy that injects faults."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def url(folder: Path) -> Iterator[str]:
 
 
 class Proxy(ThreadingHTTPServer):
-    """Passes on what is asked below a path, and does as told with the next answer.
+    """Forwards requests below a path and injects faults into the next answers.
 
     Attributes:
-        faults: what to do with the next requests: ``lose`` the answer and close, ``quiet`` close
-            after the answer without a word, or give a ``strange`` answer of its own.
-        passed: requests that reached the service, by their last part.
-        connections: connections that were made to the proxy.
-        closed: set when one of them was closed by the proxy.
+        faults: fault of each of the next requests: ``lose`` the answer and close, ``quiet``: close
+            silently after the answer, or ``strange``: answer something else.
+        passed: requests that reached the service, by the last part of the path.
+        connections: connections to the proxy so far.
+        closed: set when the proxy closed one of them.
     """
 
     daemon_threads = True
@@ -60,7 +60,7 @@ class Proxy(ThreadingHTTPServer):
 
     def shutdown_request(self, request: Any) -> None:
         super().shutdown_request(request)
-        self.closed.set()  # and the client can see it from here on
+        self.closed.set()  # from here on the client can notice it
 
 
 class ProxyHandler(BaseHTTPRequestHandler):
@@ -102,7 +102,7 @@ class ProxyHandler(BaseHTTPRequestHandler):
     do_POST = do_DELETE = do_GET  # noqa: N815
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @contextmanager
@@ -121,7 +121,7 @@ def _frame(number: int) -> np.ndarray:
     return np.full((84, 84), number, np.uint8)
 
 
-def test_a_lost_answer_is_asked_again_only_where_that_changes_nothing(url: str) -> None:
+def test_after_a_lost_answer_only_requests_without_side_effects_are_repeated(url: str) -> None:
     with _through(url) as (proxy, client):
         session = client.start_session()
         assert client.act(session, _frame(1))["frames"] == 1
@@ -131,7 +131,7 @@ def test_a_lost_answer_is_asked_again_only_where_that_changes_nothing(url: str) 
         ):
             client.act(session, _frame(2))
         assert proxy.passed["act"] == 2
-        assert client.act(session, _frame(3))["frames"] == 3  # the lost one was one, not two
+        assert client.act(session, _frame(3))["frames"] == 3  # the lost request counted once
         for ask in (client.start_session, lambda: client.end_session(session)):
             proxy.faults = ["lose"]
             with pytest.raises(ServingError, match="not repeated"):
@@ -147,7 +147,7 @@ def test_a_lost_answer_is_asked_again_only_where_that_changes_nothing(url: str) 
             client.predict(observations)
 
 
-def test_a_connection_that_was_closed_in_the_quiet_is_no_obstacle(url: str) -> None:
+def test_an_idle_connection_closed_by_the_service_is_replaced(url: str) -> None:
     with _through(url) as (proxy, client):
         session = client.start_session()
         for number in range(1, 4):
@@ -160,7 +160,7 @@ def test_a_connection_that_was_closed_in_the_quiet_is_no_obstacle(url: str) -> N
         client.end_session(session)
 
 
-def test_the_path_of_a_proxy_is_kept(url: str) -> None:
+def test_the_path_of_the_url_is_kept(url: str) -> None:
     with _through(url) as (_, client):
         assert client.ready()
         assert client.card()["version"] == "v1"
@@ -173,26 +173,26 @@ def test_the_path_of_a_proxy_is_kept(url: str) -> None:
     "observations",
     [
         random_observations(2).astype(np.float32),
-        np.zeros((2, 84, 84, 4), np.uint8),  # as many bytes, and another picture
+        np.zeros((2, 84, 84, 4), np.uint8),  # the same number of bytes in another order
         np.zeros((4, 84, 84), np.uint8),
         np.zeros((0, 4, 84, 84), np.uint8),
         random_observations(1).astype(np.int8),
     ],
 )
-def test_what_is_no_observation_is_not_sent(observations: np.ndarray) -> None:
+def test_invalid_observations_are_not_sent(observations: np.ndarray) -> None:
     with pytest.raises(ServingError, match=r"expected uint8 \(N, 4, 84, 84\)"):
         MarioClient("http://127.0.0.1:9").predict(observations)
 
 
 @pytest.mark.parametrize("shape", [(256, 240, 3), (84, 84, 1), (4, 84, 84)])
-def test_what_is_no_screen_is_not_sent(shape: tuple[int, ...]) -> None:
+def test_invalid_screens_are_not_sent(shape: tuple[int, ...]) -> None:
     with pytest.raises(ServingError, match=r"expected uint8 \(240, 256, 3\)"):
         MarioClient("http://127.0.0.1:9").act("x", np.zeros(shape, np.uint8))
     with pytest.raises(ServingError, match="float32"):
         MarioClient("http://127.0.0.1:9").act("x", np.zeros((84, 84), np.float32))
 
 
-def test_errors_name_the_address_that_was_asked() -> None:
+def test_errors_name_the_url() -> None:
     for scheme in ("http", "https"):
         address = f"{scheme}://127.0.0.1:{free_port()}/mario"
         with pytest.raises(ServingError, match=f"^{address}: got no connection.*mario serve"):
@@ -208,7 +208,7 @@ def test_errors_name_the_address_that_was_asked() -> None:
     assert "secret" not in str(caught.value)
 
 
-def test_another_kind_of_service_is_told_from_this_one(url: str) -> None:
+def test_an_answer_of_another_kind_of_service_is_an_error(url: str) -> None:
     with _through(url) as (proxy, client):
         for ask in (
             client.card,
@@ -221,7 +221,7 @@ def test_another_kind_of_service_is_told_from_this_one(url: str) -> None:
                 ask()
 
 
-def test_an_episode_waits_for_a_busy_service_and_not_for_ever(folder: Path) -> None:
+def test_an_episode_waits_for_a_busy_service_for_a_limited_time(folder: Path) -> None:
     settings = ServingSettings(
         policy=folder, port=0, max_sessions=1, rate_limit_per_second=2, rate_limit_burst=2
     )
@@ -235,12 +235,12 @@ def test_an_episode_waits_for_a_busy_service_and_not_for_ever(folder: Path) -> N
             MarioClient(url, patience_seconds=0) as hasty,
             pytest.raises(ServingError, match="got 429"),
         ):
-            # Over one connection, so quicker than two a second.
+            # Over one connection, so faster than two a second.
             _ = [hasty.predict(random_observations(1)) for _ in range(200)]
         with MarioClient(url) as client:
             session = client.start_session()
             started = time.monotonic()
-            # A session ends in five minutes, which is more than half a minute of patience.
+            # Sessions expire after five minutes, longer than the patience of half a minute.
             with pytest.raises(ServingError, match="sessions are in use"):
                 client.start_session()
             assert time.monotonic() - started < 25

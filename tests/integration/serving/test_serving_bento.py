@@ -1,4 +1,4 @@
-"""`bentoml build` packs a Bento that serves by itself, away from the working tree."""
+"""`bentoml build` packs a Bento that serves without the working tree."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.processes import free_port, server
 
 
 def _environment_without_the_tree(folder: Path) -> Path:
-    """Make an environment with this one's packages but not its editable install of the project.
+    """Make an environment with the packages of this one, without its editable install.
 
     The editable install puts the working tree before whatever else is named ``mario``. It works
     through a .pth file, and those are not read in a folder that a .pth file itself names.
@@ -39,7 +39,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> OnnxPolicy:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A BentoML home whose store holds the Bento of this working tree, its page marked."""
+    """A BentoML home with the Bento of this working tree, whose web page is marked."""
     place = tmp_path_factory.mktemp("bento")
     with (place / "build.log").open("wb") as log:
         subprocess.run(
@@ -70,7 +70,7 @@ def _bento(home: Path) -> Path:
 
 
 def _answers(command: list[str], home: Path, policy: OnnxPolicy, cwd: Path, log: Path) -> None:
-    """Serve with a command and make sure that the Bento's code answers, with the policy."""
+    """Serve with a command; check that the Bento's code answers with the policy."""
     port = free_port()
     observations = random_observations(2)
     with server(
@@ -80,7 +80,7 @@ def _answers(command: list[str], home: Path, policy: OnnxPolicy, cwd: Path, log:
         environment=_environment(home) | {"MARIO_SERVING_POLICY": str(policy.artefact.folder)},
         cwd=cwd,
     ):
-        # The packed code answers, not the working tree's: only its page was marked.
+        # Only the Bento's page is marked, so the packed code answers.
         assert "<title>packed " in httpx.get(f"http://127.0.0.1:{port}/", timeout=30).text
         answer = httpx.post(
             f"http://127.0.0.1:{port}/predict/raw",
@@ -115,10 +115,10 @@ def test_a_built_bento_serves(home: Path, python: str, policy: OnnxPolicy, tmp_p
 
 @pytest.mark.slow
 @pytest.mark.parametrize("package", ["mario/__init__.py", "mario/notes.txt"])
-def test_a_bento_is_served_by_its_tag_beside_another_mario(
+def test_a_bento_is_served_by_tag_from_a_folder_with_another_mario(
     home: Path, python: str, policy: OnnxPolicy, tmp_path: Path, package: str
 ) -> None:
-    """BentoML first imports what comes before the colon: here a package that is not the Bento's."""
+    """BentoML first imports the name before the colon: here another package `mario`."""
     other = tmp_path / package
     other.parent.mkdir()
     other.write_text("# not the one\n")
@@ -127,10 +127,10 @@ def test_a_bento_is_served_by_its_tag_beside_another_mario(
 
 
 @pytest.mark.slow
-def test_a_bento_is_not_served_with_code_that_is_not_its_own(
+def test_a_bento_refuses_code_from_elsewhere(
     home: Path, policy: OnnxPolicy, tmp_path: Path
 ) -> None:
-    """This environment has the project installed editable, which goes before everything."""
+    """This environment has an editable install of the project, which takes precedence."""
     done = subprocess.run(
         [sys.executable, "-m", "bentoml", "serve", "mario:latest", "--port", str(free_port())],
         cwd=tmp_path,
@@ -148,8 +148,8 @@ def test_a_bento_is_not_served_with_code_that_is_not_its_own(
 
 
 @pytest.mark.slow
-def test_bentoml_serves_the_folder(policy: OnnxPolicy, tmp_path: Path) -> None:
-    """`bentoml serve .`: the service that bentofile.yaml names, without a build."""
+def test_bentoml_serves_the_working_tree(policy: OnnxPolicy, tmp_path: Path) -> None:
+    """`bentoml serve .` serves the service of bentofile.yaml without a build."""
     port = free_port()
     with server(
         [sys.executable, "-m", "bentoml", "serve", ".", "--port", str(port)],
@@ -161,6 +161,6 @@ def test_bentoml_serves_the_folder(policy: OnnxPolicy, tmp_path: Path) -> None:
     ):
         answer = httpx.get(f"http://127.0.0.1:{port}/card", timeout=30)
         assert answer.json()["digest"] == policy.artefact.digest
-        # Told nothing else, BentoML listens where the settings say: on loopback alone.
+        # Without options BentoML uses the host of the settings: loopback only.
         listening = [c.laddr.ip for c in psutil.net_connections("tcp4") if c.laddr.port == port]
         assert set(listening) == {"127.0.0.1"}

@@ -1,4 +1,4 @@
-"""Shadow and canary, on folders and through the ledger: counted, stored, and never returned."""
+"""Shadow and canary from folders and from the ledger: counted, stored, never returned."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def _value(url: str, name: str, label: str) -> float:
     return sum(float(x.split()[-1]) for x in lines if x.startswith(f"{name}{{") and label in x)
 
 
-def test_the_shadow_is_counted_and_never_returned(tmp_path: Path) -> None:
+def test_shadow_answers_are_counted_and_never_returned(tmp_path: Path) -> None:
     for role, action in (("champion", 1), ("challenger", 2)):
         write_test_artefact(tmp_path / f"v{action}", seed=action, constant_action=action)
         (tmp_path / role).symlink_to(tmp_path / f"v{action}")
     settings = ServingSettings(policy=tmp_path, port=0, shadow_share=1.0, canary_share=0.5)
     with running(settings) as url, httpx.Client(base_url=url, timeout=30) as client:
-        # Looked for beside the champion, without which nothing is ready.
+        # The challenger is loaded beside the champion, after which the service is ready.
         assert wait_until(lambda: client.get("/card").json()["challenger"] == "v2")
         for _ in range(20):
             answer = client.post(
@@ -42,7 +42,7 @@ def test_the_shadow_is_counted_and_never_returned(tmp_path: Path) -> None:
         counted = lambda: _value(url, "mario_serving_shadow_observations_total", "")  # noqa: E731
         assert wait_until(lambda: counted() == 40)
         assert _value(url, "mario_serving_shadow_observations_total", "differ") == 40
-        # A session is answered by one role from start to end.
+        # One role answers a whole session.
         frame = random_observations(1)[0, 0].tobytes()
         seen = []
         for _ in range(30):
@@ -58,9 +58,9 @@ def test_the_shadow_is_counted_and_never_returned(tmp_path: Path) -> None:
         assert _value(url, "mario_serving_canary_decisions_total", "challenger") == 3 * seen.count(
             2
         )
-        # What sessions ask is compared, too, where the champion answers it.
+        # Requests of sessions are compared too if the champion answers them.
         assert wait_until(lambda: counted() == 40 + 3 * seen.count(1))
-        # Without a challenger its sessions go on with the champion.
+        # Without a challenger, the champion continues its sessions.
         (tmp_path / "challenger").unlink()
         assert wait_until(lambda: client.get("/card").json()["challenger"] is None)
         session = client.post("/sessions").json()["session"]
@@ -75,7 +75,7 @@ def registry(tmp_path: Path) -> ModelRegistry:
 
 
 def test_the_service_follows_the_ledger(registry: ModelRegistry, tmp_path: Path) -> None:
-    """Waits for a champion, takes it, rolls back, and writes the shadow's numbers to the store."""
+    """The service waits for a champion, swaps, rolls back, and stores the shadow's counts."""
     numbers = []
     for action in (1, 2):
         folder = write_test_artefact(
@@ -124,14 +124,14 @@ def test_the_service_follows_the_ledger(registry: ModelRegistry, tmp_path: Path)
             rows = registry.store.serving.list("mario-1-1", digest)
             return sum(getattr(row, name) for row in rows)
 
-        # At least: the ask before the challenger was looked for may have been in its shadow.
+        # At least: an earlier request may have been in the shadow too.
         assert wait_until(lambda: stored("shadow_observations") >= 10 + took[1])
         assert wait_until(lambda: stored("challenger_decisions") == took[2])
         assert wait_until(lambda: stored("champion_decisions") == took[1])
         assert stored("agreed_observations") == stored("dropped_observations") == 0
         for role in ("champion", "challenger"):
             assert stored(f"{role}_observations") > 0
-            # Between a microsecond and a second for one observation: seconds, not something else.
+            # One observation takes between a microsecond and a second: the unit is seconds.
             assert 1e-6 < stored(f"{role}_seconds") / stored(f"{role}_observations") < 1
         won = verdict(registry.store, (second, digest), (first, first_digest))
         registry.promote("mario-1-1", second, verdict_id=won, promoted_by="test")

@@ -1,4 +1,4 @@
-"""Whatever is thrown at the service, it answers without a 5xx, and the next good request works."""
+"""Generated bad requests get no 5xx answer, and the next valid request succeeds."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _good(url: str) -> bool:
         begun = time.monotonic()
         answer = httpx.post(f"{url}/predict/raw", content=body, headers=BYTES, timeout=60)
         if answer.status_code != 408 or time.monotonic() - begun < BODY_SECONDS:
-            break  # else the machine was too slow to send it
+            break  # otherwise the machine was too slow to send it
     return answer.status_code == 200
 
 
@@ -63,14 +63,14 @@ def _throw(url: str, count: int, seed: int) -> collections.Counter[int | None]:
         status = status_of(host, int(port), request.data, whole=request.whole)
         statuses[status] += 1
         assert status is None or status < 500, (number, request.data[:300])
-        # A connection may only end without an answer if the client ended it in mid-request.
+        # Only a client that closes in the middle of a request may get no answer.
         assert status is not None or not request.whole, (number, request.data[:300])
         if number % 100 == 0:
             assert _good(url), (number, request.data[:300])
     assert _good(url)
     page = httpx.get(f"{url}/metrics").text
     assert 'reason="internal"' not in page
-    # Labels are routes and reasons, never what a stranger typed: the page stays small.
+    # Labels are routes and reasons, never text from requests, so the page stays small.
     assert len(page) < 200_000
     return statuses
 
@@ -82,7 +82,7 @@ def test_bad_requests(url: str) -> None:
 
 @pytest.mark.slow
 def test_ten_thousand_bad_requests(url: str) -> None:
-    # One in a hundred happens to be a good one, and another breaks off and hears nothing.
+    # One in a hundred happens to be valid, and another closes early and gets no answer.
     statuses = _throw(url, 10_500, seed=2)
     print("\n", dict(statuses))
     unanswered = statuses.pop(None, 0)
@@ -114,8 +114,8 @@ def _bytes_of(media: dict[str, Any]) -> bytes | None:
     return None if text is None else base64.b64decode(text)
 
 
-def test_every_example_of_the_document_runs(url: str) -> None:
-    # Bad requests may have left sessions behind; those end by themselves.
+def test_every_example_of_the_openapi_document_works(url: str) -> None:
+    # Bad requests may have left sessions behind; those expire.
     assert wait_until(lambda: httpx.post(f"{url}/sessions").status_code == 201, 40)
     written = httpx.get(f"{url}/openapi.json").json()
     ran = collections.Counter[str]()
@@ -144,8 +144,8 @@ def test_every_example_of_the_document_runs(url: str) -> None:
     assert ran.total() >= 22
 
 
-def test_the_document_names_every_route(tmp_path: Path) -> None:
-    """What is not in it is never fuzzed: only the page and what a browser loads for it."""
+def test_the_openapi_document_names_every_route(tmp_path: Path) -> None:
+    """Only the web page and its files are missing: a route outside the document is not fuzzed."""
 
     async def inner(*_: object) -> None: ...
 
@@ -163,7 +163,7 @@ def test_the_document_names_every_route(tmp_path: Path) -> None:
 
 
 class _Sessions:
-    """Sessions for generated requests: unknown names would only ever meet the look-up.
+    """Live sessions for generated requests, which otherwise fail at the look-up of the name.
 
     Attributes:
         met: statuses of the requests that were sent to a session that lived, by operation.
@@ -175,7 +175,7 @@ class _Sessions:
         self.met: dict[str, collections.Counter[int]] = collections.defaultdict(collections.Counter)
 
     def living(self) -> str:
-        """The name of a session that lives now."""
+        """Return the name of a live session."""
         if self._name is None:
             assert wait_until(self._start, 40)  # bad requests may have left all slots taken
         assert self._name is not None
@@ -187,14 +187,14 @@ class _Sessions:
         return answer.status_code == 201
 
     def met_one(self, operation: str, status: int) -> None:
-        """Take note of what a living session answered; none may say that it does not live."""
+        """Record the status of a live session's answer; it must not be unknown or expired."""
         assert status not in (404, 410), operation
         self.met[operation][status] += 1
         if operation.startswith("DELETE") and status == 200:
             self._name = None
 
     def end(self) -> None:
-        """End the session that is left; after whatever it was sent it must still be there."""
+        """End the remaining session, which must have survived all requests."""
         if self._name is not None:
             path = f"{self._url}/sessions/{self._name}"
             frame = random_observations(1)[0, 0].tobytes()
@@ -205,7 +205,7 @@ class _Sessions:
 
 
 def _check_operation(url: str, operation: Any, examples: int, sessions: _Sessions) -> int:
-    """Send generated requests of one operation; return how many."""
+    """Send generated requests of one operation; return their number."""
     from hypothesis import HealthCheck, Phase, given, settings
     from hypothesis import strategies as st
     from schemathesis.checks import not_a_server_error
@@ -229,7 +229,7 @@ def _check_operation(url: str, operation: Any, examples: int, sessions: _Session
         if lives:
             case.path_parameters["id"] = sessions.living()
             if kind == "good" and operation.label.endswith("/act"):
-                # Between bad ones a good frame, so that they meet a session in use.
+                # Send a valid frame in between, so that bad requests meet a session in use.
                 case.media_type, case.body = BYTES["content-type"], frame
         response = case.call(base_url=url)
         case.validate_response(response, checks=[not_a_server_error])
@@ -247,7 +247,7 @@ def _check_operation(url: str, operation: Any, examples: int, sessions: _Session
 def test_schemathesis(url: str, examples: int) -> None:
     schemathesis = pytest.importorskip("schemathesis")
     written = httpx.get(f"{url}/openapi.json").json()
-    # Hypothesis makes no string of 37,632 characters: anything goes where an observation stands.
+    # Hypothesis does not generate strings of 37,632 characters, so observations are loosened.
     written["components"]["schemas"]["Observation"] = {
         "anyOf": [
             {"type": "string", "contentEncoding": "base64"},
@@ -261,7 +261,7 @@ def test_schemathesis(url: str, examples: int) -> None:
         for operation in schema.get_all_operations()
     )
     assert sent >= 5 * examples
-    # Of three requests with a session's name in the path about two go to one that lives.
+    # About two of three requests with a session in the path use a live one.
     act, delete = sessions.met["POST /sessions/{id}/act"], sessions.met["DELETE /sessions/{id}"]
     assert min(act.total(), delete.total()) >= 0.4 * examples
     if examples >= 100:
@@ -273,8 +273,8 @@ def test_schemathesis(url: str, examples: int) -> None:
 
 
 @pytest.mark.parametrize("examples", [3, pytest.param(40, marks=pytest.mark.slow)])
-def test_schemathesis_follows_the_links(url: str, examples: int) -> None:
-    """The document says where a session's name goes: sequences of start, act, end, act again."""
+def test_schemathesis_follows_links_between_operations(url: str, examples: int) -> None:
+    """Links of the document carry the session's name through start, act, end and act again."""
     schemathesis = pytest.importorskip("schemathesis")
     from hypothesis import HealthCheck, Phase, settings
     from schemathesis.checks import not_a_server_error
@@ -311,6 +311,6 @@ def test_schemathesis_follows_the_links(url: str, examples: int) -> None:
     )
     print("\n", {label: dict(counts) for label, counts in statuses.items()})
     assert statuses["POST /sessions"][201] >= examples
-    # 400 to an act is a body that is no screen, or an unknown name's shape; 200 only a session's.
+    # Act gets 400 for an invalid body or an invalid name; 200 only for a session.
     assert statuses["DELETE /sessions/{id}"][200] >= examples // 3
     assert _good(url)

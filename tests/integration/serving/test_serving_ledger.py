@@ -1,4 +1,4 @@
-"""Several workers follow the ledger: damaged versions stay out, rollbacks take seconds."""
+"""Several workers follow the ledger: they refuse damaged versions and roll back in seconds."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tests.support.serving_registry import following
 from tests.support.store_rows import verdict
 
 ROLLBACK_SECONDS = 5.0
-"""From the end of `mario registry rollback` to the last worker; the ledger is read every 0.2 s."""
+"""From the end of `mario registry rollback` to the last worker; workers poll every 0.2 s."""
 
 
 @pytest.fixture
 def registry(tmp_path: Path) -> ModelRegistry:
-    """Versions 1 and 2; 2 is champion, 1 was before it."""
+    """Versions 1 and 2: 1 is the former champion, 2 the champion."""
     runs = tmp_path / "runs"
     store = ExperimentStore.open(f"sqlite:///{runs / 'mario.db'}")
     registry = ModelRegistry(f"sqlite:///{runs / 'mlflow.db'}", store, runs / "artifacts")
@@ -52,7 +52,7 @@ def _all_answer(url: str, version: str) -> bool:
     return all(httpx.get(f"{url}/readyz").json()["version"] == version for _ in range(20))
 
 
-def test_two_workers_follow_and_a_damaged_version_stays_out(
+def test_two_workers_follow_the_ledger_and_refuse_a_damaged_version(
     registry: ModelRegistry, tmp_path: Path
 ) -> None:
     settings = following(
@@ -73,7 +73,7 @@ def test_two_workers_follow_and_a_damaged_version_stays_out(
         assert wait_until(lambda: _total(url, "version_info", 'version="2"') == 2, 60)
         assert _all_answer(url, "2")
 
-        # Of the version that the ledger names next only half was ever uploaded.
+        # Only half of the next champion was uploaded.
         first = (tmp_path / "v1" / "policy.onnx").read_bytes()
         artefacts = (tmp_path / "runs" / "artifacts").rglob("policy.onnx")
         [upload] = [path for path in artefacts if path.read_bytes() == first]
@@ -85,13 +85,13 @@ def test_two_workers_follow_and_a_damaged_version_stays_out(
             lambda: "policy.onnx" in str(httpx.get(f"{url}/card").json()["last_error"])
         )
 
-        # It becomes whole, and is taken without anybody's help.
+        # When the upload is complete, the workers swap by themselves.
         upload.write_bytes(first)
         assert wait_until(lambda: _total(url, "version_info", 'version="1"') == 2, 60)
         assert _all_answer(url, "1")
         assert _total(url, "version_info", 'version="2"') == 0
 
-        # And back: the version is in the cache, the ledger is all that has to be read.
+        # Roll back: the version is in the cache, so only the ledger is read.
         for version in (2, 1, 2):  # the machine may stall, but not always
             rollback(version)
             started = time.monotonic()

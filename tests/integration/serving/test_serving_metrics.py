@@ -1,4 +1,4 @@
-"""Every metric of the service is on the page, moves with what it counts, and is its own."""
+"""Every metric of the service appears, changes with its events, and belongs to one service."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.support.serving_load import let_sessions_age, wait_until
 BYTES = {"content-type": "application/octet-stream"}
 JSON = {"content-type": "application/json"}
 SESSION_TIMEOUT_SECONDS = 300.0
-# Training was brighter by 20 grey levels and 10 standard deviations than black screens are.
+# The training data is 20 grey levels and 10 standard deviations brighter than black screens.
 TRAINING = ObservationStatistics(
     count=100,
     brightness_mean=20,
@@ -74,7 +74,7 @@ def _raw(url: str, observations: np.ndarray) -> httpx.Response:
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """A champion with training's statistics, and a challenger in the shadow and as a canary."""
+    """A champion with training statistics, and a challenger as shadow and canary."""
     for number in (1, 2, 3):
         write_test_artefact(tmp_path / f"v{number}", number, training_statistics=TRAINING)
     _link(tmp_path, "champion", "v1")
@@ -96,7 +96,7 @@ def served(tmp_path: Path) -> Iterator[tuple[str, Path]]:
 
 @contextmanager
 def _held_request(url: str) -> Iterator[None]:
-    """A request whose body does not come."""
+    """A request whose body never arrives."""
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(
@@ -118,21 +118,21 @@ def test_every_metric_moves(served: tuple[str, Path]) -> None:
 
         return wait_until(look)
 
-    # Requests, refusals, what they look like, the shadow.
+    # Requests, errors, observations, the shadow.
     for observations in (random_observations(3), np.zeros((2, 4, 84, 84), np.uint8)):
         for _ in range(8):
             assert _raw(url, observations).status_code == 200
     assert httpx.post(f"{url}/predict", content=b"{}", headers=JSON).status_code == 400
-    # Sessions: half of them are the challenger's.
+    # Sessions: the challenger answers half of them.
     frame = random_observations(1)[0, 0].tobytes()
     for _ in range(20):
         name = httpx.post(f"{url}/sessions").json()["session"]
         answer = httpx.post(f"{url}/sessions/{name}/act", content=frame, headers=BYTES)
         assert answer.status_code == 200
     assert comes(lambda s: _total(s, "mario_serving_sessions") == 20)
-    # Requests that are held, observations that wait, pages that watch.
+    # Requests in flight, waiting observations, watching pages.
     with _held_request(url):
-        # Asking for the page is a request, too.
+        # Loading the metrics page is a request too.
         assert comes(lambda s: _total(s, "mario_serving_in_flight_requests") >= 2)
     with connect(f"ws{url.removeprefix('http')}/watch"):
         assert comes(lambda s: _total(s, "mario_serving_watchers") == 1)
@@ -167,16 +167,16 @@ def test_every_metric_moves(served: tuple[str, Path]) -> None:
                   for label, _ in key[1]} - {"le"}  # fmt: skip
         assert labels == set(metric.labels), metric.name
 
-    # What has passed is over.
+    # Gauges fall back.
     def all_over(samples: Samples) -> bool:
         gauges = ("sessions", "in_flight_requests", "watchers", "queue_observations")
-        # The one request held is that for this page.
+        # The only request in flight is the one for this page.
         return [_total(samples, f"mario_serving_{name}") for name in gauges] == [0, 1, 0, 0]
 
     let_sessions_age(root / "sessions", SESSION_TIMEOUT_SECONDS)
     assert comes(all_over), {k: v for k, v in seen[-1].items() if not k[1]}
     assert _total(seen[-1], "mario_serving_version_info", version="v1") == 0
-    # v3 has answered nothing yet but the page that watches: its window is its own.
+    # v3 has answered only the watching page: its window starts empty.
     for _ in range(9):
         assert _raw(url, np.zeros((1, 4, 84, 84), np.uint8)).status_code == 200
     now = _samples(url)
@@ -188,8 +188,8 @@ def test_every_metric_moves(served: tuple[str, Path]) -> None:
     assert _total(now, "mario_serving_observation_frozen_excess_ratio") == 0.875
 
 
-def test_latencies_fall_into_many_buckets(served: tuple[str, Path]) -> None:
-    """A bucket boundary on either side of a common latency, and nothing beyond the last one."""
+def test_latency_buckets_separate_common_latencies(served: tuple[str, Path]) -> None:
+    """Common latencies have a bucket boundary on both sides and none exceeds the last one."""
     url, _ = served
     for count in (1, 16, 64):
         for _ in range(10):
@@ -217,8 +217,8 @@ def _service(policy: Path, workers: int = 1) -> Iterator[str]:
         yield url
 
 
-def test_a_second_service_leaves_the_first_ones_metrics_alone(tmp_path: Path) -> None:
-    """BentoML empties one folder that all services of a user share; ours have one each."""
+def test_a_second_service_keeps_the_metrics_of_the_first(tmp_path: Path) -> None:
+    """BentoML empties a folder that all services of a user share; here each has its own."""
     policy = write_test_artefact(tmp_path / "v1").folder
     with _service(policy) as first:
         for _ in range(7):
@@ -234,7 +234,7 @@ def test_a_second_service_leaves_the_first_ones_metrics_alone(tmp_path: Path) ->
 
 
 def _workers(url: str) -> set[int]:
-    """Processes that hold the service's port and are no supervisor."""
+    """The processes that listen on the service's port, without the supervisor."""
     port = int(url.rsplit(":", 1)[1])
     found = set()
     for process in psutil.Process().children(recursive=True):
@@ -249,7 +249,7 @@ def _workers(url: str) -> set[int]:
     return found
 
 
-def test_a_killed_worker_is_replaced_and_leaves_the_page(tmp_path: Path) -> None:
+def test_a_killed_worker_is_replaced_and_its_gauges_disappear(tmp_path: Path) -> None:
     policy = write_test_artefact(tmp_path / "v1").folder
     with _service(policy, workers=2) as url:
         assert wait_until(lambda: _value(url, "version_info") == 2)
@@ -264,11 +264,11 @@ def test_a_killed_worker_is_replaced_and_leaves_the_page(tmp_path: Path) -> None
             try:
                 return _value(url, "swaps_total", result="swapped") == 3
             except httpx.HTTPError:
-                return False  # a connection that the dead worker had taken
+                return False  # the dead worker had accepted this connection
 
         assert wait_until(loaded, 60)
         assert _value(url, "version_info") == 2
-        # The session goes on with whichever worker: it is in the service's folder.
+        # Any worker continues the session: it is in the service's folder.
         frame = random_observations(1)[0, 0].tobytes()
         for _ in range(8):
             path = f"{url}/sessions/{session}/act"

@@ -1,4 +1,4 @@
-"""Where the service listens: ports that are taken, the port for Prometheus, IPv6."""
+"""Addresses of the service: ports in use, the metrics port, IPv6."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _has_ipv6() -> bool:
 
 
 def _serve(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Run ``mario serve`` for as long as it lives; a time-out means that it was not refused."""
+    """Run ``mario serve`` to its end; a time-out means that it accepted the settings."""
     return subprocess.run(
         [Path(sys.executable).parent / "mario", "serve", "--policy", folder, *options],
         cwd=folder.parent,
@@ -53,7 +53,7 @@ def _assert_refused(done: subprocess.CompletedProcess[str], words: str) -> None:
     assert "serving on" not in done.stdout
 
 
-def test_a_port_that_is_taken_is_refused(folder: Path) -> None:
+def test_a_port_in_use_is_refused(folder: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -61,12 +61,12 @@ def test_a_port_that_is_taken_is_refused(folder: Path) -> None:
         settings = ServingSettings(policy=folder, port=port)
         with pytest.raises(ServingError, match="free port"), running(settings):
             pass
-        # The port for Prometheus is looked at before "serving on" is said.
+        # The metrics port is checked before "serving on" is printed.
         done = _serve(folder, "--port", "0", "--metrics-port", str(port))
     _assert_refused(done, f"metrics port: got 127.0.0.1:{port}, which cannot be listened on")
 
 
-def test_one_port_for_both_is_refused(folder: Path) -> None:
+def test_one_port_for_requests_and_metrics_is_refused(folder: Path) -> None:
     port = str(free_port())
     done = _serve(folder, "--port", port, "--metrics-port", port)
     _assert_refused(done, f"got {port} for both MARIO_SERVING_PORT and MARIO_SERVING_METRICS_PORT")
@@ -78,7 +78,7 @@ def test_two_services_do_not_share_the_metrics_port(folder: Path) -> None:
     with running(settings) as url:
         done = _serve(folder, "--port", "0", "--metrics-port", str(port))
         _assert_refused(done, f"metrics port: got 127.0.0.1:{port}")
-        # The workers of one service do share it, and it says what it is and no more.
+        # The workers of one service share it, and it reveals only its name.
         metrics = f"http://127.0.0.1:{port}/metrics"
         assert "mario_serving_version_info" in httpx.get(metrics).text
         for method in ("POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH"):
@@ -88,7 +88,7 @@ def test_two_services_do_not_share_the_metrics_port(folder: Path) -> None:
             assert answer.headers["server"] == "mario"
         assert "Python" not in str(httpx.get(f"{metrics}/x").headers)
         assert httpx.get(f"{url}/livez").status_code == 200
-    # And it is free again.
+    # The port is free again.
     with running(ServingSettings(policy=folder, port=0, metrics_port=port)):
         assert httpx.get(metrics).status_code == 200
 
@@ -104,7 +104,7 @@ def test_the_service_listens_on_ipv6(folder: Path) -> None:
         taken = int(url.rpartition(":")[2])
         done = _serve(folder, "--host", "::1", "--port", str(taken))
         _assert_refused(done, f"got ::1:{taken}, which cannot be listened on")
-        # Its own address is one of this machine's names.
+        # Its own address is an allowed host name.
         connection = http.client.HTTPConnection("::1", taken, timeout=60)
         connection.request("POST", "/sessions")
         assert connection.getresponse().status == 201

@@ -1,4 +1,4 @@
-"""The real BentoML service in a process of its own: predictions, refusals, health, metrics."""
+"""The real BentoML service in a process: predictions, errors, health, metrics."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def client(policy: OnnxPolicy, metrics_port: int) -> Iterator[httpx.Client]:
         yield client
 
 
-def test_json_raw_and_bytes_give_what_the_policy_gives(
+def test_json_and_bytes_answers_equal_the_policys_output(
     client: httpx.Client, policy: OnnxPolicy
 ) -> None:
     observations = random_observations(3)
@@ -148,7 +148,7 @@ def _with(value: object) -> list[list[list[object]]]:
         ({"observation": _nested(), "seed": True}, 400, "seed"),
     ],
 )
-def test_what_is_not_exactly_right_is_refused_with_a_sentence(
+def test_invalid_json_is_refused_with_a_message(
     client: httpx.Client, document: object, status: int, words: str
 ) -> None:
     answer = client.post("/predict", json=document)
@@ -158,7 +158,7 @@ def test_what_is_not_exactly_right_is_refused_with_a_sentence(
 
 
 def _deep(key: str, depth: int = 990) -> bytes:
-    """An object that is deeper than functions may call each other, and whole."""
+    """A complete object nested deeper than the recursion limit."""
     return b'{"%s":%s1%s}' % (key.encode(), b'{"a":' * depth, b"}" * depth)
 
 
@@ -218,14 +218,14 @@ def test_bad_bodies_types_and_paths(
 
 
 @pytest.mark.parametrize("path", ["/predict?mode=sample", "/predict?seed=1", "/sessions?seed=1"])
-def test_a_wish_at_the_wrong_place_is_not_ignored(client: httpx.Client, path: str) -> None:
+def test_an_option_in_the_wrong_place_is_refused(client: httpx.Client, path: str) -> None:
     asks = {} if path.startswith("/sessions") else {"observation": _nested()}
     answer = client.post(path, json=asks)
     assert answer.status_code == 400
     assert "unknown parameter" in answer.json()["error"]
 
 
-def test_overload_is_refused_with_a_time_and_passes(policy: OnnxPolicy) -> None:
+def test_overload_is_refused_with_retry_after_and_ends(policy: OnnxPolicy) -> None:
     settings = ServingSettings(
         policy=policy.artefact.folder, port=0, max_in_flight=2, body_timeout_seconds=240
     )
@@ -247,7 +247,7 @@ def test_overload_is_refused_with_a_time_and_passes(policy: OnnxPolicy) -> None:
         assert int(answer.headers["retry-after"]) >= 1
         assert answer.json()["reason"] == "in_flight"
         assert httpx.get(f"{url}/livez").status_code == 200
-        # Those that were held get their answers, and then there is room again.
+        # The requests in flight get their answers; then new ones are accepted.
         for connection in connections:
             connection.sendall(body)
             assert connection.recv(4096).startswith(b"HTTP/1.1 200")
@@ -269,14 +269,14 @@ def test_health_and_metrics(client: httpx.Client, policy: OnnxPolicy) -> None:
     assert 'mario_serving_swaps_total{result="swapped",role="champion"} 1.0' in page
 
 
-def test_metrics_have_a_port_of_their_own(client: httpx.Client, metrics_port: int) -> None:
+def test_metrics_have_a_separate_port(client: httpx.Client, metrics_port: int) -> None:
     page = httpx.get(f"http://127.0.0.1:{metrics_port}/metrics")
     assert page.status_code == 200
     assert "mario_serving_version_info" in page.text
     assert httpx.get(f"http://127.0.0.1:{metrics_port}/predict").status_code == 404
 
 
-def test_the_service_needs_nothing_that_trains(policy: OnnxPolicy) -> None:
+def test_the_service_imports_nothing_that_trains(policy: OnnxPolicy) -> None:
     code = (
         "import sys\n"
         "for name in ('torch', 'stable_baselines3', 'gymnasium', 'mario.training',\n"
@@ -300,7 +300,7 @@ def test_the_service_needs_nothing_that_trains(policy: OnnxPolicy) -> None:
 
 
 def test_a_killed_launcher_leaves_no_service(policy: OnnxPolicy) -> None:
-    """`mario pipeline` asks its champion once: killed meanwhile, it must not leave a server."""
+    """`mario pipeline` serves its champion for one request; if killed, it leaves no server."""
     port = free_port()
     launcher = subprocess.Popen(
         [

@@ -1,4 +1,4 @@
-"""Tokens, the page's cookie, the rate limit, and what must never be in a log."""
+"""Tokens, the page's cookie, rate limits, slow clients, and secrets in logs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BYTES = {"content-type": "application/octet-stream"}
 MAX_HEADER_BYTES = 8192
 HASTY_SECONDS = 1.0
 KEPT_SECONDS = 5.0  # by uvicorn, between two requests
-#: Wrong tokens, and log-ins, of one address: so many at once, then one a second.
+#: Invalid tokens, or log-ins, of one address at once; then one a second.
 GUESSES = 10
 
 
@@ -54,7 +54,7 @@ def secured(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture(scope="module")
 def hasty(folder: Path) -> Iterator[str]:
-    """A service that gives a head, and a body, HASTY_SECONDS to come."""
+    """A service that allows HASTY_SECONDS for headers and for a body."""
     settings = ServingSettings(
         policy=folder, port=0, tokens=OLD, body_timeout_seconds=HASTY_SECONDS
     )
@@ -95,11 +95,13 @@ def test_tokens_are_rotated_without_a_restart(secured: tuple[str, Path]) -> None
     before = tokens.read_text()
     try:
         tokens.write_text(f"{NEW}\n{THIRD}\n")
-        time.sleep(1.2)  # the file is looked at once a second; asking meanwhile would be guessing
+        time.sleep(
+            1.2
+        )  # the file is checked once a second; a request before that would count as a guess
         assert _ask(url, THIRD).status_code == 200
         assert _ask(url, NEW).status_code == 200
         assert _ask(url, OLD).status_code == 401
-        tokens.write_text("short\n")  # a mistake keeps the tokens that were valid
+        tokens.write_text("short\n")  # an invalid file keeps the former tokens
         time.sleep(2.2)
         assert _ask(url, NEW).status_code == 200
     finally:
@@ -108,7 +110,7 @@ def test_tokens_are_rotated_without_a_restart(secured: tuple[str, Path]) -> None
     assert wait_until(lambda: _ask(url, OLD).status_code == 200)
 
 
-def test_the_page_asks_for_a_token_and_gives_a_cookie(secured: tuple[str, Path]) -> None:
+def test_the_page_exchanges_a_token_for_a_cookie(secured: tuple[str, Path]) -> None:
     url, _ = secured
     with httpx.Client(base_url=url) as client:
         form = client.get("/")
@@ -129,7 +131,7 @@ def test_the_page_asks_for_a_token_and_gives_a_cookie(secured: tuple[str, Path])
     assert httpx.get(f"{url}/card", headers=fresh).status_code == 401
 
 
-def test_the_game_is_for_those_with_a_token_and_speaks_its_own_language_only(
+def test_the_watch_socket_needs_a_token_and_refuses_unknown_messages(
     secured: tuple[str, Path],
 ) -> None:
     url, _ = secured
@@ -195,15 +197,15 @@ def test_the_game_is_for_those_with_a_token_and_speaks_its_own_language_only(
 
 
 def _read_on(connection: ClientConnection) -> None:
-    """Read what comes until the service closes, or the 500th frame of the game."""
+    """Read messages until the service closes, or 500 frames of the game."""
     for _ in range(500):
         connection.recv(timeout=60)
 
 
 def _guess(ask: Callable[[int], httpx.Response], refusals: int) -> httpx.Response:
-    """Guess until so many guesses met the limit; return the first answer that said so.
+    """Guess until the limit refused ``refusals`` guesses; return the first such answer.
 
-    However long the machine takes, no more is let through than the limit allows in that time.
+    However slow the machine is, no more guesses pass than the limit allows in that time.
     """
     started = time.monotonic()
     answers: dict[int, list[httpx.Response]] = {401: [], 429: []}
@@ -217,13 +219,13 @@ def _guess(ask: Callable[[int], httpx.Response], refusals: int) -> httpx.Respons
     return answers[429][0]
 
 
-def test_guessing_tokens_is_slow(secured: tuple[str, Path]) -> None:
+def test_guessing_tokens_is_rate_limited(secured: tuple[str, Path]) -> None:
     url, _ = secured
-    with httpx.Client(base_url=url) as client:  # one connection: quicker than guesses come back
+    with httpx.Client(base_url=url) as client:  # one connection: faster than the limit refills
         _guess(lambda number: client.post("/login", data={"token": f"guess{number}"}), 5)
 
 
-def test_wrong_tokens_are_limited_and_good_ones_are_not(secured: tuple[str, Path]) -> None:
+def test_invalid_tokens_are_limited_and_valid_ones_are_not(secured: tuple[str, Path]) -> None:
     url, _ = secured
     wrong: tuple[dict[str, str], ...] = (
         {"authorization": "Bearer wrong-token-0123456789"},
@@ -239,9 +241,9 @@ def test_wrong_tokens_are_limited_and_good_ones_are_not(secured: tuple[str, Path
             assert refused.headers["retry-after"] == "1"
             assert "wrong token" in refused.json()["error"]
             assert _ask(url, OLD).status_code == 200
-            assert _ask(url, None).status_code == 401  # who shows nothing guesses nothing
+            assert _ask(url, None).status_code == 401  # without a token it is no guess
         address = f"ws{url.removeprefix('http')}/watch"
-        for _ in range(50):  # one guess a second comes back, which this may find
+        for _ in range(50):  # the limit refills one guess a second, which this may use
             _guess(guess, 1)
             with pytest.raises(InvalidStatus), connect(address, additional_headers=wrong[0]):
                 pass
@@ -252,7 +254,7 @@ def test_wrong_tokens_are_limited_and_good_ones_are_not(secured: tuple[str, Path
 
 
 def _count(url: str, endpoint: str, reason: str) -> int:
-    """How often an endpoint refused for a reason."""
+    """The number of errors of an endpoint with a reason."""
     page = httpx.get(f"{url}/metrics", headers={"authorization": f"Bearer {OLD}"}).text
     line = rf'\nmario_serving_errors_total{{endpoint="{endpoint}",reason="{reason}"}} (\d+)'
     found = re.search(line, page)
@@ -265,7 +267,7 @@ def test_no_secret_in_the_log(secured: tuple[str, Path]) -> None:
     _ask(url, "wrong-token-0123456789")
     log = (place / "service.log").read_text()
     assert "Starting" in log
-    # Neither do pages that go away in the middle of a frame, or what strangers send, fill it.
+    # Pages that close in the middle of a frame and bad requests do not fill the log either.
     assert "Traceback" not in log
     for secret in (OLD, NEW, THIRD, "wrong-token-0123456789"):
         assert secret not in log
@@ -276,7 +278,7 @@ def _connect(url: str) -> socket.socket:
     return socket.create_connection((host, int(port)), timeout=60)
 
 
-def test_large_headers_and_slow_bodies(secured: tuple[str, Path], hasty: str) -> None:
+def test_large_headers_and_slow_bodies_are_refused(secured: tuple[str, Path], hasty: str) -> None:
     url, _ = secured
     authorised = {"authorization": f"Bearer {OLD}"}
     answer = httpx.get(f"{url}/card", headers=authorised | {"x-large": "x" * 9000})
@@ -300,7 +302,7 @@ def _still_answers(hasty: str) -> None:
 
 
 def _until_closed(url: str, start: bytes, piece: bytes) -> tuple[bytes, float]:
-    """Send a piece every .1 s until the service closes; return its answer and when it did, s."""
+    """Send a piece every 0.1 s until the service closes; return its answer and the seconds."""
     answer, begun = b"", time.monotonic()
     with _connect(url) as connection, suppress(ConnectionResetError, BrokenPipeError):
         connection.sendall(start)
@@ -320,7 +322,7 @@ def _until_closed(url: str, start: bytes, piece: bytes) -> tuple[bytes, float]:
 
 
 def _assert_cut_off(url: str, start: bytes, piece: bytes, status: bytes) -> None:
-    """Trickle until the service closes, which it does soon after HASTY_SECONDS."""
+    """Trickle until the service closes, which must be soon after HASTY_SECONDS."""
     for _ in range(3):  # the machine may stall, but not always
         answer, seconds = _until_closed(url, start, piece)
         assert seconds > HASTY_SECONDS / 2
@@ -330,7 +332,7 @@ def _assert_cut_off(url: str, start: bytes, piece: bytes, status: bytes) -> None
 
 
 def _whole_answer(connection: socket.socket) -> bytes:
-    """Read one answer to its end: head and body may come apart."""
+    """Read one complete answer, whose headers and body may arrive separately."""
     answer, missing = b"", 1
     while missing > 0:
         piece = connection.recv(4096)
@@ -350,11 +352,11 @@ def _to_the_end(connection: socket.socket) -> bytes:
     return answer
 
 
-def test_headers_without_an_end_and_silent_connections_are_cut_off(
+def test_endless_headers_and_silent_connections_are_cut_off(
     secured: tuple[str, Path], hasty: str
 ) -> None:
     url, _ = secured
-    # Silence, and a head that trickles in.
+    # Silence, and headers that trickle in.
     _assert_cut_off(hasty, b"", b"", b"408")
     _assert_cut_off(hasty, b"GET /livez HTTP/1.1\r\n", b"X-Slow: 1\r\n", b"408")
 
@@ -363,7 +365,7 @@ def test_headers_without_an_end_and_silent_connections_are_cut_off(
             assert _count(hasty, "unknown", "head_timeout") >= 2
 
     until_proved(counted)
-    # Without an end: refused with the first byte more than max_header_bytes, not gathered.
+    # Endless: refused at the first byte beyond max_header_bytes, not collected.
     for start in (b"GET /livez HTTP/1.1\r\nX: ", b"GET /", b"GET /livez HTTP/1.1\r\nX: y\r\n"):
         with _connect(url) as connection:
             connection.sendall(start + b"x" * (MAX_HEADER_BYTES - len(start)))
@@ -376,7 +378,7 @@ def test_headers_without_an_end_and_silent_connections_are_cut_off(
     assert _count(url, "unknown", "headers") >= 3
 
 
-def test_a_head_in_two_pieces_and_a_second_one_are_all_right(hasty: str) -> None:
+def test_headers_in_two_pieces_and_a_second_request_are_accepted(hasty: str) -> None:
     def one_head(connection: socket.socket) -> None:
         with proves_within(HASTY_SECONDS):
             connection.sendall(b"GET /livez HTT")
@@ -388,16 +390,18 @@ def test_a_head_in_two_pieces_and_a_second_one_are_all_right(hasty: str) -> None
         with _connect(hasty) as connection:
             one_head(connection)
             with proves_within(KEPT_SECONDS):
-                time.sleep(HASTY_SECONDS + 0.2)  # longer than a head may take: none is on its way
+                time.sleep(
+                    HASTY_SECONDS + 0.2
+                )  # longer than headers may take, between two requests
                 one_head(connection)
 
     until_proved(two_heads)
 
 
-def test_what_follows_a_refusal_is_read_for_a_while_only(
+def test_the_body_of_a_refused_request_is_read_for_a_limited_time(
     secured: tuple[str, Path], hasty: str
 ) -> None:
-    """401 is said before the body is read: nobody without a token may then hold the connection."""
+    """A 401 is sent before the body is read; the client may not hold the connection after that."""
     url, _ = secured
     head = b"POST /predict/raw HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\n"
     # A body that trickles in, and trailers.
@@ -406,7 +410,7 @@ def test_what_follows_a_refusal_is_read_for_a_while_only(
         (head + b"Transfer-Encoding: chunked\r\n\r\n0\r\n", b"X-T: y\r\n"),
     ):
         _assert_cut_off(hasty, start, piece, b"401")
-    # Trailers, and one trailer, without an end: refused when larger than max_header_bytes.
+    # Endless trailers, and one endless trailer: refused beyond max_header_bytes.
     start = head + b"Transfer-Encoding: chunked\r\n\r\n0\r\n"
     for trailers in (b"X-T: " + b"y" * 992 + b"\r\n", b"y" * 999):
         refused = _count(url, "unknown", "headers")
@@ -416,7 +420,7 @@ def test_what_follows_a_refusal_is_read_for_a_while_only(
             connection.sendall(b"X-T: y" + trailers * (1 + MAX_HEADER_BYTES // len(trailers)))
             assert _to_the_end(connection) == b""
         assert _count(url, "unknown", "headers") == refused + 1
-    # A body that comes after all leaves the connection as it was.
+    # If the body does arrive, the connection stays usable.
     with _connect(url) as connection:
         connection.sendall(head + b"Content-Length: 28224\r\n\r\n" + bytes(1000))
         assert _whole_answer(connection).startswith(b"HTTP/1.1 401")
@@ -425,7 +429,7 @@ def test_what_follows_a_refusal_is_read_for_a_while_only(
             time.sleep(0.2)
         connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
         assert _whole_answer(connection).startswith(b"HTTP/1.1 200")
-    # Chunks of one byte are a body, if a strange one.
+    # Chunks of one byte are valid.
     with _connect(url) as connection:
         connection.sendall(
             head
@@ -459,8 +463,8 @@ def test_the_rate_limit_is_per_token(folder: Path) -> None:
         assert 'reason="rate_limit"' in page
 
 
-def test_an_address_that_a_client_makes_up_is_not_its_own(folder: Path) -> None:
-    """The limits are by connection; only a proxy that is named may say who is behind it."""
+def test_forwarded_addresses_count_only_from_trusted_proxies(folder: Path) -> None:
+    """Limits count by connection; only a trusted proxy may name the client behind it."""
     limits = {"rate_limit_per_second": 0.001, "rate_limit_burst": 5}
     body = random_observations(1).tobytes()
 
@@ -476,7 +480,7 @@ def test_an_address_that_a_client_makes_up_is_not_its_own(folder: Path) -> None:
         assert [ask(url, 77) for _ in range(6)] == [200] * 5 + [429]
 
 
-def test_guesses_under_made_up_addresses_are_one_clients(secured: tuple[str, Path]) -> None:
+def test_guesses_with_forged_addresses_count_as_one_client(secured: tuple[str, Path]) -> None:
     url, _ = secured
     with httpx.Client(base_url=url) as client:
 
@@ -487,7 +491,7 @@ def test_guesses_under_made_up_addresses_are_one_clients(secured: tuple[str, Pat
         _guess(guess, 10)
 
 
-def test_unsafe_or_wrong_settings_are_refused_with_the_name_and_no_secret() -> None:
+def test_invalid_settings_are_refused_by_name_without_secrets() -> None:
     cases = [
         ({"HOST": "0.0.0.0"}, "MARIO_SERVING_TOKENS"),
         ({"TOKENS": "short-secret"}, "16"),
@@ -508,8 +512,8 @@ def test_unsafe_or_wrong_settings_are_refused_with_the_name_and_no_secret() -> N
     assert ServingSettings().to_env() == {}
 
 
-def test_mario_serve_runs_a_client_plays_and_it_stops(tmp_path: Path) -> None:
-    # Who always runs to the right meets the first enemy.
+def test_mario_serve_starts_a_client_plays_and_the_service_stops(tmp_path: Path) -> None:
+    # A policy that always runs right dies at the first enemy.
     policy = write_test_artefact(tmp_path / "v1", constant_action=1).folder
     programs = Path(sys.executable).parent
     process = subprocess.Popen(
@@ -568,7 +572,7 @@ def test_mario_serve_runs_a_client_plays_and_it_stops(tmp_path: Path) -> None:
         httpx.get(f"{url}/livez")
 
 
-def test_relative_databases_are_found_from_elsewhere() -> None:
+def test_relative_database_urls_are_made_absolute() -> None:
     assert absolute_url("sqlite:///runs/x.db") == f"sqlite:///{Path('runs/x.db').absolute()}"
     for url in ("sqlite:////runs/x.db", "postgresql+psycopg2://a@b/c", "http://mlflow:5000"):
         assert absolute_url(url) == url

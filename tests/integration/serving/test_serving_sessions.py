@@ -1,4 +1,4 @@
-"""Screens, sessions, the Open Inference Protocol, the client: the real service, two workers."""
+"""Screens, sessions, the Open Inference Protocol and the client, with two real workers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> OnnxPolicy:
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file that the workers share sessions through."""
+    """The file of the sessions, which the workers share."""
     return tmp_path_factory.mktemp("sessions") / "table"
 
 
@@ -57,7 +57,7 @@ def url(policy: OnnxPolicy, table: Path) -> Iterator[str]:
 
 @pytest.fixture
 def client(url: str) -> Iterator[httpx.Client]:
-    # Without kept connections requests spread over both workers.
+    # Without keep-alive, requests spread over both workers.
     limits = httpx.Limits(max_keepalive_connections=0)
     with httpx.Client(base_url=url, timeout=30, limits=limits) as client:
         yield client
@@ -78,7 +78,7 @@ def _png(screen: np.ndarray, mode: str = "RGB", **options: object) -> bytes:
 
 
 def _film(screens: np.ndarray) -> bytes:
-    """An animated PNG: whoever takes its first picture only loses the rest without a word."""
+    """An animated PNG: a decoder that reads only its first picture silently drops the rest."""
     buffer = io.BytesIO()
     first, *rest = [Image.fromarray(screen) for screen in screens]
     first.save(buffer, "PNG", save_all=True, append_images=rest)
@@ -102,7 +102,7 @@ def test_four_screens_as_png_and_as_bytes(client: httpx.Client, policy: OnnxPoli
         )
 
 
-def test_a_palette_picture_is_the_same_as_its_colours(client: httpx.Client) -> None:
+def test_a_palette_picture_equals_its_colours(client: httpx.Client) -> None:
     screen = _screens(1)[0]
     palette = _png(screen, "P")
     colours = np.asarray(Image.open(io.BytesIO(palette)).convert("RGB"))
@@ -137,7 +137,7 @@ def test_pictures_that_are_not_a_screen_are_refused(
     assert client.delete(f"/sessions/{session}").status_code == 200
 
 
-def test_a_session_stacks_frames_over_both_workers(
+def test_a_session_stacks_frames_across_both_workers(
     client: httpx.Client, policy: OnnxPolicy
 ) -> None:
     screens = _screens(7, seed=3)
@@ -184,7 +184,7 @@ def test_a_seeded_session_samples_the_same_actions(client: httpx.Client) -> None
 
 
 def test_sessions_are_bounded_and_expire(client: httpx.Client, table: Path) -> None:
-    let_sessions_age(table, SESSION_TIMEOUT_SECONDS)  # those of other tests are gone
+    let_sessions_age(table, SESSION_TIMEOUT_SECONDS)  # expire the sessions of other tests
     names = []
     while len(names) < 8:
         names.append(client.post("/sessions").json()["session"])
@@ -194,7 +194,7 @@ def test_sessions_are_bounded_and_expire(client: httpx.Client, table: Path) -> N
     assert "8 sessions" in answer.json()["error"]
     frame = random_observations(1)[0, 0].tobytes()
     mixed = f"/sessions/{names[0][:5]}{names[1][5:]}/act"
-    # Another session's secret opens nothing.
+    # The secret of another session does not work.
     assert client.post(mixed, content=frame, headers=BYTES).status_code == 404
     let_sessions_age(table, SESSION_TIMEOUT_SECONDS / 2)
     assert client.post("/sessions").status_code == 429
@@ -291,7 +291,7 @@ _TENSOR = {"name": "observation", "shape": [1, 4, 84, 84], "datatype": "UINT8"}
         (_infer({**_TENSOR, "parameters": {"binary_data_size": 28224}}), {}),
         (_infer({**_TENSOR, "data": [0] * 28224}, outputs=[{"name": "logits"}]), {}),
         (_infer({**_TENSOR, "data": [0] * 28224}, id=5), {}),
-        # A wish that is not understood is no wish that was granted.
+        # An unknown parameter is refused, not ignored.
         *(
             (_infer({**_TENSOR, "data": [0] * 28224}, **rest), {})
             for rest in (
@@ -321,9 +321,7 @@ _TENSOR = {"name": "observation", "shape": [1, 4, 84, 84], "datatype": "UINT8"}
         (b"\0" * 100, {"content-type": "application/octet-stream"}),
     ],
 )
-def test_open_inference_refusals(
-    client: httpx.Client, body: bytes, headers: dict[str, str]
-) -> None:
+def test_open_inference_errors(client: httpx.Client, body: bytes, headers: dict[str, str]) -> None:
     answer = client.post(
         "/v2/models/mario/infer",
         content=body,
@@ -333,7 +331,9 @@ def test_open_inference_refusals(
     assert isinstance(answer.json()["error"], str)
 
 
-def test_a_compressed_or_adorned_inference_request_is_refused(client: httpx.Client) -> None:
+def test_compressed_inference_requests_and_unknown_queries_are_refused(
+    client: httpx.Client,
+) -> None:
     good = _infer({**_TENSOR, "data": [0] * 28224})
     path = "/v2/models/mario/infer"
     # Triton's clients send no content type; that must not let a compressed body through.
@@ -370,7 +370,7 @@ def test_the_triton_client_works_unchanged(url: str, policy: OnnxPolicy) -> None
             names = [n.decode() if isinstance(n, bytes) else n
                      for n in result.as_numpy("action_name")]  # fmt: skip
             assert names == [policy.actions[a].name for a in expected.actions]
-        # All outputs, by its own wish for binary data; and the wishes that this service adds.
+        # All outputs as binary data, and the parameters that this service adds.
         result = client.infer("mario", [tensor], parameters={"mode": "sample", "seed": 1})
         assert result.as_numpy("action").shape == (3,)
         for wish in ({"priority": 1}, {"timeout": 5}, {"sequence_id": 1}):
@@ -401,7 +401,7 @@ def test_the_client_plays_an_episode(url: str, policy: OnnxPolicy) -> None:
         MarioClient("http://127.0.0.1:9").predict(observations)
 
 
-def test_metrics_add_up_over_the_workers(client: httpx.Client) -> None:
+def test_metrics_are_summed_over_the_workers(client: httpx.Client) -> None:
     page = client.get("/metrics").text
     info = [line for line in page.splitlines() if line.startswith("mario_serving_version_info{")]
     assert any(line.endswith(" 2.0") for line in info), info

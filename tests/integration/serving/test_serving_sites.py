@@ -1,4 +1,4 @@
-"""Which sites and names a browser may come by: the Origin and Host headers."""
+"""The checks of the Origin and Host headers."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def tokenless(folder: Path) -> Iterator[str]:
         yield url
 
 
-def test_other_sites_do_not_use_a_service_without_tokens(tokenless: str) -> None:
-    """A browser lets every site post here; only the Origin header tells."""
+def test_other_sites_cannot_use_a_service_without_tokens(tokenless: str) -> None:
+    """A browser lets any site post to the service; only the Origin header shows it."""
     port = tokenless.rpartition(":")[2]
     foreign = ("https://evil.example", "null", "http://localhost:1", f"http://127.0.0.1:{port}1")
     for origin in foreign:
@@ -53,8 +53,8 @@ def test_other_sites_do_not_use_a_service_without_tokens(tokenless: str) -> None
     assert httpx.post(f"{tokenless}/sessions").status_code == 201
 
 
-def test_a_name_that_points_here_is_not_enough_without_tokens(tokenless: str) -> None:
-    """DNS rebinding: page and service have one origin then, and only the Host header tells."""
+def test_dns_rebinding_is_refused_without_tokens(tokenless: str) -> None:
+    """With DNS rebinding, page and service have one origin; only the Host header shows it."""
     port = tokenless.rpartition(":")[2]
     for host in (f"evil.example:{port}", "localhost.evil.example", "0.0.0.0", "127.0.0.1.nip.io"):
         own = {"host": host, "origin": f"http://{host}"}
@@ -80,13 +80,13 @@ def test_a_name_that_points_here_is_not_enough_without_tokens(tokenless: str) ->
         ServingSettings.from_env({"MARIO_SERVING_ALLOWED_HOSTS": "https://mario.example/"})
 
 
-def test_with_tokens_the_name_is_not_asked_for(folder: Path) -> None:
-    """Probes and proxies come by many names; it is the token that counts."""
+def test_with_tokens_the_host_name_does_not_matter(folder: Path) -> None:
+    """Probes and proxies use many names; the token decides."""
     with running(ServingSettings(policy=folder, port=0, tokens=TOKEN)) as url:
         headers = {"host": "mario.svc.cluster.local", "authorization": f"Bearer {TOKEN}"}
         assert httpx.get(f"{url}/readyz", headers={"host": headers["host"]}).status_code == 200
         assert httpx.get(f"{url}/card", headers=headers).status_code == 200
-        # A page of another site is refused all the same: the browser may have the cookie.
+        # A page of another site is still refused, as the browser may hold the cookie.
         foreign = headers | {"origin": "https://evil.example"}
         assert httpx.post(f"{url}/sessions", headers=foreign).status_code == 403
         assert httpx.post(f"{url}/sessions", headers=headers).status_code == 201

@@ -1,4 +1,4 @@
-"""Hot swap under load: every answer from exactly one version, none fails, broken ones stay out."""
+"""Hot swap under load: one version per answer, no failures, broken versions refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.serving_load import run_load, wait_until
 
 
 def _point(root: Path, target: Path, role: str = "champion") -> None:
-    """Move a link in one step, as a deployment does."""
+    """Replace a link atomically, as a deployment does."""
     aside = root / f".{role}.new"
     aside.symlink_to(target)
     aside.replace(root / role)
@@ -74,7 +74,7 @@ _BREAKAGES = (
 
 @pytest.fixture(scope="module")
 def versions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Versions v1 and v2, which always choose action 1 and 2, and one for each way to break."""
+    """Versions v1 and v2, which always choose action 1 and 2, and one broken in each way."""
     root = tmp_path_factory.mktemp("versions")
     for number in (1, 2):
         write_test_artefact(root / f"v{number}", seed=number, constant_action=number)
@@ -91,7 +91,7 @@ def served(versions: Path, tmp_path: Path) -> Iterator[tuple[str, Path]]:
     root.mkdir()
     _point(root, versions / "v1")
     with running(ServingSettings(policy=root, port=0, poll_seconds=0.1, workers=2)) as url:
-        # A worker that starts while the champion is broken has no old version to go on with.
+        # A worker that starts while the champion is broken has no former version.
         assert wait_until(lambda: _swaps(url, "swapped") == 2, 60)
         yield url, root
 
@@ -125,7 +125,7 @@ def test_swap_and_roll_back_under_load(served: tuple[str, Path], versions: Path)
     assert _swaps(url, "swapped") == 2 * (1 + 3)
 
 
-def test_every_broken_version_is_refused_and_the_old_one_goes_on(
+def test_every_broken_version_is_refused_and_the_old_one_stays(
     served: tuple[str, Path], versions: Path
 ) -> None:
     url, root = served
@@ -138,9 +138,9 @@ def test_every_broken_version_is_refused_and_the_old_one_goes_on(
         assert wait_until(lambda k=kind, b=before: _swaps(url, k) > b), how
         refused = _swaps(url, "refused")
         assert _all_answer(url, "v1")
-        # Each worker looks by itself, and either may answer.
+        # Each worker polls by itself, and either may answer.
         assert wait_until(lambda: httpx.get(f"{url}/card").json()["last_error"]), how
-    # A link that leads nowhere, too.
+    # Likewise a dangling link.
     _point(root, versions / "v99")
     time.sleep(0.5)
     assert _all_answer(url, "v1")
@@ -148,7 +148,7 @@ def test_every_broken_version_is_refused_and_the_old_one_goes_on(
     assert wait_until(lambda: _all_answer(url, "v2"))
 
 
-def test_a_version_that_becomes_whole_is_taken(
+def test_a_version_that_becomes_complete_is_swapped_in(
     served: tuple[str, Path], versions: Path, tmp_path: Path
 ) -> None:
     url, root = served
@@ -195,7 +195,7 @@ def test_a_service_without_a_champion_becomes_ready_when_there_is_one(
     for answer in said.values():
         assert answer.status_code == 503
         assert int(answer.headers["retry-after"]) >= 1
-    # Paths and hosts are for those with a token.
+    # Only clients with a token see paths and hosts.
     assert str(root) in said["token"].json()["error"]
     assert str(root) not in said["anybody"].text
     assert "token" in said["anybody"].json()["error"]
@@ -210,7 +210,7 @@ def _answers(url: str) -> bool:
 
 @pytest.mark.slow
 def test_a_swap_every_two_seconds_for_a_minute(served: tuple[str, Path], versions: Path) -> None:
-    """Swap, rollback and broken version in turn, 16 clients; memory must stay flat."""
+    """Swap, rollback and broken version in turn under 16 clients; memory must stay flat."""
     url, root = served
     stop = threading.Event()
     load, threads = run_load(url, random_observations(4), {"v1": 1, "v2": 2}, clients=16, stop=stop)
@@ -235,14 +235,14 @@ def test_a_swap_every_two_seconds_for_a_minute(served: tuple[str, Path], version
     assert load.mixed == []
     assert min(load.answers["v1"], load.answers["v2"]) > 100
     assert swaps >= 25
-    # Two versions are in memory during a swap; after a third of the run nothing more is added.
+    # A swap holds two versions in memory; after a third of the run memory must not grow.
     settled = sorted(memory[len(memory) // 3 : 2 * len(memory) // 3])
     late = sorted(memory[2 * len(memory) // 3 :])
     assert late[len(late) // 2] < settled[len(settled) // 2] * 1.05 + 5
 
 
 def _service_megabytes(url: str) -> float:
-    """Resident memory of the service's workers."""
+    """Resident memory of the workers, in bytes."""
     port = int(url.rsplit(":", 1)[1])
     total = 0
     for process in psutil.Process(os.getpid()).children(recursive=True):

@@ -1,4 +1,4 @@
-"""The client works where nothing but numpy is installed beside it."""
+"""The client works with numpy as the only installed package."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def run_blocked(code: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_block_lets_nothing_else_of_the_project_in() -> None:
+def test_the_block_stops_every_other_module() -> None:
     for module in ("mario.game.batch", "mario.config", "onnxruntime"):
         done = run_blocked(f"import {module}")
         assert done.returncode != 0, module
@@ -70,5 +70,5 @@ def test_playing_without_the_game_says_what_to_install() -> None:
     assert "start_session and act" in done.stderr
 
 
-def test_the_clients_own_copy_of_the_observation_shape_is_right() -> None:
+def test_the_clients_copy_of_the_observation_shape_is_equal() -> None:
     assert _OBSERVATION == OBSERVATION_SHAPE

@@ -1,4 +1,4 @@
-"""Screens that clients send: which are decoded at once, and that all come out the same."""
+"""Screens from clients: which are decoded in the event loop, and that all formats agree."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def _with_chunks(chunks: bytes) -> bytes:
-    """A screen with chunks between its head (33 bytes) and its pixels."""
+    """A screen with extra chunks between the header (33 bytes) and the pixels."""
     whole = png(SCREEN)
     return whole[:33] + chunks + whole[33:]
 
 
-def test_what_usual_encoders_write_is_plain_and_gives_the_same_frame() -> None:
+def test_pictures_of_common_encoders_are_plain_and_give_the_same_frame() -> None:
     image = Image.fromarray(SCREEN)
     pictures = [png(SCREEN), _pillow(image), _pillow(image, compress_level=0)]
     pictures.append(cv2.imencode(".png", SCREEN[..., ::-1])[1].tobytes())
@@ -75,7 +75,7 @@ def _text_that_unpacks() -> bytes:
         _text_that_unpacks(),
     ],
 )
-def test_what_takes_as_long_as_its_sender_likes_is_not_decoded_in_the_event_loop(
+def test_pictures_that_may_decode_slowly_are_decoded_in_a_thread(
     data: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert len(data) < MAX_PNG_BYTES

@@ -1,4 +1,4 @@
-"""JSON bodies that are deep, long or full of lists: refused in a bounded time, beside the loop."""
+"""JSON bodies that are deep, long or full of lists: refused in bounded time, off the loop."""
 
 from __future__ import annotations
 
@@ -31,9 +31,7 @@ def _closed(opening: str, closing: str, depth: int) -> str:
 @pytest.mark.parametrize("depth", [10, 300, 990, 1020, 1100, 5000, 100_000])
 @pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}"), ('[{"a":', "}]")])
 @pytest.mark.parametrize("key", ["observation", "observations", "mode", "seed"])
-def test_deep_nesting_is_refused_whatever_is_deep(
-    key: str, opening: str, closing: str, depth: int
-) -> None:
+def test_deep_nesting_is_refused(key: str, opening: str, closing: str, depth: int) -> None:
     rest = "" if key.startswith("observation") else ',"observation":[]'
     body = f'{{"{key}":{_closed(opening, closing, depth)}{rest}}}'.encode()
     with pytest.raises(HttpError) as caught:
@@ -43,7 +41,7 @@ def test_deep_nesting_is_refused_whatever_is_deep(
 
 
 def _full(text: str, prefix: str, suffix: str) -> bytes:
-    """The text over and over between the others, as much as a body may hold."""
+    """Repeat a text between two others up to the largest body."""
     count = (LIMIT - len(prefix) - len(suffix)) // (len(text.encode()) + 1)
     return (prefix + ",".join([text] * count) + suffix).encode()
 
@@ -62,7 +60,7 @@ def _full(text: str, prefix: str, suffix: str) -> bytes:
         _full('"\\\\"', '{"observations":[', "]}"),
     ],
 )
-def test_what_no_right_body_holds_is_refused_before_it_is_parsed(
+def test_too_many_values_are_refused_before_parsing(
     body: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def loads(text: bytes) -> object:
@@ -74,17 +72,17 @@ def test_what_no_right_body_holds_is_refused_before_it_is_parsed(
     assert caught.value.status in (400, 413)
 
 
-def test_a_key_twice_among_many_is_found_by_one_walk() -> None:
-    """Counting each name among all would take a minute for a quarter of a megabyte of them."""
+def test_a_repeated_key_among_many_is_found_in_linear_time() -> None:
+    """Counting each name separately would take a minute for a quarter of a megabyte."""
     names = [f'"{number}":0' for number in range(3000)]
     body = f'{{"mode":{{{",".join([*names, names[-1]])}}}}}'.encode()
     started = time.process_time()
     with pytest.raises(HttpError, match="'2999' twice"):
         parse_object(body, ("mode",))
-    assert time.process_time() - started < 0.2  # 0.002 s; by counting 0.3 s
+    assert time.process_time() - started < 0.2  # 0.002 s; counting each name takes 0.3 s
 
 
-def test_escapes_are_told_from_the_ends_of_strings() -> None:
+def test_escaped_quotes_are_not_taken_for_ends_of_strings() -> None:
     texts = ['"', "\\", '\\"', '\\\\"', "a\\", "\\\\", '"\\"\\\\']
     document = {"mode": texts, "seed": {text: text for text in texts}}
     assert parse_object(json.dumps(document).encode(), ("mode", "seed")) == document
@@ -102,12 +100,12 @@ def test_lists_are_limited_and_base64_is_not() -> None:
     with pytest.raises(HttpError, match="at most 16") as caught:
         parse_predict(json.dumps({"observations": lists}).encode(), 64, 16)
     assert caught.value.status == 413
-    # Indented as people do: still within what a body may be.
+    # An indented document is still within the limit.
     wide = json.dumps({"observations": lists[:2]}, indent=2).encode()
     np.testing.assert_array_equal(parse_predict(wide, 64, 16).observations, observations[:2])
 
 
-def test_lists_and_objects_are_shown_by_their_kind() -> None:
+def test_messages_show_lists_and_objects_by_type() -> None:
     shown = [show(value) for value in ([[]], {"a": 1}, "a" * 99, True, None, 5, 1.5)]
     assert shown == ["a JSON list", "a JSON object", repr("a" * 40), "True", "None", "5", "1.5"]
 
@@ -137,10 +135,10 @@ def _post(application: Application, path: str, body: bytes, kind: str) -> asynci
     return asyncio.get_running_loop().create_task(ask())
 
 
-def test_others_are_answered_while_a_long_body_is_parsed(
+def test_other_requests_are_answered_while_a_long_body_is_parsed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The parser does not go on before another client has its answer."""
+    """The parser is held until another client has its answer."""
     folder = write_test_artefact(tmp_path / "v1").folder
     settings = ServingSettings(policy=folder, session_file=tmp_path / "sessions")
     answered, waited = threading.Event(), []
@@ -161,7 +159,7 @@ def test_others_are_answered_while_a_long_body_is_parsed(
         long = json.dumps({"observations": observations.tolist()}).encode()
         assert len(long) > INLINE_BYTES
         asks = [_post(application, "/predict", long, "application/json") for _ in range(2)]
-        await asyncio.sleep(0)  # both have begun
+        await asyncio.sleep(0)  # both have started
         raw = observations[:1].tobytes()
         kind = "application/octet-stream"
         statuses = [await _post(application, "/predict/raw", raw, kind) for _ in range(3)]

@@ -1,4 +1,4 @@
-"""The parts of serving that need no server: windows, sessions, comparisons, batcher, live game."""
+"""Parts of serving without a server: window, sessions, comparison, batcher, live game."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_entropy_ratio_against_known_values() -> None:
     assert entropy_ratio(np.zeros(3, np.int64), 1) == 1
 
 
-def test_the_window_sees_black_frames_and_starts_anew_with_a_version(
+def test_the_window_detects_black_frames_and_restarts_with_a_version(
     version: LoadedVersion,
 ) -> None:
     window = ObservationWindow(100)
@@ -71,8 +71,8 @@ def test_names_that_do_not_fit_into_a_header_are_refused(name: str, tmp_path: Pa
         load_version(source, ref, threads=1)
 
 
-def test_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:
-    """Training writes every artefact into a folder called policy, each in its run's own."""
+def test_folders_with_the_same_name_are_told_apart(tmp_path: Path) -> None:
+    """Training writes each artefact into a folder named policy, in the folder of its run."""
     expected = {}
     roles: tuple[Role, Role] = ("champion", "challenger")
     for seed, role in enumerate(roles):
@@ -92,8 +92,8 @@ def test_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:
         source.fetch(VersionRef("mario-folder", "policy", "0" * 64))
 
 
-def test_sessions_go_on_in_another_process_and_are_held_by_one(tmp_path: Path) -> None:
-    """Two tables on one file stand for two workers; locks are tried from a real second process."""
+def test_sessions_continue_in_another_process_and_one_holds_them(tmp_path: Path) -> None:
+    """Two tables on one file stand for two workers; a second process tries the locks."""
     table = SessionTable(tmp_path / "table", 4, 60)
     name = table.create("champion", "sample", seed=5)
     with table.use(name) as session:
@@ -118,7 +118,7 @@ def test_sessions_go_on_in_another_process_and_are_held_by_one(tmp_path: Path) -
         assert session.stack.observation().min() == 9
     with pytest.raises(ValueError, match="broadcast"), table.use(name) as session:
         session.push(np.zeros((1, 2), np.uint8).reshape(2, 1)[:, :0])
-    with table.use(name) as session:  # what ended badly was not saved
+    with table.use(name) as session:  # the failed block was not saved
         assert session.frames == 1
     for _ in range(3):
         table.create("champion", None, None)
@@ -128,7 +128,7 @@ def test_sessions_go_on_in_another_process_and_are_held_by_one(tmp_path: Path) -
     table.create("champion", None, None)
 
 
-def test_a_batch_takes_one_version_and_gathers_what_waits(version: LoadedVersion) -> None:
+def test_a_batch_uses_one_version_and_joins_waiting_requests(version: LoadedVersion) -> None:
     gate = threading.Event()
     sizes: list[int] = []
 
@@ -194,9 +194,7 @@ def test_every_request_gets_its_own_rows_inline_or_not(version: LoadedVersion, i
 
 
 @pytest.mark.parametrize("inline", [0, 100])
-def test_an_error_in_a_batch_reaches_those_who_wait_and_no_one_else(
-    version: LoadedVersion, inline: int
-) -> None:
+def test_an_error_in_a_batch_reaches_its_requests_only(version: LoadedVersion, inline: int) -> None:
     broken = [True]
 
     def current() -> LoadedVersion:
@@ -223,7 +221,7 @@ def test_an_error_in_a_batch_reaches_those_who_wait_and_no_one_else(
 
 
 class _Kept:
-    """A sink that remembers; the store is away for the first ``failures`` writes."""
+    """A sink in memory whose first ``failures`` writes fail."""
 
     def __init__(self, failures: int = 0) -> None:
         self.rows: list[ServingComparison] = []
@@ -244,11 +242,11 @@ def test_a_comparison_holds_the_times_of_its_own_two_versions() -> None:
     sink = _Kept()
     comparison = TrafficComparison(sink, 10)
     one, two, three = _ref(1), _ref(2), _ref(3)
-    # One observation in a stretch: both calls end before the comparison is known of.
+    # One observation in an interval: both calls end before the comparison is recorded.
     comparison.add_inference(one, "champion", 1, 0.5)
     comparison.add_inference(two, "challenger", 1, 0.25)
     comparison.add_shadow(one, two, 1, 1)
-    # The champion changes in the middle: what it took before is not the new one's.
+    # The champion changes: the times of the former one do not count for the new one.
     comparison.add_inference(three, "champion", 2, 0.125)
     comparison.add_inference(two, "challenger", 2, 0.0625)
     comparison.add_shadow(three, two, 2, 0)
@@ -261,7 +259,7 @@ def test_a_comparison_holds_the_times_of_its_own_two_versions() -> None:
     assert (second.champion_seconds, second.champion_observations) == (0.125, 2)
     assert (second.shadow_observations, second.dropped_observations) == (2, 4)
     assert first.challenger_seconds + second.challenger_seconds == 0.3125
-    # The champion alone makes no comparison, and its time does not go into the next one.
+    # The champion alone is no comparison, and its time is not added to the next one.
     comparison.add_inference(three, "champion", 7, 7.0)
     comparison.flush()
     comparison.add_inference(three, "champion", 1, 1.0)
@@ -271,7 +269,7 @@ def test_a_comparison_holds_the_times_of_its_own_two_versions() -> None:
     assert (sink.rows[2].champion_seconds, sink.rows[2].challenger_decisions) == (1.0, 1)
 
 
-def test_comparisons_wait_for_a_store_that_is_away() -> None:
+def test_comparisons_are_kept_while_the_store_is_unreachable() -> None:
     sink = _Kept(failures=1)
     comparison = TrafficComparison(sink, 10)
     comparison.add_shadow(_ref(1), _ref(2), 5, 3)
@@ -282,8 +280,8 @@ def test_comparisons_wait_for_a_store_that_is_away() -> None:
     assert [row.shadow_observations for row in sink.rows] == [5, 1]
 
 
-def test_a_live_game_is_the_episode_of_the_protocol() -> None:
-    """The page shows what evaluation would record: the same noise, the same observations."""
+def test_a_live_game_equals_the_episode_of_the_protocol() -> None:
+    """The page shows what evaluation records: the same noise, the same observations."""
     from mario.config.game import GameConfig
     from mario.game.batch.contract import EpisodeSpec
     from mario.game.batch.oracle import ConsoleBatch
@@ -306,7 +304,7 @@ def test_a_live_game_is_the_episode_of_the_protocol() -> None:
 
 
 class _Away:
-    """A source whose registry does not answer; its address holds a password."""
+    """A source whose registry is unreachable under an address with a password."""
 
     def resolve(self, role: Role) -> VersionRef | None:
         raise RegistryError(
@@ -345,5 +343,5 @@ def test_sticky_frames_can_be_switched_off(sticky: bool) -> None:
         wanted = 0b1000_0000 if frame % 2 else 0b0100_0000
         game.play(wanted, 4)
         held += game.buttons != wanted
-    # A frame keeps the buttons before it with probability 0.25: mean 50, deviation 6.
+    # A frame repeats the former buttons with probability 0.25: mean 50, deviation 6.
     assert 25 < held < 75 if sticky else held == 0

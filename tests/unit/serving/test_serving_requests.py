@@ -1,4 +1,4 @@
-"""What comes in and who may ask, without a server: parsing, tokens, rates, the shared folder."""
+"""Parsing, tokens, rate limits and the shared folder, without a server."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_the_rate_limit_refills_and_is_bounded(monkeypatch: pytest.MonkeyPatch) 
     for number in range(20_000):
         limit.take(f"key{number}")
     assert limit._buckets.nbytes == held < 1 << 20
-    # Whoever asked lately is not forgotten for those who asked before.
+    # A recently used key is not evicted before older ones.
     now[0] += 0.1
     for _ in range(3):
         limit.take("c")
@@ -54,8 +54,8 @@ def test_the_rate_limit_refills_and_is_bounded(monkeypatch: pytest.MonkeyPatch) 
         limit.take("c")
 
 
-def test_workers_share_the_rate_of_a_token(tmp_path: Path) -> None:
-    """Two limits on one file stand for two workers; the second is a real second process."""
+def test_workers_share_the_rate_limit_of_a_token(tmp_path: Path) -> None:
+    """Two limiters on one file stand for two workers; the second runs in another process."""
     limit = RateLimiter(0.001, 5, tmp_path / "rates")
     for _ in range(3):
         limit.take("token")
@@ -99,13 +99,13 @@ def test_workers_share_the_rate_of_a_token(tmp_path: Path) -> None:
         (";;,,q=1;application/octet-stream", False),
     ],
 )
-def test_the_answer_is_of_the_type_that_is_accepted(accept: str, as_bytes: bool) -> None:
+def test_the_answer_has_the_accepted_type(accept: str, as_bytes: bool) -> None:
     request = Request("POST", "/predict/raw", b"", {b"accept": accept.encode()})
     assert request.accepts_bytes() is as_bytes
 
 
 def test_without_tokens_only_this_machine_is_answered() -> None:
-    """`bentoml serve --host 0.0.0.0` listens for everybody, whatever the settings say."""
+    """`bentoml serve --host 0.0.0.0` listens on all addresses, whatever the settings say."""
 
     async def answer(request: Request) -> Response:
         return json_response({"path": request.path})
@@ -170,7 +170,7 @@ def test_base64_is_strict(text: str) -> None:
         b'{"mode": "\\ud800"}',
     ],
 )
-def test_nothing_is_said_twice(body: bytes) -> None:
+def test_repeated_keys_are_refused(body: bytes) -> None:
     with pytest.raises(HttpError) as caught:
         parse_object(body, ("seed", "mode", "inputs"))
     assert caught.value.status == 400
@@ -186,7 +186,7 @@ def test_nothing_is_said_twice(body: bytes) -> None:
         b'{"inputs": [1, "a", {"b": "c"}, [["d"]]], "mode": ["e", 2, {"f": {}}]}',
     ],
 )
-def test_the_same_word_at_two_places_is_no_repetition(body: bytes) -> None:
+def test_equal_names_in_different_objects_are_no_repetition(body: bytes) -> None:
     assert parse_object(body, ("seed", "mode", "inputs")) == json.loads(body)
 
 
@@ -211,7 +211,7 @@ sys.exit(subprocess.run([sys.executable, "-c", code]).returncode)
 """
 
 
-def test_a_service_removes_the_folders_of_those_that_ended(tmp_path: Path) -> None:
+def test_a_service_removes_the_folders_of_ended_services(tmp_path: Path) -> None:
     def start() -> tuple[subprocess.Popen[str], Path]:
         process = subprocess.Popen(
             [sys.executable, "-c", _WORKER],
@@ -241,7 +241,7 @@ def test_a_service_removes_the_folders_of_those_that_ended(tmp_path: Path) -> No
         held.communicate("")
 
 
-def test_a_folder_that_somebody_else_laid_out_is_refused(
+def test_a_folder_of_another_user_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
