@@ -43,11 +43,11 @@ import psutil
 from benchmarks._report import Row, finish, median_interval, print_table, spread, target
 from mario.config.experiment import load_config
 from mario.jobs.context import JobContext, JobSettings
-from mario.jobs.train import open_sinks
+from mario.jobs.sinks import open_sinks
 from mario.store import migrate
 from mario.store.records import NewRun
 from mario.tracking.mlflow_client import tracking_client
-from mario.tracking.store import PrometheusSink
+from mario.tracking.prometheus import PrometheusSink
 from mario.training.collapse_detector import Health, HealthSample
 from mario.training.sb3_vec_env import EpisodeRecord
 from mario.training.sinks import BaseSink, Progress, RunEnd, RunStart, SinkSet, TrainingSink

@@ -3,7 +3,7 @@
 `docker stop`, a pod's eviction and a machine's shutdown signal only the container's first process.
 `prefect flow-run execute` cannot be that process: it runs the flow run in a child in another
 session, and if that child handles SIGTERM itself, as training does
-(`mario.jobs.train.stopping_on_signals`), Prefect kills it without a checkpoint
+(`mario.jobs.stop_signals.stopping_on_signals`), Prefect kills it without a checkpoint
 (`prefect.utilities.engine.commit_control_intent_and_ack` refuses, and
 `prefect.cli.flow_run.execute` sends SIGKILL). So this process forwards SIGTERM to the flow run's
 process, which writes its checkpoint and reports its state. Before that process exists, SIGTERM goes

@@ -20,7 +20,7 @@ from mario.errors import ConfigError
 from mario.evaluation.seeds import SeedFamily
 from mario.jobs.context import JobContext
 from mario.jobs.engines.dask import DaskEngine
-from mario.jobs.evaluate import evaluate_stored, evaluation_key, summary_line, units_of
+from mario.jobs.evaluate import evaluate_family, summary_line
 from mario.jobs.policies import load_policy
 
 
@@ -101,11 +101,6 @@ def _played(parameters: DaskEvaluationParameters) -> str:
         levels = task_levels(parameters.task)
         family = SeedFamily(parameters.family)
         with get_dask_client() as client, DaskEngine(client=client) as engine:
-            outcome = evaluate_stored(
-                loaded,
-                units_of(levels, family, "", max(parameters.units, len(levels))),
-                evaluation_key(loaded, family, "", levels),
-                context.store,
-                engine=engine,
-            )
+            count = max(parameters.units, len(levels))
+            outcome = evaluate_family(loaded, levels, family, count, context.store, engine=engine)
         return summary_line(loaded, outcome.records)

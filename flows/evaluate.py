@@ -15,7 +15,7 @@ from flows.parameters import FlowParameters, PolicyName
 from mario.config.levels import TaskName, model_name, task_levels
 from mario.evaluation.seeds import SeedFamily
 from mario.jobs.context import JobContext
-from mario.jobs.evaluate import evaluate_stored, evaluation_key, summary_line, units_of
+from mario.jobs.evaluate import evaluate_family, summary_line
 from mario.jobs.policies import load_policy
 
 
@@ -46,12 +46,8 @@ def evaluate(parameters: EvaluateParameters = EvaluateParameters()) -> State[Any
             loaded = load_policy(parameters.policy, parameters.task, context)
             levels = task_levels(parameters.task)
             family = SeedFamily(parameters.family)
-            outcome = evaluate_stored(
-                loaded,
-                units_of(levels, family, "", max(parameters.units, len(levels))),
-                evaluation_key(loaded, family, "", levels),
-                context.store,
-            )
+            count = max(parameters.units, len(levels))
+            outcome = evaluate_family(loaded, levels, family, count, context.store)
             return summary_line(loaded, outcome.records)
 
         line = stages.run_stage("evaluate", f"{parameters.policy} on {parameters.task}", work)

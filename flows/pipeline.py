@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from flows import stages
 from flows.decisions import ending_of_verdict
 from flows.parameters import TrainParameters, experiment_run_name
+from flows.training_display import OpenDisplay, showing_with
 from mario.config.levels import model_name
 from mario.errors import PolicyCollapsed, TrainingInterrupted
 from mario.jobs.context import JobContext
@@ -85,15 +86,22 @@ def pipeline(parameters: PipelineParameters = PipelineParameters()) -> State[Any
         return stages.to_state(ending_of_verdict(judged.decision, version, judged.lines), result)
 
 
-def run_pipeline(parameters: PipelineParameters) -> PipelineResult:
+def run_pipeline(
+    parameters: PipelineParameters, open_display: OpenDisplay | None = None
+) -> PipelineResult:
     """Run the pipeline in this process.
+
+    Args:
+        parameters: the experiment.
+        open_display: opens the display of the training; None prints lines.
 
     Raises:
         PolicyCollapsed: the policy degenerated; its best checkpoint is kept, nothing is registered.
         TrainingInterrupted: training was stopped on request.
         MarioError: a stage failed.
     """
-    state: State[Any] = pipeline(parameters, return_state=True)
+    with showing_with(open_display):
+        state: State[Any] = pipeline(parameters, return_state=True)
     if state.is_completed():
         result: Any = state.result()
         assert isinstance(result, PipelineResult), "a completed pipeline has a result"

@@ -39,6 +39,7 @@ from flows.decisions import (
     worth_retrying,
 )
 from flows.parameters import TrainParameters
+from flows.training_display import training_display
 from mario.config.experiment import ExperimentConfig, load_config
 from mario.config.levels import model_name, task_of_model
 from mario.config.run_states import RunStatus
@@ -48,8 +49,7 @@ from mario.jobs import pipeline as jobs
 from mario.jobs.attempts import Trained, experiment_of_attempt, train_attempt
 from mario.jobs.context import JobContext
 from mario.jobs.promote import promote_verdict
-from mario.jobs.terminal import TrainingDisplay
-from mario.jobs.train import stopping_on_signals
+from mario.jobs.stop_signals import stopping_on_signals
 from mario.store.records import Promotion
 
 Result = TypeVar("Result")
@@ -208,7 +208,7 @@ def train(config: ExperimentConfig, run_id: str, context: JobContext) -> Trained
             stopping_on_signals(stop),
             newer_attempt.stopping_if_superseded(stop),
             TrainingProgress(config, run_id) as page,
-            TrainingDisplay(config) as display,
+            training_display(config, say) as display,
         ):
             try:
                 trained = train_attempt(

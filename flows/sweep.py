@@ -30,8 +30,8 @@ from flows.parameters import FlowParameters
 from mario.config.sweep import load_sweep
 from mario.errors import FlowError
 from mario.jobs.context import JobContext
+from mario.jobs.stop_signals import stopping_on_signals
 from mario.jobs.sweeps.sweep import describe_best, describe_sweep, open_sweep
-from mario.jobs.train import stopping_on_signals
 
 _POLL_SECONDS = 0.5
 #: How much of a failed worker's last output goes into the error.

@@ -1,4 +1,4 @@
-"""`mario pipeline`: the whole loop in this process, and the screen that it ends with."""
+"""`mario pipeline`: the whole loop in this process, and its closing screen."""
 
 from __future__ import annotations
 
@@ -22,34 +22,38 @@ def pipeline(
     config: ConfigOption = Path("configs/demo.yaml"),
     set_: SetOption = None,
     try_serving: Annotated[
-        bool, typer.Option(help="Also start the service and ask it for one action.")
+        bool, typer.Option(help="Start the service afterwards and request one action.")
     ] = True,
     next_seed: Annotated[
-        bool, typer.Option(help="Train with a seed that no earlier run had.")
+        bool, typer.Option(help="Train with a seed that no run of the task had before.")
     ] = False,
     require_promotion: Annotated[
-        bool, typer.Option(help="Exit with 4 where the gate keeps the champion.")
+        bool, typer.Option(help="Exit with 4 if the gate keeps the champion.")
     ] = False,
 ) -> None:
-    """Train, register, evaluate, judge, promote and serve, as one Prefect flow in this process."""
+    """Run the whole loop in this process.
+
+    Trains, registers, evaluates, tests and promotes as one Prefect flow; then tries the service.
+    """
     from mario.config.experiment import load_config
     from mario.jobs.context import JobContext
 
-    loaded = load_config(config, tuple(set_ or ()))  # refused before Prefect is started
+    loaded = load_config(config, tuple(set_ or ()))  # a bad file is refused before Prefect starts
     with JobContext.open() as context:
         with _prefect(context.settings) as ready:
             from flows.pipeline import PipelineParameters, run_pipeline
+            from mario.cli.terminal import TrainingDisplay
 
             parameters = PipelineParameters(
                 config=str(config), overrides=tuple(set_ or ()), next_seed=next_seed
             )
             ready()
-            result = run_pipeline(parameters)
+            result = run_pipeline(parameters, TrainingDisplay)
         served, failed = None, None
         if try_serving:
             try:
                 served = _ask_service_once(loaded.task, context)
-            except ServingError as error:  # what was trained and judged stands, and is shown first
+            except ServingError as error:  # show the result of the pipeline first
                 failed = error
         typer.echo(_closing_screen(loaded.task, context, result, served))
     if failed is not None:
@@ -59,12 +63,12 @@ def pipeline(
 
 @contextmanager
 def _prefect(settings: JobSettings) -> Iterator[Callable[[], None]]:
-    """Have a Prefect server: the one of PREFECT_API_URL, or one of this process under runs/.
+    """Use the Prefect server of PREFECT_API_URL, or start one for this process under runs/.
 
     Yields:
-        What waits until it answers; it starts while flows are imported.
+        A function that waits until the server answers; it starts while flows are imported.
     """
-    # What goes wrong reaches the terminal as one line of ours, not as Prefect's traceback.
+    # An error reaches the terminal as one line of ours, not as Prefect's traceback.
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
     if os.environ.get("PREFECT_API_URL"):
         yield lambda: None
@@ -79,10 +83,10 @@ def _prefect(settings: JobSettings) -> Iterator[Callable[[], None]]:
 
 
 def _ask_service_once(task: str, context: JobContext) -> str | None:
-    """Start the service on a free port, ask it for one action over HTTP, stop it.
+    """Start the service on a free port, request one action over HTTP, and stop it.
 
     Returns:
-        The answer in words; None while there is no champion to serve.
+        The answer in one line; None if there is no champion to serve.
     """
     from mario.jobs.versions import champion_version
 
@@ -134,7 +138,7 @@ def _absolute(url: str) -> str:
 def _closing_screen(
     task: str, context: JobContext, result: PipelineResult, served: str | None
 ) -> str:
-    """What happened, where each thing is, and the commands to go on."""
+    """Say what happened, where the results are, and which commands come next."""
     from mario.jobs.versions import champion_version
 
     champion = champion_version(task, context)

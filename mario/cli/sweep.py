@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -28,11 +29,19 @@ def sweep_run(
     """Work on a sweep until all trials have ended; run it as often, and wherever, as you like."""
     from mario.config.sweep import load_sweep
     from mario.jobs.context import JobContext
-    from mario.jobs.sweeps.sweep import sweep_from_terminal
+    from mario.jobs.stop_signals import stopping_on_signals
+    from mario.jobs.sweeps.sweep import describe_best, run_sweep
 
-    sweep = load_sweep(config, tuple(set_ or ()))
+    sweep, stop = load_sweep(config, tuple(set_ or ())), threading.Event()
     with JobContext.open() as context:
-        sweep_from_terminal(name, sweep, context, max_trials=max_trials)
+        with stopping_on_signals(stop):
+            work = run_sweep(
+                name, sweep, context, stop=stop, max_trials=max_trials, on_trial=typer.echo
+            )
+        if work.finished:
+            typer.echo(describe_best(name, context))
+        else:
+            typer.echo(f"{work.trials} trials here; go on with the same command, here or elsewhere")
 
 
 @sweep_app.command("status")

@@ -13,9 +13,11 @@ from typing import Literal
 from mario.config.experiment import ExperimentConfig
 from mario.config.run_states import RunStatus
 from mario.errors import RunIsBusy, TrainingInterrupted
+from mario.jobs.begin_run import config_of_run
 from mario.jobs.context import JobContext
 from mario.jobs.register import ARTEFACT_FOLDER
-from mario.jobs.train import OnProgress, OnSelection, config_of_run, train_run
+from mario.jobs.sinks import OnSelection
+from mario.jobs.train import OnProgress, train_run
 from mario.store.journal_writer import replay_journals
 from mario.store.process_identity import (
     SILENCE_SECONDS,

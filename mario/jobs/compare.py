@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -19,7 +18,7 @@ from mario.evaluation.records import EpisodeRecord
 from mario.evaluation.rule import METRICS, Metric
 from mario.evaluation.seeds import SeedFamily
 from mario.jobs.context import JobContext
-from mario.jobs.evaluate import evaluate_stored, evaluation_key, units_of
+from mario.jobs.evaluate import evaluate_family
 from mario.jobs.policies import load_policy
 from mario.pages.comparison_page import render_comparison
 from mario.pages.layout import write_page
@@ -79,55 +78,48 @@ def compare_recipes(
         raise EvaluationError("got a recipe's name twice; expected each once; rename one of them")
     chosen_metric = cast(Metric, metric)
     levels = task_levels(task)
-    chosen = units_of(levels, SeedFamily.SCREENING, "", units)
     runs: dict[str, list[Sequence[EpisodeRecord]]] = {}
     for recipe in recipes:
         runs[recipe.name] = []
         for reference in recipe.policies:
             loaded = load_policy(reference, task, context)
-            key = evaluation_key(loaded, SeedFamily.SCREENING, "", levels)
-            outcome = evaluate_stored(loaded, chosen, key, context.store, console=console)
+            outcome = evaluate_family(
+                loaded, levels, SeedFamily.SCREENING, units, context.store, console=console
+            )
             runs[recipe.name].append(outcome.records)
     scores = {name: score_matrix(records, levels, chosen_metric) for name, records in runs.items()}
     return compare_scores(scores, levels, np.random.default_rng(seed), metric=metric)
 
 
-def compare_from_terminal(
-    recipes: Sequence[str],
-    task: str,
-    context: JobContext,
-    *,
-    units: int,
-    metric: str,
-    seed: int,
-    output: Path,
-) -> None:
-    """What `mario compare` does: the page, the JSON beside it, and a few lines."""
-    comparison = compare_recipes(
-        [parse_recipe(recipe) for recipe in recipes],
-        task,
-        context,
-        units=units,
-        metric=metric,
-        seed=seed,
-    )
-    words = ("mario", "compare", *recipes, "--task", task, "--units", str(units))
-    command = shlex.join((*words, "--metric", metric, "--seed", str(seed)))
+def write_comparison(comparison: Comparison, output: Path, *, command: str) -> Path:
+    """Write the page of a comparison, and its JSON beside the page.
+
+    Args:
+        comparison: what was compared.
+        output: the HTML file.
+        command: the command that repeats the comparison.
+
+    Returns:
+        The page.
+    """
     page = write_page(output, render_comparison(comparison, command=command))
-    document: Mapping[str, object] = comparison.to_dict()
-    page.with_suffix(".json").write_text(json.dumps(document, indent=2), encoding="utf-8")
-    for recipe in comparison.recipes:
-        iqm = recipe.iqm
-        print(
-            f"{recipe.name}: IQM {iqm.value:.3f} ({iqm.lower:.3f} to {iqm.upper:.3f}), "
-            f"{recipe.runs} runs"
-        )
-    for better in comparison.improvements:
-        chance = better.probability
-        print(
-            f"{better.better} beats {better.than} with probability {chance.value:.2f} "
-            f"({chance.lower:.2f} to {chance.upper:.2f})"
-        )
-    for warning in comparison.warnings:
-        print(f"note: {warning}")
-    print(page)
+    document = json.dumps(comparison.to_dict(), indent=2)
+    page.with_suffix(".json").write_text(document, encoding="utf-8")
+    return page
+
+
+def comparison_lines(comparison: Comparison) -> list[str]:
+    """Describe a comparison: a line for each recipe, improvement and warning."""
+    return [
+        *(
+            f"{recipe.name}: IQM {recipe.iqm.value:.3f} ({recipe.iqm.lower:.3f} to "
+            f"{recipe.iqm.upper:.3f}), {recipe.runs} runs"
+            for recipe in comparison.recipes
+        ),
+        *(
+            f"{better.better} beats {better.than} with probability {better.probability.value:.2f} "
+            f"({better.probability.lower:.2f} to {better.probability.upper:.2f})"
+            for better in comparison.improvements
+        ),
+        *(f"note: {warning}" for warning in comparison.warnings),
+    ]

@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import cast
 
 import numpy as np
-from pydantic import ValidationError
 
-from mario.config.evaluation import EvaluationConfig
-from mario.config.experiment import ExperimentConfig, load_config
 from mario.config.game import ConsoleName
-from mario.config.levels import task_levels
-from mario.errors import ConfigError, EvaluationError
-from mario.evaluation.records import PROTOCOL, EpisodeRecord, write_jsonl
+from mario.evaluation.records import PROTOCOL, EpisodeRecord
 from mario.evaluation.seeds import SeedFamily, schedule
 from mario.evaluation.statistics import clopper_pearson
-from mario.jobs.context import JobContext
-from mario.jobs.engines.engine import LOCAL, EvaluationEngine, open_engine
-from mario.jobs.policies import LoadedPolicy, load_policy
+from mario.jobs.engines.engine import LOCAL, EvaluationEngine
+from mario.jobs.policies import LoadedPolicy
 from mario.store.records import EvaluationKey
 from mario.store.store import ExperimentStore
 
-#: The task meant where none is named.
-DEFAULT_TASK = "1-1"
 #: Episodes are stored in groups of this many seconds, so that a killed job loses no more.
 _STORE_EVERY_SECONDS = 2.0
 
 OnProgress = Callable[[int, int], None]
-#: Families that anybody may play as often as they like; `confirmation` is the gate's.
-OPEN_FAMILIES = (SeedFamily.SELECTION, SeedFamily.SCREENING)
 
 
 @dataclass(frozen=True)
@@ -123,38 +110,43 @@ def evaluate_stored(
     return EvaluationOutcome(evaluation.id, tuple(records[unit] for unit in units))
 
 
-def family_named(name: str) -> SeedFamily:
-    """Check the name of a seed family that anybody may play.
+def evaluate_family(
+    loaded: LoadedPolicy,
+    levels: Sequence[str],
+    family: SeedFamily,
+    count: int,
+    store: ExperimentStore,
+    *,
+    source: str = "",
+    environments: int = 8,
+    console: ConsoleName = "native",
+    engine: EvaluationEngine = LOCAL,
+    on_progress: OnProgress | None = None,
+) -> EvaluationOutcome:
+    """Play the first units of a seed family; see `evaluate_stored`.
 
-    Raises:
-        EvaluationError: there is no such family, or it is the gate's alone.
+    Args:
+        loaded: the policy that plays.
+        levels: the levels of the task.
+        family: the seed family.
+        count: number of units; rounded up to whole blocks of all levels.
+        store: keeps the episodes.
+        source: distinguishes independent seeds of one family.
+        environments: units that one process plays at once.
+        console: the console.
+        engine: where the units are played.
+        on_progress: called with (finished, all) after each episode.
     """
-    if name not in OPEN_FAMILIES:
-        raise EvaluationError(
-            f"got seed family {name!r}; expected one of {', '.join(OPEN_FAMILIES)}; "
-            "confirmation seeds belong to one test of one challenger, which `mario gate` pays for "
-            "and plays"
-        )
-    return SeedFamily(name)
-
-
-def task_and_levels(
-    task: str | None, config: ExperimentConfig | None
-) -> tuple[str, tuple[str, ...]]:
-    """Name the task and its levels: both from the experiment where there is one.
-
-    Raises:
-        ConfigError: the task is not the experiment's, or a name that only an experiment explains.
-    """
-    if config is None:
-        chosen = task or DEFAULT_TASK
-        return chosen, task_levels(chosen)
-    if task not in (None, config.task):
-        raise ConfigError(
-            f"got task {task!r} beside an experiment of task {config.task!r}; expected one of "
-            "them; leave --task away"
-        )
-    return config.task, config.level_names
+    return evaluate_stored(
+        loaded,
+        units_of(levels, family, source, count),
+        evaluation_key(loaded, family, source, levels),
+        store,
+        environments=environments,
+        console=console,
+        engine=engine,
+        on_progress=on_progress,
+    )
 
 
 def units_of(
@@ -177,83 +169,3 @@ def summary_line(loaded: LoadedPolicy, records: Sequence[EpisodeRecord]) -> str:
         f"{furthest.mean():.0f} px on average ({furthest.min()} to {furthest.max()}), "
         f"score {score:.3f}"
     )
-
-
-def engine_settings(
-    config: ExperimentConfig | None,
-    engine: str | None,
-    workers: int | None,
-    scheduler: str | None,
-) -> EvaluationConfig:
-    """Where to evaluate: as the experiment says, unless the command line says otherwise.
-
-    Args:
-        config: the experiment, if one was named.
-        engine: ``local`` or ``dask``; None = dask where workers or a scheduler are named.
-        workers: of a Dask cluster on this machine.
-        scheduler: address of a Dask scheduler that runs.
-
-    Raises:
-        ConfigError: the settings do not fit together.
-    """
-    given = EvaluationConfig() if config is None else config.evaluation
-    if engine is None and workers is None and scheduler is None:
-        return given
-    values = given.model_dump() | {
-        "engine": engine or "dask",
-        "workers": workers or 0,
-        "scheduler": scheduler,
-    }
-    try:
-        return EvaluationConfig.model_validate(values)
-    except ValidationError as error:
-        faults = "; ".join(
-            str(fault["ctx"]["error"])
-            if fault["type"] == "value_error"
-            else f"--{fault['loc'][0]}: got {fault['input']!r}, expected {fault['ctx']['expected']}"
-            for fault in error.errors()
-        )
-        raise ConfigError(faults) from None
-
-
-def evaluate_from_terminal(
-    reference: str,
-    task: str | None,
-    context: JobContext,
-    *,
-    config: Path | None,
-    units: int,
-    family: str,
-    environments: int,
-    console: str,
-    output: Path | None,
-    engine: str | None = None,
-    workers: int | None = None,
-    scheduler: str | None = None,
-) -> EvaluationOutcome:
-    """What `mario evaluate` does."""
-    chosen = family_named(family)
-    experiment = None if config is None else load_config(config)
-    task, levels = task_and_levels(task, experiment)
-    settings = engine_settings(experiment, engine, workers, scheduler)
-    loaded = load_policy(reference, task, context)
-
-    def show(done: int, total: int) -> None:
-        print(f"\r{done}/{total} units", end="", file=sys.stderr, flush=True)
-
-    with open_engine(settings) as players:
-        outcome = evaluate_stored(
-            loaded,
-            units_of(levels, chosen, "", units),
-            evaluation_key(loaded, chosen, "", levels),
-            context.store,
-            environments=environments,
-            console=cast(ConsoleName, console),
-            engine=players,
-            on_progress=show if sys.stderr.isatty() else None,
-        )
-    print(summary_line(loaded, outcome.records))
-    print(f"evaluation {outcome.evaluation_id} in {context.store.redacted_url}")
-    if output is not None:
-        write_jsonl(output, outcome.records)
-    return outcome

@@ -5,14 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
-from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
-from mario.config.experiment import load_config
 from mario.config.game import ConsoleName
 from mario.config.gate import GateConfig
 from mario.config.levels import model_name, task_of_model
@@ -23,8 +20,8 @@ from mario.evaluation.records import PROTOCOL, PairedUnit, pair_records
 from mario.evaluation.rule import GateRule
 from mario.evaluation.seeds import SeedFamily, Unit, schedule
 from mario.jobs.context import JobContext
-from mario.jobs.engines.engine import LOCAL, EvaluationEngine, open_engine
-from mario.jobs.evaluate import evaluate_stored, evaluation_key, task_and_levels
+from mario.jobs.engines.engine import LOCAL, EvaluationEngine
+from mario.jobs.evaluate import evaluate_stored, evaluation_key
 from mario.jobs.network_guards import measured_latency, network_guards
 from mario.jobs.policies import LoadedPolicy, load_policy, random_policy
 from mario.store.records import AlphaEntry, NewVerdict
@@ -58,6 +55,27 @@ class GateOutcome:
 def rule_from(config: GateConfig) -> GateRule:
     """The gate's rule as an experiment states it."""
     return GateRule.from_mapping(config.model_dump(), "gate")
+
+
+def load_challenger(reference: str, task: str, context: JobContext) -> LoadedPolicy:
+    """Load the version under test.
+
+    Its answers are not compared with the recorded ones here: a guard of the gate does that and
+    puts the difference into the verdict.
+
+    Raises:
+        EvaluationError: it is not a registered version.
+        RegistryError, ArtefactError: it cannot be loaded.
+    """
+    challenger = load_policy(reference, task, context, check_golden=False)
+    if challenger.version is None:
+        raise EvaluationError(
+            f"got {reference} as challenger, which is no registered version; expected a version's "
+            "number or `challenger`: a policy that is not registered can be neither promoted nor "
+            "tested again, and its test would spend the task's α all the same; register it with "
+            "`mario pipeline`, or play it with `mario evaluate`"
+        )
+    return challenger
 
 
 def champion_for(challenger: LoadedPolicy, task: str, context: JobContext) -> LoadedPolicy:
@@ -351,59 +369,3 @@ def verdict_lines(outcome: GateOutcome) -> list[str]:
         f"{theirs.mean_score:.3f}",
         *(f"- {reason}" for reason in verdict.reasons),
     ]
-
-
-def gate_from_terminal(
-    reference: str, task: str | None, context: JobContext, *, config: Path | None, console: str
-) -> str:
-    """What `mario gate` does; returns the decision."""
-    settings = load_config(config) if config is not None else None
-    task, levels = task_and_levels(task, settings)
-    with open_engine(settings.evaluation if settings else None) as engine:
-        # What the network answers is a guard of the gate, with a number in the verdict.
-        challenger = load_policy(reference, task, context, check_golden=False)
-        if challenger.version is None:
-            raise EvaluationError(
-                f"got {reference} as challenger, which is no registered version; expected a "
-                "version's number or `challenger`: what is not registered can be neither promoted "
-                "nor judged again, and its test would be paid from the task's alpha all the same; "
-                "have `mario pipeline` register it, or look at it with `mario evaluate`"
-            )
-        champion = champion_for(challenger, task, context)
-        rule = rule_from(settings.gate if settings else GateConfig())
-        whose = f"rule of {config}" if config else "default rule, for want of --config"
-        print(f"{whose}: {rule.in_words} (alpha of the task's whole stream)", file=sys.stderr)
-
-        def show(units: int, cap: int, p_value: float) -> None:
-            print(f"{units} of at most {cap} units, p = {p_value:.3g}", file=sys.stderr)
-
-        outcome = judge(
-            challenger,
-            champion,
-            rule,
-            task,
-            levels,
-            context.store,
-            environments=settings.evaluation.environments if settings else 8,
-            console=cast(ConsoleName, console),
-            engine=engine,
-            on_units=show,
-        )
-    print("\n".join(verdict_lines(outcome)))
-    print(f"verdict {outcome.verdict_id}; its page: mario report {outcome.verdict_id}")
-    if outcome.verdict.promoted:
-        print(f"promote with: mario promote {outcome.verdict_id}")
-    return outcome.verdict.decision
-
-
-def repeat_from_terminal(verdict_id: str, context: JobContext, *, console: str) -> str:
-    """What `mario gate --again` does; returns the decision."""
-    same, verdict = repeat_verdict(verdict_id, context, console=cast(ConsoleName, console))
-    print(f"{verdict.decision.upper()} over {verdict.units} units, p = {verdict.p_value:.3g}")
-    if not same:
-        raise EvaluationError(
-            f"verdict {verdict_id} came out with other numbers; expected the very same; the code, "
-            "the console or the libraries changed since (see the run's commit and versions)"
-        )
-    print(f"every number is that of {verdict_id}")
-    return verdict.decision

@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from statistics import fmean
 
 from mario.errors import MarioError
@@ -160,6 +160,7 @@ def monitor(
     port: int = 0,
     poll_seconds: float = 30.0,
     stop: threading.Event | None = None,
+    on_page: Callable[[str], None] | None = None,
 ) -> None:
     """Show the page until `stop` is set; a database that is away is asked again, not given up.
 
@@ -169,6 +170,7 @@ def monitor(
         port: 0 takes a free one.
         poll_seconds: how often the store is read, and the server of PREFECT_API_URL.
         stop: ends it; None runs until the process is ended.
+        on_page: called once with the page's URL.
 
     Raises:
         ConfigError: the address cannot be bound.
@@ -179,7 +181,8 @@ def monitor(
     api_url = os.environ.get("PREFECT_API_URL")
     flows = FlowMonitor(api_url, LoopMetrics(instruments)) if api_url else None
     with MetricsPage(instruments.registry, host=host, port=port) as page:
-        print(f"metrics of the loop on {page.url}", flush=True)
+        if on_page is not None:
+            on_page(page.url)
         while not ended.is_set():
             try:
                 loop.refresh(context)

@@ -13,7 +13,7 @@ from mario.evaluation.seeds import SeedFamily
 from mario.evaluation.verdict import GateDecision
 from mario.jobs.context import JobContext
 from mario.jobs.engines.engine import LOCAL, EvaluationEngine
-from mario.jobs.evaluate import evaluate_stored, evaluation_key, units_of
+from mario.jobs.evaluate import evaluate_family
 from mario.jobs.policies import LoadedPolicy, load_policy
 from mario.store.records import Evaluation, Promotion, StoredVerdict
 from mario.store.store import ExperimentStore
@@ -86,11 +86,13 @@ def check_champion(
     levels = store.evaluations.get(verdict.challenger_evaluation_id).key.levels
     loaded = load_policy(str(champion.version), task, context)
     baseline, fresh = (
-        evaluate_stored(
+        evaluate_family(
             loaded,
-            units_of(levels, SeedFamily.SCREENING, source, max(units, len(levels))),
-            evaluation_key(loaded, SeedFamily.SCREENING, source, levels),
+            levels,
+            SeedFamily.SCREENING,
+            max(units, len(levels)),
             store,
+            source=source,
             environments=environments,
             engine=engine,
         )

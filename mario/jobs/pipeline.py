@@ -13,8 +13,15 @@ from mario.evaluation.verdict import Verdict
 from mario.game.video import write_mp4
 from mario.jobs.context import JobContext
 from mario.jobs.engines.engine import open_engine
-from mario.jobs.evaluate import evaluate_stored, evaluation_key, summary_line, units_of
-from mario.jobs.gate import OnUnits, champion_for, judge, rule_from, verdict_lines
+from mario.jobs.evaluate import evaluate_family, evaluate_stored, evaluation_key, summary_line
+from mario.jobs.gate import (
+    OnUnits,
+    champion_for,
+    judge,
+    load_challenger,
+    rule_from,
+    verdict_lines,
+)
 from mario.jobs.policies import LoadedPolicy, load_policy, random_policy
 from mario.jobs.register import register_run
 from mario.jobs.report import counted_pairs, report_verdict
@@ -70,10 +77,11 @@ def screen_stage(config: ExperimentConfig, version: int, context: JobContext) ->
     levels = config.level_names
     count = max(config.evaluation.screening_units, len(levels))
     with open_engine(config.evaluation) as engine:
-        outcome = evaluate_stored(
+        outcome = evaluate_family(
             loaded,
-            units_of(levels, SeedFamily.SCREENING, "", count),
-            evaluation_key(loaded, SeedFamily.SCREENING, "", levels),
+            levels,
+            SeedFamily.SCREENING,
+            count,
             context.store,
             environments=config.evaluation.environments,
             console=config.game.console,
@@ -91,8 +99,7 @@ def gate_stage(
 ) -> Judged:
     """Judge the version against whoever is champion now."""
     with open_engine(config.evaluation) as engine:
-        # What the network answers is a guard of the gate, with a number in the verdict.
-        challenger = load_policy(str(version), config.task, context, check_golden=False)
+        challenger = load_challenger(str(version), config.task, context)
         champion = champion_for(challenger, config.task, context)
         if champion.digest == challenger.digest:
             return _same_policy(context.store, config, challenger, champion)

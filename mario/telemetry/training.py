@@ -6,10 +6,11 @@ import time
 from collections.abc import Collection
 
 from mario.config.run_states import HealthState
+from mario.config.sinks import SINKS
 from mario.telemetry.instruments import InstrumentSet
 
-#: Values of the label `sink`.
-SINKS = ("store", "mlflow", "tensorboard", "wandb")
+#: Values of the label `sink`: all but the sink that shows these metrics.
+SINK_LABELS = ("store", *(name for name in SINKS if name != "prometheus"))
 #: Values of the label `result`.
 CHECKPOINT_RESULTS = ("written", "failed", "skipped")
 
@@ -68,7 +69,7 @@ class TrainingMetrics:
                 run=self._run,
                 environment=str(index),
             )
-        for sink in SINKS:
+        for sink in SINK_LABELS:
             self._all.add("mario_training_sink_errors_total", 0, run=self._run, sink=sink)
         for result in CHECKPOINT_RESULTS:
             self._all.add("mario_training_checkpoints_total", 0, run=self._run, result=result)

@@ -1,19 +1,25 @@
-"""What training tells MLflow and TensorBoard; `mario.tracking.wandb` has the third tracker."""
+"""The MLflow sink: parameters, metrics, data lineage and status of a run."""
 
 from __future__ import annotations
 
 import logging
-import math
-from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 from mario.config.experiment import ExperimentConfig
+from mario.config.levels import model_name
 from mario.config.run_states import CheckpointKind
 from mario.evaluation.records import PROTOCOL
 from mario.evaluation.seeds import SEED_SCHEME, SeedFamily, selection_units
-from mario.store.runs import flatten
+from mario.journal.format import NO_PATIENCE, Patience
+from mario.store.records import Run
+from mario.store.runs import Runs, flatten
+from mario.telemetry.training import TrainingMetrics
+from mario.tracking.mlflow_client import MlflowTracking
 from mario.tracking.mlflow_writer import TrackingWriter
+from mario.tracking.numbers import health_metrics, progress_metrics
+from mario.tracking.opening import SinkOpening
 from mario.training.collapse_detector import Health, HealthSample
 from mario.training.run import CONFIG_FILE
 from mario.training.sinks import (
@@ -59,25 +65,6 @@ def data_lineage(config: ExperimentConfig) -> dict[str, dict[str, Any]]:
         "units": [[level, str(seed)] for level, seed in selection_units(config)],
     }
     return {"training": training, "selection": selection}
-
-
-def health_metrics(sample: HealthSample) -> dict[str, float]:
-    """The finite single numbers of a health sample, by their names under ``health/``."""
-    numbers = {}
-    for name, value in sample.to_dict().items():
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            numbers[f"health/{name}"] = float(value)
-    return numbers
-
-
-def progress_metrics(progress: Progress) -> dict[str, float]:
-    """The numbers of a progress report, by their names in the trackers."""
-    numbers = {"train/steps_per_second": progress.steps_per_second, **progress.scalars}
-    if progress.mean_furthest_px is not None:
-        numbers["episodes/mean_furthest_px"] = progress.mean_furthest_px
-    if progress.mean_return is not None:
-        numbers["episodes/mean_return"] = progress.mean_return
-    return {name: value for name, value in numbers.items() if math.isfinite(value)}
 
 
 class MlflowSink(BaseSink):
@@ -157,41 +144,63 @@ def _plain(values: dict[str, Any]) -> dict[str, str]:
     return {f"mario.{name}": str(value) for name, value in values.items()}
 
 
-class NumbersSink(BaseSink, ABC):
-    """Hears a run and writes its numbers, one record each time; a tracker says where to."""
+def open_writer(
+    run: Run,
+    run_dir: Path,
+    tracking: MlflowTracking,
+    runs: Callable[[], Runs],
+    *,
+    replaying: bool = False,
+    patience: Patience = NO_PATIENCE,
+    on_failure: Callable[[], None] | None = None,
+) -> TrackingWriter:
+    """Open the journalled writer of a run; it stores the id of the MLflow run that it writes to.
 
-    def on_health(self, sample: HealthSample, health: Health) -> None:
-        """Write the signals."""
-        self._write(health_metrics(sample), sample.total_steps)
+    Args:
+        run: the run, as the store has it.
+        run_dir: its folder.
+        tracking: the MLflow server.
+        runs: returns the store's runs.
+        replaying: only deliver the journal; the run does not continue.
+        patience: how long to wait for another process that holds the journal.
+        on_failure: called for each batch that MLflow did not accept.
 
-    def on_selection(self, selection: SelectionDone) -> None:
-        """Write the score."""
-        self._write({"selection/score": selection.score}, selection.total_steps)
+    Raises:
+        StoreError: another process holds the journal.
+    """
 
-    def on_progress(self, progress: Progress) -> None:
-        """Write rates and means."""
-        self._write(progress_metrics(progress), progress.total_steps)
+    def store_id(mlflow_run_id: str) -> None:
+        runs().set_mlflow_run(run.id, mlflow_run_id)
 
-    @abstractmethod
-    def _write(self, numbers: dict[str, float], steps: int) -> None:
-        """Write numbers, by their metric's name, at so many agent steps."""
+    return TrackingWriter(
+        tracking.uri,
+        run_dir,
+        run_id=run.id,
+        experiment=model_name(run.task),
+        run_name=f"{run.name} {run.id}",
+        started_at=run.started_at,
+        artifact_dir=tracking.artifact_dir,
+        on_run=store_id,
+        replaying=replaying,
+        on_failure=on_failure,
+        patience=patience,
+    )
 
 
-class TensorBoardSink(NumbersSink):
-    """Writes event files for TensorBoard."""
-
-    name: ClassVar[str] = "tensorboard"
-
-    def __init__(self, folder: Path) -> None:
-        """Write into a folder; needs the package tensorboard."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer: Any = SummaryWriter(str(folder))
-
-    def on_end(self, end: RunEnd) -> None:
-        """Close the file."""
-        self._writer.close()
-
-    def _write(self, numbers: dict[str, float], steps: int) -> None:
-        for name, value in numbers.items():
-            self._writer.add_scalar(name, value, steps)
+def open_sink(opening: SinkOpening) -> MlflowSink:
+    """Open the sink; the MLflow run is a child of the run that this one belongs to."""
+    run = opening.run
+    metrics = TrainingMetrics(opening.instruments, run.id)
+    writer = open_writer(
+        run,
+        opening.run_dir,
+        opening.tracking,
+        opening.runs,
+        patience=opening.patience,
+        on_failure=lambda: metrics.sink_error(MlflowSink.name),
+    )
+    if run.parent_run_id is not None:
+        parent = opening.runs().get(run.parent_run_id).mlflow_run_id
+        if parent is not None:
+            writer.tags({"mlflow.parentRunId": parent})
+    return MlflowSink(writer)

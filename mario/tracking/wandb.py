@@ -1,4 +1,4 @@
-"""What training tells Weights & Biases, which may be away, online or offline."""
+"""The Weights & Biases sink, online or offline; it never waits for the network."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from mario.config.run_states import RunStatus
-from mario.tracking.mlflow import NumbersSink
+from mario.tracking.numbers import NumbersSink
+from mario.tracking.opening import SinkOpening
 from mario.training.sinks import RunEnd, RunStart, patience_seconds, wait_patiently
 
 log = logging.getLogger(__name__)
@@ -120,6 +121,13 @@ class WandbSink(NumbersSink):
             self._failure = f"{type(error).__name__}: {error}".splitlines()[0][:300]
             if not self._left_behind:  # that was said, and the log may be closed by now
                 log.warning("Weights & Biases is left out: %s", self._failure)
+
+
+def open_sink(opening: SinkOpening) -> WandbSink:
+    """Open the sink; needs the package wandb."""
+    mode = opening.config.sinks.wandb
+    assert mode != "off", "a sink that is off is not opened"
+    return WandbSink(opening.run.id, opening.run_dir, mode)
 
 
 def _bound_exit() -> None:

@@ -39,7 +39,7 @@ HELD = """
 import os, time
 from pathlib import Path
 from mario.cli.main import main
-from mario.jobs.terminal import TrainingDisplay
+from mario.cli.terminal import TrainingDisplay
 
 show = TrainingDisplay.progress
 

@@ -21,9 +21,9 @@ from optuna.trial import Trial
 
 from mario.config.sweep import Sweep, load_sweep
 from mario.jobs.context import JobContext, JobSettings, Waits
+from mario.jobs.stop_signals import stopping_on_signals
 from mario.jobs.sweeps.study import SweepStudy
 from mario.jobs.sweeps.sweep import SweepWorker, run_sweep
-from mario.jobs.train import stopping_on_signals
 from tests.support.paths import ROOT
 
 #: Trials of a second or two: a tiny network, short episodes, no metrics page.

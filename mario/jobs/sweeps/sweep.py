@@ -389,29 +389,6 @@ def run_sweep(
     return worker.run(max_trials)
 
 
-def sweep_from_terminal(
-    name: str, sweep: Sweep, context: JobContext, *, max_trials: int | None
-) -> SweepWork:
-    """What `mario sweep run` does: Ctrl-C and SIGTERM give the trial back and end cleanly."""
-    from mario.jobs.train import stopping_on_signals
-
-    stop = threading.Event()
-    with stopping_on_signals(stop):
-        work = run_sweep(
-            name,
-            sweep,
-            context,
-            stop=stop,
-            max_trials=max_trials,
-            on_trial=lambda text: print(text, flush=True),
-        )
-    if work.finished:
-        print(describe_best(name, context))
-    else:
-        print(f"{work.trials} trials here; go on with the same command, here or elsewhere")
-    return work
-
-
 def describe_sweep(name: str, context: JobContext) -> str:
     """What `mario sweep status` shows: one line a trial, then how many are in which state.
 

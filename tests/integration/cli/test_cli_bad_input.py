@@ -163,7 +163,8 @@ def test_a_run_is_gone_on_with_as_it_is_configured(
 
     from mario.cli.main import app
     from mario.config.experiment import load_config
-    from mario.jobs.train import config_of_run, train_run
+    from mario.jobs.begin_run import config_of_run
+    from mario.jobs.train import train_run
 
     context = JobContext(JobSettings.embedded(tmp_path / "runs"))
     config = load_config("configs/smoke.yaml", ("selection.units=0", "sinks.mlflow=false"))

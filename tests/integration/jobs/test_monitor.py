@@ -130,14 +130,13 @@ def test_drift_is_measured_against_the_nightly_baseline(context: JobContext) -> 
     assert get("nightly_score", **champion) is None
 
 
-def test_a_database_that_is_away_is_asked_again(
-    context: JobContext, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_database_is_opened_once_it_exists(context: JobContext) -> None:
     port, stop = free_port(), threading.Event()
+    pages: list[str] = []
     thread = threading.Thread(
         target=monitor,
-        args=(context,),
-        kwargs={"port": port, "poll_seconds": 0.1, "stop": stop},
+        args=(JobContext(context.settings, create=False),),
+        kwargs={"port": port, "poll_seconds": 0.1, "stop": stop, "on_page": pages.append},
         daemon=True,
     )
     thread.start()
@@ -160,4 +159,4 @@ def test_a_database_that_is_away_is_asked_again(
         stop.set()
         thread.join(120)
     assert not thread.is_alive()
-    assert f":{port}/metrics" in capsys.readouterr().out
+    assert pages == [url]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mario.tracking.mlflow import TensorBoardSink
+from mario.tracking.tensorboard import TensorBoardSink
 from mario.tracking.wandb import _WAITING, WandbSink
 from mario.training.sinks import Progress
 from mario.training.trainer import train

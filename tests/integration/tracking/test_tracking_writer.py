@@ -22,14 +22,13 @@ import sqlalchemy as sa
 
 import mario.jobs.store_maintenance
 from mario.jobs.context import JobContext, JobSettings
-from mario.jobs.mlflow_journals import open_tracking
 from mario.jobs.store_maintenance import check
 from mario.registry.registry import ModelRegistry
 from mario.store.engine import writing
 from mario.store.records import AttemptEnd, Run, utc_now
 from mario.store.store import ExperimentStore
 from mario.store.tables import RunAttemptRow
-from mario.tracking.mlflow import MlflowSink
+from mario.tracking.mlflow import MlflowSink, open_writer
 from mario.tracking.mlflow_client import tracking_client
 from mario.tracking.mlflow_writer import TrackingWriter, mark_ended
 from tests.support.mlflow_server import MlflowServer
@@ -181,7 +180,8 @@ def test_what_mlflow_missed_is_replayed(
     )
     store = away.store
     run = store.runs.start(new_run())
-    writer = open_tracking(away, run)
+    folder = away.settings.run_dir(run.id)
+    writer = open_writer(run, folder, away.tracking, lambda: store.runs)
     writer.metrics(1, {"return": 1.0})
     writer.end("finished")
     ended = datetime.now(UTC)

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from mario.jobs.context import JobContext, JobSettings
-from mario.jobs.train import open_sinks
+from mario.jobs.sinks import open_sinks
 from mario.telemetry.instruments import InstrumentSet
 from mario.telemetry.names import STORE_METRICS, TRAINING_METRICS
-from mario.tracking.store import PrometheusSink
+from mario.tracking.prometheus import PrometheusSink
 from mario.training.checkpoint import TENSORS_FILE, list_checkpoints
 from mario.training.collapse_detector import HealthRules
 from mario.training.sinks import BaseSink

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-import mario.jobs.train
 from mario.config.collapse import CollapseConfig
 from mario.errors import ArtefactError, CheckpointError, TrainingError
 from mario.jobs.context import JobContext, JobSettings
+from mario.jobs.export_policy import export_policy
 from mario.jobs.register import ARTEFACT_FOLDER
 from mario.jobs.train import TrainOutcome, train_run
 from mario.policy.artefact import load_artefact
@@ -81,22 +81,16 @@ def test_a_damaged_best_policy_is_found_anew(
     load_artefact(done.artefact)
 
 
-def test_a_best_policy_that_is_damaged_last_is_not_exported(
-    context: JobContext, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_the_last_policy_is_exported_where_the_best_one_is_damaged(
+    context: JobContext, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Between its last look and the export: the last policy takes its place."""
-    export = mario.jobs.train._export
-
-    def damaging(config: object, run_dir: Path, result: object) -> object:
-        flip_a_bit(list_checkpoints(run_dir / "best")[0] / "tensors.pt")
-        return export(config, run_dir, result)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(mario.jobs.train, "_export", damaging)
+    done = train_run(CONFIG, context)
+    flip_a_bit(list_checkpoints(done.run_dir / "best")[0] / "tensors.pt")
     with caplog.at_level(logging.WARNING):
-        done = train_run(CONFIG, context)
+        artefact = export_policy(CONFIG, done.run_dir, done.result)
     assert "exporting the last policy" in caplog.text
-    assert done.artefact is not None
-    assert load_artefact(done.artefact).manifest.training_steps == CONFIG.total_steps
+    assert artefact is not None
+    assert load_artefact(artefact.folder).manifest.training_steps == CONFIG.total_steps
 
 
 @pytest.mark.parametrize("finished", [False, True])

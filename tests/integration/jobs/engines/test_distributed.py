@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
+from mario.cli.experiment_options import engine_settings
 from mario.errors import ArtefactError, ConfigError, EvaluationError
 from mario.evaluation.records import PROTOCOL, EpisodeRecord
 from mario.evaluation.rule import GateRule
 from mario.game.smb.actions import action_set
 from mario.jobs.engines.dask import DaskEngine, payload_of, play_on_worker, shares
 from mario.jobs.engines.engine import LOCAL, EvaluationEngine, open_engine
-from mario.jobs.evaluate import engine_settings, evaluate_stored, evaluation_key, units_of
+from mario.jobs.evaluate import evaluate_stored, evaluation_key, units_of
 from mario.jobs.gate import key_of_test, play_gate
 from mario.jobs.policies import LoadedPolicy, policy_from_artefact, random_policy
 from mario.policy.artefact import MANIFEST_FILE, ONNX_FILE
