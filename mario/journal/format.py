@@ -1,8 +1,8 @@
-"""A journal on disk: records appended by one process, read back in order, forgotten when delivered.
+"""The journal's files: append-only segments of records, read in order, deleted once delivered.
 
-Numbered segment files in a folder. A line is ``CRC32 of the rest, 8 hexadecimal digits | space |
-JSON``; a line that was torn by a kill or a full disk fails its check and is skipped and counted.
-`mario.journal.writer` has the thread that empties a journal.
+A journal is a folder of numbered segment files. A line is ``CRC32 of the rest, 8 hexadecimal
+digits | space | JSON``. A line that a kill or a full disk cut fails its checksum; it is skipped and
+counted. The thread that delivers a journal is in `mario.journal.writer`.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ Record = dict[str, Any]
 
 SEGMENT_BYTES = 4 << 20
 READ_BYTES = 1 << 20
-#: How long a run waits for its own journals: the process before it may just be ending, and somebody
-#: who delivers what dead runs left may have them.
+#: How long a run waits for the lock of its own journals: an earlier attempt may be ending, or a
+#: replay may hold them.
 LOCK_SECONDS = 30.0
-#: How long a journal that a dead run left is held to deliver it: less than a run waits for it.
+#: How long a replay of an abandoned journal may hold its lock: less than ``LOCK_SECONDS``.
 REPLAY_SECONDS = 25.0
-_LOOK_SECONDS = 0.05
+_LOCK_POLL_SECONDS = 0.05
 
 
 def encode_line(record: Record) -> bytes:
-    """One journal line of a record; NumPy's numbers are written as Python's."""
+    """Encode a record as one journal line; NumPy scalars become Python numbers."""
     payload = json.dumps(record, separators=(",", ":"), ensure_ascii=False, default=_plain).encode(
         "utf-8", "backslashreplace"
     )
@@ -47,7 +47,7 @@ def _plain(value: Any) -> Any:
 
 
 def decode_line(line: bytes) -> Record | None:
-    """The record of a line without its end, or None if the line is torn."""
+    """Decode a line without its line break; None if its checksum is wrong."""
     checksum, separator, payload = line.partition(b" ")
     if not separator or len(checksum) != 8:
         return None
@@ -62,11 +62,11 @@ def decode_line(line: bytes) -> Record | None:
 
 @dataclass(frozen=True)
 class Patience:
-    """How long another process may take to let go of a journal.
+    """How long to wait for the lock of a journal that another process holds.
 
     Attributes:
-        seconds: 0 refuses at once.
-        stop: set to wait no more.
+        seconds: the longest wait; 0 fails at once.
+        stop: ends the wait early when set.
     """
 
     seconds: float = 0.0
@@ -77,15 +77,15 @@ NO_PATIENCE = Patience()
 
 
 class Journal:
-    """Numbered segment files in a folder, appended by one process and read back in order.
+    """Numbered segment files in a folder, written by one process and read in order.
 
     Args:
-        folder: created if need be; segments of an earlier process are read first.
-        segment_bytes: size at which a new segment begins.
-        patience: how long another process may take to let go of it.
+        folder: created if it is missing; segments of earlier processes are read first.
+        segment_bytes: size at which a new segment starts.
+        patience: how long to wait for another process' lock.
 
     Raises:
-        StoreError: if another living process has this journal, or the folder cannot be made.
+        StoreError: if another process holds the journal, or the folder cannot be created.
     """
 
     def __init__(
@@ -101,10 +101,10 @@ class Journal:
         self._file: IO[bytes] | None = None
         self._written = 0
         self._torn_end = False
-        # What `sync` has yet to do: segments that are full, and names in the folder.
+        # What `sync` must still bring to the disk: full segments, and new names in the folder.
         self._unsynced: list[int] = []
         self._new_names = False
-        # What the last `read` skipped on its way to a position; it counts once that is forgotten.
+        # Lines that the last `read` skipped before its position; `forget` counts them.
         self._skipped: tuple[tuple[int, int], int] = ((0, 0), 0)
         self.torn_lines = 0
         self.closed = False
@@ -121,8 +121,8 @@ class Journal:
         except OSError as error:
             self._lock.close()
             raise StoreError(
-                f"the journal {self.folder} is being written by another process; expected to be "
-                "alone; wait for that process to end, or stop it"
+                f"the journal {self.folder} is being written by another process; expected no "
+                "other writer; wait for that process to end, or stop it"
             ) from error
         existing = self._segments()
         self._read_segment = existing[0] if existing else 1
@@ -139,7 +139,7 @@ class Journal:
             except BlockingIOError:
                 if stop.is_set() or time.monotonic() >= deadline:
                     raise
-                stop.wait(_LOOK_SECONDS)
+                stop.wait(_LOCK_POLL_SECONDS)
             else:
                 return
 
@@ -150,17 +150,17 @@ class Journal:
         return self.folder / f"{segment:08d}.jsonl"
 
     def append(self, lines: bytes) -> None:
-        """Append whole lines; they survive the process as soon as this returns.
+        """Append complete lines; when this returns they survive the process.
 
         Raises:
-            OSError: if the disk did not take them; a torn line may be left, which reading skips.
+            OSError: if the disk refuses them; a cut line may remain, which reading skips.
         """
         with self._mutex:
             if self._file is not None and self._written >= self._segment_bytes:
                 self._unsynced.append(self._write_segment)
                 self._start_next_segment()
             if self._file is None:
-                # Unbuffered: what was written is the kernel's, whatever happens to this process.
+                # Unbuffered: written bytes are in the kernel and survive this process.
                 self._file = self._path(self._write_segment).open("ab", buffering=0)
                 self._written = 0
                 self._new_names = True
@@ -180,16 +180,16 @@ class Journal:
         self._torn_end = False
 
     def sync(self) -> None:
-        """Bring everything appended to the disk itself, so that it survives the machine.
+        """Flush everything appended to the disk, so that it survives a power cut.
 
         Raises:
-            OSError: if the disk did not take it; what is not there yet is tried again next time.
+            OSError: if the disk fails; the next call tries again what is missing.
         """
         with self._mutex:
             while self._unsynced:
                 with suppress(FileNotFoundError), self._path(self._unsynced[0]).open("rb") as file:
                     os.fsync(file.fileno())
-                del self._unsynced[0]  # on the disk, or delivered and forgotten
+                del self._unsynced[0]  # on the disk, or already delivered and deleted
             if self._file is not None:
                 os.fsync(self._file.fileno())
             if self._new_names:
@@ -198,11 +198,10 @@ class Journal:
                 self._new_names = False
 
     def read(self, max_bytes: int = READ_BYTES) -> tuple[list[Record], tuple[int, int]]:
-        """Read the next records, without forgetting them.
+        """Read the next records without deleting them.
 
         Returns:
-            The records (empty when there are none now) and the position after them, for
-            ``forget``.
+            The records (empty if there are none now), and the position after them for ``forget``.
         """
         records, position, torn = self._read(max_bytes)
         self._skipped = (position, torn)
@@ -219,7 +218,7 @@ class Journal:
                     data = file.read(max_bytes)
             except FileNotFoundError:
                 data = b""
-            # Another process's last line may lack its end; only whole lines of ours are complete.
+            # An earlier process' last line may lack its line break; ours counts only with one.
             last_of_segment = segment < self._write_segment
             end = data.rfind(b"\n") + 1
             if end == 0 and len(data) == max_bytes:
@@ -240,12 +239,12 @@ class Journal:
             segment, offset = segment + 1, 0
 
     def forget(self, position: tuple[int, int]) -> int:
-        """Drop everything before a position that ``read`` returned: it was delivered.
+        """Delete everything before a position from ``read``, because it was delivered.
 
-        A journal that was closed is another's to read: then nothing is dropped.
+        A closed journal may already belong to another process; then nothing is deleted.
 
         Returns:
-            How many lines before it could not be read; ``torn_lines`` has their sum.
+            The number of unreadable lines before the position; ``torn_lines`` is their sum.
         """
         with self._mutex:
             if self.closed:
@@ -268,7 +267,7 @@ class Journal:
             return torn
 
     def close(self, *, empty: bool) -> None:
-        """Release the journal; ``empty`` says that everything was delivered, so files may go."""
+        """Release the journal; ``empty`` deletes its files, because everything was delivered."""
         with self._mutex:
             self.closed = True
             if self._file is not None:
@@ -281,15 +280,15 @@ class Journal:
 
 
 def pending_journals(root: Path | str) -> Iterator[Path]:
-    """Journal folders under ``root`` that hold undelivered segments, in order of their names."""
+    """Find the journal folders under ``root`` with undelivered segments, in order of name."""
     folders = {path.parent for path in Path(root).glob("**/journal*/**/[0-9]*.jsonl")}
     yield from sorted(folders)
 
 
 def first_record(folder: Path | str) -> Record | None:
-    """The oldest record of a journal that can be read, whoever has it; None where there is none."""
+    """Read the oldest readable record of a journal without its lock; None if there is none."""
     for path in sorted(Path(folder).glob("[0-9]*.jsonl")):
-        with suppress(OSError), path.open("rb") as file:  # delivered and forgotten meanwhile
+        with suppress(OSError), path.open("rb") as file:  # it may be deleted meanwhile
             for line in file:
                 record = decode_line(line.rstrip(b"\n"))
                 if record is not None:

@@ -1,9 +1,9 @@
-"""Writes records through a journal, so that they outlive their process and the receiver's absence.
+"""A writer that journals records on disk and delivers them from its own thread.
 
-Whoever produces records appends them to a file and goes on; one thread reads them back from that
-file and delivers them in batches. There is no second path: with the receiver up the file is short,
-with the receiver away it grows, after a kill it is still there and is delivered at the next start.
-Delivery may repeat (a kill between delivering and forgetting), so receivers are idempotent by key.
+The producer appends records to the journal and continues; the thread reads them back and delivers
+them in batches. This is the only path: the journal stays short while the receiver answers, grows
+while the receiver is unreachable, and is delivered by the next start after a kill. A kill between
+delivery and deletion repeats a batch, so receivers must be idempotent by key.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ _log = logging.getLogger(__name__)
 OVERFLOW_LINES, OVERFLOW_BATCH_LINES = 200_000, 2_000
 FIRST_RETRY_SECONDS = 0.2
 LAST_RETRY_SECONDS = 5.0
-# How much of the journal shows whether anything is left of it.
+# Enough of the journal to see whether anything is left in it.
 _PEEK_BYTES = 4096
-# A writer that has not caught up for so long is behind, whatever its thread is doing.
+# A writer that has not caught up for this long reports its backlog from `put`.
 BEHIND_SECONDS = 30.0
 
 
 class DeliveryUnavailableError(Exception):
-    """The receiver does not answer now: keep the records and try again later."""
+    """The receiver is unreachable: the records are kept and delivered later."""
 
 
 class DeliveryRefusedError(Exception):
-    """The receiver answers, and refuses at least one of the records for good.
+    """The receiver permanently refuses at least one record of the batch.
 
     Attributes:
-        records: those of the batch that it refuses; empty where it does not say which.
+        records: the refused records; empty if the receiver does not say which.
     """
 
     def __init__(self, reason: str, records: Sequence[Record] = ()) -> None:
@@ -59,32 +59,32 @@ Deliver = Callable[[Sequence[Record]], None]
 
 
 class WriterObserver(Protocol):
-    """Hears how a writer fares (metrics); called from its thread or the producer's, must not block.
+    """Receives a writer's numbers for metrics; its methods must not block.
 
-    ``mario.telemetry.store.StoreMetrics`` is one.
+    They are called from the writer's thread and from the producer's.
     """
 
     def waiting(self, queue_rows: int, journal_rows: int) -> None:
-        """What waits in memory, and in the journal beyond the batch that is being made."""
+        """Report the rows that wait in memory, and those in the journal."""
         ...
 
     def replayed(self, rows: int) -> None:
-        """Records of an earlier process, or of an absence of the receiver, were delivered."""
+        """Report delivered records of an earlier process, or of an outage of the receiver."""
         ...
 
 
 @dataclass(frozen=True)
 class WriterReport:
-    """What became of a writer's records.
+    """How many of a writer's records were delivered, refused or lost.
 
     Attributes:
-        accepted: records put in by this process.
-        delivered: records delivered, those of earlier processes included.
-        refused: records that the receiver refused for good; they are in ``refused.jsonl``.
-        torn: lines that a kill, a power cut or a full disk cut, and that could not be read back.
+        accepted: records put by this process.
+        delivered: delivered records, including those of earlier processes.
+        refused: records that the receiver permanently refused; they are in ``refused.jsonl``.
+        torn: unreadable lines, cut by a kill, a power cut or a full disk.
         lost: records for which neither disk nor memory had room.
         pending: whether records wait in the journal for the next start.
-        last_error: the receiver's last complaint, if any.
+        last_error: the receiver's last error message, if any.
     """
 
     accepted: int
@@ -104,24 +104,24 @@ class _Counters:
     refused: int = 0
     lost: int = 0
     last_error: str | None = None
-    away_since: float | None = field(default=None)
+    outage_since: float | None = field(default=None)
 
 
 class JournaledWriter:
-    """Takes records without waiting, delivers them in batches from its own thread.
+    """Accepts records without waiting and delivers them in batches from its own thread.
 
     ``put`` never raises and never waits for the receiver: it costs one write to a file.
 
     Args:
-        folder: the journal's folder; what an earlier process left there is delivered first.
-        deliver: delivers a batch or raises ``DeliveryUnavailableError`` (tried again) or
-            ``DeliveryRefusedError`` (without the records that it names, the rest is tried again;
-            where it names none, the batch is halved until the refused record stands alone).
-        name: for the thread and for messages.
+        folder: the journal's folder; records of an earlier process are delivered first.
+        deliver: delivers a batch. It raises ``DeliveryUnavailableError`` if the batch must be tried
+            again, and ``DeliveryRefusedError`` if records are refused: the others are tried again.
+            If the error names no record, the batch is halved until one record is left.
+        name: name of the thread, and in messages.
         batch_bytes: journal bytes in one batch.
-        flush_seconds: how long records may wait to become a batch.
-        patience: how long another process may take to let go of the journal.
-        observer: hears how it fares.
+        flush_seconds: how long records may wait for a batch to fill.
+        patience: how long to wait for another process' lock on the journal.
+        observer: receives numbers for metrics.
 
     Raises:
         StoreError: if the journal cannot be opened.
@@ -156,17 +156,17 @@ class JournaledWriter:
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"write-{name}", daemon=True)
         self._thread.start()
-        self._wake.set()  # an earlier process may have left something
+        self._wake.set()  # an earlier process may have left records
 
-    # -- the producer's side: never waits, never raises -------------------------------------
+    # -- the producer: never waits, never raises -------------------------------------
 
     def put(self, records: Sequence[Record]) -> None:
-        """Take records of JSON types; they are safe from this process's death on return."""
+        """Accept records of JSON types; when this returns they survive the process."""
         if not records:
             return
         lines = [encode_line(record) for record in records]
         try:
-            self._journal_overflow()  # or what came later would be delivered before it
+            self._journal_overflow()  # first, to keep the order of records
             self._journal.append(b"".join(lines))
         except (OSError, ValueError) as error:
             self._keep_in_memory(lines, error)
@@ -174,9 +174,9 @@ class JournaledWriter:
         self._put_count += 1
         self._wake.set()
         if time.monotonic() - self._clean_at > BEHIND_SECONDS:
-            self._tell_waiting()
+            self._report_waiting()
 
-    def _tell_waiting(self, *, caught_up: bool = False) -> None:
+    def _report_waiting(self, *, caught_up: bool = False) -> None:
         if self._observer is not None:
             counters = self._counters
             taken = counters.accepted + counters.foreign
@@ -191,19 +191,19 @@ class JournaledWriter:
         message = f"journal {self._journal.folder}: {error}"
         if message != self._counters.last_error:
             self._counters.last_error = message
-            _log.warning("%s; keeping up to %d records in memory", message, OVERFLOW_LINES)
+            _log.warning("%s; up to %d records are kept in memory", message, OVERFLOW_LINES)
 
     def _journal_overflow(self) -> None:
-        """Move what a full disk kept in memory to the journal, oldest first.
+        """Move records that a full disk kept in memory to the journal, oldest first.
 
         Raises:
-            OSError: the disk has not taken all of it; the rest stays in memory.
+            OSError: if the disk refuses some of them; those stay in memory.
         """
-        if not self._overflow:  # nearly always, and this is hot
+        if not self._overflow:  # nearly always; this path is hot
             return
         with self._overflow_lock:
             while self._overflow:
-                # In parts: what a disk with little room takes of one is written twice.
+                # In parts: the next try writes again what a nearly full disk took of a part.
                 part = list(islice(self._overflow, OVERFLOW_BATCH_LINES))
                 self._journal.append(b"".join(part))
                 for _ in part:
@@ -216,7 +216,7 @@ class JournaledWriter:
         if not self._counters.lost:
             _log.error(
                 "writer %s: records are lost: neither the disk of %s (%s) nor memory has room; "
-                "make room on the disk",
+                "free space on the disk",
                 self._name,
                 self._journal.folder,
                 error,
@@ -224,11 +224,11 @@ class JournaledWriter:
         self._counters.lost += count
 
     def sync(self) -> bool:
-        """Make what was put durable on the disk; call it before a checkpoint that builds on it.
+        """Flush what was put to the disk; call it before a checkpoint that relies on it.
 
         Returns:
-            Whether it is: False while a full disk keeps rows in memory that the receiver, away or
-            slow, has not taken either. What was lost is not counted: see `report`.
+            Whether everything is durable. False while a full disk keeps records in memory that the
+            receiver has not taken either. Lost records do not count: see `report`.
         """
         try:
             self._journal_overflow()
@@ -238,10 +238,10 @@ class JournaledWriter:
             return False
         return True
 
-    # -- waiting, for ends of runs and for tests --------------------------------------------
+    # -- waiting for delivery --------------------------------------------
 
     def flush(self, timeout_seconds: float) -> bool:
-        """Wait until everything put so far is delivered; False if that takes too long."""
+        """Wait until everything put so far is delivered; False if the time runs out first."""
         target = self._put_count
         self._urgent.set()
         self._wake.set()
@@ -249,7 +249,7 @@ class JournaledWriter:
             return self._idle.wait_for(lambda: self._clean_count >= target, timeout_seconds)
 
     def close(self, timeout_seconds: float = 10.0) -> WriterReport:
-        """Deliver what can be delivered in time and stop; the rest stays in the journal."""
+        """Deliver for at most this long, then stop; undelivered records stay in the journal."""
         clean = self.flush(timeout_seconds) if not self._closing.is_set() else False
         self._closing.set()
         self._wake.set()
@@ -259,12 +259,12 @@ class JournaledWriter:
             self._journal_overflow()
         except (OSError, ValueError) as error:
             self._lose(len(self._overflow), error)
-        # A thread that hangs in the receiver may still deliver; its files must stay for replay.
+        # A thread that hangs in the receiver may still deliver; keep its files for a replay.
         self._journal.close(empty=clean and not self._thread.is_alive() and not pending)
         return self.report(pending=pending)
 
     def report(self, *, pending: bool | None = None) -> WriterReport:
-        """Counts so far."""
+        """Return the counts so far."""
         counters = self._counters
         return WriterReport(
             accepted=counters.accepted,
@@ -297,22 +297,22 @@ class JournaledWriter:
             try:
                 self._drain()
             except DeliveryUnavailableError as error:
-                self._note_away(error)
-                self._tell_waiting()
-                # Waiting for `wake` would spin while records keep coming.
+                self._note_outage(error)
+                self._report_waiting()
+                # `wake` is set by every `put`: waiting for it would retry without a pause.
                 self._closing.wait(retry_seconds)
                 retry_seconds = min(2 * retry_seconds, LAST_RETRY_SECONDS)
                 self._wake.set()
                 continue
-            except Exception:  # a bug here must not end the run, and must be seen
+            except Exception:  # a bug here must not end the run; it must be logged
                 _log.exception("writer %s failed; trying again", self._name)
                 self._closing.wait(LAST_RETRY_SECONDS)
                 self._wake.set()
                 continue
             retry_seconds = FIRST_RETRY_SECONDS
-            self._note_back()
+            self._note_recovery()
             self._clean_at = time.monotonic()
-            self._tell_waiting(caught_up=True)
+            self._report_waiting(caught_up=True)
             self._urgent.clear()
             with self._idle:
                 self._clean_count = max(self._clean_count, before)
@@ -329,16 +329,16 @@ class JournaledWriter:
             self._deliver_batch(records)
             own = position[0] >= self._journal.first_own_segment
             if not own:
-                # An earlier process's records: not accepted by this one, but delivered by it.
+                # Records of an earlier process: delivered by this one, but not accepted by it.
                 self._counters.foreign += len(records)
-            if self._observer is not None and (not own or self._counters.away_since is not None):
+            if self._observer is not None and (not own or self._counters.outage_since is not None):
                 self._observer.replayed(len(records))
             self._forget(position)
 
     def _deliver_overflow(self) -> bool:
-        """Deliver a part of what a full disk kept in memory; False where there is no more.
+        """Deliver a part of the records that a full disk kept in memory; False if there are none.
 
-        What is in the journal came before it, so that is delivered first.
+        The journal holds earlier records, so it is delivered first.
         """
         with self._overflow_lock:
             if not self._overflow:
@@ -349,7 +349,7 @@ class JournaledWriter:
         decoded = (decode_line(line.rstrip(b"\n")) for line in lines)
         self._deliver_batch([record for record in decoded if record is not None])
         with self._overflow_lock:
-            # They may have come to the journal meanwhile: then they are delivered twice.
+            # `put` may have moved them to the journal meanwhile: then they are delivered twice.
             for line in lines:
                 if self._overflow and self._overflow[0] is line:
                     self._overflow.popleft()
@@ -360,22 +360,22 @@ class JournaledWriter:
         if torn:
             _log.error(
                 "writer %s: %d lines of the journal %s cannot be read: a kill, a power cut or a "
-                "full disk cut them; what was in them is lost, unless the disk had refused it (it "
-                "was kept in memory then) or the run goes on from a checkpoint before it",
+                "full disk cut them. Their records are lost, unless they were kept in memory (full "
+                "disk) or the run resumes from an earlier checkpoint",
                 self._name,
                 torn,
                 self._journal.folder,
             )
 
     def _deliver_batch(self, records: Sequence[Record]) -> None:
-        """Deliver records; those that are refused are kept aside once the others are delivered.
+        """Deliver records; then write the refused ones to ``refused.jsonl``.
 
-        Not before: a batch whose other half the receiver does not take now comes again.
+        Not before the others are delivered: until then the whole batch may be tried again.
         """
         refused: list[tuple[Record, Exception]] = []
         self._deliver_all(records, refused)
         if self._journal.closed:
-            return  # who has the journal now delivers them again, and is refused the same
+            return  # the journal's next owner delivers them again, with the same refusals
         self._counters.delivered += len(records) - len(refused)
         for record, error in refused:
             self._refuse(record, error)
@@ -390,7 +390,7 @@ class JournaledWriter:
             refused += [(record, error) for record in named]
             known = {id(record) for record in named}
             rest = [record for record in records if id(record) not in known]
-            # Where none is named, halves: until the one that is refused stands alone.
+            # If none is named, deliver halves until the refused record is alone.
             middle = len(rest) if named else len(rest) // 2
             for part in (rest[:middle], rest[middle:]):
                 if part:
@@ -406,19 +406,23 @@ class JournaledWriter:
         except OSError as failure:
             _log.error("the refused record could not be kept: %s", failure)
 
-    def _note_away(self, error: Exception) -> None:
+    def _note_outage(self, error: Exception) -> None:
         self._counters.last_error = str(error)
-        if self._counters.away_since is None:
-            self._counters.away_since = time.monotonic()
+        if self._counters.outage_since is None:
+            self._counters.outage_since = time.monotonic()
             _log.warning(
-                "writer %s: %s; records go to the journal %s until it is back",
+                "writer %s: %s; records stay in the journal %s until the receiver answers",
                 self._name,
                 error,
                 self._journal.folder,
             )
 
-    def _note_back(self) -> None:
-        if self._counters.away_since is not None:
-            away = time.monotonic() - self._counters.away_since
-            self._counters.away_since = None
-            _log.warning("writer %s: back after %.1f s, the journal is delivered", self._name, away)
+    def _note_recovery(self) -> None:
+        if self._counters.outage_since is not None:
+            outage = time.monotonic() - self._counters.outage_since
+            self._counters.outage_since = None
+            _log.warning(
+                "writer %s: the receiver answers again after %.1f s; the journal is delivered",
+                self._name,
+                outage,
+            )
