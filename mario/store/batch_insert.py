@@ -1,4 +1,4 @@
-"""Writing what training leaves behind, in batches, so that writing it again changes nothing."""
+"""Insert the entries of training runs in batches; inserting them again changes nothing."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _JSON_FIELDS = {
 def insert_into(
     connection: sa.Connection, table: type[tables.Base] | sa.Table
 ) -> postgresql.Insert | sqlite.Insert:
-    """An INSERT that knows ``ON CONFLICT``, in the connection's dialect."""
+    """Create an INSERT with ``ON CONFLICT`` in the connection's dialect."""
     if connection.dialect.name == "postgresql":
         return postgresql.insert(table)
     return sqlite.insert(table)
@@ -60,20 +60,20 @@ def write_training_rows(
     *,
     episodes: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Write rows of any kind in one transaction.
+    """Write entries of any kind in one transaction.
 
-    A row that is there already is left alone, unless the new one comes from a later attempt of
-    the run: after a resume the later attempt's history is the run's history.
+    An existing row stays, unless the new one is of a later attempt at the run: after a resumption
+    the later attempt's history replaces the earlier one's.
 
     Args:
         engine: the database.
-        rows: any mixture; of two rows with one key the later attempt's wins.
-        episodes: episodes by field name as the journal has them, which saves making rows of them.
+        rows: entries in any mixture; of two with one key the later attempt's is written.
+        episodes: episodes by field name, as they are in the journal, which saves creating entries.
 
     Raises:
-        StoreUnavailableError: if the database does not answer; nothing was written.
-        UnknownRunsError: if a row is of a run that is not there; nothing was written.
-        StoreConstraintError: if a row contradicts the database; nothing was written.
+        StoreUnavailableError: if the database is unreachable; nothing was written.
+        UnknownRunsError: if an entry belongs to an unknown run; nothing was written.
+        StoreConstraintError: if an entry violates a constraint; nothing was written.
     """
     groups: dict[type, list[Any]] = {}
     for row in rows:
@@ -90,8 +90,8 @@ def write_training_rows(
                 values += [_episode_values(episode) for episode in episodes]
             if values:
                 upsert(connection, table, values)
-        # Ends first: they take the run's row before the attempt's, as who resumes it or finds it
-        # dead does; the other way round the two would wait for each other.
+        # Ends first: they lock the run's row before the attempt's, like `resume` and `mark_killed`.
+        # The other order could deadlock with them.
         for end in groups.get(AttemptEnd, ()):
             _end(connection, end)
         for start in groups.get(AttemptStart, ()):
@@ -101,19 +101,19 @@ def write_training_rows(
 
 
 def known_runs(connection: sa.Connection, run_ids: Iterable[str]) -> set[str]:
-    """Which of these runs the database has."""
+    """Select the runs that the database has."""
     table = tables.RunRow
     return set(connection.execute(sa.select(table.id).where(table.id.in_(run_ids))).scalars())
 
 
 def _require_runs(connection: sa.Connection, run_ids: set[str]) -> None:
-    """Refuse rows of runs that are not there: an UPDATE would pass over them in silence."""
+    """Raise for unknown runs: an UPDATE would ignore them silently."""
     known = known_runs(connection, run_ids)
     unknown = frozenset(run_ids - known)
     if unknown:
         raise UnknownRunsError(
             f"the database {redact(connection.engine.url)} does not have the run "
-            f"{', '.join(sorted(unknown)[:3])}; expected the one that it was begun in; name that "
+            f"{', '.join(sorted(unknown)[:3])}; expected the database of this run; name it "
             "with MARIO_DATABASE_URL",
             unknown,
             alone=not known,
@@ -140,19 +140,19 @@ def _episode_values(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """NumPy's numbers as Python's: the drivers take no others."""
+    """Convert NumPy scalars to Python numbers, as the drivers need them."""
     return value.item() if hasattr(value, "item") else value
 
 
 def upsert(
     connection: sa.Connection, table: type[tables.Base], values: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Insert rows that have an ``attempt``; on a key that exists the later attempt stays.
+    """Insert rows with an ``attempt``; for an existing key the later attempt's row stays.
 
     Args:
         connection: inside a write transaction.
-        table: a model with an ``attempt`` column.
-        values: column name to value, the same columns in each.
+        table: a table with a column ``attempt``.
+        values: values by column name, the same columns in each.
     """
     key = [column.name for column in sa.inspect(table).primary_key]
     newest: dict[tuple[Any, ...], Mapping[str, Any]] = {}
@@ -217,10 +217,10 @@ def _beat(connection: sa.Connection, row: Heartbeat) -> None:
 
 
 def _revive(connection: sa.Connection, row: Heartbeat) -> None:
-    """Take back that an attempt was killed: it was silent, on a machine that nobody could ask.
+    """Set a killed attempt to running again: it was only silent, on another machine.
 
-    The journal of one that was killed may hold a late sign of life; on this machine its process is
-    asked for.
+    The journal of a really killed attempt may hold a late heartbeat; on this machine the process
+    table decides.
     """
     attempt, run = tables.RunAttemptRow, tables.RunRow
     newest = _newest_attempt(row.run_id)
@@ -248,7 +248,7 @@ def _revive(connection: sa.Connection, row: Heartbeat) -> None:
 
 
 def _end(connection: sa.Connection, row: AttemptEnd) -> None:
-    """End an attempt, and the run if no later attempt has begun; a killed one may still say how."""
+    """End an attempt, and its run unless a later attempt began; this may replace ``killed``."""
     attempt, run = tables.RunAttemptRow, tables.RunRow
     newest = _newest_attempt(row.run_id)
     connection.execute(

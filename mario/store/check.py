@@ -1,4 +1,4 @@
-"""`mario store check`: is what the store holds consistent, and how does each run read?"""
+"""Check the store's invariants, and list the state of every run."""
 
 from __future__ import annotations
 
@@ -19,29 +19,28 @@ from mario.store.records import Run
 from mario.store.store import ExperimentStore
 from mario.store.vocabulary import AlphaKind, EvaluationStatus, VersionState
 
-#: What a sweep's own run has for an algorithm.
+#: The algorithm in the row of a sweep's own run.
 SWEEP_ALGORITHM = "sweep"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """Something to know: an ``error`` breaks an invariant, a ``notice`` waits for somebody."""
+    """A result of a check: an ``error`` violates an invariant, a ``notice`` needs an action."""
 
     severity: Literal["error", "notice"]
     what: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunReading:
-    """How a run reads.
+class CheckedRun:
+    """The current state of a run.
 
     Attributes:
         run_id: the run.
-        name: what people call it.
-        status: what it is now: a run that says ``running`` but whose process is gone reads
-            ``killed``.
-        attempts: processes that worked on it.
-        episodes: its stored episodes.
+        name: its name.
+        status: its status; ``killed`` if it is stored as ``running`` but its process is gone.
+        attempts: number of its attempts.
+        episodes: number of its stored episodes.
         text: one line for people.
     """
 
@@ -55,19 +54,19 @@ class RunReading:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckReport:
-    """The answer of ``check_store``."""
+    """The result of ``check_store``."""
 
     findings: tuple[Finding, ...]
-    runs: tuple[RunReading, ...]
+    runs: tuple[CheckedRun, ...]
 
     @property
     def sound(self) -> bool:
-        """Whether no invariant is broken."""
+        """Whether every invariant holds."""
         return all(finding.severity != "error" for finding in self.findings)
 
     def text(self) -> str:
         """The report for a terminal."""
-        lines = [reading.text for reading in self.runs] or ["no runs yet"]
+        lines = [run.text for run in self.runs] or ["no runs yet"]
         lines += [f"{finding.severity}: {finding.what}" for finding in self.findings]
         errors = sum(finding.severity == "error" for finding in self.findings)
         lines.append(
@@ -80,17 +79,17 @@ class CheckReport:
 def check_store(
     store: ExperimentStore, *, runs_dir: Path | str | None = None, mark_killed: bool = False
 ) -> CheckReport:
-    """Verify the invariants of a store and read every run's state.
+    """Check the invariants of a store and read the state of every run.
 
     Args:
         store: an opened store.
-        runs_dir: folder of the runs' folders, to look for undelivered journals.
-        mark_killed: store ``killed`` for runs whose process is gone.
+        runs_dir: folder that contains the runs' folders, searched for undelivered journals.
+        mark_killed: mark runs as ``killed`` whose process is gone.
 
     Raises:
-        StoreError: if the database does not answer.
+        StoreError: if the database is unreachable.
     """
-    runs = tuple(_read_run(store, run, mark_killed) for run in store.runs.list(limit=1_000_000))
+    runs = tuple(_check_run(store, run, mark_killed) for run in store.runs.list(limit=1_000_000))
     findings = [*_schema(store)]
     if runs_dir is not None:
         findings += _journals(store, Path(runs_dir))
@@ -111,9 +110,9 @@ def check_store(
 
 
 def run_is_alive(run: Run) -> bool:
-    """Whether the process of a run's last attempt is there, or was heard of lately elsewhere.
+    """Whether the process of a run's last attempt is alive.
 
-    A sweep's own run is of many processes: each gives signs of life for it, whoever began it.
+    A sweep's own run has many processes, and each of them sends its heartbeats.
     """
     if not run.attempts or run.attempts[-1].status != RunStatus.RUNNING:
         return False
@@ -123,10 +122,10 @@ def run_is_alive(run: Run) -> bool:
     return attempt_is_alive(last.host, last.pid, last.started_at, last.heartbeat_at)
 
 
-def _read_run(store: ExperimentStore, run: Run, mark_killed: bool) -> RunReading:
+def _check_run(store: ExperimentStore, run: Run, mark_killed: bool) -> CheckedRun:
     if mark_killed and run.attempts and run.status == RunStatus.RUNNING and not run_is_alive(run):
         store.runs.mark_killed(run.id, "its process is gone", seen=run.attempts[-1])
-        run = store.runs.get(run.id)  # it may have gone on meanwhile
+        run = store.runs.get(run.id)  # it may have resumed meanwhile
     dead = run.status == RunStatus.RUNNING and not run_is_alive(run)
     status: RunStatus = RunStatus.KILLED if dead else run.status
     episodes = store.runs.count_episodes(run.id)
@@ -134,7 +133,7 @@ def _read_run(store: ExperimentStore, run: Run, mark_killed: bool) -> RunReading
     resumed = f", resumed {len(before)}x after {', '.join(before)}" if before else ""
     imported = ", imported" if run.imported else ""
     reason = f" ({run.status_reason})" if run.status_reason else ""
-    return RunReading(
+    return CheckedRun(
         run_id=run.id,
         name=run.name,
         status=status,
@@ -161,13 +160,13 @@ def _journals(store: ExperimentStore, runs_dir: Path) -> Iterator[Finding]:
         if store.runs.find(run_id) is None:
             what += (
                 f", of run {run_id}, which is not in this database: mario store check --replay "
-                "delivers them with MARIO_DATABASE_URL set to the one that it was begun in"
+                "delivers them with MARIO_DATABASE_URL set to the run's database"
             )
         else:
-            what += ": they will be with the run's next start, or by mario store check --replay"
+            what += ": the run's next start or mario store check --replay delivers them"
         yield Finding(severity="notice", what=what)
     for path in sorted(runs_dir.glob("*/journal*/refused.jsonl")):
-        yield _error(f"{path} holds rows that the database refused; each says why")
+        yield _error(f"{path} holds rows that the database refused, each with the reason")
 
 
 def _engine_checks(connection: sa.Connection) -> Iterator[Finding]:
@@ -177,7 +176,7 @@ def _engine_checks(connection: sa.Connection) -> Iterator[Finding]:
         if line != "ok":
             yield _error(f"SQLite says: {line}")
     for row in connection.exec_driver_sql("PRAGMA foreign_key_check"):
-        yield _error(f"a row of {row[0]} refers to a row of {row[2]} that is not there")
+        yield _error(f"a row of {row[0]} refers to a missing row of {row[2]}")
 
 
 def _episodes_without_gaps(connection: sa.Connection) -> Iterator[Finding]:
@@ -213,8 +212,8 @@ def _evaluations(connection: sa.Connection) -> Iterator[Finding]:
         if row.status == EvaluationStatus.RUNNING and row.played < row.planned_units:
             yield Finding(
                 severity="notice",
-                what=f"evaluation {row.id} stands at {row.played} of {row.planned_units} units; "
-                "the same command goes on with it",
+                what=f"evaluation {row.id} has {row.played} of {row.planned_units} units; "
+                "the same command resumes it",
             )
 
 
@@ -247,7 +246,7 @@ def _verdicts(connection: sa.Connection) -> Iterator[Finding]:
         if not row.challenger or not row.champion:
             yield _error(
                 f"verdict {row.id} rests on {row.challenger} and {row.champion} units; expected "
-                "some on both sides"
+                "units of both policies"
             )
 
 
@@ -302,5 +301,5 @@ def _registrations(connection: sa.Connection) -> Iterator[Finding]:
         yield Finding(
             severity="notice",
             what=f"registration {row.id} of {row.model} is pending: registering again finishes it, "
-            "mario registry reconcile buries it",
+            "mario registry reconcile marks it broken",
         )

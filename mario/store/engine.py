@@ -1,4 +1,4 @@
-"""One way to open a database: SQLite or PostgreSQL behind the same calls and the same errors.
+"""Open SQLite or PostgreSQL, with the same transactions and the same errors.
 
 SQLite is opened with write-ahead logging, foreign keys on and a busy timeout, and with explicit
 ``BEGIN`` statements, because the driver's own transactions neither cover data definition nor take
@@ -24,7 +24,7 @@ SQLITE_BUSY_TIMEOUT_SECONDS = 30.0
 POSTGRES_CONNECT_TIMEOUT_SECONDS = 5
 WRITE_OPTION = "mario_write"
 _SUPPORTED = "sqlite:///PATH or postgresql+psycopg2://USER:PASSWORD@HOST:PORT/NAME"
-# Driver messages that mean "nobody answered" rather than "you wrote nonsense".
+# Driver messages of an outage, as opposed to an invalid statement.
 _OUTAGE_MARKERS = (
     "could not connect",
     "connection refused",
@@ -44,19 +44,19 @@ _OUTAGE_MARKERS = (
 
 
 class StoreUnavailableError(StoreError):
-    """The database does not answer now; the same call may succeed later."""
+    """The database is unreachable now; the same call may succeed later."""
 
 
 class StoreConstraintError(StoreError):
-    """The database refused a row because it contradicts what is already stored."""
+    """The database refused a row that violates a constraint."""
 
 
 class UnknownRunsError(StoreConstraintError):
-    """Rows of runs that are not in this database: it may be the wrong one.
+    """Rows belong to runs that are not in this database, which may be the wrong one.
 
     Attributes:
-        run_ids: those runs.
-        alone: whether no row was of a run that is there.
+        run_ids: the unknown runs.
+        alone: whether every row belongs to an unknown run.
     """
 
     def __init__(self, message: str, run_ids: frozenset[str], *, alone: bool) -> None:
@@ -66,7 +66,7 @@ class UnknownRunsError(StoreConstraintError):
 
 
 def redact(url: str | sa.URL) -> str:
-    """Return a database URL without its password, fit for messages and logs."""
+    """Return a database URL without its password, for messages and logs."""
     try:
         return sa.make_url(url).render_as_string(hide_password=True)
     except sa_exc.ArgumentError:
@@ -74,7 +74,7 @@ def redact(url: str | sa.URL) -> str:
 
 
 def parse_url(url: str) -> sa.URL:
-    """Parse a database URL and refuse what the store does not run on.
+    """Parse a database URL; refuse databases that the store does not support.
 
     Args:
         url: ``sqlite:///runs/mario.db`` or ``postgresql+psycopg2://user:password@host:port/name``.
@@ -111,7 +111,7 @@ def sqlite_path(url: str | sa.URL) -> Path | None:
 
 
 def make_engine(url: str) -> sa.Engine:
-    """Build the engine for a database URL; nothing is opened yet.
+    """Create the engine for a database URL without connecting.
 
     Raises:
         StoreError: as ``parse_url``.
@@ -129,7 +129,7 @@ def make_engine(url: str) -> sa.Engine:
         connect_args={
             "connect_timeout": POSTGRES_CONNECT_TIMEOUT_SECONDS,
             "application_name": "mario",
-            # A dead network must not hang a writer for the kernel's default two hours.
+            # A broken connection must fail before the kernel's default of two hours.
             "keepalives_idle": 10,
             "keepalives_interval": 5,
             "keepalives_count": 3,
@@ -140,15 +140,15 @@ def make_engine(url: str) -> sa.Engine:
 
 
 def _prepare_sqlite_connection(connection: Any, _record: object) -> None:
-    connection.isolation_level = None  # transactions are ours: see _begin_sqlite
+    connection.isolation_level = None  # _begin_sqlite begins the transactions
     cursor = connection.cursor()
     cursor.execute(f"PRAGMA busy_timeout={int(SQLITE_BUSY_TIMEOUT_SECONDS * 1000)}")
     cursor.execute("PRAGMA journal_mode=WAL")
-    # What is committed survives a power cut: a journal forgets its rows then. With write-ahead
-    # logging NORMAL would keep the file whole, and lose the last commits.
+    # Commits must survive a power cut, because the journal deletes committed rows. With
+    # write-ahead logging, NORMAL keeps the file intact but may lose the last commits.
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute("PRAGMA foreign_keys=ON")
-    # Without this, INSERT OR REPLACE would slip past the delete triggers of append-only tables.
+    # Otherwise INSERT OR REPLACE would bypass the delete triggers of append-only tables.
     cursor.execute("PRAGMA recursive_triggers=ON")
     cursor.close()
 
@@ -160,16 +160,16 @@ def _begin_sqlite(connection: sa.Connection) -> None:
 
 @contextmanager
 def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """One consistent read; errors come out of the store's tree."""
+    """Open a connection for reading; driver errors become ``StoreError``."""
     with translated(engine.url), engine.connect() as connection:
         yield connection
 
 
 @contextmanager
 def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """One write transaction: committed at the end, rolled back on any exception.
+    """Open a write transaction: committed at the end, rolled back on an exception.
 
-    On SQLite it holds the write lock from its first statement.
+    On SQLite it holds the write lock from its start.
     """
     with (
         translated(engine.url),
@@ -181,24 +181,24 @@ def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
 
 @contextmanager
 def translated(url: str | sa.URL) -> Iterator[None]:
-    """Turn driver exceptions into ``StoreError`` with one line that says what to do."""
+    """Turn driver exceptions into ``StoreError`` with a one-line message."""
     try:
         yield
     except sa_exc.DBAPIError as error:
         raise explain(error, url) from error
     except sa_exc.StatementError as error:
-        # The value never reached the driver: its column's type refused it.
+        # The column's type refused the value before it reached the driver.
         raise StoreConstraintError(
             f"the database {redact(url)} cannot hold a row: {error.orig}"
         ) from error
     except sa_exc.TimeoutError as error:
         raise StoreUnavailableError(
             f"no free connection to {redact(url)}; expected one within 30 s; "
-            "fewer processes at once, or a larger pool on the server"
+            "run fewer processes, or enlarge the server's connection pool"
         ) from error
 
 
-# What the driver says (lower case, all of a row's words), and what a person should do about it.
+# Words of a driver's message (lower case, all of them occur), and the message for a person.
 _EXPLANATIONS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("no such table",), "the database {0} lacks the store's tables ({1}); {upgrade}"),
     (("relation", "does not exist"), "the database {0} lacks the store's tables ({1}); {upgrade}"),
@@ -219,7 +219,7 @@ _OTHER = "name another database with MARIO_DATABASE_URL"
 
 
 def explain(error: sa_exc.DBAPIError, url: str | sa.URL) -> StoreError:
-    """Translate a driver error: unavailable, refused by a constraint, or anything else."""
+    """Translate a driver error: unreachable, refused by a constraint, or another failure."""
     where, reason = redact(url), _first_line(error)
     lowered = str(error.orig).lower()
     if isinstance(error, sa_exc.IntegrityError | sa_exc.DataError):
@@ -227,8 +227,8 @@ def explain(error: sa_exc.DBAPIError, url: str | sa.URL) -> StoreError:
     for marks, text in _EXPLANATIONS:
         if all(mark in lowered for mark in marks):
             return StoreError(text.format(where, reason, upgrade=_UPGRADE, other=_OTHER))
-    away = error.connection_invalidated or any(mark in lowered for mark in _OUTAGE_MARKERS)
-    if away or isinstance(error, sa_exc.OperationalError | sa_exc.InterfaceError):
+    outage = error.connection_invalidated or any(mark in lowered for mark in _OUTAGE_MARKERS)
+    if outage or isinstance(error, sa_exc.OperationalError | sa_exc.InterfaceError):
         return StoreUnavailableError(
             f"cannot reach the database {where} ({reason}); start it, or {_OTHER}"
         )
@@ -241,9 +241,9 @@ def _first_line(error: sa_exc.DBAPIError) -> str:
 
 
 def encode_json(value: Any) -> Any:
-    """Make a value storable as JSON on both databases: non-finite floats become text.
+    """Convert a value to JSON types that both databases accept; non-finite floats become text.
 
-    PostgreSQL refuses the ``NaN`` and ``Infinity`` tokens that Python writes.
+    Python's encoder writes ``NaN`` and ``Infinity``, which PostgreSQL refuses.
     """
     if isinstance(value, float) and not math.isfinite(value):
         return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")

@@ -1,4 +1,4 @@
-"""Evaluations and verdicts in the store: resumable by unit, and never a verdict without both."""
+"""Evaluations and verdicts in the store; an evaluation is resumable unit by unit."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _RECORD_FIELDS = tuple(item.name for item in fields(EpisodeRecord))
 
 
 class Evaluations:
-    """The evaluations of one database; reached as ``ExperimentStore.evaluations``."""
+    """The evaluations and verdicts of one database; see ``ExperimentStore.evaluations``."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
@@ -41,18 +41,17 @@ class Evaluations:
         policy_label: str = "",
         run_id: str | None = None,
     ) -> Evaluation:
-        """Begin an evaluation, or go on with the one that has this key.
+        """Start an evaluation, or resume the one with this key.
 
         Args:
-            key: what makes it the same evaluation.
-            planned_units: how many units are to be played at most; a greater number than stored
-                before replaces it.
-            policy_label: what people call the policy, such as ``mario-1-1 v3``.
-            run_id: the training run it belongs to, if any.
+            key: its identity.
+            planned_units: the maximum number of units; a higher number replaces the stored one.
+            policy_label: the policy's name for people, such as ``mario-1-1 v3``.
+            run_id: the training run that it belongs to, if any.
 
         Raises:
-            StoreUnavailableError: if the database does not answer.
-            StoreConstraintError: if a value is out of range or the run unknown.
+            StoreUnavailableError: if the database is unreachable.
+            StoreConstraintError: if a value is out of range, or the run unknown.
         """
         table = tables.EvaluationRow
         identity = {
@@ -89,24 +88,24 @@ class Evaluations:
         return self.get(found)
 
     def add(self, evaluation_id: str, records: Sequence[EpisodeRecord]) -> int:
-        """Store finished units at once; a unit that is there already is left alone.
+        """Store finished units in one transaction; existing units stay.
 
         Args:
             evaluation_id: from ``open``.
             records: episodes of the evaluated policy.
 
         Returns:
-            How many were new.
+            The number of new units.
 
         Raises:
-            StoreError: if a record belongs to another policy, or contradicts what was stored for
-                its unit (the protocol promises that it cannot).
-            StoreUnavailableError: if the database does not answer.
+            StoreError: if a record belongs to another policy, or differs from the stored record of
+                its unit, which the protocol excludes.
+            StoreUnavailableError: if the database is unreachable.
         """
         if not records:
             return 0
         evaluation = self.get(evaluation_id)
-        self._refuse_strangers(evaluation, records)
+        self._require_own(evaluation, records)
         table = tables.EvaluationEpisodeRow
         now = utc_now()
         rows = [_row(evaluation_id, record, now) for record in records]
@@ -124,7 +123,7 @@ class Evaluations:
                 stored = known.get(record.unit, record.trajectory_hash)
                 if stored != record.trajectory_hash:
                     raise StoreError(
-                        f"unit {record.unit} of evaluation {evaluation_id} came out differently "
+                        f"unit {record.unit} of evaluation {evaluation_id} has another result "
                         f"(trajectory {record.trajectory_hash[:12]}, stored {stored[:12]}); "
                         "expected the same episode for the same policy and unit; evaluate with the "
                         "versions of the first evaluation, or delete nothing and report it"
@@ -135,7 +134,7 @@ class Evaluations:
         return len({(row["level"], row["seed"]) for row in new})
 
     @staticmethod
-    def _refuse_strangers(evaluation: Evaluation, records: Sequence[EpisodeRecord]) -> None:
+    def _require_own(evaluation: Evaluation, records: Sequence[EpisodeRecord]) -> None:
         for record in records:
             if record.policy_digest != evaluation.key.policy_digest:
                 raise StoreError(
@@ -150,7 +149,7 @@ class Evaluations:
                 )
 
     def records(self, evaluation_id: str) -> tuple[EpisodeRecord, ...]:
-        """Read the finished units, by level and seed; ``episode_score`` is recomputed."""
+        """Read the finished units by level and seed; ``episode_score`` is recomputed."""
         table = tables.EvaluationEpisodeRow
         with reading(self._engine) as connection:
             rows = connection.execute(
@@ -169,7 +168,7 @@ class Evaluations:
     def finish(
         self, evaluation_id: str, status: EvaluationStatus = EvaluationStatus.FINISHED
     ) -> Evaluation:
-        """End an evaluation; ``open`` with the same key takes it up again.
+        """End an evaluation; ``open`` with the same key resumes it.
 
         Raises:
             StoreError: if it is unknown or the status is ``running``.
@@ -243,11 +242,11 @@ class Evaluations:
         """Store a verdict.
 
         Args:
-            new: the verdict; both evaluations must be stored, of just these policies.
+            new: the verdict; the evaluations of both policies must be stored.
 
         Raises:
-            StoreConstraintError: if an evaluation is missing or of another policy.
-            StoreUnavailableError: if the database does not answer.
+            StoreConstraintError: if an evaluation is missing, or of another policy.
+            StoreUnavailableError: if the database is unreachable.
         """
         now = utc_now()
         with writing(self._engine) as connection:
@@ -271,7 +270,7 @@ class Evaluations:
         return found[0]
 
     def test_key(self, verdict: StoredVerdict) -> str:
-        """The key that the confirmation seeds of a verdict's test were derived from.
+        """Return the key that the confirmation seeds of a verdict's test were derived from.
 
         Raises:
             StoreError: if the challenger's evaluation is unknown.

@@ -1,4 +1,4 @@
-"""`mario store export`: every table as one Parquet file, as of one moment."""
+"""Export every table as one Parquet file, from one consistent snapshot."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ROWS_A_GROUP = 50_000
 
 
 def table_names() -> tuple[str, ...]:
-    """The tables that can be exported, parents before children."""
+    """Name the tables, parents before children."""
     return tuple(table.name for table in Base.metadata.sorted_tables)
 
 
@@ -29,20 +29,20 @@ def export_parquet(
 ) -> dict[str, int]:
     """Write tables as ``folder/<table>.parquet``; each file is complete or absent.
 
-    All tables are read in one transaction, so that they fit together although others write on.
+    All tables are read in one transaction, so that they are consistent while others write.
     Times are UTC with microseconds, seeds unsigned 64-bit, JSON columns text.
 
     Args:
         store: an opened store.
-        folder: created if need be; files of an earlier export are replaced.
-        tables: names of tables; None takes all.
+        folder: created if it is missing; files of an earlier export are replaced.
+        tables: names of tables; None exports all.
 
     Returns:
-        Rows written for each table.
+        The number of rows by table.
 
     Raises:
         StoreError: if a table is unknown, the folder cannot be written, pyarrow is not installed,
-            or the database does not answer.
+            or the database is unreachable.
     """
     try:
         import pyarrow  # noqa: F401
@@ -127,4 +127,4 @@ def _arrow_type(kind: sa.types.TypeEngine[Any]) -> Any:
     for sql_type, arrow_type in choices:
         if isinstance(kind, sql_type):
             return arrow_type
-    raise StoreError(f"got a column of type {kind!r}; expected one that export knows")
+    raise StoreError(f"got a column of type {kind!r}; expected a type that the export supports")

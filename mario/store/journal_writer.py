@@ -1,4 +1,4 @@
-"""The store's writer: training rows go through a journal, in batches, from its own thread."""
+"""Write the entries of a training run to the store through a journal, from a thread."""
 
 from __future__ import annotations
 
@@ -72,34 +72,34 @@ _TABLES = {name: table for _, name, table in _KINDS}
 _FIELDS = {kind: tuple(item.name for item in fields(kind)) for kind, _, _ in _KINDS}
 _EPISODE = _NAMES[EpisodeEntry]
 _EPISODE_KEYS = {"row", *_FIELDS[EpisodeEntry]}
-_AS_IT_IS = frozenset({str, int, float, bool, type(None)})
-_MOMENTS = ("at", "ended_at")
+_JSON_SCALARS = frozenset({str, int, float, bool, type(None)})
+_TIME_FIELDS = ("at", "ended_at")
 
 
 def to_record(row: TrainingEntry) -> Record:
-    """A training row as JSON types, for the journal."""
+    """Convert an entry to a journal record of JSON types."""
     kind = type(row)
     record: Record = {"row": _NAMES[kind]}
     for name in _FIELDS[kind]:
         value: Any = getattr(row, name)
-        if type(value) not in _AS_IT_IS:  # one look-up for nearly every value: this is hot
+        if type(value) not in _JSON_SCALARS:  # false for nearly every value; this path is hot
             value = value.isoformat() if isinstance(value, datetime) else encode_json(value)
         record[name] = value
     return record
 
 
 def from_record(record: Record) -> TrainingEntry:
-    """The training row of a journal record.
+    """Convert a journal record to its entry.
 
     Raises:
-        DeliveryRefusedError: if it is none; a newer version may have written it.
+        DeliveryRefusedError: if the record is invalid; a newer version may have written it.
     """
     values = dict(record)
     kind = _TYPES.get(str(values.pop("row", None)))
     if kind is None:
         raise DeliveryRefusedError(f"got a record of type {record.get('row')!r}")
     try:
-        for name in _MOMENTS:
+        for name in _TIME_FIELDS:
             if name in values:
                 values[name] = datetime.fromisoformat(values[name])
         if kind is HealthChangeEntry:
@@ -111,30 +111,30 @@ def from_record(record: Record) -> TrainingEntry:
 
 
 class StoreObserver(WriterObserver, Protocol):
-    """Hears also what became of each batch; ``mario.telemetry.store.StoreMetrics`` is one."""
+    """Receives the result of each batch, too; `telemetry.store.StoreMetrics` implements it."""
 
     def written(self, rows: Mapping[str, int], seconds: float) -> None:
-        """A batch was written: rows by table, and how long it took."""
+        """Report a written batch: rows by table, and its duration."""
         ...
 
     def failed(self) -> None:
-        """The database did not take a batch, which will be tried again."""
+        """Report a batch that failed and will be tried again."""
         ...
 
 
 class StoreWriter:
-    """Writes a run's rows to the store without ever making training wait.
+    """Writes a run's entries to the store without making training wait.
 
     Args:
-        url: database URL; it need not answer now.
+        url: database URL; the database may be unreachable now.
         folder: the run's folder; the journal is ``folder/journal``.
         batch_bytes: journal bytes in one transaction (an episode takes about 450).
-        flush_seconds: how long rows may wait to become a batch.
-        patience: how long another process may take to let go of the journal.
-        observer: hears how it fares, for metrics.
+        flush_seconds: how long entries may wait for a batch to fill.
+        patience: how long to wait for another process' lock on the journal.
+        observer: receives numbers for metrics.
 
     Raises:
-        StoreError: if the journal cannot be opened, or the URL is none.
+        StoreError: if the journal cannot be opened, or the URL is invalid.
 
     Example:
         >>> with StoreWriter(url, run_dir) as writer:  # doctest: +SKIP
@@ -164,31 +164,30 @@ class StoreWriter:
         )
 
     def put(self, rows: Sequence[TrainingEntry]) -> None:
-        """Take rows; returns at once, raises nothing, survives the process's death."""
+        """Accept entries without waiting and without raising; they survive the process."""
         self._writer.put([to_record(row) for row in rows])
 
     def sync(self) -> bool:
-        """Make the rows put so far durable; call it before a checkpoint that builds on them.
+        """Make the entries put so far durable; call it before a checkpoint that relies on them.
 
         Returns:
-            Whether they are; False where neither disk nor database takes them now, and for good
-            once rows were lost: a run that goes on from a checkpoint from before them tells them
-            again.
+            Whether they are durable. False while neither disk nor database accepts them, and always
+            once entries were lost: a run resumed from an earlier checkpoint writes them again.
         """
         return self._writer.sync() and not self._writer.report().lost
 
     def flush(self, timeout_seconds: float = 10.0) -> bool:
-        """Wait until the rows put so far are in the database; False if that takes too long."""
+        """Wait until the entries put so far are in the database; False if the time runs out."""
         return self._writer.flush(timeout_seconds)
 
     def close(self, timeout_seconds: float = 8.0) -> WriterReport:
-        """Write what can be written in time; the rest stays in the journal for the next start."""
+        """Write for at most this long; the rest stays in the journal for the next start."""
         report = self._writer.close(timeout_seconds)
         self._engine.dispose()
         return report
 
     def report(self) -> WriterReport:
-        """Counts so far."""
+        """Return the counts so far."""
         return self._writer.report()
 
     def __enter__(self) -> Self:
@@ -208,7 +207,7 @@ def _deliver_to(
     def deliver(records: Sequence[Record]) -> None:
         begun = time.perf_counter()
         try:
-            # Nearly all records are episodes: they go as they are, checked by the database.
+            # Nearly all records are episodes: they go unconverted, and the database checks them.
             episodes = [r for r in records if r.get("row") == _EPISODE]
             if any(episode.keys() != _EPISODE_KEYS for episode in episodes):
                 episodes = []
@@ -222,18 +221,18 @@ def _deliver_to(
             raise DeliveryRefusedError(f"got an episode that cannot be read: {error}") from error
         except UnknownRunsError as error:
             if error.alone:
-                # The wrong database: a run's row is written before its first one here. The right
-                # one takes them. Between rows of a run that is trained they hold up none: they
-                # are read again with those, and are refused beside them.
+                # This is the wrong database, because a run is stored before its first entry. Keep
+                # the records for the right one. They do not block the entries of a known run:
+                # read together with those, they are refused (below).
                 if observer is not None:
                     observer.failed()
                 raise DeliveryUnavailableError(str(error)) from error
-            strange = [record for record in records if record.get("run_id") in error.run_ids]
-            raise DeliveryRefusedError(str(error), strange) from error
+            unknown = [record for record in records if record.get("run_id") in error.run_ids]
+            raise DeliveryRefusedError(str(error), unknown) from error
         except StoreConstraintError as error:
             raise DeliveryRefusedError(str(error)) from error
         except StoreError as error:
-            # Also a database that was not upgraded yet: nothing is lost by waiting.
+            # Also a database that is not upgraded yet: waiting loses nothing.
             if observer is not None:
                 observer.failed()
             raise DeliveryUnavailableError(str(error)) from error
@@ -246,13 +245,13 @@ def _deliver_to(
 
 @dataclass(frozen=True)
 class Replay:
-    """What became of one journal that an earlier process left.
+    """The result of replaying one journal that an earlier process left.
 
     Attributes:
         folder: the journal.
-        report: what became of its records; None where it was left alone.
-        busy: it belongs to a living process.
-        unknown_run: the run of its records, where the database does not have that.
+        report: the counts of its records; None if it was not replayed.
+        busy: whether a living process holds it.
+        unknown_run: the run of its records, if the database does not have it.
     """
 
     folder: Path
@@ -264,25 +263,25 @@ class Replay:
 def replay_journals(
     url: str, runs_dir: Path | str, *, timeout_seconds: float = REPLAY_SECONDS
 ) -> list[Replay]:
-    """Deliver what killed processes left in the store's journals under a runs folder.
+    """Deliver the journals that killed processes left under a runs folder.
 
-    A journal whose run the database does not have is left alone: its rows are another's.
+    A journal whose run is not in the database is skipped: it belongs to another database.
 
     Args:
         url: database URL.
-        runs_dir: folder of the runs' folders.
-        timeout_seconds: patience for each journal.
+        runs_dir: folder that contains the runs' folders.
+        timeout_seconds: longest time for each journal.
 
     Returns:
-        One entry for each journal that held something.
+        One result for each journal with undelivered records.
     """
     folders = [f for f in pending_journals(runs_dir) if f.name == JOURNAL_FOLDER]
     unknown = _of_unknown_runs(url, folders)
     if unknown:
         _log.warning(
-            "%d journals under %s are left alone: their runs (%s%s) are not in the database %s; "
-            "`mario store check --replay` delivers them with MARIO_DATABASE_URL set to the one "
-            "that they were begun in",
+            "%d journals under %s are skipped: their runs (%s%s) are not in the database %s; "
+            "`mario store check --replay` delivers them with MARIO_DATABASE_URL set to the "
+            "database of these runs",
             len(unknown),
             runs_dir,
             ", ".join(list(unknown.values())[:3]),
@@ -306,9 +305,9 @@ def _replay(url: str, folder: Path, timeout_seconds: float) -> Replay:
 
 
 def _of_unknown_runs(url: str, folders: Sequence[Path]) -> dict[Path, str]:
-    """Journals of runs that the database does not have, with those runs.
+    """Map journals to their runs, for runs that the database does not have.
 
-    Empty where it cannot be asked: delivering asks it again.
+    Empty if the database is unreachable: the delivery then checks again.
     """
     first = {folder: first_record(folder) for folder in folders}
     run_ids = {

@@ -1,6 +1,6 @@
-"""The promotion ledger and the alpha account: one chain a model, appended under a lock.
+"""The promotion ledger and the alpha accounts: one chain per model, appended under a lock.
 
-The ledger is the truth about which version is champion (docs/adr); the registry's alias follows.
+The ledger decides which version is champion (docs/adr/0006); the registry's alias follows it.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from mario.store.engine import StoreConstraintError, reading, writing
 from mario.store.records import AlphaEntry, Promotion, utc_now
 from mario.store.vocabulary import AlphaKind, PromotionReason, VersionState
 
-# Sums of alpha are compared with this slack, in units of probability.
+# Tolerance when sums of alpha (probabilities) are compared.
 _ALPHA_TOLERANCE = 1e-12
 
 
 def lock_model(connection: sa.Connection, model: str) -> None:
-    """Hold a model's row until the transaction ends, creating it if need be.
+    """Lock a model's row until the transaction ends; create a missing row.
 
-    On PostgreSQL other writers of the same model wait here; on SQLite the write transaction
-    already keeps every other writer out.
+    On PostgreSQL other writers of the model wait here; on SQLite the write transaction already
+    excludes every other writer.
     """
     connection.execute(
         insert_into(connection, tables.ModelRow)
@@ -39,23 +39,23 @@ def lock_model(connection: sa.Connection, model: str) -> None:
 
 
 class Ledger:
-    """Promotions and alpha wealth of one database; reached as ``ExperimentStore.ledger``."""
+    """Promotions and alpha accounts of one database; see ``ExperimentStore.ledger``."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
 
     def champion(self, model: str) -> Promotion | None:
-        """The row that names the present champion; None before the first promotion."""
+        """Read the entry of the current champion; None before the first promotion."""
         with reading(self._engine) as connection:
             return _last(connection, model)
 
     def history(self, model: str) -> tuple[Promotion, ...]:
-        """Every promotion of a model, oldest first."""
+        """Read every promotion of a model, oldest first."""
         with reading(self._engine) as connection:
             return _history(connection, model)
 
     def models(self) -> tuple[str, ...]:
-        """Names of the models that have versions, verdicts or promotions."""
+        """Name the models that have versions, verdicts or promotions."""
         with reading(self._engine) as connection:
             rows = connection.execute(
                 sa.select(tables.ModelRow.name).order_by(tables.ModelRow.name)
@@ -71,24 +71,24 @@ class Ledger:
         promoted_by: str,
         note: str | None = None,
     ) -> Promotion:
-        """Append a promotion: in one transaction, only if the champion is still the one judged.
+        """Append a promotion in one transaction, if the champion is still the judged one.
 
         Args:
             model: ``mario-<task>``.
             version: the version to promote; its registration must be complete.
-            verdict_id: a stored verdict that says ``promote`` about this version's digest. None
-                is accepted only for a model's first champion.
+            verdict_id: a stored verdict with the decision ``promote`` about this version's digest.
+                None is accepted only for a model's first champion.
             promoted_by: person or job.
-            note: why, in words.
+            note: the reason, for people.
 
         Returns:
-            The new row.
+            The new entry.
 
         Raises:
             PromotionConflict: if another version was promoted since the verdict's evaluation.
-            RegistryError: if the version is unknown or half-registered, or the verdict does not
-                say promote, or is about something else, or was used before.
-            StoreUnavailableError: if the database does not answer.
+            RegistryError: if the version is not completely registered; if the verdict does not say
+                promote, is about another version, or was used before.
+            StoreUnavailableError: if the database is unreachable.
         """
         try:
             with writing(self._engine) as connection:
@@ -134,14 +134,14 @@ class Ledger:
 
         Args:
             model: ``mario-<task>``.
-            version: the former champion; None takes the one before the present, not counting
-                champions that were themselves rolled back.
+            version: the former champion; None chooses the previous one, without those that were
+                rolled back.
             promoted_by: person or job.
-            note: why, in words.
-            expected_champion: refuse if the champion is another by now.
+            note: the reason, for people.
+            expected_champion: raise if the champion is another version.
 
         Raises:
-            RegistryError: if there is nothing to go back to, or the version never was champion.
+            RegistryError: if there is no former champion, or the version never was champion.
             PromotionConflict: if the champion is not the expected one.
         """
         try:
@@ -225,14 +225,14 @@ class Ledger:
     def _lost_race(
         self, model: str, version: int | None, error: StoreConstraintError
     ) -> RegistryError:
-        """A constraint refused the row: say who is champion now, if somebody was first."""
+        """Translate a refused row: to a conflict if another promoter was first."""
         current = self.champion(model)
         if current is not None and "promotions" in str(error):
             return _conflict(model, version, current)
         return RegistryError(f"promotion of {model} v{version} was refused: {error}")
 
     def grant_alpha(self, model: str, amount: float) -> AlphaEntry:
-        """Open a model's alpha account with an amount > 0; the account there is, if any."""
+        """Open a model's alpha account with an amount > 0, or return its existing first entry."""
         with writing(self._engine) as connection:
             lock_model(connection, model)
             first = _alpha_entries(connection, model)[:1]
@@ -254,19 +254,20 @@ class Ledger:
         test_key: str,
         amount: float | Callable[[Sequence[AlphaEntry]], float],
     ) -> AlphaEntry:
-        """Pay for a test before it begins; the same test is paid for once.
+        """Pay for a test before it starts; the same test is paid once.
 
         Args:
             model: ``mario-<task>``.
-            test_key: the test: who against whom under which rule.
-            amount: what it costs, 0 < amount ≤ wealth; or a function of the account's entries,
-                called while the account is locked, so that two tests never pay the same price.
+            test_key: identity of the test: the policies and the rule.
+            amount: its price, 0 < amount ≤ wealth; or a function that computes the price from the
+                account's entries while the account is locked, so that two tests never pay the same
+                share.
 
         Returns:
-            The entry, the earlier one if the test was paid for already (its ``amount`` counts).
+            The entry; the earlier one, with its ``amount``, if the test was already paid.
 
         Raises:
-            RegistryError: if there is no account, or not enough in it.
+            RegistryError: if there is no account, or its wealth is too low.
         """
         with writing(self._engine) as connection:
             lock_model(connection, model)
@@ -280,8 +281,8 @@ class Ledger:
             if not 0 < amount <= wealth + _ALPHA_TOLERANCE:
                 raise RegistryError(
                     f"got {amount:g} alpha to spend on {model}; expected more than 0 and at most "
-                    f"its wealth {wealth:g}; no test is left that keeps the declared level: wait "
-                    "for a promotion, or open a new task"
+                    f"its wealth {wealth:g}; no further test fits the declared level: wait for "
+                    "a promotion, or open a new task"
                 )
             return _append_alpha(
                 connection,
@@ -294,21 +295,21 @@ class Ledger:
             )
 
     def alpha_entries(self, model: str) -> tuple[AlphaEntry, ...]:
-        """Every movement of a model's alpha account, oldest first."""
+        """Read every movement of a model's alpha account, oldest first."""
         with reading(self._engine) as connection:
             return _alpha_entries(connection, model)
 
     def alpha_wealth(self, model: str) -> float | None:
-        """What is in a model's alpha account; None if it was never opened."""
+        """Read the wealth of a model's alpha account; None if it was never opened."""
         with reading(self._engine) as connection:
             return _wealth(connection, model)
 
 
 def _earn_alpha(connection: sa.Connection, model: str, verdict_id: str) -> None:
-    """Fill a model's alpha account again: a promotion begins a new stream; the model is locked.
+    """Refill a model's alpha account after a promotion, which starts a new stream of tests.
 
-    Only a promotion does. A verdict that says `promote` and is never acted upon leaves the champion
-    as it was, so the next challenger belongs to the same stream.
+    A verdict `promote` without a promotion leaves the champion in place, so the next challenger
+    belongs to the same stream. The caller holds the model's lock.
     """
     entries = _alpha_entries(connection, model)
     if not entries:
@@ -438,7 +439,7 @@ def _append(
 
 
 def _former_champion(model: str, rows: tuple[Promotion, ...]) -> int:
-    """The champion before the present one, leaving out those that were rolled back."""
+    """Return the version of the previous champion, ignoring those that were rolled back."""
     stack: list[int] = []
     for row in rows:
         if row.reason == PromotionReason.ROLLBACK:

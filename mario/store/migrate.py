@@ -1,4 +1,4 @@
-"""Upgrade, downgrade and check the database's schema; one transaction each, safe to race."""
+"""Upgrade, downgrade and check the database's schema, each in one transaction."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from alembic.util.exc import CommandError
 from mario.errors import StoreError
 from mario.store.engine import make_engine, reading, redact, sqlite_path, writing
 
-# Any constant will do: it only has to be the same for every upgrader of one server.
+# Key of the advisory lock; any constant that every process shares.
 _POSTGRES_LOCK = 0x6D6172696F  # "mario"
 
 
@@ -26,7 +26,7 @@ def _config(connection: sa.Connection | None = None) -> Config:
 
 
 def head_revision() -> str:
-    """The revision that this version of the package works with."""
+    """Return the schema revision of this package."""
     head = ScriptDirectory.from_config(_config()).get_current_head()
     if head is None:
         raise StoreError("the package holds no migrations; expected at least one; reinstall it")
@@ -34,38 +34,38 @@ def head_revision() -> str:
 
 
 def current_revision(engine: sa.Engine) -> str | None:
-    """The revision that the database is at; None when it holds no tables of the store.
+    """Return the database's revision; None if it has no tables of the store.
 
     Raises:
-        StoreError: if the database does not answer.
+        StoreError: if the database is unreachable.
     """
     with reading(engine) as connection:
         return MigrationContext.configure(connection).get_current_revision()
 
 
 def upgrade(url: str, revision: str = "head") -> str:
-    """Bring a database to a revision, creating a SQLite file where there is none.
+    """Upgrade a database to a revision; create a missing SQLite file.
 
-    Two upgraders at once are harmless: the second waits and finds nothing to do.
+    Concurrent upgrades are safe: the second waits and finds nothing to do.
 
     Args:
         url: database URL.
         revision: Alembic revision, ``head`` for the newest.
 
     Returns:
-        The revision the database is at now.
+        The database's new revision.
 
     Raises:
-        StoreError: if the database is away, or newer than this package.
+        StoreError: if the database is unreachable, or newer than this package.
     """
     return _migrate(url, revision, down=False)
 
 
 def downgrade(url: str, revision: str) -> str | None:
-    """Take a database back to a revision (``base`` removes every table and all data).
+    """Downgrade a database to a revision; ``base`` removes every table and all data.
 
     Raises:
-        StoreError: if the database is away or the revision unknown.
+        StoreError: if the database is unreachable, or the revision unknown.
     """
     return _migrate(url, revision, down=True) or None
 
@@ -81,8 +81,8 @@ def _migrate(url: str, revision: str, *, down: bool) -> str:
                 )
             current = MigrationContext.configure(connection).get_current_revision()
             if not down and revision == "head" and current == head_revision():
-                # Alembic's commands work through globals of the process, in which MLflow may be at
-                # its own database in another thread.
+                # Alembic's commands use globals of the process, and MLflow may migrate its own
+                # database in another thread.
                 return current or ""
             config = _config(connection)
             (command.downgrade if down else command.upgrade)(config, revision)
@@ -110,10 +110,10 @@ def _make_sqlite_folder(url: str) -> None:
 
 
 def require_current(engine: sa.Engine) -> None:
-    """Refuse a database that is not at this package's revision.
+    """Check that a database is at this package's revision.
 
     Raises:
-        StoreError: with the two revisions and what to do.
+        StoreError: if it is not.
     """
     current, head = current_revision(engine), head_revision()
     if current != head:

@@ -1,9 +1,9 @@
-"""Many rows into PostgreSQL at once: COPY, and where rows are there already, COPY and one upsert.
+"""Insert many rows into PostgreSQL with COPY, and with an upsert where keys exist already.
 
-Row by row, PostgreSQL plans and answers every INSERT; COPY reads a stream
-(https://www.postgresql.org/docs/18/populate.html, "Use COPY"). COPY itself knows no
-``ON CONFLICT``: where a key is there already (a resumed run, a replay), the rows go through a
-temporary table, which each connection makes once and which empties itself at every commit.
+COPY reads a stream, while every INSERT is planned and answered separately
+(https://www.postgresql.org/docs/18/populate.html, "Use COPY"). COPY has no ``ON CONFLICT``: if a
+key exists already (a resumed run, a replay), the rows go through a temporary table, which each
+connection creates once and which every commit empties.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ def copy_upsert(
 
     Args:
         connection: to PostgreSQL, inside a write transaction.
-        table: where to.
-        rows: column name to value; no two with the same key.
-        columns: the columns that are given; the others take NULL.
+        table: the target.
+        rows: values by column name; no two with the same key.
+        columns: the given columns; the others become NULL.
         key: names of the primary key's columns.
-        newer: name of the column that decides between two rows with one key.
+        newer: the column that decides between two rows with one key.
 
     Raises:
         StoreConstraintError: if a value does not fit its column's type.
-        sqlalchemy.exc.DBAPIError: as from any other statement.
+        sqlalchemy.exc.DBAPIError: if the driver fails.
     """
     given = list(rows)
     text = _copy_text(table, given, columns)
-    if not _is_there(connection, table, given, key):
+    if not _probably_exist(connection, table, given, key):
         try:
             with connection.begin_nested():
                 _copy(connection, f"COPY {table.name} ({', '.join(columns)}) FROM STDIN", text)
@@ -67,7 +67,7 @@ def copy_upsert(
     )
     _copy(connection, f"COPY {stage} ({names}) FROM STDIN", text)
     connection.exec_driver_sql(
-        # The names are those of our own tables and columns, never a user's text.
+        # Table and column names come from `tables`, never from a user.
         f"INSERT INTO {table.name} ({names}) SELECT {names} FROM {stage} "  # noqa: S608
         f"ON CONFLICT ({', '.join(key)}) DO UPDATE SET {changes} "
         f"WHERE {table.name}.{newer} < excluded.{newer}"
@@ -75,13 +75,13 @@ def copy_upsert(
     connection.exec_driver_sql(f"DELETE FROM {stage}")  # noqa: S608
 
 
-def _is_there(
+def _probably_exist(
     connection: sa.Connection,
     table: sa.Table,
     rows: Sequence[Mapping[str, Any]],
     key: Sequence[str],
 ) -> bool:
-    """Guess whether rows are there already, by the first and the last of them."""
+    """Guess from the first and the last row whether the rows exist already."""
     keys = [tuple(row[name] for name in key) for row in (rows[0], rows[-1])]
     columns = sa.tuple_(*(table.c[name] for name in key))
     found = connection.execute(sa.select(sa.literal(1)).where(columns.in_(keys)).limit(1))
@@ -91,7 +91,7 @@ def _is_there(
 def _copy_text(
     table: sa.Table, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]
 ) -> io.StringIO:
-    """The rows in COPY's text format."""
+    """Write rows in COPY's text format."""
     pick = itemgetter(*columns)
     special = [(index, writer) for index, name in enumerate(columns)
                if (writer := _writer(table.c[name])) is not _text]  # fmt: skip
@@ -99,7 +99,7 @@ def _copy_text(
     try:
         for row in rows:
             values = pick(row)
-            # Most values are numbers; this line is most of what writing an episode costs.
+            # Most values are numbers; this line dominates the cost of writing an episode.
             cells = [str(v) if type(v) in _NUMBERS else _text(v) for v in values]
             for index, writer in special:
                 cells[index] = writer(values[index])
@@ -118,7 +118,7 @@ def _copy(connection: sa.Connection, statement: str, text: io.StringIO) -> None:
         with raw.cursor() as cursor:
             cursor.copy_expert(statement, text)
     except driver.Error as error:
-        # Past SQLAlchemy's own cursor, so its translation has to be asked for.
+        # COPY bypasses SQLAlchemy's cursor, so its error translation is called here.
         raise sa_exc.DBAPIError.instance(
             statement,
             None,
@@ -130,7 +130,7 @@ def _copy(connection: sa.Connection, statement: str, text: io.StringIO) -> None:
 
 
 def _writer(column: sa.Column[Any]) -> Callable[[Any], str]:
-    """How a column's values are written in COPY's text format."""
+    """Return the function that writes a column's values in COPY's text format."""
     if isinstance(column.type, UInt64):
         fold = column.type.process_bind_param
         return lambda value: _NULL if value is None else str(fold(value, _NO_DIALECT))

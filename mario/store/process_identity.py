@@ -1,4 +1,4 @@
-"""Which process wrote a row, and whether it still lives."""
+"""Identify the process behind a row, and tell whether it is alive."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ import socket
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-#: How often a process that trains gives a sign of life, however long an update takes.
+#: Interval of a training process' heartbeats.
 HEARTBEAT_SECONDS = 30.0
-#: A process on another machine cannot be asked; without a sign of life for so long it is dead.
+#: A process on another machine counts as dead after this long without a heartbeat.
 SILENCE_SECONDS = 300.0
 #: Training that makes no progress for so long counts as hung and has no heartbeat.
 HANG_SECONDS = 3600.0
-# What a process's start, counted from the machine's, may be off the clock that wrote the row.
+# How far a process' start time from ``/proc`` may differ from the clock that wrote the row.
 _CLOCK_SECONDS = 5.0
 
 
 def host_name() -> str:
-    """This machine's name, as rows carry it."""
+    """Return this machine's name, as stored in rows."""
     return socket.gethostname()
 
 
 def process_id() -> int:
-    """This process, as rows carry it."""
+    """Return this process' number, as stored in rows."""
     return os.getpid()
 
 
 def is_alive(host: str, pid: int) -> bool:
-    """Whether a process of this machine is there; on another machine nobody can tell: False.
+    """Whether a process of this machine is running; False for another machine.
 
-    A zombie, dead but not yet reaped by its parent, counts as gone.
+    A zombie, dead but not yet reaped by its parent, is not running.
     """
     if host != host_name() or pid <= 0:
         return False
@@ -43,31 +43,31 @@ def is_alive(host: str, pid: int) -> bool:
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return True  # no such file system here: the signal's answer has to do
+        return True  # without /proc only the signal tells
     return stat.rpartition(")")[2].split()[:1] not in (["Z"], ["X"])
 
 
 def is_silent(heartbeat_at: datetime) -> bool:
-    """Whether the last sign of life, UTC, is so long ago that who gave it is dead.
+    """Whether the last heartbeat (UTC) is so old that its process counts as dead.
 
-    Elsewhere, that is: a process of this machine can be asked for.
+    This is for processes on other machines; ``is_alive`` checks those on this one.
     """
     return datetime.now(UTC) - heartbeat_at >= timedelta(seconds=SILENCE_SECONDS)
 
 
 def attempt_is_alive(host: str, pid: int, started_at: datetime, heartbeat_at: datetime) -> bool:
-    """Whether the process that began an attempt is still there.
+    """Whether the process that started an attempt is alive.
 
-    On this machine the process is asked for; its number may be another's by now, so a process
-    that is younger than the attempt is none of it, once the attempt has been silent for long (until
-    then a clock that was put right could make it look younger than it is). On another machine its
-    last sign of life has to do.
+    On this machine the process table decides. A process number may have been reused: a process
+    that is younger than the attempt does not count once the attempt is silent. (Before that, a
+    corrected clock could make the right process look younger.) On another machine the last
+    heartbeat decides.
 
     Args:
-        host: the machine that the attempt ran on.
+        host: the machine of the attempt.
         pid: its process there.
-        started_at: when the attempt began, UTC.
-        heartbeat_at: when it last gave a sign of life, UTC.
+        started_at: start of the attempt, UTC.
+        heartbeat_at: its last heartbeat, UTC.
     """
     silent = is_silent(heartbeat_at)
     if host != host_name():
@@ -80,12 +80,12 @@ def attempt_is_alive(host: str, pid: int, started_at: datetime, heartbeat_at: da
 
 
 def process_began(pid: int) -> datetime | None:
-    """When a process of this machine began, UTC; None where nobody can say (no ``/proc``)."""
+    """Return the start time of a process of this machine, UTC; None without ``/proc``."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
         machine = Path("/proc/stat").read_text(encoding="utf-8")
-        # Field 22 of proc_pid_stat(5), in ticks since the machine began; the name in field 2 may
-        # hold spaces, so it is counted from behind it.
+        # Field 22 of proc_pid_stat(5): ticks since the machine booted. The name in field 2 may
+        # contain spaces, so fields are counted from the end of the name.
         ticks = int(stat.rpartition(")")[2].split()[19])
         (boot,) = (int(line.split()[1]) for line in machine.splitlines() if line[:6] == "btime ")
         return datetime.fromtimestamp(boot + ticks / os.sysconf("SC_CLK_TCK"), UTC)

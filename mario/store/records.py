@@ -1,4 +1,4 @@
-"""What goes into the store and comes out: frozen values, no database objects among them."""
+"""The values that the store takes and returns: frozen, independent of the database."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from mario.store.vocabulary import AlphaKind, EvaluationStatus, PromotionReason,
 
 
 def utc_now() -> datetime:
-    """The present moment, in UTC, with its zone."""
+    """Return the current time in UTC."""
     return datetime.now(UTC)
 
 
 def new_id(prefix: str) -> str:
-    """A new identifier that sorts by time: ``run-20261123T101500-1f2e3d4c``."""
+    """Create an identifier that sorts by time: ``run-20261123T101500-1f2e3d4c``."""
     return f"{prefix}-{utc_now():%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class NewRun:
-    """A run about to start.
+    """A run to be started.
 
     Attributes:
-        name: what people call it, usually the config's name.
-        task: the task trained for, such as ``1-1``.
+        name: for people, usually the name of the configuration.
+        task: the task, such as ``1-1``.
         algorithm: ``ppo``, ``dqn``, ``bc``, …
         config: the whole configuration as JSON types.
         config_hash: its content hash.
-        id: the run's identifier; made new unless given.
+        id: the run's identifier.
         git_commit: commit of the code, if known.
         git_diff: uncommitted changes, if any.
         library_versions: package name to version.
         hardware: processor, cores, memory, accelerator, …
-        parent_run_id: the run this one goes on from (fine-tuning), not the resumed one.
-        mlflow_run_id: the tracking run.
+        parent_run_id: the run whose policy this one fine-tunes.
+        mlflow_run_id: the run in MLflow.
     """
 
     name: str
@@ -59,18 +59,18 @@ class NewRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """One process's share of a run.
+    """One attempt at a run, by one process.
 
     Attributes:
-        attempt: 1 for the first start, one more for each resume.
-        host: machine it ran on.
+        attempt: 1 for the first start, one more for each resumption.
+        host: its machine.
         pid: its process there.
-        status: ``running`` until it ends; ``killed`` when a later look found it dead.
-        start_steps: environment steps done when it began.
-        end_steps: environment steps done when it ended, if it could say so.
-        started_at: when it began.
-        ended_at: when it ended.
-        heartbeat_at: when it last gave a sign of life.
+        status: ``running`` until it ends; ``killed`` once its process was found dead.
+        start_steps: environment steps done at its start.
+        end_steps: environment steps done at its end, if it reported them.
+        started_at: its start.
+        ended_at: its end.
+        heartbeat_at: its last heartbeat.
     """
 
     attempt: int
@@ -86,7 +86,7 @@ class Attempt:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run as stored, with its attempts in order (empty for imported runs)."""
+    """A stored run, with its attempts in order (none for imported runs)."""
 
     id: str
     name: str
@@ -111,23 +111,23 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EpisodeEntry:
-    """One finished training episode; (run_id, env_index, episode_index) is its identity.
+    """One finished training episode; (run_id, env_index, episode_index) is its key.
 
     Attributes:
         run_id: its run.
-        env_index: which of the N environments, 0 ≤ env_index.
-        episode_index: count of episodes finished before in that environment, over all attempts.
-        attempt: which attempt of the run wrote it; of two, the later attempt's row stays.
+        env_index: index of its environment, ≥ 0.
+        episode_index: number of episodes that the environment finished before, over all attempts.
+        attempt: the attempt that wrote it; a later attempt replaces an earlier one's row.
         seed: the episode's seed, 0 ≤ seed < 2**64.
         level: ``"1-1"`` … ``"8-4"``.
-        total_steps: environment steps of the whole run when it ended.
-        length_steps: its own length in steps.
-        shaped_return: sum of the reward trained on, before any normalisation.
+        total_steps: environment steps of the whole run at its end.
+        length_steps: its length in steps.
+        shaped_return: sum of the training reward, before normalisation.
         furthest_x_px: greatest x reached.
         end_reason: ``flag``, ``death``, ``clock``, ``steps``, …
         x_px, y_px, score, coins, time_left, life, status, world, stage, area, flag, dying,
-            player_state: the game's 13 values at the end.
-        ended_at: when it ended.
+            player_state: the game's 13 values at its end.
+        ended_at: its end.
     """
 
     run_id: str
@@ -159,7 +159,7 @@ class EpisodeEntry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HealthSampleEntry:
-    """What the collapse detector saw at one update; ``signals`` may hold non-finite floats."""
+    """The collapse detector's signals at one update; they may hold non-finite floats."""
 
     run_id: str
     update_index: int
@@ -186,7 +186,7 @@ class HealthChangeEntry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckpointEntry:
-    """A checkpoint that was completely written; ``path`` relative to the runs folder or a URI."""
+    """A completely written checkpoint; ``path`` is relative to the runs folder, or a URI."""
 
     run_id: str
     kind: CheckpointKind
@@ -200,7 +200,7 @@ class CheckpointEntry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SelectionEntry:
-    """The policy's score on selection seeds after so many steps, and the best one until then."""
+    """The policy's score on selection seeds at a step, and the best score until then."""
 
     run_id: str
     total_steps: int
@@ -215,7 +215,7 @@ class SelectionEntry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttemptEnd:
-    """The end of an attempt, and with it of the run unless it is resumed."""
+    """The end of an attempt; it ends the run, too, until the run is resumed."""
 
     run_id: str
     attempt: int
@@ -227,7 +227,7 @@ class AttemptEnd:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Heartbeat:
-    """A sign of life of a running attempt."""
+    """A heartbeat of a running attempt."""
 
     run_id: str
     attempt: int
@@ -237,7 +237,7 @@ class Heartbeat:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttemptStart:
-    """Where an attempt really went on from: the steps of the checkpoint that was whole."""
+    """The steps of the checkpoint that an attempt resumed from."""
 
     run_id: str
     attempt: int
@@ -258,15 +258,15 @@ TrainingEntry = (
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationKey:
-    """What makes two evaluations the same one, so that a broken-off one is gone on with.
+    """The identity of an evaluation: the same key resumes an interrupted evaluation.
 
     Attributes:
         policy_digest: SHA-256 of the artefact's ``policy.json``, or a name like ``random:SIMPLE``.
         protocol: ``mario-eval-v1``.
         seed_family: ``selection``, ``screening`` or ``confirmation``.
-        seed_source: the key the seeds are derived from (for confirmation the test's, on both
-            sides), may be empty.
-        levels: the levels played, in the task's order.
+        seed_source: the key that seeds are derived from; for confirmation the test's key, the same
+            for both policies; may be empty.
+        levels: the levels, in the task's order.
     """
 
     policy_digest: str
@@ -278,7 +278,7 @@ class EvaluationKey:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """An evaluation as stored; ``finished_units`` counts its episodes."""
+    """A stored evaluation; ``finished_units`` counts its episodes."""
 
     id: str
     key: EvaluationKey
@@ -293,18 +293,18 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class NewVerdict:
-    """The gate's answer about to be stored.
+    """A verdict of the gate, to be stored.
 
     Attributes:
         model: ``mario-<task>``.
-        challenger_digest, challenger_evaluation_id: what was evaluated, under which id.
-        champion_digest, champion_evaluation_id: the same for the champion, or for the random
-            policy when there is no champion yet.
-        gate: version of the rule, ``mario-gate-v1``.
+        challenger_digest, challenger_evaluation_id: the challenger and its evaluation.
+        champion_digest, champion_evaluation_id: the champion and its evaluation; the random policy
+            if there is no champion yet.
+        gate: version of the gate, ``mario-gate-v1``.
         decision: ``promote``, ``reject`` or ``inconclusive``.
-        detail: the whole verdict as JSON types: rule, every number, every guard, every reason.
-        challenger_version, champion_version: registry versions, where there are any.
-        id: made new unless given.
+        detail: the whole verdict as JSON types: rule, numbers, guards, reasons.
+        challenger_version, champion_version: registry versions, if registered.
+        id: its identifier.
     """
 
     model: str
@@ -322,16 +322,16 @@ class NewVerdict:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredVerdict(NewVerdict):
-    """A verdict as stored."""
+    """A stored verdict."""
 
     created_at: datetime
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegisteredVersion:
-    """A version as the store knows it; ``version`` is None while it is ``pending``.
+    """A stored version; its number ``version`` is None while it is ``pending``.
 
-    ``host`` and ``pid`` name the process that registers it, or that did last.
+    ``host`` and ``pid`` name the process that registers it, or did so last.
     """
 
     id: str
@@ -351,7 +351,7 @@ class RegisteredVersion:
 
 @dataclass(frozen=True, kw_only=True)
 class Promotion:
-    """One row of the ledger; the row with the greatest ``sequence`` names the champion."""
+    """One entry of the ledger; the entry with the highest ``sequence`` names the champion."""
 
     model: str
     sequence: int
@@ -369,15 +369,14 @@ class Promotion:
 
 @dataclass(frozen=True, kw_only=True)
 class AlphaEntry:
-    """One movement of a model's alpha wealth.
+    """One movement of a model's alpha account.
 
     Attributes:
-        kind: ``grant`` opens the account, ``spend`` pays for a test, ``earn`` fills it again by a
+        kind: ``grant`` opens the account, ``spend`` pays for a test, ``earn`` refills it after a
             promotion.
-        test_key: what is paid for once, such as the digest of who plays whom under which rule; of
-            an ``earn`` the verdict.
-        amount: ≥ 0, always.
-        wealth_before, wealth_after: the account around it, both ≥ 0.
+        test_key: identity of the test that is paid once; the verdict's id for ``earn``.
+        amount: ≥ 0.
+        wealth_before, wealth_after: the account before and after, both ≥ 0.
     """
 
     model: str
@@ -393,20 +392,20 @@ class AlphaEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class ServingComparison:
-    """One stretch of serving in which two versions stood beside each other.
+    """A challenger compared with the champion in serving, over one period of time.
 
     Attributes:
         model: ``mario-<task>``.
-        champion_version, champion_digest: the version that answered.
-        challenger_version, challenger_digest: the one in the shadow or on the canary sessions.
-        started_at, ended_at: the stretch.
-        shadow_observations: observations both answered.
-        agreed_observations: of these, where both would press the same buttons.
-        dropped_observations: observations the shadow was too slow for.
-        champion_decisions, challenger_decisions: decisions in sessions that each of them took.
-        champion_seconds, challenger_seconds: time of inference calls, in s.
+        champion_version, champion_digest: the champion.
+        challenger_version, challenger_digest: the shadow or canary version.
+        started_at, ended_at: the period.
+        shadow_observations: observations that both answered.
+        agreed_observations: of these, observations with equal actions.
+        dropped_observations: observations that the shadow dropped because it was too slow.
+        champion_decisions, challenger_decisions: decisions in the sessions of each version.
+        champion_seconds, challenger_seconds: total time of inference calls.
         champion_observations, challenger_observations: observations in those calls.
-        id: made new unless given.
+        id: its identifier.
     """
 
     model: str
@@ -429,7 +428,7 @@ class ServingComparison:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing was compared: the champion alone makes no comparison."""
+        """Whether it holds no observation or decision of the challenger."""
         return not (
             self.shadow_observations or self.dropped_observations or self.challenger_decisions
         )

@@ -1,4 +1,4 @@
-"""Runs in the store: start, resume, end, and read back with everything that belongs to them."""
+"""Runs in the store: start, resume, end, and read them with everything they recorded."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def refuse_busy(run_id: str, last: Attempt | sa.Row[Any]) -> None:
-    """Refuse to go on with a run whose last attempt another process is still at.
+    """Check that no other process works on a run's last attempt.
 
     Raises:
-        RunIsBusy: its process is alive on this machine, or was heard of lately on another.
+        RunIsBusy: if its process is alive on this machine, or has a recent heartbeat on another.
     """
     if last.status != RunStatus.RUNNING or (last.host, last.pid) == (host_name(), process_id()):
         return
@@ -65,14 +65,14 @@ def refuse_busy(run_id: str, last: Attempt | sa.Row[Any]) -> None:
         )
     silent = max(0.0, (utc_now() - last.heartbeat_at).total_seconds())
     raise RunIsBusy(
-        f"run {run_id} is being trained by process {last.pid} on {last.host}, heard of "
-        f"{silent:.0f} s ago; expected it ended; stop it there (a killed one counts as gone after "
-        f"{SILENCE_SECONDS:.0f} s of silence), or start a new run"
+        f"run {run_id} is being trained by process {last.pid} on {last.host}, last heartbeat "
+        f"{silent:.0f} s ago; expected it ended; stop it there (a killed process counts as gone "
+        f"{SILENCE_SECONDS:.0f} s after its last heartbeat), or start a new run"
     )
 
 
 class Runs:
-    """The runs of one database; reached as ``ExperimentStore.runs``."""
+    """The runs of one database; see ``ExperimentStore.runs``."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
@@ -81,7 +81,7 @@ class Runs:
         """Store a new run, its hyperparameters and its first attempt (this process).
 
         Raises:
-            StoreUnavailableError: if the database does not answer.
+            StoreUnavailableError: if the database is unreachable.
             StoreConstraintError: if the id is taken or the parent is unknown.
         """
         now = utc_now()
@@ -115,20 +115,19 @@ class Runs:
         return self.get(new.id)
 
     def reserve_seed(self, run_id: str, task: str, first: int) -> int:
-        """Take a seed for a run that is about to begin; asked again, the run gets the same.
+        """Reserve a seed for a run that has not started; a second call returns the same seed.
 
-        It is the smallest one, from `first` on, that no run of the task was configured with and
-        none has taken. Where two ask at once, the database lets one of them have it, and the other
-        takes the next.
+        The seed is the smallest one ≥ `first` that no run of the task uses or has reserved. Of two
+        concurrent calls the database gives it to one; the other gets the next seed.
 
         Args:
             run_id: the run; it need not be stored yet.
-            task: what it will train for.
-            first: the smallest seed that will do, 0 ≤ first < ``SEED_BOUND``.
+            task: its task.
+            first: the smallest acceptable seed, 0 ≤ first < ``SEED_BOUND``.
 
         Raises:
-            StoreUnavailableError: if the database does not answer.
-            StoreError: if no seed from `first` on is free that a configuration may have.
+            StoreUnavailableError: if the database is unreachable.
+            StoreError: if every seed from `first` to ``SEED_BOUND`` is taken.
         """
         table, parameter = tables.SeedReservationRow, tables.HyperparameterRow
         with writing(self._engine) as connection:
@@ -156,7 +155,7 @@ class Runs:
 
     @staticmethod
     def _reserve(connection: sa.Connection, run_id: str, task: str, seed: int) -> bool:
-        """Take one seed; False where another transaction was first. PostgreSQL waits for it."""
+        """Reserve one seed; False if another transaction, for which PostgreSQL waits, was first."""
         table = tables.SeedReservationRow
         done = connection.execute(
             insert_into(connection, table)
@@ -166,18 +165,18 @@ class Runs:
         return bool(done.rowcount)
 
     def resume(self, run_id: str, *, start_steps: int) -> Run:
-        """Begin the next attempt of a run in this process.
+        """Start the next attempt at a run in this process.
 
-        An attempt still marked running is marked killed: its process is gone, or it would hold
-        the run (see :func:`refuse_busy`).
+        A last attempt that is still ``running`` becomes ``killed``, unless its process is alive
+        (see :func:`refuse_busy`).
 
         Args:
             run_id: the run.
-            start_steps: environment steps done at the checkpoint that is gone on from.
+            start_steps: environment steps of the checkpoint that it resumes from.
 
         Raises:
             StoreError: if the run is unknown or imported.
-            RunIsBusy: if its process is alive on this machine, or was heard of lately on another.
+            RunIsBusy: if its process is alive here, or has a recent heartbeat on another machine.
         """
         with writing(self._engine) as connection:
             run = tables.RunRow
@@ -189,7 +188,7 @@ class Runs:
             if found.imported:
                 raise StoreError(
                     f"got the imported run {run_id}; expected one of this system: an imported run "
-                    "has no checkpoint to go on from"
+                    "has no checkpoint to resume from"
                 )
             attempt = tables.RunAttemptRow
             last = connection.execute(
@@ -232,7 +231,7 @@ class Runs:
         )
 
     def set_mlflow_run(self, run_id: str, mlflow_run_id: str) -> None:
-        """Note the tracking run that belongs to a run.
+        """Store the id of a run's MLflow run.
 
         Raises:
             StoreError: if the run is unknown.
@@ -247,32 +246,33 @@ class Runs:
                 raise self._unknown(run_id)
 
     def end(self, end: AttemptEnd) -> None:
-        """Store the end of an attempt at once; training uses the writer thread instead."""
+        """Store the end of an attempt at once; training uses ``StoreWriter`` instead."""
         self.write([end])
 
     def write(self, rows: Sequence[TrainingEntry]) -> None:
-        """Store training rows at once, in one transaction, idempotently.
+        """Store entries at once, in one transaction, idempotently.
 
         Raises:
-            StoreUnavailableError, StoreConstraintError: see ``write.write_training_rows``.
+            StoreUnavailableError: if the database is unreachable.
+            StoreConstraintError: if an entry violates a constraint.
         """
         write_training_rows(self._engine, rows)
 
     def mark_killed(self, run_id: str, reason: str, *, seen: Attempt | None = None) -> bool:
-        """Mark a run that is ``running`` but whose process is gone.
+        """Mark a ``running`` run as ``killed`` if its process is gone.
 
         Args:
             run_id: the run.
             reason: for people.
-            seen: its newest attempt as it was when its process was found gone. One that has begun
-                or given a sign of life since then is left alone; None only asks for the process.
+            seen: its newest attempt as read when the process was found gone. If a newer attempt or
+                heartbeat exists, the run stays. None checks only the process.
 
         Returns:
             Whether it was marked.
         """
         with writing(self._engine) as connection:
             run, attempt = tables.RunRow, tables.RunAttemptRow
-            # Nobody resumes it meanwhile: `resume` takes this lock, too.
+            # `resume` takes this lock, too, so nobody resumes the run meanwhile.
             connection.execute(sa.select(run.id).where(run.id == run_id).with_for_update())
             row = connection.execute(
                 sa.select(attempt)
@@ -300,7 +300,7 @@ class Runs:
                 .values(status=RunStatus.KILLED, ended_at=row.heartbeat_at)
             )
             if not marked.rowcount:
-                return False  # a sign of life, or its end, was quicker
+                return False  # a heartbeat or its end was stored first
             done = connection.execute(
                 sa.update(run)
                 .where(run.id == run_id, run.status == RunStatus.RUNNING)
@@ -320,7 +320,7 @@ class Runs:
         return run
 
     def find(self, run_id: str) -> Run | None:
-        """Read one run; None where it is unknown."""
+        """Read one run; None if it is unknown."""
         runs = self._select(tables.RunRow.id == run_id, limit=1)
         return runs[0] if runs else None
 
@@ -363,7 +363,7 @@ class Runs:
             return {row.name: row.value for row in rows}
 
     def count_episodes(self, run_id: str) -> int:
-        """How many training episodes of a run are stored."""
+        """Count the stored training episodes of a run."""
         with reading(self._engine) as connection:
             return int(
                 connection.execute(
@@ -374,7 +374,7 @@ class Runs:
             )
 
     def episodes(self, run_id: str) -> Iterator[EpisodeEntry]:
-        """Read a run's own (not imported) episodes by environment, then by index."""
+        """Read a run's episodes by environment and index, without imported ones."""
         table = tables.EpisodeRow
         names = list(EpisodeEntry.__dataclass_fields__)
         last = (-1, -1)
@@ -398,12 +398,12 @@ class Runs:
             last = (rows[-1].env_index, rows[-1].episode_index)
 
     def health_samples(self, run_id: str) -> tuple[HealthSampleEntry, ...]:
-        """Read a run's health samples in order of updates."""
+        """Read a run's health samples in the order of updates."""
         rows = self._ordered(tables.HealthSampleRow, run_id, tables.HealthSampleRow.update_index)
         return tuple(HealthSampleEntry(**row._mapping) for row in rows)
 
     def health_changes(self, run_id: str) -> tuple[HealthChangeEntry, ...]:
-        """Read a run's changes of health in order of updates."""
+        """Read a run's changes of health in the order of updates."""
         rows = self._ordered(tables.HealthChangeRow, run_id, tables.HealthChangeRow.update_index)
         return tuple(
             HealthChangeEntry(**{**row._mapping, "reasons": tuple(row.reasons)}) for row in rows
@@ -412,13 +412,13 @@ class Runs:
     def checkpoints(
         self, run_id: str, kind: CheckpointKind | None = None
     ) -> tuple[CheckpointEntry, ...]:
-        """Read a run's checkpoints in order of steps."""
+        """Read a run's checkpoints in the order of steps."""
         rows = self._ordered(tables.CheckpointRow, run_id, tables.CheckpointRow.total_steps)
         found = (CheckpointEntry(**row._mapping) for row in rows)
         return tuple(row for row in found if kind is None or row.kind == kind)
 
     def selections(self, run_id: str) -> tuple[SelectionEntry, ...]:
-        """Read a run's judgements on selection seeds in order of steps."""
+        """Read a run's evaluations on selection seeds in the order of steps."""
         rows = self._ordered(tables.SelectionRow, run_id, tables.SelectionRow.total_steps)
         return tuple(SelectionEntry(**row._mapping) for row in rows)
 

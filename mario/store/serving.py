@@ -1,4 +1,4 @@
-"""Shadow and canary numbers in the store: what a challenger did beside the champion."""
+"""Comparisons of a shadow or canary challenger with the champion, in the store."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ _FIELDS = tuple(item.name for item in fields(ServingComparison))
 
 
 class ServingComparisons:
-    """The comparisons of one database; reached as ``ExperimentStore.serving``."""
+    """The serving comparisons of one database; see ``ExperimentStore.serving``."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
 
     def add(self, comparison: ServingComparison) -> None:
-        """Store one stretch.
+        """Store one comparison.
 
         Raises:
-            StoreUnavailableError: if the database does not answer.
+            StoreUnavailableError: if the database is unreachable.
         """
         values: Mapping[str, object] = {name: getattr(comparison, name) for name in _FIELDS}
         with writing(self._engine) as connection:
             connection.execute(sa.insert(tables.ServingComparisonRow).values(**values))
 
     def list(self, model: str, challenger_digest: str) -> tuple[ServingComparison, ...]:
-        """Read the stretches of a challenger, oldest first."""
+        """Read the comparisons of a challenger, oldest first."""
         table = tables.ServingComparisonRow
         with reading(self._engine) as connection:
             rows = connection.execute(

@@ -1,4 +1,4 @@
-"""ExperimentStore: the one door to the database, for jobs, flows, serving and the CLI."""
+"""`ExperimentStore`: access to the database for jobs, flows, serving and the CLI."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ from mario.store.versions import Versions
 
 
 class ExperimentStore:
-    """Everything the system remembers, on SQLite or PostgreSQL.
+    """The database with runs, evaluations, versions and the ledger, on SQLite or PostgreSQL.
 
     Attributes:
-        runs: runs, episodes, health, checkpoints.
-        evaluations: evaluations, their episodes, verdicts.
-        versions: registered versions and their state.
-        ledger: promotions and alpha wealth.
-        serving: what challengers did in the shadow or as canaries.
+        url: the database's URL.
+        engine: SQLAlchemy's engine.
+        runs: runs with their episodes, health and checkpoints.
+        evaluations: evaluations with their episodes, and verdicts.
+        versions: registered versions and their states.
+        ledger: promotions and alpha accounts.
+        serving: comparisons of challengers with the champion in serving.
 
     Example:
         >>> with ExperimentStore.open("sqlite:///runs/mario.db") as store:  # doctest: +SKIP
@@ -41,15 +43,15 @@ class ExperimentStore:
 
     @classmethod
     def open(cls, url: str, *, create: bool = True) -> Self:
-        """Open a database and check that its schema is this package's.
+        """Open a database and check its schema revision.
 
         Args:
             url: ``sqlite:///runs/mario.db`` or ``postgresql+psycopg2://…``.
-            create: make or upgrade an embedded (SQLite) database on the way; a server's database
-                is only upgraded by ``mario store upgrade``. False where only reading makes sense.
+            create: create or upgrade a SQLite database. A database on a server is upgraded by
+                ``mario store upgrade`` only. Pass False to read an existing database.
 
         Raises:
-            StoreError: if the database is not there, does not answer, or is at another revision.
+            StoreError: if the database is missing, unreachable, or at another revision.
         """
         path = sqlite_path(make_engine(url).url)
         if path is not None:

@@ -1,8 +1,8 @@
-"""The tables: what is true in the store is held true by the database, not only by Python.
+"""The database tables; constraints in the database enforce the store's invariants.
 
-Natural keys throughout, so that writing a row again is harmless and no row exists twice. Three
-tables are append-only (triggers in the migrations): ``verdicts``, ``promotions`` and
-``alpha_entries``. A change here needs a migration; a test compares the two.
+Keys are natural, so that writing a row again is harmless and no row exists twice. The tables
+``verdicts``, ``promotions`` and ``alpha_entries`` are append-only, by triggers in the migrations. A
+change here needs a migration; a test compares the two.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mario.store.vocabulary import AlphaKind, EvaluationStatus, PromotionReason,
 
 STORED_RUN_STATUSES = tuple(status for status in RunStatus if status.stored is status)
 APPEND_ONLY = ("verdicts", "promotions", "alpha_entries")
-#: The 13 values of the game at an episode's end, as the console's state names them.
+#: The 13 values of the game's state at an episode's end.
 GAME_VALUES = (
     "x_px",
     "y_px",
@@ -47,7 +47,7 @@ def _one_of(column: str, words: Iterable[StrEnum]) -> str:
 
 
 class Base(DeclarativeBase):
-    """Base of every table; constraint names are fixed so that migrations can name them."""
+    """Base of every table; the naming convention lets migrations refer to constraints."""
 
     metadata = sa.MetaData(
         naming_convention={
@@ -61,7 +61,7 @@ class Base(DeclarativeBase):
 
 
 class ModelRow(Base):
-    """A registered model (``mario-<task>``); its row is what promoters lock."""
+    """A registered model (``mario-<task>``); a promotion locks its row."""
 
     __tablename__ = "models"
     name: Mapped[str] = mapped_column(sa.String(128), primary_key=True)
@@ -69,7 +69,7 @@ class ModelRow(Base):
 
 
 class RunRow(Base):
-    """One training run, however often it was resumed."""
+    """One training run, with all its attempts."""
 
     __tablename__ = "runs"
     __table_args__ = (
@@ -99,7 +99,7 @@ class RunRow(Base):
 
 
 class RunAttemptRow(Base):
-    """One process's share of a run: the first start is attempt 1, each resume adds one."""
+    """One attempt at a run: the first start is attempt 1, each resumption adds one."""
 
     __tablename__ = "run_attempts"
     __table_args__ = (
@@ -120,7 +120,7 @@ class RunAttemptRow(Base):
 
 
 class HyperparameterRow(Base):
-    """One leaf of a run's configuration, by its dotted name, for queries over runs."""
+    """One value of a run's configuration, by its dotted name, for queries across runs."""
 
     __tablename__ = "hyperparameters"
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
@@ -129,9 +129,9 @@ class HyperparameterRow(Base):
 
 
 class SeedReservationRow(Base):
-    """A seed that a run took before it began: two that begin together never take the same.
+    """A seed reserved for a run before its start, so that two runs never train with the same seed.
 
-    The run need not be there yet, and may never come: then its seed is left out.
+    The run need not exist yet. If it is never started, its seed stays unused.
     """
 
     __tablename__ = "seed_reservations"
@@ -143,7 +143,7 @@ class SeedReservationRow(Base):
 
 
 class EpisodeRow(Base):
-    """One finished training episode; an episode is stored once, whoever writes it again."""
+    """One finished training episode."""
 
     __tablename__ = "episodes"
     __table_args__ = (
@@ -184,7 +184,7 @@ class EpisodeRow(Base):
 
 
 class HealthSampleRow(Base):
-    """What the collapse detector saw at one update."""
+    """The collapse detector's signals at one update."""
 
     __tablename__ = "health_samples"
     __table_args__ = (CheckConstraint(_one_of("state", HealthState), name="state"),)
@@ -216,7 +216,7 @@ class HealthChangeRow(Base):
 
 
 class CheckpointRow(Base):
-    """A checkpoint that was completely written."""
+    """A completely written checkpoint."""
 
     __tablename__ = "checkpoints"
     __table_args__ = (
@@ -234,11 +234,11 @@ class CheckpointRow(Base):
 
 
 class SelectionRow(Base):
-    """A judgement on selection seeds while training, by which the best checkpoint is chosen."""
+    """An evaluation on selection seeds during training, which selects the best checkpoint."""
 
     __tablename__ = "selections"
     __table_args__ = (
-        # Not "score <= best_score": on a full disk a better policy is not kept, and is no best.
+        # Not "score <= best_score": on a full disk a better policy is not kept as the best.
         CheckConstraint("NOT is_best OR score = best_score", name="is_best"),
     )
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
@@ -253,7 +253,7 @@ class SelectionRow(Base):
 
 
 class EvaluationRow(Base):
-    """One policy playing one fixed set of units; resumed under the same key."""
+    """One policy's evaluation on one fixed set of units; the same key resumes it."""
 
     __tablename__ = "evaluations"
     __table_args__ = (
@@ -262,7 +262,7 @@ class EvaluationRow(Base):
         CheckConstraint("planned_units >= 1", name="planned_units"),
         CheckConstraint("(status = 'running') = (ended_at IS NULL)", name="ended"),
         UniqueConstraint("policy_digest", "protocol", "seed_family", "seed_source", "level_set"),
-        # So that a verdict can be held to the policies that were really evaluated.
+        # Target of the verdicts' foreign keys: a verdict names the evaluated policies.
         UniqueConstraint("id", "policy_digest"),
     )
     id: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
@@ -280,9 +280,10 @@ class EvaluationRow(Base):
 
 
 class EvaluationEpisodeRow(Base):
-    """One finished unit of an evaluation; the columns are those of ``EpisodeRecord``.
+    """One finished unit of an evaluation, with the columns of ``EpisodeRecord``.
 
-    ``episode_score`` repeats what the other columns give, for plain SQL; reading recomputes it.
+    ``episode_score`` follows from the other columns; it is stored for plain SQL, and recomputed on
+    reading.
     """
 
     __tablename__ = "evaluation_episodes"
@@ -313,12 +314,12 @@ class EvaluationEpisodeRow(Base):
 
 
 class VerdictRow(Base):
-    """The gate's answer, with every number; never changed, never deleted."""
+    """The gate's verdict with every number; append-only."""
 
     __tablename__ = "verdicts"
     __table_args__ = (
         CheckConstraint(_one_of("decision", GateDecision), name="decision"),
-        # No verdict without evaluation, and none about a policy that was not evaluated.
+        # A verdict needs a stored evaluation of each of its policies.
         ForeignKeyConstraint(
             ["challenger_evaluation_id", "challenger_digest"],
             ["evaluations.id", "evaluations.policy_digest"],
@@ -345,7 +346,7 @@ class VerdictRow(Base):
 
 
 class RegisteredVersionRow(Base):
-    """A version in the registry: ``pending`` before its upload, ``complete`` after."""
+    """A registered version: ``pending`` before its upload, ``complete`` afterwards."""
 
     __tablename__ = "registered_versions"
     __table_args__ = (
@@ -373,10 +374,11 @@ class RegisteredVersionRow(Base):
 
 
 class PromotionRow(Base):
-    """The ledger: its last row of a model names the champion; append-only.
+    """One entry of the promotion ledger; a model's last entry names its champion; append-only.
 
-    Each row points at the one before it by number and by version, so there is exactly one chain:
-    two promoters who read the same champion write the same ``sequence``, and one is refused.
+    Each row refers to the previous one by sequence and version, so that a model has exactly one
+    chain: two promoters that read the same champion write the same ``sequence``, and the database
+    refuses the second.
     """
 
     __tablename__ = "promotions"
@@ -413,7 +415,7 @@ class PromotionRow(Base):
                 "registered_versions.digest",
             ],
         ),
-        # Only a verdict that says promote, about this very policy, may be quoted.
+        # The verdict must say ``promote`` about exactly this policy.
         ForeignKeyConstraint(
             ["verdict_id", "model", "digest", "verdict_decision"],
             ["verdicts.id", "verdicts.model", "verdicts.challenger_digest", "verdicts.decision"],
@@ -436,7 +438,7 @@ class PromotionRow(Base):
 
 
 class AlphaEntryRow(Base):
-    """One movement of a model's alpha wealth; append-only, one chain like the ledger."""
+    """One movement of a model's alpha account; append-only, one chain like the ledger."""
 
     __tablename__ = "alpha_entries"
     __table_args__ = (
@@ -450,7 +452,7 @@ class AlphaEntryRow(Base):
             name="direction",
         ),
         CheckConstraint("kind <> 'earn' OR verdict_id IS NOT NULL", name="earn_has_verdict"),
-        # A test is paid for once and pays out once, however often it is resumed.
+        # A test is paid once and refunds once, however often it is resumed.
         UniqueConstraint("model", "kind", "test_key"),
     )
     model: Mapped[str] = mapped_column(ForeignKey("models.name"), primary_key=True)
@@ -465,7 +467,7 @@ class AlphaEntryRow(Base):
 
 
 class ServingComparisonRow(Base):
-    """What a challenger did beside the champion in one stretch of serving; see `store.serving`."""
+    """One comparison of a challenger with the champion in serving, over one period of time."""
 
     __tablename__ = "serving_comparisons"
     __table_args__ = (

@@ -15,17 +15,17 @@ _MODULUS = 1 << 64
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A moment with its zone; SQLite, which knows no zones, keeps it as UTC."""
+    """A point in time with a time zone; SQLite has no time zones and stores UTC."""
 
     impl = sa.DateTime
     cache_ok = True
 
     def load_dialect_impl(self, dialect: sa.Dialect) -> TypeEngine[Any]:
-        """Use ``timestamptz`` where the database has it."""
+        """Use ``timestamptz`` on PostgreSQL."""
         return dialect.type_descriptor(sa.DateTime(timezone=dialect.name == "postgresql"))
 
     def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
-        """Refuse moments without a zone: they mean a different hour on every machine."""
+        """Convert to UTC; refuse a time without a zone, which is ambiguous."""
         if value is None:
             return None
         if value.tzinfo is None:
@@ -34,7 +34,7 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value if dialect.name == "postgresql" else value.replace(tzinfo=None)
 
     def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
-        """Give every moment back in UTC."""
+        """Return the time in UTC."""
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
@@ -50,7 +50,7 @@ class UInt64(TypeDecorator[int]):
     cache_ok = True
 
     def process_bind_param(self, value: int | None, dialect: sa.Dialect) -> int | None:
-        """Fold [0, 2**64) onto the signed range; refuse anything else."""
+        """Map [0, 2**64) to the signed range; refuse other values."""
         if value is None:
             return None
         value = int(value)
@@ -59,7 +59,7 @@ class UInt64(TypeDecorator[int]):
         return value - _MODULUS if value >= _SIGN else value
 
     def process_result_value(self, value: int | None, dialect: sa.Dialect) -> int | None:
-        """Unfold to [0, 2**64)."""
+        """Map back to [0, 2**64)."""
         if value is None:
             return None
         return value + _MODULUS if value < 0 else value
@@ -90,5 +90,5 @@ class Word(TypeDecorator[StrEnum]):
 
 
 def json_type() -> sa.types.TypeEngine[Any]:
-    """JSON, binary and indexable on PostgreSQL; None is SQL NULL, never the JSON ``null``."""
+    """Return the JSON column type, ``jsonb`` on PostgreSQL; None is stored as SQL NULL."""
     return sa.JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")

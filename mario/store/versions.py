@@ -1,4 +1,4 @@
-"""Registered versions in the store: a row before the upload, so that a half one is visible."""
+"""Registered versions in the store; a row is written before the upload."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mario.store.vocabulary import VersionState
 
 
 class Versions:
-    """The registered versions of one database; reached as ``ExperimentStore.versions``."""
+    """The registered versions of one database; see ``ExperimentStore.versions``."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
@@ -28,16 +28,16 @@ class Versions:
         digest: str,
         run_id: str | None = None,
     ) -> RegisteredVersion:
-        """Announce a version before its upload, or find the one announced under this key.
+        """Store a ``pending`` version before its upload, or find the version with this key.
 
         Args:
             model: ``mario-<task>``.
-            registration_key: what makes registering again the same registration.
+            registration_key: identity of the registration.
             digest: SHA-256 of ``policy.json`` (ADR 3).
-            run_id: the training run it comes from, if any.
+            run_id: the training run that it comes from, if any.
 
         Raises:
-            RegistryError: if the key is taken by another digest.
+            RegistryError: if the key belongs to another digest.
             StoreConstraintError: if the run is unknown.
         """
         table = tables.RegisteredVersionRow
@@ -57,7 +57,7 @@ class Versions:
             connection.execute(
                 statement.on_conflict_do_update(
                     index_elements=["model", "registration_key"],
-                    # Whoever takes up a killed or buried registration owns it now.
+                    # A killed or broken registration passes to the process that resumes it.
                     set_={"host": host_name(), "pid": process_id(), "state": VersionState.PENDING},
                     where=(table.state != VersionState.COMPLETE)
                     & (table.version.is_(None))
@@ -76,7 +76,7 @@ class Versions:
     def complete(
         self, version_id: str, *, version: int, mlflow_run_id: str | None, source: str
     ) -> RegisteredVersion:
-        """Note that a version's upload is complete; idempotent.
+        """Mark a version as ``complete`` after its upload; idempotent.
 
         Raises:
             RegistryError: if it is unknown.
@@ -101,7 +101,7 @@ class Versions:
         return found
 
     def mark_broken(self, version_id: str) -> None:
-        """Note that a version cannot be used: its upload was lost or its artefact is damaged."""
+        """Mark a version as ``broken``: its upload was lost, or its artefact is damaged."""
         table = tables.RegisteredVersionRow
         with writing(self._engine) as connection:
             connection.execute(
@@ -109,7 +109,7 @@ class Versions:
             )
 
     def get(self, model: str, version: int) -> RegisteredVersion | None:
-        """Read a version by its number; None if the store does not know it."""
+        """Read a version by its number; None if it is unknown."""
         table = tables.RegisteredVersionRow
         return self._one(table.model == model, table.version == version)
 

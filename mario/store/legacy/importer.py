@@ -1,10 +1,9 @@
-"""`mario store import-legacy`: runs of the older project, so that no past run is lost.
+"""Import the runs of the older project, for `mario store import-legacy`.
 
-The older project keeps ``experiments``, ``hyperparameters``, ``episodes`` and
-``training_metrics`` in PostgreSQL. Its columns changed over time, so each value is looked for
-under several names (``legacy_values.py``); what no name there fits is kept as JSON beside the row,
-never dropped. Importing again takes what is new: a row is known by the source's primary key, or by
-all that it holds where there is none.
+The older project stores ``experiments``, ``hyperparameters``, ``episodes`` and ``training_metrics``
+in PostgreSQL. Its columns changed over time, so each value is looked up under several names (see
+`values`); columns that no name matches are kept as JSON in the row. A repeated import adds new rows
+only: a row is identified by the source's primary key, or by its content if there is none.
 """
 
 from __future__ import annotations
@@ -46,19 +45,20 @@ from mario.store.runs import flatten
 from mario.store.store import ExperimentStore
 
 _ROWS_A_BATCH = 5_000
-#: Of `runs.id`.
+#: Length of the column `runs.id`.
 _RUN_ID_LENGTH = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class LegacyReport:
-    """What was read; importing an unchanged source again changes nothing and reports the same.
+    """The number of rows read; it is the same when an unchanged source is imported again.
 
     Attributes:
-        source: where from, without password.
-        runs, hyperparameters, episodes, metrics: rows read of each.
-        missing_tables: tables that the source does not have.
-        orphans: experiments that had rows but no row of their own; each became a run.
+        source: URL of the source, without password.
+        runs, hyperparameters, episodes, metrics: number of rows read of each kind.
+        missing_tables: tables that the source lacks.
+        orphans: experiments that other rows refer to, but without a row of their own; each became a
+            run.
     """
 
     source: str
@@ -70,7 +70,7 @@ class LegacyReport:
     orphans: int
 
     def text(self) -> str:
-        """One line for a terminal."""
+        """Return the report as one line."""
         missing = f"; no table {', '.join(self.missing_tables)}" if self.missing_tables else ""
         orphans = f", {self.orphans} of them known only by their rows" if self.orphans else ""
         return (
@@ -82,17 +82,17 @@ class LegacyReport:
 def import_legacy(
     source_url: str, store: ExperimentStore, *, label: str | None = None, task: str = "1-1"
 ) -> LegacyReport:
-    """Read the older project's tables into the store; the source is only read.
+    """Import the older project's tables into the store; the source is only read.
 
     Args:
         source_url: database URL of the older project.
-        store: where to.
+        store: the target.
         label: part of the imported runs' ids, ``legacy-<label>-<experiment id>``; the source
             database's name if None.
-        task: task of runs that name no level.
+        task: task of runs without a level.
 
     Raises:
-        StoreError: if a database does not answer, or the source has none of the tables.
+        StoreError: if a database is unreachable, or the source has none of the tables.
     """
     parsed = parse_url(source_url)
     path = sqlite_path(parsed)
@@ -114,7 +114,7 @@ def import_legacy(
 
 
 class _Import:
-    """One import: the source's tables as they are, and where their values go."""
+    """One import from an open source."""
 
     def __init__(
         self, source: sa.Connection, store: ExperimentStore, label: str, task: str, where: str
@@ -141,7 +141,7 @@ class _Import:
         }
 
     def run(self) -> LegacyReport:
-        """Import everything, parents first."""
+        """Import every table, parents first."""
         experiments = {
             str(take(row, EXPERIMENT_NAMES, "id")): row for row in self._rows("experiments")
         }
@@ -194,12 +194,12 @@ class _Import:
         whole = f"legacy-{self._label}-{identity}"
         if len(whole) <= _RUN_ID_LENGTH:
             return whole
-        # Cut alone, two long names that differ at their ends would become one run.
+        # Without the digest, two long names that differ at their ends would become one run.
         digest = hashlib.sha256(whole.encode()).hexdigest()[:16]
         return f"{whole[: _RUN_ID_LENGTH - 17]}-{digest}"
 
     def _hyperparameters(self) -> defaultdict[str, dict[str, str]]:
-        """By experiment: from rows of name and value, or from one wide row for each."""
+        """Read hyperparameters by experiment: from rows of name and value, or from one wide row."""
         found: defaultdict[str, dict[str, str]] = defaultdict(dict)
         columns = (
             self._tables["hyperparameters"].c.keys() if "hyperparameters" in self._tables else ()
@@ -261,7 +261,7 @@ class _Import:
                 started_at=started,
                 ended_at=ended or started,
             )
-            # An experiment that still ran when it was imported may have ended since.
+            # The experiment may have ended since an earlier import.
             .on_conflict_do_update(
                 index_elements=["id"],
                 set_={name: statement.excluded[name]
@@ -286,7 +286,7 @@ class _Import:
         row: Mapping[str, Any],
         started: datetime,
     ) -> None:
-        """Refuse to mix two experiments, of two databases of one name for instance."""
+        """Raise if the run id belongs to another experiment, such as one of another database."""
         there = connection.execute(
             sa.select(tables.RunRow.imported, tables.RunRow.started_at, tables.RunRow.extra)
             .where(tables.RunRow.id == run_id)
@@ -295,19 +295,19 @@ class _Import:
             return
         known = there.extra or {}
         same = there.imported and known.get("legacy_id") == identity
-        # What was known by its rows alone may have got a row of its own, or lost it.
+        # An experiment may have gained or lost its own row since the earlier import.
         if same and row and len(known) > 1:
             same = there.started_at == started
         if not same:
             raise StoreError(
                 f"{self._where}: experiment {identity} would become run {run_id}, which is another "
-                f"one already (started {there.started_at:%Y-%m-%d %H:%M}, here "
+                f"experiment (started {there.started_at:%Y-%m-%d %H:%M}, here "
                 f"{started:%Y-%m-%d %H:%M}); expected a label for each database; import it with "
                 "--label NAME"
             )
 
     def _key_of(self, table: sa.Table, row: Mapping[str, Any]) -> str:
-        """What a row is known by: its primary key, or all that it holds."""
+        """Return a row's identity: its primary key, or a digest of its content."""
         columns = [column.name for column in table.primary_key.columns]
         if columns:
             return "/".join(str(row.get(column)) for column in columns)
@@ -317,7 +317,7 @@ class _Import:
     def _known_episodes(
         self, table: sa.Table, run_id: str
     ) -> tuple[Counter[str], defaultdict[int, int]]:
-        """Keys of a run's episodes in the store, and how many each environment has."""
+        """Read the keys of a run's stored episodes, and the next index of each environment."""
         keys: Counter[str] = Counter()
         following: defaultdict[int, int] = defaultdict(int)
         episode = tables.EpisodeRow
@@ -327,15 +327,15 @@ class _Import:
         with self._store.engine.connect() as connection:
             for env_index, index, extra in connection.execute(statement):
                 known = extra or {}
-                # Imports of earlier versions kept the row alone.
+                # Earlier versions of the import stored the row without its key.
                 keys[known.get("legacy_key") or self._key_of(table, known)] += 1
                 following[env_index] = max(following[env_index], index + 1)
         return keys, following
 
     def _write_episodes(self) -> int:
-        """Number each environment's episodes in the order of the source, from zero.
+        """Write new episodes, numbered for each environment in the order of the source.
 
-        Those that are there keep their numbers; new ones follow, wherever the source has them.
+        Stored episodes keep their numbers; new ones follow them.
         """
         count = 0
         batch: list[dict[str, Any]] = []
@@ -373,7 +373,7 @@ class _Import:
         return count
 
     def _write_metrics(self) -> int:
-        """One sample for each row, or for each step where the source has a row for each metric."""
+        """Write metric rows as health samples; see `MetricSamples`."""
         table = self._tables.get("training_metrics")
         if table is None:
             return 0
@@ -395,7 +395,7 @@ class _Import:
         return count
 
     def _amend(self, samples: MetricSamples) -> None:
-        """Add to samples that are there what the source has got since."""
+        """Add the source's new metrics to stored samples."""
         sample = tables.HealthSampleRow
         with writing(self._store.engine) as connection:
             for update_index, signals in samples.amended():

@@ -1,4 +1,4 @@
-"""Metric rows of the older project, as health samples of a run: every row, and each once."""
+"""Convert metric rows of the older project to health samples, each row once."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from mario.store.legacy.values import METRIC_NAMES, column_of, integer_of, momen
 
 
 class StoredSample(Protocol):
-    """What is looked at of a sample that an earlier import wrote."""
+    """The fields of a stored sample that this module reads."""
 
     @property
     def update_index(self) -> int:
-        """Its number in the run."""
+        """Its index in the run."""
         ...
 
     @property
@@ -27,12 +27,12 @@ class StoredSample(Protocol):
 
     @property
     def signals(self) -> Mapping[str, Any]:
-        """By name."""
+        """Its signals by name."""
         ...
 
     @property
     def at(self) -> datetime:
-        """When."""
+        """Its time."""
         ...
 
 
@@ -44,24 +44,24 @@ class _Sample:
     signals: dict[str, Any]
     stored: bool
     changed: bool = False
-    #: Labels of signals that no row of the source has been found for yet.
+    #: Labels of signals without a matching row of the source so far.
     open: set[str] = field(default_factory=set)
 
 
 class MetricSamples:
-    """A run's metric rows: what is in the store already, and what is new.
+    """Matches a run's metric rows with the stored samples, and collects the new ones.
 
-    A source with a row for each metric becomes one sample for each step, with a signal for each
-    row. A second row of one step and name is kept as ``name#2``, columns that no name fits as
-    ``name.column``. A source with one wide row for each step becomes a sample for each row.
+    Rows with one metric each become one sample for each step, with a signal for each row. A second
+    row with the same step and name becomes ``name#2``; a column without a known name becomes
+    ``name.column``. A wide row with all metrics of a step becomes one sample.
     """
 
     def __init__(self, run_id: str, columns: Iterable[str], stored: Iterable[StoredSample]) -> None:
-        """Begin with what the store has.
+        """Start with the stored samples.
 
         Args:
             run_id: the run.
-            columns: of the source's table.
+            columns: the columns of the source's table.
             stored: the run's samples in the store.
         """
         self.run_id = run_id
@@ -76,9 +76,9 @@ class MetricSamples:
         self._next = max((sample.index for sample in self._samples), default=-1) + 1
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Take a row of the source in."""
-        told = take(row, METRIC_NAMES, "total_steps")
-        steps = integer_of(told, 2**63) or 0
+        """Add a row of the source."""
+        recorded = take(row, METRIC_NAMES, "total_steps")
+        steps = integer_of(recorded, 2**63) or 0
         at = moment_of(take(row, METRIC_NAMES, "at"))
         name = take(row, METRIC_NAMES, "name")
         if name is None:
@@ -88,7 +88,7 @@ class MetricSamples:
         if sample is None:
             sample = self._by_steps[steps] = self._begin(steps, at)
         left_out = {"id", *(self._used[n] for n in ("experiment_id", "name", "value"))}
-        if told is None or told == steps:
+        if recorded is None or recorded == steps:
             left_out.add(self._used["total_steps"])
         if at is not None and at == sample.at:
             left_out.add(self._used["at"])
@@ -100,14 +100,14 @@ class MetricSamples:
         self._put(sample, str(name), encode_json(plain(signals)))
 
     def new(self) -> list[dict[str, Any]]:
-        """Rows of the samples that the store does not have."""
+        """Return the rows of new samples."""
         return [
             {
                 "run_id": self.run_id,
                 "update_index": sample.index,
                 "attempt": 1,
                 "total_steps": sample.steps,
-                "state": HealthState.WARMING,  # nobody judged it
+                "state": HealthState.WARMING,  # no detector judged it
                 "signals": encode_json(sample.signals),
                 "at": sample.at,
             }
@@ -116,7 +116,7 @@ class MetricSamples:
         ]
 
     def amended(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Numbers and signals of the samples in the store that have got more."""
+        """Yield index and signals of stored samples with new signals."""
         for sample in self._samples:
             if sample.stored and sample.changed:
                 yield sample.index, sample.signals
@@ -128,7 +128,7 @@ class MetricSamples:
         return sample
 
     def _put(self, sample: _Sample, name: str, signals: Mapping[str, Any]) -> None:
-        """Find the row among the sample's signals, or add it under the first free label."""
+        """Match the row with the sample's signals, or add it under the first free label."""
         number = 1
         while True:
             label = name if number == 1 else f"{name}#{number}"

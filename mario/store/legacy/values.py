@@ -1,4 +1,4 @@
-"""What the older project's columns are called, and values of whatever types they hold."""
+"""Column names of the older project, and conversions of its values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from mario.config.run_states import RunStatus
 
-#: Names under which a value of the older tables is looked for, the first that exists counts.
+#: Column names of each value; the first that exists is used.
 EXPERIMENT_NAMES: Mapping[str, tuple[str, ...]] = {
     "id": ("id", "experiment_id", "run_id"),
     "name": ("name", "experiment_name", "run_name", "title"),
@@ -78,19 +78,19 @@ MARIO_STATUS = {"small": 0, "tall": 1, "big": 1, "fireball": 2, "fire": 2}
 def column_of(
     columns: Sequence[str] | Any, names: Mapping[str, tuple[str, ...]], wanted: str
 ) -> str | None:
-    """The first of a value's names that is among the columns."""
+    """Return the first name of a value among the columns."""
     present = set(columns)
     return next((name for name in names[wanted] if name in present), None)
 
 
 def take(row: Mapping[str, Any], names: Mapping[str, tuple[str, ...]], wanted: str) -> Any:
-    """A row's value under the first of its names that the row has."""
+    """Return a row's value under the first of its names that the row has."""
     column = column_of(row.keys(), names, wanted)
     return None if column is None else row[column]
 
 
 def as_mapping(value: Any) -> dict[str, Any]:
-    """A configuration of whatever was stored."""
+    """Convert a stored configuration of any type to a mapping."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -102,7 +102,7 @@ def as_mapping(value: Any) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """JSON types of whatever a database returns."""
+    """Convert a value from a database to JSON types."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -117,12 +117,12 @@ def plain(value: Any) -> Any:
 
 
 def text_of(value: Any, length: int) -> str | None:
-    """A text of at most so many characters."""
+    """Convert to text, cut to a length in characters."""
     return None if value is None else str(value)[:length]
 
 
 def number_of(value: Any) -> float:
-    """A finite float of whatever was stored, 0 for what is none."""
+    """Convert to a finite float; 0 if that is impossible."""
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -131,7 +131,7 @@ def number_of(value: Any) -> float:
 
 
 def integer_of(value: Any, limit: int = 2**31) -> int | None:
-    """An integer of whatever was stored; None for what is none or not within ±limit."""
+    """Convert to an integer; None if that is impossible or outside ±limit."""
     try:
         number = value if isinstance(value, int) else int(float(value))
     except (TypeError, ValueError, OverflowError):
@@ -140,7 +140,7 @@ def integer_of(value: Any, limit: int = 2**31) -> int | None:
 
 
 def moment_of(value: Any) -> datetime | None:
-    """A moment of a timestamp, a text or Unix seconds; without a zone it is taken as UTC."""
+    """Convert a timestamp, a text or Unix seconds to a time; without a zone it is UTC."""
     if isinstance(value, str):
         try:
             value = datetime.fromisoformat(value)
@@ -157,7 +157,7 @@ def moment_of(value: Any) -> datetime | None:
 
 
 def flag_of(value: Any) -> bool | None:
-    """A truth value of a boolean, a number or a text; None for what is none."""
+    """Convert a boolean, a number or a text to a boolean; None if that is impossible."""
     if isinstance(value, str):
         word = value.strip().lower()
         if word in ("true", "t", "yes", "y", "on"):

@@ -1,4 +1,4 @@
-"""What Alembic runs for each command; ``mario.store.migrate`` hands it an open connection."""
+"""Alembic's environment; ``mario.store.migrate`` passes an open connection."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def run() -> None:
     context.configure(
         connection=connection,
         target_metadata=Base.metadata,
-        # SQLite's data definition is transactional once BEGIN is explicit, as the engine makes it.
+        # SQLite's data definition is transactional because the engine sends an explicit BEGIN.
         transactional_ddl=True,
         compare_type=True,
     )

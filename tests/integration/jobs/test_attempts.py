@@ -162,7 +162,7 @@ def test_waiting_ends_on_request_and_says_whom_it_waits_for(
     with pytest.raises(TrainingInterrupted, match="waiting was ended on request"):
         wait_for_turn(context, run.id, stop)
     (said,) = [record.message for record in caplog.records if "waiting:" in record.message]
-    assert "by process 7 on other-pod, heard of" in said
+    assert "by process 7 on other-pod, last heartbeat" in said
 
 
 def test_a_process_that_has_ended_its_run_may_still_write(

@@ -296,7 +296,7 @@ def test_a_run_on_another_machine_is_not_taken_over_while_it_is_heard_of(
     run = store.runs.start(new_run())
     move_attempt(store, run.id, host="other-pod", pid=os.getpid())
     assert run_is_alive(store.runs.get(run.id))
-    with pytest.raises(RunIsBusy, match="on other-pod, heard of"):
+    with pytest.raises(RunIsBusy, match="on other-pod, last heartbeat"):
         store.runs.resume(run.id, start_steps=0)
     assert [a.status for a in store.runs.get(run.id).attempts] == ["running"]
     silent = utc_now() - timedelta(seconds=SILENCE_SECONDS + 1)
@@ -456,7 +456,7 @@ def test_an_evaluation_takes_only_its_own_units(store: ExperimentStore) -> None:
     for stranger, words in (
         (evaluation_record(B, 8), "of policy"),
         (evaluation_record(A, 8, level="1-2"), "of level"),
-        (evaluation_record(A, 7, trajectory_hash="e" * 64), "came out differently"),
+        (evaluation_record(A, 7, trajectory_hash="e" * 64), "has another result"),
     ):
         with pytest.raises(StoreError, match=words):
             store.evaluations.add(evaluation.id, [stranger])

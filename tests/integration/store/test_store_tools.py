@@ -145,7 +145,7 @@ def test_check_finds_what_is_broken(store: ExperimentStore, tmp_path: Path) -> N
         "episode_score=0.99",
         "names v1, which is broken",
         "is pending",
-        f"{run.id}/journal holds records that are not delivered yet: they will be",
+        f"{run.id}/journal holds records that are not delivered yet: the run's next start",
         "run-x/journal holds records that are not delivered yet, of run run-x, which is not in",
     ):
         assert words in text

@@ -1,4 +1,4 @@
-"""Who registers a version: host and process, so that a killed registration can be told apart."""
+"""Store host and process of a registration, to recognise a killed one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
-    """Add the columns; rows from before know no process and count as dead."""
+    """Add the columns; older rows have no process and count as dead."""
     op.add_column("registered_versions", sa.Column("host", sa.String(256), nullable=True))
     op.add_column("registered_versions", sa.Column("pid", sa.BigInteger(), nullable=True))
 

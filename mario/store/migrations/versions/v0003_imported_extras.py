@@ -1,4 +1,4 @@
-"""What imported episodes had besides the columns of this system, kept as JSON."""
+"""Store additional values of imported episodes as JSON."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ down_revision = "0002"
 
 
 def upgrade() -> None:
-    """Add the column; this system's own episodes leave it empty."""
+    """Add the column; it is NULL for episodes of this system."""
     op.add_column("episodes", sa.Column("extra", json_type(), nullable=True))
 
 
 def downgrade() -> None:
-    """Remove the column, and with it what only imported episodes had."""
+    """Remove the column and its values."""
     op.drop_column("episodes", "extra")

@@ -1,4 +1,4 @@
-"""What a challenger did in the shadow or as a canary, by stretches of serving."""
+"""Store comparisons of a shadow or canary challenger with the champion."""
 
 from __future__ import annotations
 
@@ -48,5 +48,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Remove the table, and the numbers with it."""
+    """Remove the table and its rows."""
     op.drop_table("serving_comparisons")

@@ -1,4 +1,4 @@
-"""The scores on selection seeds, by which a run's best checkpoint was chosen."""
+"""Store the scores on selection seeds, which select a run's best checkpoint."""
 
 from __future__ import annotations
 
@@ -31,5 +31,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Remove the table, and the scores with it."""
+    """Remove the table and its rows."""
     op.drop_table("selections")

@@ -1,4 +1,4 @@
-"""Seeds that runs took before they began, so that no two take the same."""
+"""Store seeds reserved for runs before their start."""
 
 from __future__ import annotations
 
@@ -25,5 +25,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Remove the table; the runs that began keep their seeds in their configuration."""
+    """Remove the table; started runs keep their seeds in their configuration."""
     op.drop_table("seed_reservations")
