@@ -300,8 +300,8 @@ class _Import:
             same = there.started_at == started
         if not same:
             raise StoreError(
-                f"{self._where}: experiment {identity} would become run {run_id}, which is another "
-                f"experiment (started {there.started_at:%Y-%m-%d %H:%M}, here "
+                f"{self._where}: experiment {identity} would become run {run_id}, which another "
+                f"experiment has already (started {there.started_at:%Y-%m-%d %H:%M}, here "
                 f"{started:%Y-%m-%d %H:%M}); expected a label for each database; import it with "
                 "--label NAME"
             )

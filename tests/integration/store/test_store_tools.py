@@ -404,7 +404,7 @@ def test_two_databases_of_one_name_need_a_label(store: ExperimentStore, tmp_path
             )
         )
     import_legacy(urls[0], store)
-    with pytest.raises(StoreError, match=r"another one already.*--label"):
+    with pytest.raises(StoreError, match=r"another experiment has already.*--label"):
         import_legacy(urls[1], store)
     result = CliRunner().invoke(
         app, ["store", "import-legacy", urls[1], "--label", "second"],
