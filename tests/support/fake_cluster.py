@@ -1,7 +1,7 @@
-"""As much of a cluster's API as Prefect's worker asks for, behind the rules of a Role.
+"""A fake Kubernetes API server for Prefect's worker, which enforces the rules of a Role.
 
-It runs nothing: a test says what becomes of a Job. Whoever asks for more than the Role allows is
-refused as in a cluster, and remembered.
+It runs nothing: a test sets the state of Jobs and pods. Requests that the Role does not allow are
+refused as in a cluster, and recorded.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ _CREATED = "2026-01-01T00:00:00Z"
 
 
 class FakeCluster:
-    """One namespace with Jobs and pods, at `url`."""
+    """An API server at `url` with one namespace of Jobs and pods."""
 
     def __init__(self, namespace: str, rules: Sequence[dict[str, Any]]) -> None:
-        """Start it.
+        """Start the server.
 
         Args:
-            namespace: where its Role holds.
-            rules: the rules of that Role.
+            namespace: the namespace of the Role.
+            rules: the rules of the Role.
         """
         self.namespace = namespace
         self.rules = rules
-        #: Verb and path of each request that was refused.
+        #: Verb and path of each refused request.
         self.refused: list[str] = []
         self.jobs: list[dict[str, Any]] = []
         self._changes: dict[str, list[dict[str, Any]]] = {"jobs": [], "pods": []}
@@ -77,7 +77,7 @@ class FakeCluster:
                 cluster._answer(self, "DELETE")
 
             def log_message(self, *_: Any) -> None:
-                """Say nothing."""
+                """Log nothing."""
 
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
@@ -85,13 +85,13 @@ class FakeCluster:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def stop(self) -> None:
-        """End it, with everything that is watched."""
+        """Stop the server and all watches."""
         self._ended.set()
         self._server.shutdown()
         self._server.server_close()
 
     def write_kubeconfig(self, file: Path) -> Path:
-        """Write what a client finds this cluster by."""
+        """Write a kubeconfig file for this server."""
         content = {
             "apiVersion": "v1", "kind": "Config", "current-context": "test",
             "clusters": [{"name": "test", "cluster": {"server": self.url}}],
@@ -103,15 +103,15 @@ class FakeCluster:
         return file
 
     def wait_for_job(self, seconds: float = 120) -> dict[str, Any]:
-        """The first Job that somebody made."""
+        """Wait for the first Job and return it."""
         deadline = time.monotonic() + seconds
         while not self.jobs:
-            assert time.monotonic() < deadline, f"no Job was made; refused: {self.refused}"
+            assert time.monotonic() < deadline, f"no Job was created; refused: {self.refused}"
             time.sleep(0.2)
         return self.jobs[0]
 
-    def pod_waits(self, job: dict[str, Any], reason: str, message: str) -> None:
-        """Let a Job have a pod that waits."""
+    def add_waiting_pod(self, job: dict[str, Any], reason: str, message: str) -> None:
+        """Add a waiting pod to a Job."""
         name = f"{job['metadata']['name']}-pod"
         waiting = {
             "name": "prefect-job",
@@ -130,7 +130,7 @@ class FakeCluster:
         self._changes["pods"].append({"type": "ADDED", "object": pod})
 
     def fail(self, job: dict[str, Any]) -> None:
-        """Let a Job fail, as it does when its deadline is over."""
+        """Mark a Job as failed, as after its deadline."""
         job["status"] = {"failed": 1, "conditions": [{"type": "Failed", "status": "True"}]}
         self._changes["jobs"].append({"type": "MODIFIED", "object": job})
 
@@ -139,7 +139,7 @@ class FakeCluster:
                 "creationTimestamp": _CREATED, "resourceVersion": "1"}  # fmt: skip
 
     def allows(self, verb: str, group: str, resource: str, namespace: str | None) -> bool:
-        """Whether the Role does; a RoleBinding reaches as far as its namespace."""
+        """Whether the Role allows a request; it applies to its namespace only."""
         return namespace == self.namespace and any(
             group in rule["apiGroups"] and resource in rule["resources"] and verb in rule["verbs"]
             for rule in self.rules

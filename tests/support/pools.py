@@ -1,4 +1,4 @@
-"""What workers make of the project's work pools, without a worker."""
+"""Configure flow runs of the project's work pools as workers do, without a worker."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from flows.work_pools import pool
 
 
 def configured(kind: str, environment: Mapping[str, str] | None = None, **variables: Any) -> Any:
-    """What a worker makes of a pool for a flow run of the deployment `nights`.
+    """Build the job configuration of a worker for a flow run of the deployment `nights`.
 
     Args:
         kind: docker or kubernetes.
-        environment: what the pool was set up with.
+        environment: the environment in which the pool was set up.
         variables: the deployment's job variables.
     """
     template = pool(kind, environment or {})["base_job_template"]
@@ -36,7 +36,7 @@ def configured(kind: str, environment: Mapping[str, str] | None = None, **variab
 
 
 def first_command(kind: str, made: Any) -> list[str]:
-    """What a container of the pool runs first."""
+    """The command of the first process of a pool's container."""
     if kind == "docker":
         return [*made.container_create_kwargs["entrypoint"], *shlex.split(made.command)]
     (container,) = made.job_manifest["spec"]["template"]["spec"]["containers"]

@@ -1,4 +1,4 @@
-"""A real Prefect server on a real PostgreSQL, workers of it, and the few calls that tests need."""
+"""Run a real Prefect server on PostgreSQL, with workers, and call its API."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from tests.support.full_postgres import full_postgres
 from tests.support.paths import ROOT
 from tests.support.processes import free_port, stop, wait_for_http
 
-#: Generous: what is waited for is said by the tests' own assertions.
-PATIENCE_SECONDS = 900.0
+#: Default time-out of waits for a flow run; tests assert tighter limits themselves.
+TIMEOUT_SECONDS = 900.0
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 
 class PrefectServer:
-    """A server that can be killed and started again on the same port and database."""
+    """A server that a test can kill and start again on the same port and database."""
 
     def __init__(self, folder: Path, database_url: str) -> None:
         self.folder = folder
@@ -51,7 +51,7 @@ class PrefectServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Self:
-        """Start it, and wait until it answers."""
+        """Start the server and wait until it answers."""
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1",
@@ -64,18 +64,18 @@ class PrefectServer:
         return self
 
     def kill(self) -> None:
-        """SIGKILL, as a crash of the machine would."""
+        """Kill the server's processes by SIGKILL."""
         assert self._process is not None
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
     def stop(self) -> None:
-        """End it."""
+        """Stop the server."""
         if self._process is not None and self._process.poll() is None:
             stop(self._process)
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
-        """Ask the API; a server that restarts is asked again."""
+        """Call the API, with retries while the server is unreachable."""
         request = urllib.request.Request(
             self.url + path, None if body is None else json.dumps(body).encode(),
             {"Content-Type": "application/json"}, method=method,
@@ -94,7 +94,7 @@ class PrefectServer:
                 time.sleep(1)
 
     def mario(self, *arguments: str, **environment: str) -> str:
-        """Run `mario …` against this server and return what it printed."""
+        """Run `mario …` with this server and return its output."""
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-m", "mario.cli", *arguments],
             cwd=ROOT, env={**os.environ, **self.environment, **environment},
@@ -105,10 +105,10 @@ class PrefectServer:
 
     @contextmanager
     def worker(self, runs_dir: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-        """Have a process worker that keeps its runs in a folder; ended with all its flow runs.
+        """Run a process worker with its own runs folder; stop it and its flow runs at the end.
 
-        Prefect makes SIGINT of SIGTERM. Where tests were started in the background by a script, the
-        shell has SIGINT ignored for everything below, and no worker would end.
+        Prefect converts SIGTERM to SIGINT. A shell script that starts the tests in the background
+        ignores SIGINT for all processes below, and no worker would stop; `env` resets the signal.
         """
         log = self.folder / f"worker-{runs_dir.name}-{time.monotonic_ns()}.log"
         with log.open("wb") as output:
@@ -130,29 +130,29 @@ class PrefectServer:
                 kill_all(runs)
 
     def log(self) -> str:
-        """The ends of all logs, for a failed assertion."""
+        """The last lines of all logs, for a failed assertion."""
         return "\n".join(
             f"--- {file.name}\n{file.read_text(errors='replace')[-4000:]}"
             for file in sorted(self.folder.glob("*.log"))
         )
 
     def start_run(self, deployment: str, parameters: Mapping[str, Any]) -> str:
-        """Start a deployment (`flow/name`); returns the flow run's id."""
+        """Start a run of a deployment (`flow/name`); returns the flow run's id."""
         found = self.call("GET", f"/deployments/name/{deployment}")
         body = {"parameters": {"parameters": dict(parameters)}, "state": {"type": "SCHEDULED"}}
         return str(self.call("POST", f"/deployments/{found['id']}/create_flow_run", body)["id"])
 
     def run(self, flow_run: str) -> dict[str, Any]:
-        """A flow run as it is now."""
+        """The current record of a flow run."""
         return dict(self.call("GET", f"/flow_runs/{flow_run}"))
 
     def states(self, flow_run: str) -> list[dict[str, Any]]:
-        """All states that it was in, oldest first."""
+        """All states of a flow run, oldest first."""
         found = self.call("GET", f"/flow_run_states/?flow_run_id={flow_run}")
         return sorted(found, key=lambda state: state["timestamp"])
 
-    def wait(self, flow_run: str, seconds: float = PATIENCE_SECONDS, *names: str) -> dict[str, Any]:
-        """Wait until it is in a final state, or in one of the states named."""
+    def wait(self, flow_run: str, seconds: float = TIMEOUT_SECONDS, *names: str) -> dict[str, Any]:
+        """Wait until a flow run is in a final state, or in one of the named states."""
         deadline = time.monotonic() + seconds
         while True:
             state = self.run(flow_run)["state"]
@@ -171,7 +171,7 @@ class PrefectServer:
 
 @contextmanager
 def prefect_server(folder: Path, **environment: str) -> Iterator[PrefectServer]:
-    """Have a server on a PostgreSQL of its own, started; `environment` is what its callers get."""
+    """Run a server on its own PostgreSQL; `environment` is added for its workers and commands."""
     with full_postgres() as database_url:
         made = PrefectServer(folder, database_url)
         made.environment |= environment
@@ -183,8 +183,8 @@ def prefect_server(folder: Path, **environment: str) -> Iterator[PrefectServer]:
 
 
 @contextmanager
-def flows_here(server: PrefectServer) -> Iterator[None]:
-    """Have the flows that this process calls report to a server."""
+def reporting_to(server: PrefectServer) -> Iterator[None]:
+    """Let the flows that this process calls report to a server."""
     from prefect import context
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
@@ -192,18 +192,18 @@ def flows_here(server: PrefectServer) -> Iterator[None]:
 
     with (
         temporary_settings({PREFECT_API_URL: server.url}),
-        # Threads begin with these: without, Prefect would start a server of its own for them.
+        # New threads inherit these; without them, Prefect would start an embedded server.
         context._temporary_global_settings_context(context.get_settings_context()),
     ):
         yield
-        # What is not sent by now would be sent to a server that is gone.
+        # Send what is queued while the server still runs.
         with suppress(RuntimeError):  # nothing was logged
             APILogWorker.instance().drain()
         EventsWorker.drain_all()
 
 
 def descendants(pid: int) -> list[int]:
-    """All processes under `pid`, itself first."""
+    """All descendants of a process, itself first."""
     parents: dict[int, int] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -218,7 +218,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def kill_all(pids: list[int]) -> None:
-    """SIGKILL, as when a machine goes down: nobody can say good-bye."""
+    """Kill processes by SIGKILL, as a power cut would."""
     for pid in pids:
         try:
             os.kill(pid, signal.SIGKILL)
@@ -227,7 +227,7 @@ def kill_all(pids: list[int]) -> None:
 
 
 class Receiver:
-    """A web page that takes notifications."""
+    """A web server that records notifications."""
 
     def __init__(self) -> None:
         self.messages: list[dict[str, Any]] = []
@@ -241,14 +241,14 @@ class Receiver:
                 self.end_headers()
 
             def log_message(self, *_: Any) -> None:
-                """Say nothing."""
+                """Log nothing."""
 
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/hook"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def wait_for(self, text: str, seconds: float = 120) -> str:
-        """Wait for a message that contains a text; returns it."""
+        """Wait for a message that contains a text, and return it."""
         deadline = time.monotonic() + seconds
         while True:
             found = [m["text"] for m in self.messages if text in m["text"]]
@@ -258,13 +258,13 @@ class Receiver:
             time.sleep(0.2)
 
     def stop(self) -> None:
-        """End it."""
+        """Stop the web server."""
         self._server.shutdown()
         self._server.server_close()
 
 
 def screenshot(server: PrefectServer, flow_run: str, folder: Path) -> None:
-    """Pictures of the run's page, for a person to look at; asked for by MARIO_SCREENSHOTS."""
+    """Take screenshots of a flow run's pages, for a person to look at (MARIO_SCREENSHOTS)."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -276,7 +276,7 @@ def screenshot(server: PrefectServer, flow_run: str, folder: Path) -> None:
         page.goto(f"{base}/runs/flow-run/{flow_run}", wait_until="networkidle", timeout=120_000)
         page.wait_for_timeout(5_000)
         page.screenshot(path=str(folder / "run.png"))
-        # As a person does: the page takes no tab from its address while it still loads.
+        # Click the tab, as the page ignores a tab in its address while it loads.
         page.get_by_text("Artifacts", exact=True).click()
         for key in server.artifacts(flow_run):
             page.get_by_text(key, exact=True).first.wait_for(timeout=60_000)
@@ -289,14 +289,14 @@ def screenshot(server: PrefectServer, flow_run: str, folder: Path) -> None:
 
 
 def weights(runs: Path, flow_run: str) -> str:
-    """Digest of the network that a flow run's training exported."""
+    """The digest of the network that a flow run's training exported."""
     return hashlib.sha256(
         (runs / run_id_for(flow_run) / "policy/policy.onnx").read_bytes()
     ).hexdigest()
 
 
 def wait_for_checkpoints(server: PrefectServer, runs: Path, flow_run: str, count: int) -> None:
-    """Return as soon as a flow run's training has left so many; it goes on."""
+    """Wait until a flow run's training, which continues, has written so many checkpoints."""
     checkpoints = runs / run_id_for(flow_run) / "checkpoints"
     deadline = time.monotonic() + 600
     while len(list(checkpoints.glob("steps-*"))) < count:

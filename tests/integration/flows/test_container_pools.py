@@ -1,7 +1,7 @@
-"""Flow runs in containers and pods on a real Prefect server, without an engine and a cluster.
+"""Test flow runs in containers and pods on a real Prefect server, without Docker and Kubernetes.
 
-What a container runs first is started as a process here, with the pool's environment; the worker of
-the pool `kubernetes` meets an API that keeps to the Role of `k8s/base`.
+A container's first process is started as a local process with the pool's environment. The worker of
+the pool `kubernetes` talks to a fake API server that enforces the Role of `k8s/base`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tests.support.processes import server as started
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-#: No checkpoint but the one that is written on request.
+#: Without checkpoints but the one that SIGTERM requests.
 TRAINING = (
     "network.threads=1", "total_steps=6144", "checkpoint.every_steps=1000000",
     "selection.every_steps=1000000", "sinks.mlflow=false",
@@ -56,7 +56,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
 def container(
     server: PrefectServer, flow_run: str, runs: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Have the first process of a flow run's container, as the docker pool's worker starts it."""
+    """Run the first process of a flow run's container, as the worker of pool docker starts it."""
     server.call("POST", f"/flow_runs/{flow_run}/set_state", {"state": {"type": "PENDING"}})
     made = configured("docker")
     environment = {
@@ -77,14 +77,14 @@ def container(
 
 
 def wait_for_training(server: PrefectServer, flow_run: str) -> None:
-    """Return once a flow run's page shows steps trained."""
+    """Wait until a flow run's progress bar shows trained steps."""
     deadline = time.monotonic() + 300
     while not float((server.artifacts(flow_run).get("training-smoke") or {}).get("data") or 0):
         assert time.monotonic() < deadline, server.log()
         time.sleep(0.2)
 
 
-def test_training_in_a_container_ends_with_a_checkpoint_and_goes_on_in_the_next(
+def test_training_in_a_stopped_container_resumes_in_the_next(
     server: PrefectServer, tmp_path: Path
 ) -> None:
     runs = tmp_path / "runs"
@@ -94,9 +94,9 @@ def test_training_in_a_container_ends_with_a_checkpoint_and_goes_on_in_the_next(
         wait_for_training(server, flow_run)
         assert not list(checkpoints.glob("steps-*"))
         asked = time.monotonic()
-        process.send_signal(signal.SIGTERM)  # the first process hears it, and nobody else
+        process.send_signal(signal.SIGTERM)  # reaches the first process only
         assert process.wait(GRACE_SECONDS) == 0, server.log()
-        print(f"ended {time.monotonic() - asked:.1f} s after SIGTERM")
+        print(f"exited {time.monotonic() - asked:.1f} s after SIGTERM")
     assert len(list(checkpoints.glob("steps-*"))) == 1
     server.wait(flow_run, 120, "AwaitingRetry", "Late")
     (crashed,) = (state for state in server.states(flow_run) if state["type"] == "CRASHED")
@@ -112,10 +112,10 @@ def test_training_in_a_container_ends_with_a_checkpoint_and_goes_on_in_the_next(
     first, second = run.attempts
     assert (first.status, second.status) == ("interrupted", "finished")
     assert first.end_steps
-    assert second.start_steps == first.end_steps, "nothing was trained twice"
+    assert second.start_steps == first.end_steps, "no step was trained twice"
 
 
-def test_a_container_that_is_told_to_end_before_it_trains_is_scheduled_again(
+def test_a_container_stopped_before_training_is_rescheduled(
     server: PrefectServer, tmp_path: Path
 ) -> None:
     flow_run = server.start_run("train/train", PARAMETERS)
@@ -130,7 +130,7 @@ def test_a_container_that_is_told_to_end_before_it_trains_is_scheduled_again(
     server.call("POST", f"/flow_runs/{flow_run}/set_state", {"state": {"type": "CANCELLED"}})
 
 
-def test_whatever_else_runs_in_a_container_crashes_and_goes_on_in_the_next(
+def test_an_evaluation_in_a_stopped_container_continues_in_the_next(
     server: PrefectServer, tmp_path: Path
 ) -> None:
     runs = tmp_path / "runs"
@@ -151,7 +151,7 @@ def test_whatever_else_runs_in_a_container_crashes_and_goes_on_in_the_next(
 
 
 def wait_for_task(server: PrefectServer, flow_run: str, name: str) -> None:
-    """Return once a task of a flow run is under way."""
+    """Wait until a task of a flow run is running."""
     deadline = time.monotonic() + 300
     body = {"flow_runs": {"id": {"any_": [flow_run]}}}
     while name not in [each["name"] for each in server.call("POST", "/task_runs/filter", body)
@@ -163,16 +163,16 @@ def wait_for_task(server: PrefectServer, flow_run: str, name: str) -> None:
 # --- Kubernetes -----------------------------------------------------------------------------------
 
 
-def base(file: str, kind: str, name: str) -> dict[str, Any]:
-    """A manifest of `k8s/base`."""
+def manifest(file: str, kind: str, name: str) -> dict[str, Any]:
+    """Read a manifest of `k8s/base`."""
     found = yaml.safe_load_all((ROOT / "k8s/base" / file).read_text())
     (match,) = (each for each in found if each["kind"] == kind and each["metadata"]["name"] == name)
     return dict(match)
 
 
 def worker_environment(namespace: str) -> tuple[list[str], dict[str, str]]:
-    """What the worker's container runs in a namespace, and what it gets."""
-    pod = base("worker.yaml", "Deployment", "mario-worker")["spec"]["template"]["spec"]
+    """The command and the environment of the worker's container in a namespace."""
+    pod = manifest("worker.yaml", "Deployment", "mario-worker")["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     fields = {"metadata.namespace": namespace}
     environment = {
@@ -183,10 +183,10 @@ def worker_environment(namespace: str) -> tuple[list[str], dict[str, str]]:
     return list(container["command"]), environment
 
 
-def test_the_cluster_s_worker_reports_pods_that_wait_and_jobs_that_fail(
+def test_the_kubernetes_worker_reports_waiting_pods_and_failed_jobs(
     server: PrefectServer, tmp_path: Path
 ) -> None:
-    role = base("service-accounts.yaml", "Role", "mario-worker")
+    role = manifest("service-accounts.yaml", "Role", "mario-worker")
     cluster = FakeCluster("mario", role["rules"])
     command, environment = worker_environment("mario")
     environment = {
@@ -212,20 +212,20 @@ def test_the_cluster_s_worker_reports_pods_that_wait_and_jobs_that_fail(
             assert pod["containers"][0]["command"] == ["python", "-m", "flows.container_entrypoint"]
             assert pod["nodeSelector"] == {}
             assert pod["runtimeClassName"] is None
-            cluster.pod_waits(job, "ImagePullBackOff", "Back-off pulling image")
+            cluster.add_waiting_pod(job, "ImagePullBackOff", "Back-off pulling image")
             state = server.wait(flow_run, 120, "InfrastructurePending")
             assert state["message"] == "Kubernetes pod is pending."
             wait_for_log(server, flow_run, "(?i)image")
             cluster.fail(job)
             state = server.wait(flow_run, 120, "Crashed")
             assert "No active or succeeded pods" in state["message"]
-        assert cluster.refused == [], "it asks for no more than its Role allows"
+        assert cluster.refused == [], "the worker needs no more than its Role allows"
     finally:
         cluster.stop()
 
 
 def wait_for_log(server: PrefectServer, flow_run: str, pattern: str) -> None:
-    """Wait for a line of a flow run's log."""
+    """Wait for a line in a flow run's log."""
     deadline = time.monotonic() + 60
     body = {"logs": {"flow_run_id": {"any_": [flow_run]}}}
     while True:

@@ -1,4 +1,4 @@
-"""What a real Prefect server is told and makes of it: versions, secrets, crashes, alarms."""
+"""Test versions, secrets, crashes and notifications on a real Prefect server."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from tests.support.prefect_server import (
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 PASSWORD = "correct-horse-battery"
-#: Signs of life come every 30 s; this many seconds without one mean death.
+#: Heartbeats come every 30 s; a run without one for so long counts as crashed.
 SILENCE_SECONDS = 75
 RULE = GateConfig(primary="progress", alpha=0.4, max_units=100, min_units=8)
 
@@ -65,7 +65,7 @@ def test_deployments_carry_version_and_branch_of_the_checkout(server: PrefectSer
         ).stdout.strip()
 
     found = server.call("GET", "/deployments/name/train/train")
-    assert found["version"] == "test", "an image says which commit it is of"
+    assert found["version"] == "test", "an image sets MARIO_GIT_COMMIT"
     try:
         assert "version" in server.mario("flows", "deploy", "train", MARIO_GIT_COMMIT="")
         found = server.call("GET", "/deployments/name/train/train")
@@ -75,7 +75,7 @@ def test_deployments_carry_version_and_branch_of_the_checkout(server: PrefectSer
         server.mario("flows", "deploy", "train")
 
 
-def test_the_database_address_is_a_secret_that_only_workers_read(server: PrefectServer) -> None:
+def test_the_database_url_is_a_secret_block(server: PrefectServer) -> None:
     url = f"postgresql+psycopg2://mario:{PASSWORD}@db.example/mario"
     said = server.mario("flows", "setup", MARIO_DATABASE_URL=url)
     assert f"secret/{DATABASE_BLOCK}" in said
@@ -86,7 +86,7 @@ def test_the_database_address_is_a_secret_that_only_workers_read(server: Prefect
     shown = server.call("GET", f"/block_types/slug/secret/block_documents/name/{DATABASE_BLOCK}")
     assert PASSWORD not in json.dumps(shown)
 
-    # What a docker worker does before it starts a container.
+    # As a docker worker does before it starts a container.
     async def resolve() -> Any:
         async with PrefectClient(server.url) as client:
             variables = template["variables"]["properties"]["env"]["default"]
@@ -95,7 +95,9 @@ def test_the_database_address_is_a_secret_that_only_workers_read(server: Prefect
     assert run_coro_as_sync(resolve())["MARIO_DATABASE_URL"] == url
 
 
-def test_pages_link_to_the_run_on_an_mlflow_server(server: PrefectServer, tmp_path: Path) -> None:
+def test_artifacts_link_to_the_run_on_an_mlflow_server(
+    server: PrefectServer, tmp_path: Path
+) -> None:
     mlflow = MlflowServer(tmp_path / "mlflow")
     mlflow.start()
     try:
@@ -122,10 +124,10 @@ def test_pages_link_to_the_run_on_an_mlflow_server(server: PrefectServer, tmp_pa
         mlflow.kill()
 
 
-def test_a_champion_that_plays_unlike_its_record_is_a_failure_and_a_message(
+def test_drift_fails_the_run_and_notifies(
     server: PrefectServer, tmp_path: Path, postgres_database: str, receiver: Receiver
 ) -> None:
-    """Its record is what is damaged here; to the check it is all the same who changed."""
+    """The stored trajectories are changed here, which looks like a changed champion."""
     runs = tmp_path / "runs"
     context = JobContext(JobSettings(runs, postgres_database, f"sqlite:///{runs / 'mlflow.db'}"))
     runs.mkdir()
@@ -149,14 +151,14 @@ def test_a_champion_that_plays_unlike_its_record_is_a_failure_and_a_message(
 
 
 def begin(server: PrefectServer, flow_run: str, name: str = "RUNNING") -> None:
-    """Report a state, as the process of a flow run does."""
+    """Report a state as the process of a flow run does."""
     server.call(
         "POST", f"/flow_runs/{flow_run}/set_state", {"state": {"type": name}, "force": True}
     )
 
 
 def crash(server: PrefectServer, flow_run: str) -> None:
-    """Report a crash, as a worker does of a process that ended without a word."""
+    """Report a crash as a worker does when the process of a flow run was killed."""
     server.call(
         "POST",
         f"/flow_runs/{flow_run}/set_state",
@@ -164,10 +166,10 @@ def crash(server: PrefectServer, flow_run: str) -> None:
     )
 
 
-def test_a_run_that_crashes_again_and_again_is_a_message_and_not_tried_for_ever(
+def test_a_run_that_keeps_crashing_is_not_retried_for_ever(
     server: PrefectServer, receiver: Receiver
 ) -> None:
-    """No worker here: what a process and a worker would report is reported by hand."""
+    """Without a worker; the test reports the states of process and worker."""
     flow_run = server.start_run("train/train", {"config": "configs/smoke.yaml"})
     for attempt in range(1, MAX_ATTEMPTS + 1):
         begin(server, flow_run)
@@ -177,13 +179,13 @@ def test_a_run_that_crashes_again_and_again_is_a_message_and_not_tried_for_ever(
             server.wait(flow_run, 120, "AwaitingRetry", "Late")
     assert "its process ended with 9" in receiver.wait_for("Crashed for good: ")
     time.sleep(5)
-    assert server.run(flow_run)["state"]["name"] == "Crashed", "nobody tries it again"
+    assert server.run(flow_run)["state"]["name"] == "Crashed", "it is not retried"
 
 
-def test_a_run_whose_attempts_die_before_they_begin_has_failed(
+def test_a_run_whose_attempts_crash_before_they_begin_fails(
     server: PrefectServer, receiver: Receiver
 ) -> None:
-    """Its attempts are not counted by Prefect: their process never said that it runs."""
+    """Prefect does not count such attempts, as their process never reported that it runs."""
     flow_run = server.start_run("train/train", {"config": "configs/smoke.yaml"})
     begin(server, flow_run)
     for _ in range(MAX_ATTEMPTS):
@@ -200,12 +202,10 @@ def test_a_run_whose_attempts_die_before_they_begin_has_failed(
     assert server.run(flow_run)["state"]["name"] == "Failed"
 
 
-def test_a_process_that_the_server_took_for_dead_gives_way_to_the_next_attempt(
-    server: PrefectServer, tmp_path: Path
-) -> None:
-    """A machine that sleeps, or whose network is away: the run is silent, and lives.
+def test_a_silent_process_stops_for_the_next_attempt(server: PrefectServer, tmp_path: Path) -> None:
+    """A machine that sleeps or has lost its network sends no heartbeats, but its process lives.
 
-    (A server that is away for longer than the limit may do the same to all of its runs.)
+    A server that is unreachable for longer than the limit may cause the same for all its runs.
     """
     runs = tmp_path / "runs"
     endless = {
@@ -237,13 +237,15 @@ def test_a_process_that_the_server_took_for_dead_gives_way_to_the_next_attempt(
                 break
             assert time.monotonic() < deadline, f"{attempts}\n{server.log()}"
             time.sleep(1)
-        assert not any(Path(f"/proc/{pid}").exists() for pid in first), "it has given way"
+        assert not any(Path(f"/proc/{pid}").exists() for pid in first), (
+            "the older process has exited"
+        )
         assert [attempt.status for attempt in attempts] == ["interrupted", "running"]
-        # Whoever came second waited for the checkpoint of the first, and lost nothing of it.
+        # The newer attempt waited for the checkpoint of the older one and resumed from it.
         assert attempts[1].start_steps == attempts[0].end_steps
         assert attempts[1].started_at >= (attempts[0].ended_at or attempts[1].started_at)
         names = [each["name"] for each in server.states(flow_run)]
         assert names[names.index("Crashed") :][:2] == ["Crashed", "AwaitingRetry"]
-        assert names[-1] == "Running", "the older process said nothing in the newer one's name"
+        assert names[-1] == "Running", "the older process left the flow run's state alone"
         server.call("POST", f"/flow_runs/{flow_run}/set_state", {"state": {"type": "CANCELLING"}})
         assert server.wait(flow_run)["type"] == "CANCELLED"

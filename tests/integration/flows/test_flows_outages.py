@@ -1,8 +1,7 @@
-"""Flows that this process calls, on a real Prefect server: databases that go away and come back,
-champions that change meanwhile, containers that are too small.
+"""Test flows during outages, concurrent promotions and in containers that are too small.
 
-`away_once` makes the outage begin at the very call that is meant, which no killing from outside
-can.
+This process calls the flows, on a real Prefect server. `outage_at` starts an outage at the first
+call of a given function, which a kill from outside cannot time.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from mario.store import migrate
 from tests.support.mlflow_server import MlflowServer
 from tests.support.policies import GOOD, STUCK, write_odds_policy
 from tests.support.postgres import PostgresServer
-from tests.support.prefect_server import PrefectServer, flows_here, prefect_server
+from tests.support.prefect_server import PrefectServer, prefect_server, reporting_to
 from tests.support.sweeps import write_sweep
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -46,13 +45,13 @@ GATE = ("game.actions=complex", "gate.primary=progress", "gate.alpha=0.4", "gate
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
-    with prefect_server(tmp_path_factory.mktemp("prefect")) as made, flows_here(made):
+    with prefect_server(tmp_path_factory.mktemp("prefect")) as made, reporting_to(made):
         yield made
 
 
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[PostgresServer]:
-    """A server of the store's own, to be killed."""
+    """A PostgreSQL server that the test may kill."""
     made = PostgresServer()
     yield made
     made.stop()
@@ -73,23 +72,23 @@ def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobContext:
 
 @pytest.fixture
 def deployed(server: PrefectServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stages are tried again as in a run of a deployment, only sooner."""
+    """Retry stages as in a deployed flow run, with short delays."""
     monkeypatch.setattr(newer_attempt, "is_deployed", lambda: True)
     monkeypatch.setattr(stages, "RETRY_DELAYS_SECONDS", (2.0, 8.0, 20.0, 60.0))
 
 
 def use(context: JobContext, monkeypatch: pytest.MonkeyPatch) -> JobContext:
-    """Have flows work with these addresses."""
+    """Let flows read the addresses of a context from the environment."""
     monkeypatch.setenv("MARIO_RUNS_DIR", str(context.settings.runs_dir))
     monkeypatch.setenv("MARIO_DATABASE_URL", context.settings.database_url)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", context.settings.tracking_uri)
     return context
 
 
-def away_once(
+def outage_at(
     monkeypatch: pytest.MonkeyPatch, module: Any, name: str, server: PostgresServer | MlflowServer
 ) -> list[threading.Thread]:
-    """Kill a server as a function is called first; it starts again two seconds later.
+    """Kill a server at the first call of a function, and start it again two seconds later.
 
     Returns:
         What starts it again, one for each call: to be joined, and counted.
@@ -109,7 +108,7 @@ def away_once(
     return calls
 
 
-def registered(context: JobContext, *odds: tuple[float, ...]) -> None:
+def register_policies(context: JobContext, *odds: tuple[float, ...]) -> None:
     """Register policies of known skill as versions 1, 2, …"""
     context.settings.runs_dir.mkdir(parents=True, exist_ok=True)
     registry = context.registry
@@ -120,7 +119,7 @@ def registered(context: JobContext, *odds: tuple[float, ...]) -> None:
 
 
 @pytest.mark.usefixtures("deployed")
-def test_a_sweep_whose_database_fails_over_as_it_ends_completes(
+def test_a_sweep_completes_despite_a_database_restart_at_its_end(
     postgres: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = postgres.url(postgres.create_database())
@@ -129,7 +128,7 @@ def test_a_sweep_whose_database_fails_over_as_it_ends_completes(
         JobContext(JobSettings(tmp_path / "runs", url, f"sqlite:///{tmp_path / 'mlflow.db'}")),
         monkeypatch,
     )
-    calls = away_once(monkeypatch, sweeps, "describe_best", postgres)
+    calls = outage_at(monkeypatch, sweeps, "describe_best", postgres)
     path = write_sweep(tmp_path / "sweep.yaml", trials=1, small={"sinks.mlflow": False})
     parameters = sweeps.SweepParameters(name="over", file=str(path))
     state = sweeps.sweep(parameters, return_state=True)
@@ -140,13 +139,13 @@ def test_a_sweep_whose_database_fails_over_as_it_ends_completes(
 
 
 @pytest.mark.usefixtures("deployed")
-def test_a_seed_is_handed_out_by_a_database_that_comes_back(
+def test_a_seed_is_assigned_after_a_database_restart(
     postgres: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = postgres.url(postgres.create_database())
     migrate.upgrade(url)
     context = JobContext(JobSettings(tmp_path / "runs", url, f"sqlite:///{tmp_path / 'mlflow.db'}"))
-    calls = away_once(monkeypatch, stages.jobs, "next_seed", postgres)
+    calls = outage_at(monkeypatch, stages.jobs, "next_seed", postgres)
 
     @flow
     def beginning() -> int:
@@ -159,7 +158,7 @@ def test_a_seed_is_handed_out_by_a_database_that_comes_back(
 
 
 @pytest.mark.usefixtures("deployed")
-def test_a_promotion_waits_for_mlflow_that_restarts(
+def test_a_promotion_waits_for_a_restart_of_mlflow(
     mlflow: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context = use(
@@ -168,8 +167,8 @@ def test_a_promotion_waits_for_mlflow_that_restarts(
         ),
         monkeypatch,
     )
-    registered(context, GOOD)
-    calls = away_once(monkeypatch, promoting, "fetch_version", mlflow)
+    register_policies(context, GOOD)
+    calls = outage_at(monkeypatch, promoting, "fetch_version", mlflow)
     parameters = PromoteParameters(config=SMOKE, overrides=GATE, policy="1")
     state = promote(parameters, return_state=True)
     calls[0].join()
@@ -178,17 +177,17 @@ def test_a_promotion_waits_for_mlflow_that_restarts(
     assert len(calls) >= 2
 
 
-def test_an_artefact_is_not_broken_because_the_server_is_away(
+def test_an_unreachable_registry_does_not_count_as_a_broken_artefact(
     mlflow: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both are the same words of MLflow's: whoever downloads asks the registry again."""
+    """MLflow reports both by the same error; the download asks the registry to tell them apart."""
     context = JobContext(
         JobSettings(tmp_path / "runs", f"sqlite:///{tmp_path / 'mario.db'}", mlflow.uri)
     )
     registry = context.registry
     folder = write_odds_policy(tmp_path / "good", GOOD).folder
     version = registry.register("mario-1-2", folder, run_id=None).version
-    calls = away_once(monkeypatch, versions.ModelRegistry, "download", mlflow)
+    calls = outage_at(monkeypatch, versions.ModelRegistry, "download", mlflow)
     with pytest.raises(RegistryUnavailableError):
         fetch_version(str(version), "1-2", context)
     calls[0].join()
@@ -202,11 +201,11 @@ def test_an_artefact_is_not_broken_because_the_server_is_away(
 
 
 @pytest.mark.usefixtures("server")
-def test_who_was_judged_against_a_former_champion_is_judged_again(
+def test_a_version_judged_against_a_former_champion_is_judged_again(
     context: JobContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Judgements that overlap for certain: another is promoted between verdict and promotion."""
-    registered(context, STUCK, GOOD, GOOD)
+    """Another version is promoted between the verdict and the promotion."""
+    register_policies(context, STUCK, GOOD, GOOD)
     registry = context.registry
     registry.promote("mario-1-1", 1, verdict_id=None, promoted_by="test")
     config = load_config(SMOKE, GATE)
@@ -224,7 +223,7 @@ def test_who_was_judged_against_a_former_champion_is_judged_again(
     parameters = PromoteParameters(config=SMOKE, overrides=GATE, policy="2")
     state = promote(parameters, return_state=True)
     assert state.is_completed(), state
-    assert judgements[0].decision == "promote", "it had beaten the former one"
+    assert judgements[0].decision == "promote", "it was better than the former champion"
     store = context.store
     ledger = store.ledger.history("mario-1-1")
     met = {
@@ -233,17 +232,17 @@ def test_who_was_judged_against_a_former_champion_is_judged_again(
     assert [met[str(each.verdict_id)] for each in judgements] == [1, 3]
     assert (state.name == "Promoted") == (judgements[1].decision == "promote")
     versions_in_turn = [1, 3, *((2,) if state.name == "Promoted" else ())]
-    assert [row.version for row in ledger] == versions_in_turn, "one ledger, no update lost"
+    assert [row.version for row in ledger] == versions_in_turn, "no promotion is lost"
     for row, before in zip(ledger[1:], ledger, strict=False):
         assert met[str(row.verdict_id)] == row.previous_version == before.version
 
 
 @pytest.mark.usefixtures("deployed")
 @pytest.mark.parametrize("called", ["train", "sweep"])
-def test_what_the_container_is_too_small_for_fails_at_once(
+def test_an_experiment_too_large_for_the_container_fails_at_once(
     context: JobContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, called: str
 ) -> None:
-    """Not after hours, by the kernel, four times over: the container is another experiment's."""
+    """The container was sized for another experiment; the kernel would kill each attempt."""
     large = ("algorithm.buffer_size=1000000",)
     needed = resources_for(load_config("configs/dqn_baseline.yaml", large)).memory_gib
     monkeypatch.setattr(stages, "this_machine", lambda: Machine(memory_gib=5.0))
@@ -263,4 +262,4 @@ def test_what_the_container_is_too_small_for_fails_at_once(
     assert state.is_failed()
     assert "got 5.0 GiB of memory here for dqn_baseline" in state.message
     assert f"mem_limit={needed}g (pool docker)" in state.message
-    assert not context.settings.runs_dir.exists(), "nothing was begun"
+    assert not context.settings.runs_dir.exists(), "nothing was started"

@@ -1,4 +1,4 @@
-"""Flows on a real Prefect server on PostgreSQL, run by real workers that are killed on purpose."""
+"""Test flows on a real Prefect server on PostgreSQL, with real workers that the tests kill."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from tests.support.processes import server as http_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
-#: Signs of life come every 30 s; this many seconds without one mean death.
+#: Heartbeats come every 30 s; a run without one for so long counts as crashed.
 SILENCE_SECONDS = 75
 TRAINING = (
     "network.threads=1", "total_steps=1536", "checkpoint.every_steps=256",
@@ -47,7 +47,7 @@ TRAINING = (
     "gate.max_units=2",
 )  # fmt: skip
 PARAMETERS = {"config": "configs/smoke.yaml", "overrides": list(TRAINING), "next_seed": False}
-#: Long enough that a kill after one or two checkpoints comes while it trains.
+#: So long that training still runs after one or two checkpoints.
 LONG = {**PARAMETERS, "overrides": [*TRAINING, "total_steps=8192"]}
 
 
@@ -66,11 +66,11 @@ def server(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iter
 
 
 @pytest.fixture(scope="module")
-def undisturbed(
+def uninterrupted(
     server: PrefectServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Any]]:
-    """A pipeline that nobody disturbs, through a process worker; a page shows its runs folder."""
-    runs, port = tmp_path_factory.mktemp("undisturbed"), free_port()
+    """A pipeline run by a process worker without interruption; a web server shows its files."""
+    runs, port = tmp_path_factory.mktemp("uninterrupted"), free_port()
     command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1",
                "--directory", str(runs)]  # fmt: skip
     url = f"http://127.0.0.1:{port}"
@@ -81,7 +81,7 @@ def undisturbed(
         yield {"flow_run": flow_run, "state": state, "runs": runs}
 
 
-def test_setup_and_deploy_twice_change_nothing(server: PrefectServer) -> None:
+def test_a_second_setup_and_deploy_change_nothing(server: PrefectServer) -> None:
     first = (server.folder / "first.txt").read_text()
     assert "created   pool       process" in first
     assert "created   deployment nightly/nightly" in first
@@ -92,7 +92,7 @@ def test_setup_and_deploy_twice_change_nothing(server: PrefectServer) -> None:
     after = server.call("POST", "/deployments/filter", {})
     updated = {d["name"]: d["updated"] for d in before}
     assert {d["name"]: d["updated"] for d in after} == updated
-    # A pause by hand, or by a collapse, is not undone.
+    # A paused deployment stays paused.
     nightly = next(d for d in after if d["name"] == "nightly")
     server.call("POST", f"/deployments/{nightly['id']}/pause_deployment", {})
     assert server.mario("flows", "deploy", "nightly").startswith("nothing to change")
@@ -103,7 +103,7 @@ def test_setup_and_deploy_twice_change_nothing(server: PrefectServer) -> None:
     )
 
 
-def test_schedules_become_runs_at_the_hour_of_their_time_zone(server: PrefectServer) -> None:
+def test_schedules_create_runs_in_their_time_zone(server: PrefectServer) -> None:
     deadline = time.monotonic() + 300
     while True:
         found = server.call(
@@ -119,10 +119,10 @@ def test_schedules_become_runs_at_the_hour_of_their_time_zone(server: PrefectSer
     assert {start.astimezone(ZoneInfo("Europe/Berlin")).hour for start in starts} == {3}
 
 
-def test_a_pipeline_completes_and_shows_what_it_did(
-    server: PrefectServer, undisturbed: dict[str, Any]
+def test_a_pipeline_completes_and_shows_its_artifacts(
+    server: PrefectServer, uninterrupted: dict[str, Any]
 ) -> None:
-    state, flow_run = undisturbed["state"], undisturbed["flow_run"]
+    state, flow_run = uninterrupted["state"], uninterrupted["flow_run"]
     assert state["type"] == "COMPLETED", server.log()
     assert state["name"] in ("Kept", "Promoted")
     assert "version 1" in state["message"]
@@ -149,7 +149,7 @@ def test_a_pipeline_completes_and_shows_what_it_did(
     curve = shown["learning-curve-smoke"]["data"]
     assert "| steps up to | episodes | mean furthest x (px) | cleared |" in curve
     verdict = next(a["data"] for k, a in shown.items() if k.startswith("verdict-"))
-    assert "MLflow: run `" in verdict, "no server tracks it here"
+    assert "MLflow: run `" in verdict, "there is no MLflow server in this test"
     links = dict(re.findall(r"^- (\w+): \[[^]]+\]\((http://[^)]+)\)$", verdict, re.MULTILINE))
     assert {name: url.rpartition("/")[2] for name, url in links.items()} == {
         "report": "verdict.html", "summary": "summary.html", "video": "median-episode.mp4"
@@ -160,7 +160,7 @@ def test_a_pipeline_completes_and_shows_what_it_did(
     assert f"({links['report']})" in shown["report-mario-1-1"]["data"]
     table = next(json.loads(a["data"]) for k, a in shown.items() if k.startswith("numbers-"))
     assert {"what", "challenger", "champion"} == set(table[0])
-    assert len(versions(undisturbed["runs"])) == 1
+    assert len(versions(uninterrupted["runs"])) == 1
 
 
 @pytest.mark.parametrize(
@@ -171,26 +171,28 @@ def test_a_pipeline_completes_and_shows_what_it_did(
         ("pipeline/pipeline", {"configuration": "configs/demo.yaml"}, "configuration"),
     ],
 )
-def test_a_form_that_is_filled_in_wrongly_starts_nothing(
+def test_invalid_parameters_start_no_run(
     server: PrefectServer, deployment: str, parameters: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(AssertionError, match=f"409.*{said}"):
         server.start_run(deployment, parameters)
 
 
-def test_bad_input_fails_at_once(server: PrefectServer, tmp_path: Path, receiver: Receiver) -> None:
+def test_an_invalid_experiment_fails_without_a_retry(
+    server: PrefectServer, tmp_path: Path, receiver: Receiver
+) -> None:
     with server.worker(tmp_path / "runs"):
         flow_run = server.start_run("train/train", {"config": "configs/there-is-none.yaml"})
         state = server.wait(flow_run)
     assert state["name"] == "Failed"
     assert "there-is-none" in state["message"]
     names = [each["name"] for each in server.states(flow_run)]
-    assert "AwaitingRetry" not in names, "what a person has to mend is not tried again"
+    assert "AwaitingRetry" not in names, "a configuration error is not retried"
     assert server.run(flow_run)["run_count"] == 1
     assert "there-is-none" in receiver.wait_for("Failed: ")
 
 
-def test_a_collapse_has_its_own_state_and_pauses_its_schedule(
+def test_a_collapse_has_its_own_state_and_pauses_its_deployment(
     server: PrefectServer, tmp_path: Path, receiver: Receiver
 ) -> None:
     weekly = server.call("GET", "/deployments/name/pipeline/weekly-1-1")
@@ -207,11 +209,11 @@ def test_a_collapse_has_its_own_state_and_pauses_its_schedule(
     assert "pipeline smoke" in told
     deadline = time.monotonic() + 60
     while not server.call("GET", f"/deployments/{weekly['id']}")["paused"]:
-        assert time.monotonic() < deadline, "the schedule goes on"
+        assert time.monotonic() < deadline, "the deployment is not paused"
         time.sleep(0.5)
     assert "AwaitingRetry" not in [each["name"] for each in server.states(flow_run)]
     assert versions(tmp_path / "runs") == []
-    # A person lets it run again, once.
+    # A person resumes it; resuming it again changes nothing.
     assert "changed   deployment weekly-1-1" in server.mario("flows", "resume", "weekly-1-1")
     assert not server.call("GET", f"/deployments/{weekly['id']}")["paused"]
     assert server.mario("flows", "resume", "weekly-1-1").startswith("nothing to change")
@@ -220,9 +222,9 @@ def test_a_collapse_has_its_own_state_and_pauses_its_schedule(
 def test_a_second_training_waits_for_the_gpu_and_cpu_work_does_not(
     server: PrefectServer, tmp_path: Path, postgres_database: str
 ) -> None:
-    """As set up by default: one GPU, one training. A person cancels the first; the second begins.
+    """With the default of one GPU, a second training begins once a person cancels the first.
 
-    The evaluation is asked for last and is through first, so the worker did look for work since.
+    The evaluation is requested last and ends first, so the worker has polled for work meanwhile.
     """
     runs = tmp_path / "runs"
     context = JobContext(JobSettings(runs, postgres_database, f"sqlite:///{runs / 'mlflow.db'}"))
@@ -244,7 +246,9 @@ def test_a_second_training_waits_for_the_gpu_and_cpu_work_does_not(
             state = server.wait(evaluation)
             assert state["type"] == "COMPLETED", f"{state}\n{server.log()}"
             assert "4 units" in state["message"]
-            assert server.run(first)["state"]["type"] == "RUNNING", "its GPU is taken"
+            assert server.run(first)["state"]["type"] == "RUNNING", (
+                "the first training uses the GPU"
+            )
             assert {each["type"] for each in server.states(second)} == {"SCHEDULED"}
             assert server.run(second)["run_count"] == 0
             server.call("POST", f"/flow_runs/{first}/set_state", {"state": {"type": "CANCELLING"}})
@@ -255,12 +259,12 @@ def test_a_second_training_waits_for_the_gpu_and_cpu_work_does_not(
         server.mario(*setup)
     assert (state["type"], state["name"]) == ("COMPLETED", "Registered"), server.log()
     began = next(each for each in server.states(second) if each["type"] == "PENDING")
-    assert began["timestamp"] > cancelled["timestamp"], "not before the GPU was free"
+    assert began["timestamp"] > cancelled["timestamp"], "the second training began too early"
     assert "AwaitingRetry" not in [each["name"] for each in server.states(first)]
 
 
-def test_a_killed_worker_is_noticed_and_its_run_completes(
-    server: PrefectServer, undisturbed: dict[str, Any], tmp_path: Path
+def test_the_run_of_a_killed_worker_is_resumed(
+    server: PrefectServer, uninterrupted: dict[str, Any], tmp_path: Path
 ) -> None:
     runs = tmp_path / "runs"
     with server.worker(runs) as worker:
@@ -268,28 +272,28 @@ def test_a_killed_worker_is_noticed_and_its_run_completes(
         wait_for_checkpoints(server, runs, flow_run, 2)
         kill_all(descendants(worker.pid))
     killed_at = time.time()
-    assert server.run(flow_run)["state"]["type"] == "RUNNING", "nobody could say anything"
+    assert server.run(flow_run)["state"]["type"] == "RUNNING", "nobody is left to report the crash"
     server.wait(flow_run, 600, "AwaitingRetry", "Late")
     crashed = next(s for s in server.states(flow_run) if s["name"] == "Crashed")
     assert "no heartbeat for" in crashed["message"]
     silent = datetime.fromisoformat(crashed["timestamp"]).timestamp() - killed_at
-    assert silent < SILENCE_SECONDS + 60, "the limit, and a busy machine's delay"
+    assert silent < SILENCE_SECONDS + 60, "the limit plus the delay of a busy machine"
 
     with server.worker(runs):
         state = server.wait(flow_run)
     assert state["type"] == "COMPLETED", server.log()
     assert server.run(flow_run)["run_count"] == 2
-    assert weights(runs, flow_run) == weights(undisturbed["runs"], undisturbed["flow_run"])
-    assert len(versions(runs)) == 1, "registered once"
+    assert weights(runs, flow_run) == weights(uninterrupted["runs"], uninterrupted["flow_run"])
+    assert len(versions(runs)) == 1, "the policy is registered once"
     with ExperimentStore.open(JobSettings.embedded(runs).database_url) as store:
         (run,) = store.runs.list()
     assert [attempt.status for attempt in run.attempts] == ["killed", "finished"]
 
 
-def test_a_worker_that_is_stopped_leaves_its_run_to_the_next(
-    server: PrefectServer, undisturbed: dict[str, Any], tmp_path: Path
+def test_the_run_of_a_stopped_worker_is_resumed_by_the_next(
+    server: PrefectServer, uninterrupted: dict[str, Any], tmp_path: Path
 ) -> None:
-    """As in a deployment of a new image: Prefect's worker kills what it runs, and that goes on."""
+    """Prefect's worker kills its flow runs when it is stopped, as for a new image."""
     runs = tmp_path / "runs"
     with server.worker(runs) as worker:
         flow_run = server.start_run("pipeline/pipeline", LONG)
@@ -298,18 +302,18 @@ def test_a_worker_that_is_stopped_leaves_its_run_to_the_next(
         os.killpg(worker.pid, signal.SIGTERM)
         assert worker.wait(120) == 0, server.log()
     assert children
-    assert not any(Path(f"/proc/{pid}").exists() for pid in children), "nothing is left behind"
+    assert not any(Path(f"/proc/{pid}").exists() for pid in children), "all processes have exited"
     server.wait(flow_run, 600, "AwaitingRetry", "Late")
     with server.worker(runs):
         state = server.wait(flow_run)
     assert state["type"] == "COMPLETED", f"{state}\n{server.log()}"
     assert server.run(flow_run)["run_count"] == 2
-    assert weights(runs, flow_run) == weights(undisturbed["runs"], undisturbed["flow_run"])
+    assert weights(runs, flow_run) == weights(uninterrupted["runs"], uninterrupted["flow_run"])
     assert len(versions(runs)) == 1
 
 
-def test_a_run_completes_though_its_server_is_killed(
-    server: PrefectServer, undisturbed: dict[str, Any], tmp_path: Path
+def test_a_run_completes_although_its_server_is_killed(
+    server: PrefectServer, uninterrupted: dict[str, Any], tmp_path: Path
 ) -> None:
     runs = tmp_path / "runs"
     with server.worker(runs):
@@ -320,14 +324,14 @@ def test_a_run_completes_though_its_server_is_killed(
         server.start()
         state = server.wait(flow_run)
     assert state["type"] == "COMPLETED", f"{state}\n{server.log()}"
-    assert weights(runs, flow_run) == weights(undisturbed["runs"], undisturbed["flow_run"])
+    assert weights(runs, flow_run) == weights(uninterrupted["runs"], uninterrupted["flow_run"])
     assert len(versions(runs)) == 1
 
 
-def test_two_promoters_at_once_promote_nobody_twice(
+def test_concurrent_promotions_are_judged_against_the_current_champion(
     server: PrefectServer, tmp_path: Path, receiver: Receiver, postgres_database: str
 ) -> None:
-    """Two versions are judged at the same time; who comes second meets the champion that is."""
+    """Two versions are judged at a time; the later promotion is judged against the new champion."""
     runs = tmp_path / "runs"
     context = JobContext(JobSettings(runs, postgres_database, f"sqlite:///{runs / 'mlflow.db'}"))
     runs.mkdir()
@@ -354,7 +358,9 @@ def test_two_promoters_at_once_promote_nobody_twice(
         for row in ledger:
             assert row.verdict_id is not None
             judged = verdicts[row.verdict_id]
-            assert judged.champion_version == row.previous_version, "judged against the champion"
+            assert judged.champion_version == row.previous_version, (
+                "judged against the champion of that time"
+            )
         # The event of a promotion starts the nightly check of the new champion.
         assert "mario-1-1" in receiver.wait_for("Promoted: ")
         deadline = time.monotonic() + 120
@@ -371,14 +377,14 @@ def test_two_promoters_at_once_promote_nobody_twice(
     assert state["name"] == "Steady", f"{state}\n{server.log()}"
 
 
-def test_two_whole_pipelines_at_once_meet_champions_that_were(
+def test_concurrent_pipelines_keep_one_ledger(
     server: PrefectServer, tmp_path: Path, postgres_database: str
 ) -> None:
-    """Both train side by side, with a seed of their own, and try to beat the champion.
+    """Two pipelines train at a time, with different seeds, and are judged against the champion.
 
-    Where the judgements overlap, both were judged against the first champion, and who comes second
-    is judged again, against the new one; where they do not, it meets only that one. Which of them
-    happens is chance here; `test_flows_outages.py` has them overlap for certain.
+    If the judgements overlap, both are against the first champion, and the later version is judged
+    again, against the new one. If not, it is judged against the new champion only. Both can happen
+    here; `test_flows_outages.py` forces the overlap.
     """
     runs = tmp_path / "runs"
     context = JobContext(JobSettings(runs, postgres_database, f"sqlite:///{runs / 'mlflow.db'}"))
@@ -388,8 +394,8 @@ def test_two_whole_pipelines_at_once_meet_champions_that_were(
     registry.register("mario-1-1", runs / "stuck", run_id=None)
     registry.promote("mario-1-1", 1, verdict_id=None, promoted_by="test")
     overrides = [each for each in TRAINING if "max_units" not in each]
-    # Hardly trained networks that sample their actions: they go right, and differ. Their champion
-    # is no network, and answers at once. Enough units that the two judgements mostly overlap.
+    # Networks that are hardly trained and sample their actions go right and differ. The champion is
+    # no network, so its latency is near 0. So many units that the judgements mostly overlap.
     overrides += ["game.actions=right_only", "evaluation.action_selection=sample",
                   "gate.max_latency_ratio=1000", "gate.alpha=0.4", "gate.max_units=120",
                   "gate.min_units=32"]  # fmt: skip
@@ -409,17 +415,19 @@ def test_two_whole_pipelines_at_once_meet_champions_that_were(
         seeds = {run.id: run.config["seed"] for run in store.runs.list()}
     alias = registry.mlflow.aliases("mario-1-1")["champion"]
     assert sorted(seeds) == sorted(run_id_for(flow_run) for flow_run in flow_runs)
-    assert sorted(seeds.values()) == [1, 2], "the file's, and the next"
-    assert [row.sequence for row in ledger] == list(range(1, len(ledger) + 1)), "one ledger"
+    assert sorted(seeds.values()) == [1, 2], "the seed of the file and the next one"
+    assert [row.sequence for row in ledger] == list(range(1, len(ledger) + 1)), (
+        "the ledger has no gap"
+    )
     assert len(ledger) == 1 + names.count("Promoted")
-    assert alias == ledger[-1].version, "the alias is what the ledger says"
+    assert alias == ledger[-1].version, "the alias follows the ledger"
     by_id = {verdict.id: verdict for verdict in verdicts}
     for row, before in zip(ledger[1:], ledger, strict=False):
-        assert row.previous_version == before.version, "no update is lost"
+        assert row.previous_version == before.version, "no promotion is lost"
         assert row.verdict_id is not None
         assert by_id[row.verdict_id].champion_version == before.version
-    # Each met who was champion then. A verdict that would have promoted did so, or was refused as
-    # the other one had been promoted meanwhile, and the version was judged again.
+    # Each version was judged against the champion of that time. A verdict to promote led to a
+    # promotion, or was refused as the other version was promoted meanwhile; then came another.
     winner, promoted = ledger[1].version, {row.version for row in ledger[1:]}
     by_verdict = {row.verdict_id for row in ledger[1:]}
     for version in (2, 3):
@@ -432,12 +440,12 @@ def test_two_whole_pipelines_at_once_meet_champions_that_were(
             assert refused.id not in by_verdict
 
 
-def test_the_policy_of_a_champion_that_a_person_promoted_changes_nothing(
+def test_retraining_the_policy_of_the_champion_changes_nothing(
     server: PrefectServer, tmp_path: Path
 ) -> None:
-    """The same seed and commit give the same bytes; that champion has no verdict to show."""
+    """The same seed and commit give the same policy; the champion has no verdict here."""
     runs = tmp_path / "runs"
-    # The commit is part of a policy; here it stays the same, whatever is committed meanwhile.
+    # The commit is part of a policy; it is fixed here.
     commit = {"GIT_DIR": str(tmp_path / "none"), "MARIO_GIT_COMMIT": "0" * 40}
     with server.worker(runs, **commit):
         server.wait(server.start_run("pipeline/pipeline", PARAMETERS))
@@ -452,8 +460,8 @@ def test_the_policy_of_a_champion_that_a_person_promoted_changes_nothing(
     assert len(versions(runs)) == 2
 
 
-def test_the_metrics_page_counts_what_ended(
-    server: PrefectServer, undisturbed: dict[str, Any]
+def test_the_metrics_page_counts_ended_runs(
+    server: PrefectServer, uninterrupted: dict[str, Any]
 ) -> None:
     instruments = InstrumentSet()
     monitor = FlowMonitor(server.url, LoopMetrics(instruments))
@@ -464,7 +472,9 @@ def test_the_metrics_page_counts_what_ended(
     assert counted is not None
     assert counted >= 1
     monitor.refresh()
-    assert get("mario_pipeline_runs_total", label) == counted, "a second look counts nothing twice"
+    assert get("mario_pipeline_runs_total", label) == counted, (
+        "a second refresh counts no run twice"
+    )
     stages = get("mario_pipeline_stage_seconds_count", {"flow": "pipeline", "stage": "train"})
     assert stages is not None
     assert stages >= 1

@@ -1,4 +1,4 @@
-"""What `mario flows setup | deploy | resume | status` make of a server that others use, too."""
+"""Test `mario flows setup | deploy | resume | status` on a server that other projects use, too."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from tests.support.prefect_server import ROOT, PrefectServer, Receiver, prefect_
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 BEGIN_SECONDS = 15
-#: How long Prefect's server keeps what it waited for in vain, where it is not told.
+#: How long Prefect's server keeps expired triggers by default.
 FORGETTING_SECONDS = 60
 URL = "postgresql+psycopg2://mario:correct-horse-battery@db.example/mario"
-#: Collapses in its first update.
+#: Collapses in the first update.
 BROKEN = (
     "network.threads=1", "total_steps=1536", "checkpoint.every_steps=256",
     "selection.every_steps=1000000", "algorithm.learning_rate=1e30",
@@ -51,7 +51,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iter
 
 @pytest.fixture
 def api(server: PrefectServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """The server as this process's: what `mario flows` does, without starting Python anew."""
+    """A connection to the server, to do what `mario flows` does in this process."""
     for name, value in server.environment.items():
         if name.startswith("MARIO_"):
             monkeypatch.setenv(name, value)
@@ -61,7 +61,7 @@ def api(server: PrefectServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serv
 
 
 def entry(name: str, *, flow: str = "flows/pipeline.py:pipeline", **changes: Any) -> dict[str, Any]:
-    """A deployment as in `prefect.yaml`; it trains `smoke` on schedule unless told."""
+    """A deployment as in `prefect.yaml`; by default it trains `smoke` on schedule."""
     made = {
         "name": name,
         "version": "v1",
@@ -76,7 +76,7 @@ def entry(name: str, *, flow: str = "flows/pipeline.py:pipeline", **changes: Any
 
 @pytest.fixture
 def apply(server: PrefectServer, api: Server, tmp_path: Path) -> Iterator[Callable[..., str]]:
-    """Deploy entries, as a file of their own; what they made is gone afterwards."""
+    """A function that deploys entries of its own file; afterwards they are deleted."""
     file = tmp_path / "prefect.yaml"
     step = {"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}
     names: set[str] = set()
@@ -94,14 +94,14 @@ def apply(server: PrefectServer, api: Server, tmp_path: Path) -> Iterator[Callab
 
 
 def schedules(server: PrefectServer, deployment: str) -> dict[str, tuple[str, bool]]:
-    """Cron and whether it is on, by slug."""
+    """The cron and the activity of schedules, by slug."""
     found = server.call("GET", f"/deployments/name/{deployment}")["schedules"]
     made = {each["slug"]: (each["schedule"]["cron"], each["active"]) for each in found}
     assert len(made) == len(found)
     return made
 
 
-def test_schedules_on_the_server_are_those_of_the_file(
+def test_deploy_makes_the_schedules_those_of_the_file(
     server: PrefectServer, apply: Callable[..., str]
 ) -> None:
     name, nothing = "pipeline/scheduled", "nothing to change"
@@ -111,7 +111,7 @@ def test_schedules_on_the_server_are_those_of_the_file(
     assert apply(entry("scheduled", schedules=[nights, days])).startswith(nothing)
     assert schedules(server, name) == {"nights": ("0 3 * * *", True), "days": ("0 12 * * *", True)}
 
-    # One is taken out, the other is moved: neither the old one nor the old hour fires any more.
+    # One schedule is removed, the other moved to another hour.
     nights["cron"] = "0 4 * * *"
     assert f"changed   deployment {name} (schedules)" in apply(
         entry("scheduled", schedules=[nights])
@@ -119,7 +119,7 @@ def test_schedules_on_the_server_are_those_of_the_file(
     assert schedules(server, name) == {"nights": ("0 4 * * *", True)}
     assert apply(entry("scheduled", schedules=[nights])).startswith(nothing)
 
-    # Renamed, it is another one; one that a person added in Prefect's page is not in the file.
+    # A renamed schedule is a new one; one that a person added in Prefect's page is deleted.
     id_ = server.call("GET", f"/deployments/name/{name}")["id"]
     by_hand = [{"active": True, "schedule": {"cron": "0 5 * * *", "timezone": "UTC"}}]
     server.call("POST", f"/deployments/{id_}/schedules", by_hand)
@@ -134,7 +134,7 @@ def test_schedules_on_the_server_are_those_of_the_file(
     assert apply(entry("scheduled", schedules=[])).startswith(nothing)
 
 
-def test_a_schedule_is_on_where_the_file_and_the_server_have_it_on(
+def test_a_schedule_is_active_if_file_and_server_activate_it(
     server: PrefectServer, apply: Callable[..., str]
 ) -> None:
     name, nothing = "pipeline/switched", "nothing to change"
@@ -143,7 +143,7 @@ def test_a_schedule_is_on_where_the_file_and_the_server_have_it_on(
     assert f"changed   deployment {name} (schedules)" in apply(entry("switched", schedules=[off]))
     assert schedules(server, name) == {"nights": ("0 3 * * *", False)}
     assert apply(entry("switched", schedules=[off])).startswith(nothing)
-    # Who switched it off is not known any more: a person switches it on.
+    # The server does not record who switched it off, so a person must switch it on.
     assert apply(entry("switched", schedules=[on])).startswith(nothing)
     assert schedules(server, name) == {"nights": ("0 3 * * *", False)}
     found = server.call("GET", f"/deployments/name/{name}")
@@ -152,7 +152,7 @@ def test_a_schedule_is_on_where_the_file_and_the_server_have_it_on(
     assert apply(entry("switched", schedules=[on])).startswith(nothing)
     assert schedules(server, name) == {"nights": ("0 3 * * *", True)}
 
-    # An operator's, and a pause of all: both outlive a change of the file.
+    # A schedule switched off and a deployment paused by a person stay so after a change.
     server.call("PATCH", path, {"active": False})
     server.call("POST", f"/deployments/{found['id']}/pause_deployment", {})
     assert "(schedules)" in apply(entry("switched", schedules=[{**on, "cron": "0 4 * * *"}]))
@@ -163,21 +163,21 @@ def test_a_schedule_is_on_where_the_file_and_the_server_have_it_on(
 def report(
     server: PrefectServer, flow_run: str, type_: str, name: str | None = None, message: str = ""
 ) -> None:
-    """Report a state, as a worker or the process of a flow run does."""
+    """Report a state as a worker or the process of a flow run does."""
     state = {"type": type_, "name": name, "message": message}
     answer = server.call("POST", f"/flow_runs/{flow_run}/set_state", {"state": state})
     assert answer["status"] == "ACCEPT", answer
 
 
 def claim(server: PrefectServer, flow_run: str) -> None:
-    """What a worker reports before it starts a process or a container."""
+    """Report what a worker reports before it starts a process or a container."""
     report(server, flow_run, "PENDING", "Pending")
     report(server, flow_run, "PENDING", "Submitting")
 
 
 @pytest.fixture
-def impatient(api: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A server that waits for the beginning of a run a few seconds only."""
+def short_begin_limit(api: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A server that allows a claimed run a few seconds to begin."""
     monkeypatch.setenv("MARIO_BEGIN_SECONDS", str(BEGIN_SECONDS))
     said = summary(apply_automations(api))
     assert "changed   automation mario: a run that does not begin has crashed" in said
@@ -186,11 +186,11 @@ def impatient(api: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     apply_automations(api)
 
 
-@pytest.mark.usefixtures("impatient")
-def test_a_claimed_run_that_never_begins_has_crashed_and_is_tried_again(
+@pytest.mark.usefixtures("short_begin_limit")
+def test_a_claimed_run_that_never_begins_crashes_and_is_retried(
     server: PrefectServer, receiver: Receiver
 ) -> None:
-    """Its worker's machine went down between claim and beginning: nobody else says a word."""
+    """The worker's machine was lost between claim and beginning, so nobody reports a crash."""
     smoke = {"config": "configs/smoke.yaml"}
     lost, pending, again, in_time, told = (server.start_run("train/train", smoke) for _ in range(5))
     report(server, again, "RUNNING")
@@ -215,7 +215,7 @@ def test_a_claimed_run_that_never_begins_has_crashed_and_is_tried_again(
         assert (moments[1] - moments[0]).total_seconds() >= BEGIN_SECONDS
         assert server.run(flow_run)["run_count"] == begun
 
-    # Such attempts are not made for ever.
+    # The retries end.
     for _ in range(1, MAX_ATTEMPTS):
         assert server.run(lost)["state"]["type"] == "SCHEDULED"
         before = len(server.states(lost))
@@ -229,10 +229,10 @@ def test_a_claimed_run_that_never_begins_has_crashed_and_is_tried_again(
     assert f"crashed {MAX_ATTEMPTS} times" in state["message"]
     receiver.wait_for(f"Failed: {server.run(lost)['name']}")
 
-    assert server.run(in_time)["state"]["name"] == "Running", "it had begun"
+    assert server.run(in_time)["state"]["name"] == "Running", "a run that has begun is left alone"
     assert "Crashed" not in [each["name"] for each in server.states(in_time)]
     report(server, in_time, "COMPLETED")
-    # What a worker reports is not tried again, and is the only one that is told at once.
+    # A crash that a worker reports is not retried, and is the only one notified at once.
     assert server.run(told)["state"]["name"] == "Crashed"
     assert "no such image" in receiver.wait_for(f"Crashed for good: {server.run(told)['name']}")
     assert not [
@@ -243,11 +243,11 @@ def test_a_claimed_run_that_never_begins_has_crashed_and_is_tried_again(
     ]
 
 
-@pytest.mark.usefixtures("impatient")
-def test_runs_that_were_lost_with_the_server_have_crashed_when_it_is_back(
+@pytest.mark.usefixtures("short_begin_limit")
+def test_runs_lost_with_the_server_crash_after_its_restart(
     server: PrefectServer,
 ) -> None:
-    """A power cut, where all is on one machine. Of itself, the server forgets such runs."""
+    """As after a power cut of a single machine; by default the server forgets such runs."""
     smoke = {"config": "configs/smoke.yaml"}
     claimed, begun = (server.start_run("train/train", smoke) for _ in range(2))
     claim(server, claimed)
@@ -260,8 +260,8 @@ def test_runs_that_were_lost_with_the_server_have_crashed_when_it_is_back(
     time.sleep(BEGIN_SECONDS + FORGETTING_SECONDS + 10)
     server.start()
     for flow_run in (claimed, begun):
-        # Their next attempt waits for the event of the claim, which the server that is gone had
-        # seen: Prefect gives it a quarter of an hour where the claim is no five minutes old.
+        # The retry waits for the event of the claim, which the killed server had processed: Prefect
+        # delays it by 15 minutes if the claim is less than five minutes old.
         server.wait(flow_run, 180, "Crashed", "AwaitingRetry", "Late")
         said = [each["message"] or "" for each in server.states(flow_run)]
         assert any(message.startswith("did not begin within") for message in said), said
@@ -274,7 +274,7 @@ def paused(server: PrefectServer, deployment: str) -> bool:
 def test_a_collapse_pauses_every_schedule_of_its_experiment(
     server: PrefectServer, api: Server, apply: Callable[..., str], tmp_path: Path
 ) -> None:
-    """It was started by hand, from a deployment that has no schedule: another one has."""
+    """The collapsed run came from a deployment without a schedule; two others have one."""
     image = {"parameters": {**SMOKE, "config": "/app/configs/smoke.yaml"}}
     other = {"parameters": {**SMOKE, "config": "configs/ppo_1-1.yaml"}}
     said = apply(
@@ -294,15 +294,17 @@ def test_a_collapse_pauses_every_schedule_of_its_experiment(
         time.sleep(0.5)
     for name in ("pipeline/weekly-other", "pipeline/weekly-1-1", "pipeline/smoke-by-hand"):
         assert not paused(server, name), name
-    # The next deploy leaves it so; a person lets it run again.
+    # The next deploy leaves it paused; a person resumes it.
     assert "deployment pipeline/weekly-smoke" not in apply(entry("weekly-smoke"))
     assert paused(server, "pipeline/weekly-smoke")
     assert resume(api, "weekly-smoke").line() == "changed   deployment weekly-smoke (paused)"
     assert not paused(server, "pipeline/weekly-smoke")
-    assert resume(api, "pipeline/pipeline").outcome == "changed", "where the run came from"
+    assert resume(api, "pipeline/pipeline").outcome == "changed", (
+        "the deployment of the collapsed run"
+    )
 
 
-def test_a_promotion_starts_the_nightly_look_as_its_deployment_has_it(
+def test_a_promotion_starts_the_nightly_deployment(
     server: PrefectServer, apply: Callable[..., str]
 ) -> None:
     given = {"parameters": {"task": "1-1", "units": 33, "alpha": 0.02}}
@@ -314,7 +316,7 @@ def test_a_promotion_starts_the_nightly_look_as_its_deployment_has_it(
     found: list[dict[str, Any]] = []
     while not found:
         assert time.monotonic() < deadline, server.log()
-        # One that the server is just taking up may miss an event.
+        # An automation that was just created may miss an event.
         server.call("POST", "/events", [promotion("mario-1-2")])
         time.sleep(5)
         found = [
@@ -326,7 +328,7 @@ def test_a_promotion_starts_the_nightly_look_as_its_deployment_has_it(
 
 
 def promotion(model: str) -> dict[str, Any]:
-    """What `flows/stages.py` tells of a new champion."""
+    """The event that `flows/stages.py` emits for a new champion."""
     return {
         "id": str(uuid4()),
         "occurred": datetime.now(UTC).isoformat(),
@@ -341,20 +343,20 @@ def promotion(model: str) -> dict[str, Any]:
 
 
 def foreign(server: PrefectServer, flow: str, name: str, **changes: Any) -> str:
-    """Somebody else's deployment, paused; returns its id."""
+    """Create a paused deployment of another project; returns its id."""
     flow_id = server.call("POST", "/flows/", {"name": flow})["id"]
     body = {"name": name, "flow_id": flow_id, "entrypoint": "src/theirs.py:run", "paused": True}
     return str(server.call("POST", "/deployments/", {**body, **changes})["id"])
 
 
-def test_only_our_deployments_are_resumed_and_shown(
+def test_deployments_of_others_are_neither_resumed_nor_shown(
     server: PrefectServer, api: Server, apply: Callable[..., str]
 ) -> None:
     apply(entry("twice"), entry("twice", flow="flows/train.py:train"))
     theirs = foreign(server, "elsewhere", "weekly-1-1")
     tagged = foreign(server, "elsewhere", "only-theirs", tags=["mario"])
     try:
-        assert resume(api, "weekly-1-1").outcome == "unchanged", "ours is not paused"
+        assert resume(api, "weekly-1-1").outcome == "unchanged", "this project's is not paused"
         for id_ in (theirs, tagged):
             assert server.call("GET", f"/deployments/{id_}")["paused"]
         with pytest.raises(FlowError, match=r"got deployment 'only-theirs'; expected one of .*/"):
@@ -365,7 +367,7 @@ def test_only_our_deployments_are_resumed_and_shown(
         shown = status(api, deployment_names(FILE))
         assert "only-theirs" not in shown
         assert shown.count("weekly-1-1 at") == 1
-        # What the file has no more runs on, and is named.
+        # A deployment that the file no longer has stays active, and status says so.
         lines = shown.splitlines()
         at = next(n for n, line in enumerate(lines) if line.startswith("  pipeline/twice at v1"))
         assert "not in prefect.yaml" in lines[at + 1]
@@ -377,7 +379,7 @@ def test_only_our_deployments_are_resumed_and_shown(
             server.call("DELETE", f"/deployments/{id_}")
 
 
-def test_somebody_else_s_deployment_is_not_overwritten(
+def test_a_deployment_of_another_project_is_not_overwritten(
     server: PrefectServer, api: Server, tmp_path: Path
 ) -> None:
     theirs = foreign(server, "pipeline", "taken")
@@ -394,7 +396,7 @@ def test_somebody_else_s_deployment_is_not_overwritten(
         server.call("DELETE", f"/deployments/{theirs}")
 
 
-def test_automations_that_are_none_any_more_are_removed(server: PrefectServer, api: Server) -> None:
+def test_obsolete_automations_are_removed(server: PrefectServer, api: Server) -> None:
     name = "mario: a crashed run goes on"
     known = server.call("POST", "/automations/filter", {"limit": 200})
     (kept,) = [each for each in known if each["name"] == name]
@@ -424,13 +426,13 @@ def test_automations_that_are_none_any_more_are_removed(server: PrefectServer, a
                 server.call("DELETE", f"/automations/{each['id']}")
 
 
-def test_a_refused_block_does_not_print_the_password(server: PrefectServer, api: Server) -> None:
+def test_a_refused_block_does_not_print_its_password(server: PrefectServer, api: Server) -> None:
     block_type = server.call("GET", "/block_types/slug/secret")
     body = {"name": "no name!", "data": {"value": URL}, "block_type_id": block_type["id"]}
     with pytest.raises(FlowError) as refused:
         api.call("POST", "/block_documents/", body)
     said = str(refused.value)
     assert "422" in said
-    assert "body." in said, "the place is told"
+    assert "body." in said, "the refused field is named"
     for part in ("correct-horse", "db.example"):
         assert part not in said

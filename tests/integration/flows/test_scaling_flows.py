@@ -1,4 +1,4 @@
-"""The flows that fan out, on a real Prefect server: workers of a sweep, units on Dask."""
+"""Test the flows `sweep` and `evaluate-on-dask` on a real Prefect server."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from mario.errors import ConfigError, FlowError
 from mario.jobs.context import JobContext
 from mario.jobs.sweeps.study import load_trials
 from mario.store.store import ExperimentStore
-from tests.support.prefect_server import PrefectServer, flows_here, prefect_server
+from tests.support.prefect_server import PrefectServer, prefect_server, reporting_to
 from tests.support.sweeps import write_sweep
 
 
-def test_parameters_are_checked() -> None:
+def test_parameters_of_sweeps_and_clusters_are_validated() -> None:
     from flows.distributed_evaluation import DaskEvaluationParameters, task_runner
     from flows.sweep import SweepParameters, worker_command
 
@@ -41,8 +41,8 @@ def test_parameters_are_checked() -> None:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
-    """A server on PostgreSQL that hears of the flows that this process calls."""
-    with prefect_server(tmp_path_factory.mktemp("prefect")) as made, flows_here(made):
+    """A server on PostgreSQL to which flows that this process calls report."""
+    with prefect_server(tmp_path_factory.mktemp("prefect")) as made, reporting_to(made):
         yield made
 
 
@@ -57,7 +57,7 @@ def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobContext:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("server")
-def test_a_sweep_of_two_workers_as_a_flow(context: JobContext, tmp_path: Path) -> None:
+def test_a_sweep_runs_two_workers(context: JobContext, tmp_path: Path) -> None:
     from flows.sweep import SweepParameters, sweep
 
     path = write_sweep(tmp_path / "sweep.yaml", trials=3, grace_seconds=30)
@@ -67,7 +67,7 @@ def test_a_sweep_of_two_workers_as_a_flow(context: JobContext, tmp_path: Path) -
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * 3
 
 
-def test_a_worker_that_fails_says_why(
+def test_the_error_of_a_failed_worker_has_its_last_output(
     context: JobContext, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from flows.sweep import SweepParameters, run_worker
@@ -75,10 +75,10 @@ def test_a_worker_that_fails_says_why(
     missing = str(tmp_path / "there-is-none.yaml")
     with pytest.raises(FlowError, match=r"with 2; expected 0; its last output: .*there-is-none"):
         run_worker(SweepParameters(name="broken", file=missing), threading.Event())
-    assert "there-is-none" in capfd.readouterr().out, "and whoever watches sees it, too"
+    assert "there-is-none" in capfd.readouterr().out, "the output is forwarded"
 
 
-def test_the_last_lines_of_a_worker_are_kept_and_all_are_passed_on(
+def test_the_output_of_a_worker_is_forwarded_and_its_last_lines_kept(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     from flows.sweep import WorkerOutput
@@ -100,7 +100,7 @@ def test_the_last_lines_of_a_worker_are_kept_and_all_are_passed_on(
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("server")
-def test_a_sweep_whose_workers_all_fail_ends_with_what_they_said(
+def test_a_sweep_fails_with_the_output_of_its_failed_workers(
     context: JobContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from flows import sweep as module
@@ -118,9 +118,7 @@ def test_a_sweep_whose_workers_all_fail_ends_with_what_they_said(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_killed_flow_run_leaves_no_worker_of_its_sweep_behind(
-    context: JobContext, tmp_path: Path
-) -> None:
+def test_workers_of_a_killed_flow_run_exit(context: JobContext, tmp_path: Path) -> None:
     path = write_sweep(tmp_path / "sweep.yaml", trials=2, small={"total_steps": 10_000_000})
     code = (
         "import threading; from flows.sweep import SweepParameters, run_worker; "
@@ -138,11 +136,11 @@ def test_a_killed_flow_run_leaves_no_worker_of_its_sweep_behind(
         assert time.monotonic() < deadline, (tmp_path / "log").read_text()
         time.sleep(0.1)
     store = context.store
-    assert store.runs.get(trial).status == "interrupted", "given back, not killed"
+    assert store.runs.get(trial).status == "interrupted", "the worker returned its trial"
 
 
 def wait_for_a_trial(context: JobContext, flow_run: subprocess.Popen[bytes]) -> tuple[str, int]:
-    """The run of a trial that has a checkpoint, and the process that trains it."""
+    """Wait for a trial with a checkpoint; returns its run and the process that trains it."""
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         assert flow_run.poll() is None
@@ -158,7 +156,7 @@ def wait_for_a_trial(context: JobContext, flow_run: subprocess.Popen[bytes]) -> 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("server")
-def test_an_evaluation_on_the_flows_own_cluster(context: JobContext, tmp_path: Path) -> None:
+def test_an_evaluation_on_a_dask_cluster_of_the_flow(context: JobContext, tmp_path: Path) -> None:
     from flows import distributed_evaluation as fan_out
     from mario.jobs.evaluate import evaluate_stored, evaluation_key, units_of
     from mario.jobs.policies import policy_from_artefact

@@ -1,4 +1,4 @@
-"""What a process may use of its machine, as its control groups say it."""
+"""Test the limits that are read from the control groups of a process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ GIB = 2**30
 
 
 def groups(folder: Path, membership: str, files: dict[str, str]) -> Machine:
-    """What is read where a process is in these groups, and their folders hold these files."""
+    """Read the limits of a process in these groups, whose folders have these files."""
     (folder / "cgroup").write_text(membership)
     for name, content in files.items():
         path = folder / "mounted" / name
@@ -22,7 +22,7 @@ def groups(folder: Path, membership: str, files: dict[str, str]) -> Machine:
     return this_machine(folder / "cgroup", folder / "mounted")
 
 
-def test_a_plain_machine_limits_nothing(tmp_path: Path) -> None:
+def test_a_machine_without_control_groups_has_no_limits(tmp_path: Path) -> None:
     nothing = groups(tmp_path, "0::/user.slice/session-1.scope\n", {"cgroup.controllers": "memory"})
     assert (nothing.memory_gib, nothing.cpus) == (None, None)
     elsewhere = this_machine(tmp_path / "no-proc", tmp_path / "nothing-mounted")
@@ -38,19 +38,21 @@ def test_a_plain_machine_limits_nothing(tmp_path: Path) -> None:
         {"memory.max": "", "cpu.max": "what?"},
     ],
 )  # fmt: skip
-def test_no_limit_is_none(tmp_path: Path, files: dict[str, str]) -> None:
+def test_unlimited_and_unreadable_values_are_no_limits(
+    tmp_path: Path, files: dict[str, str]
+) -> None:
     found = groups(tmp_path, "4:memory:/\n3:cpu:/\n0::/\n", files)
     assert (found.memory_gib, found.cpus) == (None, None)
 
 
-def test_a_container_of_version_2_sees_its_own_group_as_the_topmost(tmp_path: Path) -> None:
+def test_version_2_reads_the_root_group_of_a_container(tmp_path: Path) -> None:
     found = groups(
         tmp_path, "0::/\n", {"memory.max": str(5 * GIB), "cpu.max": "150000 100000"}
     )  # fmt: skip
     assert (found.memory_gib, found.cpus) == (5.0, 1.5)
 
 
-def test_the_narrowest_group_counts(tmp_path: Path) -> None:
+def test_the_smallest_limit_of_all_ancestors_wins(tmp_path: Path) -> None:
     found = groups(
         tmp_path,
         "0::/kubepods/pod-1/container\n",
@@ -66,7 +68,7 @@ def test_the_narrowest_group_counts(tmp_path: Path) -> None:
     assert (found.memory_gib, found.cpus) == (8.0, 2.0)
 
 
-def test_a_container_of_version_1_names_a_path_that_it_does_not_see(tmp_path: Path) -> None:
+def test_version_1_ignores_a_host_path_that_does_not_exist(tmp_path: Path) -> None:
     found = groups(
         tmp_path,
         "9:name=systemd:/docker/0a1b\n4:memory:/docker/0a1b\n1:cpu,cpuacct:/docker/0a1b\n0::/\n",
@@ -79,6 +81,6 @@ def test_a_container_of_version_1_names_a_path_that_it_does_not_see(tmp_path: Pa
     assert (found.memory_gib, found.cpus) == (3.0, 0.5)
 
 
-def test_a_group_above_the_topmost_ends_the_search(tmp_path: Path) -> None:
+def test_a_path_outside_the_root_group_is_not_followed(tmp_path: Path) -> None:
     found = groups(tmp_path, "0::/../../other\n", {"memory.max": str(2 * GIB)})
     assert found.memory_gib == 2.0

@@ -1,4 +1,4 @@
-"""Automations as documents, and what is worked out for them, looked at without a server."""
+"""Test the definitions of the automations without a server."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ WEBHOOK, NIGHTLY_ID = str(uuid4()), str(uuid4())
 def deployment(
     id_: str, flow: str, given: dict[str, Any] | None, *, scheduled: bool = True
 ) -> dict[str, Any]:
-    """A deployment as Prefect's server has it."""
+    """A deployment as Prefect's server returns it."""
     return {
         "id": id_,
         "entrypoint": f"flows/{flow}.py:{flow}",
@@ -58,18 +58,18 @@ DEPLOYMENTS = {
 @pytest.fixture(scope="module")
 def made() -> dict[str, dict[str, Any]]:
     found = automations(DEPLOYMENTS, webhook_id=WEBHOOK)
-    assert len({each["name"] for each in found}) == len(found), "names tell them apart"
+    assert len({each["name"] for each in found}) == len(found), "names are unique"
     assert all(each["name"].startswith(PREFIX) for each in found)
     return {each["name"].removeprefix(PREFIX): _normalised(each) for each in found}
 
 
-def test_automations_are_what_prefect_takes(made: dict[str, dict[str, Any]]) -> None:
+def test_automations_are_valid_and_limit_retries(made: dict[str, dict[str, Any]]) -> None:
     silent = made["a silent run has crashed"]["trigger"]
     assert silent["posture"] == "Proactive"
     assert silent["within"] == SILENCE_SECONDS >= 3 * HEARTBEAT_SECONDS
     again = made["a crashed run goes on"]["trigger"]
     assert again["match"]["prefect.run-count"] == [str(n) for n in range(1, MAX_ATTEMPTS)]
-    # Attempts that begin are counted by run-count; those that do not, by how often one was due.
+    # `run-count` counts attempts that begin; this automation counts scheduled ones.
     loop = made["a run that crashes before it begins has failed"]
     assert loop["trigger"]["expect"] == ["prefect.flow-run.AwaitingRetry"]
     assert loop["trigger"]["for_each"] == ["prefect.resource.id"]
@@ -82,10 +82,10 @@ def test_automations_are_what_prefect_takes(made: dict[str, dict[str, Any]]) -> 
     assert any("pause-deployment" in json.dumps(each) for each in without)
 
 
-def test_every_state_of_a_claimed_run_begins_the_time_to_begin_anew(
+def test_every_state_of_a_claimed_run_restarts_the_time_to_begin(
     made: dict[str, dict[str, Any]],
 ) -> None:
-    """One that did not would be the sign of life that is waited for, and the run hang for good."""
+    """The event of a state that is not named would end the wait, and the run would hang."""
     begins = made["a run that does not begin has crashed"]
     trigger = EventTrigger.model_validate(begins["trigger"])
     for state in (Pending(), Submitting(), InfrastructurePending()):
@@ -111,7 +111,7 @@ def test_every_state_of_a_claimed_run_begins_the_time_to_begin_anew(
         (MAX_ATTEMPTS, "no heartbeat", {"a person is told of a crash for good"}),
     ],
 )
-def test_a_crash_is_tried_again_or_told_and_never_both_or_neither(
+def test_each_crash_is_either_retried_or_notified(
     made: dict[str, dict[str, Any]], run_count: int, message: str, wanted: set[str]
 ) -> None:
     if message == "did not begin":
@@ -130,7 +130,7 @@ def test_a_crash_is_tried_again_or_told_and_never_both_or_neither(
     assert fired == wanted
 
 
-def test_what_is_tried_again_is_counted(made: dict[str, dict[str, Any]]) -> None:
+def test_every_retry_is_counted(made: dict[str, dict[str, Any]]) -> None:
     counted = made["a run that crashes before it begins has failed"]["trigger"]["match"]
     said = {
         action["message"]
@@ -141,7 +141,7 @@ def test_what_is_tried_again_is_counted(made: dict[str, dict[str, Any]]) -> None
     assert said == set(counted["prefect.state-message"])
 
 
-def test_a_collapse_pauses_what_trains_the_same_on_schedule(
+def test_a_collapse_pauses_all_schedules_of_the_experiment(
     made: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     collapse = made["a collapse of ppo_1-1 pauses its schedules"]
@@ -163,7 +163,7 @@ def test_a_collapse_pauses_what_trains_the_same_on_schedule(
             assert names.matches(resource) == same, resource
 
 
-def test_trainings_on_schedule_are_found_by_their_experiment() -> None:
+def test_scheduled_trainings_are_grouped_by_experiment() -> None:
     found = scheduled_trainings(
         {
             "pipeline/weekly": deployment("1", "pipeline", PPO),
@@ -179,7 +179,7 @@ def test_trainings_on_schedule_are_found_by_their_experiment() -> None:
     assert found == {"ppo_1-1": ["1", "2"], "ppo_all": ["5"], "demo": ["7", "6"]}
 
 
-def test_the_schedules_of_the_file_are_among_them() -> None:
+def test_scheduled_trainings_of_prefect_yaml() -> None:
     deployments = {
         f"{each['flow_name']}/{each['name']}": {**each, "id": each["name"]}
         for each in load_deployments(FILE, environment={"MARIO_GIT_COMMIT": "v1.2.3"})
@@ -187,7 +187,7 @@ def test_the_schedules_of_the_file_are_among_them() -> None:
     assert scheduled_trainings(deployments) == {"ppo_1-1": ["weekly-1-1"]}
 
 
-def test_a_promotion_starts_the_nightly_deployment_as_it_is(
+def test_a_promotion_starts_nightly_with_the_parameters_of_its_deployment(
     made: dict[str, dict[str, Any]],
 ) -> None:
     (action,) = made["a promotion is looked at again"]["actions"]
@@ -197,7 +197,7 @@ def test_a_promotion_starts_the_nightly_deployment_as_it_is(
     assert "mario.task" in given["task"]["template"]
 
 
-def test_notifications_are_json_whatever_the_reason_says(made: dict[str, dict[str, Any]]) -> None:
+def test_notifications_escape_the_reason_as_json(made: dict[str, dict[str, Any]]) -> None:
     from prefect.server.utilities.user_templates import render_user_template
 
     payload = made["a collapse pauses its schedule"]["actions"][1]["payload"]
@@ -208,7 +208,7 @@ def test_notifications_are_json_whatever_the_reason_says(made: dict[str, dict[st
 
 
 @pytest.mark.parametrize("given", ["soon", "9", "-90", "nan", "inf"])
-def test_a_time_that_is_none_is_one_sentence(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_time_is_refused(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MARIO_BEGIN_SECONDS", given)
     with pytest.raises(FlowError, match=f"got MARIO_BEGIN_SECONDS={given}; expected seconds"):
         _seconds_from_environment("MARIO_BEGIN_SECONDS", 900.0)

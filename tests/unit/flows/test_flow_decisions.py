@@ -1,4 +1,4 @@
-"""What flows decide: identity, retries, endings, resources; plain functions, no server."""
+"""Test the decisions of flows: identity, retries, endings, resources."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from mario.store.engine import StoreUnavailableError
 from tests.support.paths import ROOT
 
 
-def test_whoever_was_stopped_is_told_how_to_go_on() -> None:
+def test_an_interrupted_run_names_the_command_that_resumes_it() -> None:
     ended = ending_of_training("interrupted", "stopped on request", "run-1", 0)
     assert ended is not None
     assert (ended.type, ended.name) == ("CANCELLED", "Interrupted")
@@ -76,11 +76,11 @@ def test_each_flow_run_has_one_training_run() -> None:
         (AssertionError("a bug"), False),
     ],
 )
-def test_only_what_was_away_is_tried_again(error: Exception, again: bool) -> None:
+def test_only_unavailable_servers_and_locks_are_retried(error: Exception, again: bool) -> None:
     assert worth_retrying(error) is again
 
 
-def test_errors_of_client_libraries_are_known_by_name() -> None:
+def test_connection_errors_of_client_libraries_are_retried() -> None:
     import httpx
     import requests
     import sqlalchemy.exc
@@ -91,24 +91,26 @@ def test_errors_of_client_libraries_are_known_by_name() -> None:
     assert not worth_retrying(sqlalchemy.exc.IntegrityError("", None, Exception()))
 
 
-def test_a_collapse_ends_with_its_own_name_and_is_no_failure() -> None:
+def test_a_collapse_has_its_own_state_name_and_is_no_failure() -> None:
     assert ending_of_training("finished", "", "run-1", 100) is None
     for status in ("collapsed", "diverged"):
         ending = ending_of_training(status, "one action only", "run-1", 100)
         assert ending is not None
         assert ending.name == "Collapsed"
-        assert ending.type not in ("FAILED", "CRASHED"), "nothing that is tried again"
+        assert ending.type not in ("FAILED", "CRASHED"), "these types are retried"
         assert "one action only" in ending.message
 
 
-def test_who_stops_a_run_decides_whether_it_goes_on() -> None:
+def test_a_deployed_run_is_retried_unless_a_person_cancelled_it() -> None:
     ending = ending_of_training("interrupted", "", "run-1", 100)
     assert ending is not None
     assert "--resume run-1" in ending.message
     assert ending_of_stop(ending, deployed=False, cancelling=False) == ending
     assert ending_of_stop(ending, deployed=True, cancelling=True) == ending
     evicted = ending_of_stop(ending, deployed=True, cancelling=False)
-    assert (evicted.type, evicted.name) == ("CRASHED", "Crashed"), "the automation resumes it"
+    assert (evicted.type, evicted.name) == ("CRASHED", "Crashed"), (
+        "an automation retries crashed runs"
+    )
 
 
 def test_endings_of_verdicts() -> None:
@@ -120,7 +122,7 @@ def test_endings_of_verdicts() -> None:
     assert ending_of_verdict("same", 3, ()).name == "Unchanged"
 
 
-def test_drift_is_a_failure_with_a_name_of_its_own() -> None:
+def test_drift_is_a_failure_with_its_own_state_name() -> None:
     drifted = ending_of_drift(True, ["why", "and how much"])
     assert (drifted.type, drifted.name) == ("FAILED", "Drifted")
     assert drifted.message == "why and how much"
@@ -128,16 +130,14 @@ def test_drift_is_a_failure_with_a_name_of_its_own() -> None:
     assert (steady.type, steady.name) == ("COMPLETED", "Steady")
 
 
-def test_a_promotion_that_was_killed_after_the_ledger_is_told_of_by_the_next_attempt() -> None:
+def test_a_promotion_killed_after_the_ledger_is_announced_by_the_next_attempt() -> None:
     assert promoted_by_earlier_attempt("same", True, 2)
-    assert not promoted_by_earlier_attempt("same", True, 1), (
-        "what is champion already is promoted by nobody"
-    )
-    assert not promoted_by_earlier_attempt("same", False, 2), "another version with the same bytes"
+    assert not promoted_by_earlier_attempt("same", True, 1), "it was champion before"
+    assert not promoted_by_earlier_attempt("same", False, 2), "another version with the same policy"
     assert not promoted_by_earlier_attempt("reject", True, 2)
 
 
-def test_a_run_that_crashes_for_ever_is_given_up() -> None:
+def test_a_run_fails_after_its_last_attempt() -> None:
     assert ending_of_attempts(1) is None
     assert ending_of_attempts(MAX_ATTEMPTS) is None
     ending = ending_of_attempts(MAX_ATTEMPTS + 1)
@@ -160,7 +160,7 @@ def test_a_run_that_crashes_for_ever_is_given_up() -> None:
         ("diverged", True, False, "done"),
     ],
 )
-def test_an_attempt_goes_on_where_the_run_stands(
+def test_an_attempt_starts_resumes_or_returns_the_run(
     status: str | None, has_folder: bool, has_policy: bool, step: str
 ) -> None:
     assert next_step(status, has_folder=has_folder, has_policy=has_policy) == step  # type: ignore[arg-type]
@@ -181,11 +181,11 @@ def test_resources_follow_the_experiment() -> None:
     assert job_variables("docker", resources_for(on_cpu))["device_requests"] == []
     assert job_variables("kubernetes", resources_for(ppo))["gpus"] == 1
     free = job_variables("kubernetes", resources_for(on_cpu))
-    assert free["node_selector"] == {}, "work without a GPU need not wait for a GPU node"
+    assert free["node_selector"] == {}, "work without a GPU needs no GPU node"
     assert job_variables("process", resources_for(ppo)) == {}
 
 
-def test_memory_holds_the_buffer_that_stable_baselines_makes() -> None:
+def test_memory_covers_the_buffer_of_stable_baselines() -> None:
     import numpy as np
     from gymnasium.spaces import Box, Discrete
     from stable_baselines3.common.buffers import ReplayBuffer
@@ -198,20 +198,20 @@ def test_memory_holds_the_buffer_that_stable_baselines_makes() -> None:
     each = made.observations.nbytes / 800
     big = load_config(ROOT / "configs/dqn_baseline.yaml", ("algorithm.buffer_size=1000000",))
     assert resources_for(big).memory_gib > 4 + 1_000_000 * each / 2**30
-    # What is never filled takes no memory.
+    # A buffer that is never filled takes less memory.
     short = load_config(
         ROOT / "configs/dqn_baseline.yaml", ("algorithm.buffer_size=1000000", "total_steps=20000")
     )
     assert resources_for(short).memory_gib <= 5
 
 
-def test_what_would_be_killed_for_want_of_memory_is_refused_with_what_to_do() -> None:
+def test_an_experiment_that_exceeds_the_memory_is_refused() -> None:
     demo = load_config(ROOT / "configs/demo.yaml")
     dqn = load_config(ROOT / "configs/dqn_baseline.yaml")
     big = load_config(ROOT / "configs/dqn_baseline.yaml", ("algorithm.buffer_size=500000",))
     container = Machine(memory_gib=float(resources_for(demo).memory_gib))
     assert why_unsuitable(demo, container) is None
-    assert why_unsuitable(dqn, container) is None, "tight, but it may do"
+    assert why_unsuitable(dqn, container) is None, "tight, but possible"
     reason = why_unsuitable(big, container)
     assert reason is not None
     needed = resources_for(big).memory_gib
@@ -232,7 +232,7 @@ def test_a_machine_without_limits_refuses_nothing() -> None:
     assert why_slow(big, Machine()) is None
 
 
-def test_a_gpu_that_is_asked_for_by_name_has_to_be_there() -> None:
+def test_an_experiment_with_cuda_is_refused_without_a_gpu() -> None:
     by_name = load_config(ROOT / "configs/ppo_1-1.yaml", ("network.device=cuda",))
     reason = why_unsuitable(by_name, Machine())
     assert reason is not None
@@ -243,7 +243,7 @@ def test_a_gpu_that_is_asked_for_by_name_has_to_be_there() -> None:
     )
 
 
-def test_few_cores_are_no_reason_to_refuse_but_to_say_so() -> None:
+def test_few_cores_give_a_warning_only() -> None:
     many = load_config(ROOT / "configs/ppo_1-1.yaml", ("environments=32",))
     assert resources_for(many).cpus == 8
     assert why_slow(many, Machine(cpus=4)) is None
@@ -259,7 +259,7 @@ def test_progress_is_a_percentage() -> None:
     assert progress_percent(500, 200) == 100
 
 
-def test_differences_ignore_what_only_the_server_has() -> None:
+def test_differences_ignore_fields_that_only_the_server_has() -> None:
     found = {"a": 1, "b": {"c": [1, {"d": 2, "id": 9}], "more": 0}, "id": 7}
     assert differences({"a": 1, "b": {"c": [1, {"d": 2}]}}, found) == ()
     assert differences({"a": 2, "b": {"c": [1, {"d": 2}]}}, found) == ("a",)
@@ -273,7 +273,7 @@ def test_differences_ignore_what_only_the_server_has() -> None:
     ["job_variables", "parameters", "base_job_template", "parameter_openapi_schema", "pull_steps",
      "trigger", "actions"],
 )  # fmt: skip
-def test_what_was_taken_out_of_a_document_is_a_difference(part: str) -> None:
+def test_a_removed_field_of_a_complete_part_is_a_difference(part: str) -> None:
     assert differences({part: {}}, {part: {"image": "old"}}) == (part,)
     assert differences({part: {"a": {}}}, {part: {"a": {"image": "old"}}}) == (part,)
     assert differences({part: [{}]}, {part: [{"image": "old"}]}) == (part,)

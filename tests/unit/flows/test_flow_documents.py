@@ -1,4 +1,4 @@
-"""What `mario flows setup` and `deploy` apply: documents, looked at without a server."""
+"""Test the deployments of `prefect.yaml` and the limits of pools and queues without a server."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def deployments() -> dict[str, dict[str, Any]]:
 
 
 def public_flows() -> dict[str, Flow[Any, Any]]:
-    """All flows of the folder `flows`, by entry point."""
+    """Find all flows of the folder `flows`, by entry point."""
     found = {}
     for file in (ROOT / "flows").glob("*.py"):
         for name, value in vars(import_module(f"flows.{file.stem}")).items():
@@ -47,12 +47,12 @@ def test_deployments_cover_every_flow_and_every_pool(
     assert {each["entrypoint"] for each in deployments.values()} == public_flows().keys()
     assert {each["work_pool_name"] for each in deployments.values()} == set(POOL_TYPES)
     for each in deployments.values():
-        assert "mario" in each["tags"], "automations look after runs with this tag"
+        assert "mario" in each["tags"], "automations apply to runs with this tag"
         assert each["version"] == "v1.2.3"
         assert each["enforce_parameter_schema"]
 
 
-def test_parameters_are_a_form_with_descriptions_defaults_and_limits(
+def test_parameters_have_descriptions_defaults_and_limits(
     deployments: dict[str, dict[str, Any]],
 ) -> None:
     for each in deployments.values():
@@ -74,7 +74,7 @@ def test_parameters_are_a_form_with_descriptions_defaults_and_limits(
         )
 
 
-def test_training_waits_for_the_gpu_and_nothing_else_does(
+def test_only_training_uses_the_gpu_queue(
     deployments: dict[str, dict[str, Any]],
 ) -> None:
     flows = public_flows()
@@ -85,8 +85,8 @@ def test_training_waits_for_the_gpu_and_nothing_else_does(
             assert trains, each["name"]
 
 
-def test_a_flow_that_trains_an_experiment_names_its_runs_after_it() -> None:
-    """Automations find such flows, and the runs that collapsed, by these names."""
+def test_a_flow_that_trains_names_its_runs_after_the_experiment() -> None:
+    """Automations find training flows and collapsed runs by these names."""
     for entrypoint, each in public_flows().items():
         (model,) = (parameter.annotation for parameter in signature(each.fn, eval_str=True)
                     .parameters.values())  # fmt: skip
@@ -94,7 +94,7 @@ def test_a_flow_that_trains_an_experiment_names_its_runs_after_it() -> None:
         assert (each.flow_run_name is experiment_run_name) == trains, entrypoint
 
 
-def test_queues_limit_what_runs_at_a_time() -> None:
+def test_queues_have_concurrency_limits() -> None:
     gpu, cpu = queues({})
     assert gpu["concurrency_limit"] == 1
     assert cpu["concurrency_limit"] > 1
@@ -102,21 +102,21 @@ def test_queues_limit_what_runs_at_a_time() -> None:
 
 
 @pytest.mark.parametrize("kind", POOL_TYPES)
-def test_a_pool_takes_all_that_its_queues_take(kind: str) -> None:
+def test_the_limit_of_a_pool_covers_its_queues(kind: str) -> None:
     for environment in ({}, {"MARIO_GPUS": "8"}, {"MARIO_GPUS": "16", "MARIO_CPU_RUNS": "9"}):
         together = sum(queue["concurrency_limit"] for queue in queues(environment))
         assert pool(kind, environment)["concurrency_limit"] >= together
     assert pool(kind, {"MARIO_GPUS": "8", "MARIO_POOL_LIMIT": "3"})["concurrency_limit"] == 3
 
 
-def test_a_sweep_trains_once_for_its_place_on_the_gpu(
+def test_a_sweep_has_one_worker_per_place_in_the_gpu_queue(
     deployments: dict[str, dict[str, Any]],
 ) -> None:
     assert deployments["sweep"]["work_queue_name"] == "gpu"
     assert deployments["sweep"]["parameters"]["parameters"]["workers"] == 1
 
 
-def test_schedules_have_a_time_zone_that_exists(deployments: dict[str, dict[str, Any]]) -> None:
+def test_schedules_have_valid_time_zones(deployments: dict[str, dict[str, Any]]) -> None:
     schedules = [s for each in deployments.values() for s in each["schedules"]]
     assert len(schedules) >= 2
     for schedule in schedules:
@@ -126,7 +126,7 @@ def test_schedules_have_a_time_zone_that_exists(deployments: dict[str, dict[str,
 
 
 @pytest.mark.parametrize("own", [True, False])
-def test_a_working_tree_with_an_environment_starts_its_runs_by_that(
+def test_process_workers_use_the_interpreter_of_the_working_tree(
     own: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     python = (FILE.resolve().parent if own else tmp_path) / ".venv" / "bin" / "python"
@@ -157,14 +157,14 @@ def test_containers_use_the_working_tree_of_the_image(
         ("deployments: [", "expected Prefect's deployments"),
     ],
 )  # fmt: skip
-def test_a_broken_file_is_one_sentence(text: str, said: str, tmp_path: Path) -> None:
+def test_a_malformed_file_is_refused(text: str, said: str, tmp_path: Path) -> None:
     file = tmp_path / "prefect.yaml"
     file.write_text(text)
     with pytest.raises(FlowError, match=said):
         load_deployments(file)
 
 
-def test_links_are_links_where_a_page_shows_the_runs_and_paths_elsewhere(
+def test_files_are_links_with_mario_runs_url_and_paths_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context = JobContext(JobSettings.embedded(tmp_path / "runs"))
@@ -174,7 +174,7 @@ def test_links_are_links_where_a_page_shows_the_runs_and_paths_elsewhere(
     page = verdict_page("title", "v-1", ["PROMOTE"], links)
     assert f"- report: `{report.resolve()}`" in page
     assert "Set `MARIO_RUNS_URL`" in page
-    assert "file://" not in page, "a browser opens none from a page that came over HTTP"
+    assert "file://" not in page, "browsers open no file:// from an HTTP page"
     monkeypatch.setenv("MARIO_RUNS_URL", "http://127.0.0.1:8099/")
     links = {"report": file_link(report, context)}
     assert links["report"] == "[verdict.html](http://127.0.0.1:8099/run-1/verdict.html)"

@@ -1,4 +1,4 @@
-"""An attempt gives way to a newer one, and to nothing else."""
+"""Test that an attempt of a flow run stops for a newer one only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mario.store.engine import StoreUnavailableError
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, object]]:
-    """What the server says of the newest attempt; this process is the second of a deployment."""
+    """The server's newest attempt, which a test may change; this process is the second attempt."""
     said: dict[str, object] = {"newest": 2}
 
     def newest(_: str) -> int:
@@ -37,7 +37,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, object]]:
     newer_attempt._deployment_of.cache_clear()
 
 
-def test_a_newer_attempt_ends_this_process(server: dict[str, object]) -> None:
+def test_an_older_attempt_aborts(server: dict[str, object]) -> None:
     newer_attempt.stop_if_superseded()
     server["newest"] = 3
     with pytest.raises(Abort, match="continues in a newer attempt"):
@@ -45,14 +45,14 @@ def test_a_newer_attempt_ends_this_process(server: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize("error", [ConnectionRefusedError(), TimeoutError(), ValueError("no JSON")])
-def test_a_server_that_says_nothing_gives_the_run_to_nobody(
+def test_an_attempt_continues_if_the_server_does_not_answer(
     server: dict[str, object], error: Exception
 ) -> None:
     server["newest"] = error
     newer_attempt.stop_if_superseded()
 
 
-def test_long_work_is_stopped_as_soon_as_a_newer_attempt_has_begun(
+def test_training_is_stopped_when_a_newer_attempt_begins(
     server: dict[str, object],
 ) -> None:
     stop = threading.Event()
@@ -64,8 +64,10 @@ def test_long_work_is_stopped_as_soon_as_a_newer_attempt_has_begun(
         assert stop.wait(60)
 
 
-def test_what_the_server_said_once_holds(server: dict[str, object]) -> None:
-    """Else the older process would tell the server that the newer attempt's flow run crashed."""
+def test_an_attempt_stays_superseded_if_the_server_stops_answering(
+    server: dict[str, object],
+) -> None:
+    """Otherwise the older process would report the newer attempt's flow run as crashed."""
     server["newest"] = 3
     stop = threading.Event()
     with newer_attempt.stopping_if_superseded(stop):
@@ -75,7 +77,7 @@ def test_what_the_server_said_once_holds(server: dict[str, object]) -> None:
         newer_attempt.stop_if_superseded()
 
 
-def test_nobody_watches_after_the_work(server: dict[str, object]) -> None:
+def test_the_watch_ends_with_the_block(server: dict[str, object]) -> None:
     stop = threading.Event()
     with newer_attempt.stopping_if_superseded(stop):
         pass
@@ -87,7 +89,7 @@ def test_nobody_watches_after_the_work(server: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     ("error", "calls"), [(StoreUnavailableError("away"), 3), (ConfigError("unknown key"), 1)]
 )
-def test_what_can_be_no_task_is_tried_again_where_something_was_away(
+def test_run_retried_retries_unavailable_servers_only(
     server: dict[str, object], monkeypatch: pytest.MonkeyPatch, error: Exception, calls: int
 ) -> None:
     monkeypatch.setattr(stages, "RETRY_DELAYS_SECONDS", (0.0, 0.0))
@@ -104,7 +106,7 @@ def test_what_can_be_no_task_is_tried_again_where_something_was_away(
     assert stages.run_retried(lambda: "done") == "done"
 
 
-def test_a_flow_that_a_command_calls_has_no_other_attempts(
+def test_a_flow_called_by_a_command_is_never_superseded(
     server: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(newer_attempt, "deployment", SimpleNamespace(id=None))

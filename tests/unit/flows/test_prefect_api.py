@@ -1,4 +1,4 @@
-"""What is said of a Prefect server's refusal, and which deployments on it are ours."""
+"""Test the messages about refusals, and which deployments belong to this project."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def answer(status: int, content: Any) -> httpx.Response:
     return httpx.Response(status, json=content)
 
 
-def test_a_refused_request_is_told_by_place_and_reason_and_never_repeated() -> None:
-    """The form of Prefect's answers: `prefect.server.api.server.validation_exception_handler`."""
+def test_a_refusal_names_fields_and_reasons_without_the_request() -> None:
+    """Prefect's `prefect.server.api.server.validation_exception_handler` writes such answers."""
     said = refusal(
         answer(
             422,
@@ -59,7 +59,7 @@ def test_a_refused_request_is_told_by_place_and_reason_and_never_repeated() -> N
         'got "it\'s\\" secret"',
     ],
 )
-def test_a_reason_that_quotes_a_value_is_told_without_it(reason: str) -> None:
+def test_values_quoted_in_a_reason_are_redacted(reason: str) -> None:
     sent = {"name": "a", "data": {"value": URL, "other": ["it's\" secret"]}}
     for content in (
         {"detail": reason},
@@ -72,7 +72,7 @@ def test_a_reason_that_quotes_a_value_is_told_without_it(reason: str) -> None:
             assert part not in said, said
 
 
-def test_what_helps_to_understand_a_refusal_stays() -> None:
+def test_names_in_a_reason_are_kept() -> None:
     sent = {"name": "weekly", "work_pool_name": "process", "parameters": {"task": "9-9"}}
     said = refusal(answer(404, {"detail": 'Work pool "process" not found.'}), sent)
     assert said == 'Work pool "process" not found.'
@@ -84,7 +84,7 @@ def test_what_helps_to_understand_a_refusal_stays() -> None:
     assert len(refusal(answer(409, {"detail": "long " * 1_000}), sent)) <= 500
 
 
-def test_deployments_of_other_people_are_not_ours() -> None:
+def test_ours_are_deployments_with_our_tag_and_folder() -> None:
     ours = {"tags": ["git:main", TAG], "entrypoint": "flows/pipeline.py:pipeline"}
     assert is_ours(ours)
     assert not is_ours({**ours, "tags": ["git:main"]})
@@ -92,7 +92,7 @@ def test_deployments_of_other_people_are_not_ours() -> None:
     assert not is_ours({**ours, "entrypoint": None})
 
 
-def test_the_deployments_of_the_file_are_known_by_flow_and_name() -> None:
+def test_deployment_names_are_flow_and_name() -> None:
     found = deployment_names(ROOT / "prefect.yaml")
     assert {"pipeline/weekly-1-1", "nightly/nightly", "evaluate-on-dask/evaluate-on-dask"} <= found
     loaded = load_deployments(ROOT / "prefect.yaml", environment={"MARIO_GIT_COMMIT": "v1"})
@@ -113,9 +113,7 @@ def test_the_deployments_of_the_file_are_known_by_flow_and_name() -> None:
         ('[{slug: a, cron: "0 3 * * *"}, {slug: a, cron: "0 4 * * *"}]', "two schedules with the"),
     ],
 )
-def test_a_schedule_that_would_not_be_known_again_is_refused(
-    schedules: str, said: str, tmp_path: Path
-) -> None:
+def test_an_invalid_schedule_is_refused(schedules: str, said: str, tmp_path: Path) -> None:
     file = tmp_path / "prefect.yaml"
     file.write_text(
         "deployments:\n"
@@ -125,7 +123,7 @@ def test_a_schedule_that_would_not_be_known_again_is_refused(
         load_deployments(file)
 
 
-def test_every_deployment_has_the_tag_that_automations_go_by(tmp_path: Path) -> None:
+def test_every_deployment_gets_the_tag_of_the_project(tmp_path: Path) -> None:
     file = tmp_path / "prefect.yaml"
     file.write_text("deployments: [{name: a, entrypoint: 'flows/nightly.py:nightly'}]")
     (made,) = load_deployments(file)
@@ -135,7 +133,7 @@ def test_every_deployment_has_the_tag_that_automations_go_by(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("in_file", [True, False])
 @pytest.mark.parametrize("on_server", [True, False, None])
-def test_a_schedule_runs_where_file_and_server_have_it_on(
+def test_a_schedule_is_active_if_file_and_server_have_it_active(
     *, in_file: bool, on_server: bool | None
 ) -> None:
     wanted = [{"slug": "nights", "active": in_file, "schedule": {"cron": "0 4 * * *"}}]
@@ -146,4 +144,4 @@ def test_a_schedule_runs_where_file_and_server_have_it_on(
     assert [each["active"] for each in wishes] == [in_file and on_server is not False]
     assert wishes[0]["schedule"] == {"cron": "0 4 * * *"}
     assert kept == (there or [{}])
-    assert [each["id"] for each in stale] == ["2", "3"], "what the file has no more goes"
+    assert [each["id"] for each in stale] == ["2", "3"], "the file no longer has them"

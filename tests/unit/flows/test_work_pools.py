@@ -1,4 +1,4 @@
-"""Work pools: what a container and a pod of them are, looked at without a server."""
+"""Test the containers and pods that workers make of the work pools, without a server."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def pod_of(made: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", ["docker", "kubernetes"])
-def test_sigterm_finds_training_in_every_container(kind: str) -> None:
+def test_every_container_starts_with_the_entry_point(kind: str) -> None:
     made = configured(kind)
     command = first_command(kind, made)
     assert command == [
@@ -44,7 +44,7 @@ def test_sigterm_finds_training_in_every_container(kind: str) -> None:
         assert pod_of(made)["spec"]["terminationGracePeriodSeconds"] == GRACE_SECONDS
 
 
-def test_a_container_asks_for_gpu_memory_and_nothing_it_should_not_have() -> None:
+def test_a_docker_container_has_gpu_memory_and_no_privileges() -> None:
     variables = {"shm_size": "3g", "mem_limit": "7g"}
     made = configured("docker", {"MARIO_TRAINER_IMAGE": "mario-trainer:test"}, **variables)
     assert made.image == "mario-trainer:test"
@@ -62,8 +62,8 @@ def test_a_container_asks_for_gpu_memory_and_nothing_it_should_not_have() -> Non
     assert without.container_create_kwargs["device_requests"] == []
 
 
-def test_docker_takes_what_a_container_is_created_with() -> None:
-    """Its client refuses words that it does not know, and then no flow run of the pool begins."""
+def test_docker_accepts_the_arguments_of_a_container() -> None:
+    """Docker's client refuses unknown arguments, and no flow run of the pool could begin."""
     from docker.models.containers import _create_container_args
 
     extra = configured("docker").container_create_kwargs
@@ -71,39 +71,39 @@ def test_docker_takes_what_a_container_is_created_with() -> None:
     assert made["host_config"]["Init"] is True
 
 
-def test_prometheus_finds_a_container_beside_the_stack_and_nobody_one_alone() -> None:
+def test_only_containers_on_the_network_of_the_stack_show_metrics() -> None:
     beside = configured("docker", IN_COMPOSE | {"MARIO_TARGETS_VOLUME": "docker_targets:/targets"})
     assert beside.networks == ["docker_data"]
     assert beside.env["MARIO_METRICS_HOST"] == "0.0.0.0"
     assert beside.env["MARIO_METRICS_TARGETS"] == "/targets"
     assert beside.volumes == ["mario-runs:/runs", "docker_targets:/targets"]
-    assert beside.env["PREFECT_API_URL"] == "http://prefect/api", "not its worker's 127.0.0.1"
+    assert beside.env["PREFECT_API_URL"] == "http://prefect/api", "not the worker's 127.0.0.1"
     alone = configured("docker")
     assert alone.volumes == ["mario-runs:/runs"]
     assert not [name for name in alone.env if name.startswith("MARIO_METRICS")]
 
 
 @pytest.mark.parametrize("kind", ["docker", "kubernetes"])
-def test_containers_inherit_the_addresses_of_links(kind: str) -> None:
+def test_containers_inherit_the_addresses_for_links(kind: str) -> None:
     addresses = {"MARIO_MLFLOW_URL": "https://mlflow.test", "MARIO_RUNS_URL": "https://runs.test"}
     assert addresses.items() <= configured(kind, addresses).env.items()
 
 
-def test_a_password_is_in_a_secret_block_and_in_no_template() -> None:
+def test_templates_refer_to_the_secret_block_of_the_database_url() -> None:
     environment = {"MARIO_DATABASE_URL": "postgresql+psycopg2://mario:hush@db/mario"}
     for kind in POOL_TYPES:
         assert "hush" not in json.dumps(pool(kind, environment))
     assert "prefect.blocks.secret.mario-database-url" in json.dumps(pool("docker", environment))
 
 
-def test_a_pod_is_the_one_of_the_manifests() -> None:
-    """Whole pods; what differs is named here, with the reason."""
+def test_a_pod_equals_that_of_the_training_manifest() -> None:
+    """Compare whole pods; each allowed difference is named with its reason."""
     (by_hand,) = manifests("training-job.yaml")
     job = configured("kubernetes").job_manifest
     pod, model = job["spec"].pop("template"), by_hand["spec"].pop("template")
-    del by_hand["spec"]["suspend"]  # a person starts it
+    del by_hand["spec"]["suspend"]  # a person starts this Job
     assert job["spec"] == by_hand["spec"]
-    for name in ("completions", "parallelism"):  # the worker insists, the cluster drops them
+    for name in ("completions", "parallelism"):  # the worker requires them, the cluster drops them
         del pod["spec"][name]
     (container,), (trainer,) = (each["spec"].pop("containers") for each in (pod, model))
     assert pod["spec"] == model["spec"]
@@ -115,8 +115,8 @@ def test_a_pod_is_the_one_of_the_manifests() -> None:
     for each in (container, trainer):
         for part in each["resources"].values():
             part["nvidia.com/gpu"] = str(part["nvidia.com/gpu"])
-    # The name is the worker's, the image the CUDA one; Prefect says what to run; a pipeline lives
-    # on without the page that shows training.
+    # The worker sets the name, the image has CUDA, and Prefect gives the command. There is no
+    # liveness probe, as a pipeline goes on after training without the metrics page.
     ours = {"name", "image", "command", "args", "livenessProbe", "env"}
     for name in sorted((container.keys() | trainer.keys()) - ours):
         assert container.get(name) == trainer.get(name), name
@@ -124,17 +124,17 @@ def test_a_pod_is_the_one_of_the_manifests() -> None:
     assert [environment.get(each["name"]) for each in trainer["env"]] == trainer["env"]
 
 
-def test_a_pod_has_a_runtime_class_where_one_was_named() -> None:
+def test_a_pod_has_the_configured_runtime_class() -> None:
     named = {"MARIO_RUNTIME_CLASS": "nvidia"}
     assert pod_of(configured("kubernetes", named))["spec"]["runtimeClassName"] == "nvidia"
     assert "runtimeClassName" not in pod_of(configured("kubernetes"))["spec"]
     on_cpu = job_variables("kubernetes", Resources(0, memory_gib=4, shared_memory_gib=1, cpus=2))
     without = pod_of(configured("kubernetes", named, **on_cpu))["spec"]
-    assert without["runtimeClassName"] is None, "a node without GPU may not know the class"
+    assert without["runtimeClassName"] is None, "a node without a GPU may not have the class"
 
 
-def test_network_policies_and_prometheus_find_the_pod() -> None:
-    """The worker names a pod after its deployment; nothing may go by a name of ours."""
+def test_network_policies_and_prometheus_select_the_pod() -> None:
+    """The worker labels a pod with its deployment's name, so nothing may select by `name`."""
     pod = pod_of(configured("kubernetes"))
     labels = pod["metadata"]["labels"]
     assert labels["app.kubernetes.io/name"] == "nights"
@@ -150,16 +150,18 @@ def test_network_policies_and_prometheus_find_the_pod() -> None:
     (serving,) = (each for each in manifests("serving.yaml") if each["kind"] == "Deployment")
     (by_hand,) = manifests("training-job.yaml")
     found = {
-        config["job_name"]: [keeps(config, each) for each in
+        config["job_name"]: [scrapes(config, each) for each in
                              (pod, by_hand["spec"]["template"], serving["spec"]["template"])]
         for config in scraped["scrape_configs"]
     }  # fmt: skip
     assert found == {"training": [True, True, False], "serving": [False, False, True]}
-    assert not keeps(scraped["scrape_configs"][0], pod, ready="false"), "its page is not there yet"
+    assert not scrapes(scraped["scrape_configs"][0], pod, ready="false"), (
+        "its metrics page does not answer yet"
+    )
 
 
-def keeps(config: dict[str, Any], pod: dict[str, Any], ready: str = "true") -> bool:
-    """Whether Prometheus asks a pod: each rule `keep` of the job holds for one of its ports."""
+def scrapes(config: dict[str, Any], pod: dict[str, Any], ready: str = "true") -> bool:
+    """Whether Prometheus scrapes a pod: one of its ports passes all rules `keep` of the job."""
     known = {
         f"__meta_kubernetes_pod_label_{name.replace('.', '_').replace('/', '_')}": value
         for name, value in pod["metadata"]["labels"].items()
@@ -173,11 +175,11 @@ def keeps(config: dict[str, Any], pod: dict[str, Any], ready: str = "true") -> b
     )  # fmt: skip
 
 
-def test_a_job_passes_the_cluster_s_schema() -> None:
+def test_a_job_passes_the_kubernetes_schema() -> None:
     import kubernetes_validate
 
     manifest = configured("kubernetes", {"MARIO_RUNTIME_CLASS": "nvidia"}, gpus=2).job_manifest
-    for name in ("completions", "parallelism"):  # the worker insists, the cluster drops them
+    for name in ("completions", "parallelism"):  # the worker requires them, the cluster drops them
         del manifest["spec"]["template"]["spec"][name]
     for part in manifest["spec"]["template"]["spec"]["containers"][0]["resources"].values():
         part["nvidia.com/gpu"] = str(part["nvidia.com/gpu"])
