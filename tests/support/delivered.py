@@ -1,4 +1,4 @@
-"""What a run's end had no time to deliver: on a busy machine its rows wait in its journals."""
+"""Deliver the journals of ended runs, which wait for delivery on a busy machine."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _SECONDS = 120.0
 
 
 def deliver(database_url: str, root: Path) -> None:
-    """Bring into the store what is in its journals below a folder."""
+    """Deliver the store's journals below a folder."""
     for folder in list(pending_journals(root)):
         if folder.name == JOURNAL_FOLDER:
-            patience = Patience(_SECONDS)  # the thread of the writer before may still have it
+            patience = Patience(_SECONDS)  # the earlier writer's thread may still hold it
             report = StoreWriter(database_url, folder.parent, patience=patience).close(_SECONDS)
             assert not report.pending, report
 
 
 def deliver_all(settings: JobSettings) -> None:
-    """Bring into the store and MLflow what is in the journals of all runs."""
+    """Deliver the journals of all runs to the store and to MLflow."""
     deliver(settings.database_url, settings.runs_dir)
     with JobContext(settings) as context:
         replay_tracking(context, timeout_seconds=_SECONDS)

@@ -1,4 +1,4 @@
-"""A machine's own PostgreSQL with its extensions (Prefect wants pg_trgm, the wheel has it not)."""
+"""The machine's PostgreSQL with extensions: Prefect needs pg_trgm, which the wheel lacks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.processes import free_port
 
 
 def programs() -> Path | None:
-    """The folder of `initdb` and `pg_ctl`; None where the machine has no PostgreSQL."""
+    """Find the folder of `initdb` and `pg_ctl`; None without PostgreSQL on the machine."""
     found = shutil.which("initdb") or shutil.which("pg_ctl")
     folders = [Path(found).resolve().parent] if found else []
     folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
@@ -25,13 +25,13 @@ def programs() -> Path | None:
 
 @contextmanager
 def full_postgres() -> Iterator[str]:
-    """Run a server in a temporary folder; gives `postgresql+asyncpg://…` of an empty database."""
+    """Run a server in a temporary folder; yield `postgresql+asyncpg://…` of an empty database."""
     folder = programs()
     if folder is None:
         pytest.skip("no PostgreSQL with contrib on this machine: apt-get install postgresql")
     port = free_port()
     data = Path(tempfile.mkdtemp(prefix="mario-full-pg-"))
-    # PostgreSQL refuses to run as root; its package makes a user for it.
+    # PostgreSQL refuses to run as root; its package creates a user.
     user = "postgres" if os.geteuid() == 0 else None
     if user:
         shutil.chown(data, user)

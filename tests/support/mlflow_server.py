@@ -1,4 +1,4 @@
-"""A real MLflow server for tests: start, kill, start again on the same port and data."""
+"""An MLflow server for tests, which can be killed and started again."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import requests
 
 from tests.support.processes import free_port, signal_family
 
-#: The server imports for seconds on an idle machine, and for minutes on a very busy one.
+#: The start takes seconds on an idle machine, and minutes on a very busy one.
 START_SECONDS = 240
 
 
 class MlflowServer:
-    """One server in a process group of its own, on SQLite in a folder of its own."""
+    """One server in its own process group, with SQLite in its own folder."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -28,7 +28,7 @@ class MlflowServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, *, wait: bool = True) -> None:
-        """Start, and wait until it answers unless told otherwise; ends one that runs."""
+        """Start the server, after ending a running one, and wait until it answers."""
         self.kill()
         environment = {
             **os.environ,
@@ -64,17 +64,17 @@ class MlflowServer:
             time.sleep(0.2)
 
     def hang(self) -> None:
-        """Let it take connections and answer none of them."""
+        """Stop its processes: it accepts connections and never answers."""
         assert self._process is not None
         signal_family(self._process.pid, signal.SIGSTOP)
 
     def go_on(self) -> None:
-        """End a ``hang``; nothing where it does not hang."""
+        """End ``hang``; without one, do nothing."""
         if self._process is not None:
             signal_family(self._process.pid, signal.SIGCONT)
 
     def kill(self) -> None:
-        """SIGKILL the server and its workers; nothing where it does not run."""
+        """End the server and its workers with SIGKILL, if it runs."""
         if self._process is not None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()

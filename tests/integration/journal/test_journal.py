@@ -1,4 +1,4 @@
-"""The journal and its writer alone: torn lines, what reaches the disk, disks that are full."""
+"""The journal and its writer: torn lines, synchronisation with the disk, full disks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support.store_rows import episode_row
 
 
 class Numbers:
-    """Takes the numbers of records; it is away until it is said to be there."""
+    """A receiver that collects the numbers of records; unreachable while ``away`` is set."""
 
     def __init__(self) -> None:
         self.got: list[int] = []
@@ -62,7 +62,7 @@ def test_torn_lines_are_skipped(tmp_path: Path) -> None:
 
 
 def test_a_torn_line_counts_once_however_often_it_is_read(tmp_path: Path) -> None:
-    """Each retry reads the batch again while the receiver is away."""
+    """Each retry reads the batch again while the receiver is unreachable."""
     (tmp_path / "00000001.jsonl").write_bytes(
         encode_line({"n": 0}) + b"torn\n" + encode_line({"n": 1})
     )
@@ -71,7 +71,7 @@ def test_a_torn_line_counts_once_however_often_it_is_read(tmp_path: Path) -> Non
     for _ in range(3):
         records, position = journal.read()
         assert [record["n"] for record in records] == [0, 1]
-    assert journal.torn_lines == 0, "they are still there"
+    assert journal.torn_lines == 0, "they are not deleted yet"
     assert journal.forget(position) == 1
     assert journal.forget(position) == 0
     for _ in range(3):
@@ -82,7 +82,7 @@ def test_a_torn_line_counts_once_however_often_it_is_read(tmp_path: Path) -> Non
     journal.close(empty=True)
 
 
-def test_a_torn_line_is_told_once_and_loudly(
+def test_a_torn_line_is_logged_once_as_an_error(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "00000001.jsonl").write_bytes(encode_line({"n": 0}) + b"torn\n")
@@ -125,13 +125,13 @@ def test_a_record_longer_than_the_buffer(tmp_path: Path) -> None:
 
 
 def full(self: Journal, lines: bytes) -> None:
-    """Append to a full disk."""
+    """Fail like an append to a full disk."""
     raise OSError(28, "No space left on device")
 
 
 @pytest.fixture
 def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the files and folders that were brought to the disk, in order."""
+    """Names of the synced files and folders, in order."""
     names: list[str] = []
     original = os.fsync
 
@@ -149,18 +149,18 @@ def test_sync_brings_full_segments_and_their_names_to_the_disk(
     journal = Journal(tmp_path / "run" / "journal", segment_bytes=1_000)
     for number in range(5):
         journal.append(encode_line({"n": number, "x": "y" * 500}))
-    assert synced == [], "taking rows waits for no disk"
+    assert synced == [], "an append waits for no disk"
     journal.sync()
     segments = sorted(path.name for path in journal.folder.glob("*.jsonl"))
     assert len(segments) == 3
     assert synced == [*segments, "journal", "run"]
     synced.clear()
     journal.sync()
-    assert synced == segments[-1:], "what is there is not brought again"
+    assert synced == segments[-1:], "a synced segment is not synced again"
     journal.close(empty=True)
 
 
-def test_what_was_delivered_need_not_reach_the_disk(tmp_path: Path, synced: list[str]) -> None:
+def test_sync_skips_delivered_segments(tmp_path: Path, synced: list[str]) -> None:
     journal = Journal(tmp_path, segment_bytes=1_000)
     for number in range(5):
         journal.append(encode_line({"n": number, "x": "y" * 500}))
@@ -172,7 +172,7 @@ def test_what_was_delivered_need_not_reach_the_disk(tmp_path: Path, synced: list
     journal.close(empty=True)
 
 
-def test_sync_tries_again_what_the_disk_did_not_take(
+def test_sync_retries_after_a_disk_error(
     tmp_path: Path, synced: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     journal = Journal(tmp_path, segment_bytes=1_000)
@@ -191,8 +191,8 @@ def test_sync_tries_again_what_the_disk_did_not_take(
     journal.close(empty=True)
 
 
-def test_what_sqlite_has_committed_survives_a_power_cut(tmp_path: Path) -> None:
-    """A journal forgets its rows then."""
+def test_sqlite_commits_survive_a_power_cut(tmp_path: Path) -> None:
+    """The journal deletes committed rows."""
     engine = make_engine(f"sqlite:///{tmp_path}/mario.db")
     with engine.connect() as connection:
         (level,) = connection.exec_driver_sql("PRAGMA synchronous").one()
@@ -203,7 +203,7 @@ def test_what_sqlite_has_committed_survives_a_power_cut(tmp_path: Path) -> None:
 def test_a_full_disk_keeps_records_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk takes half a line and then nothing; later it has room again."""
+    """The disk takes half a line and then nothing; later it has space again."""
     receiver = Numbers()
     got = receiver.got
     writer = JournaledWriter(tmp_path, receiver, name="test", flush_seconds=0.01)
@@ -223,7 +223,7 @@ def test_a_full_disk_keeps_records_in_memory(
     writer.put([{"n": 2}])
     monkeypatch.setattr(Journal, "append", original)
     writer.put([{"n": 3}])
-    time.sleep(3 * FIRST_RETRY_SECONDS)  # it reads the torn line again and again meanwhile
+    time.sleep(3 * FIRST_RETRY_SECONDS)  # it reads the torn line several times meanwhile
     receiver.away = False
     assert writer.flush(20)
     report = writer.close()
@@ -231,10 +231,10 @@ def test_a_full_disk_keeps_records_in_memory(
     assert (report.lost, report.torn, report.pending) == (0, 1, False)
 
 
-def test_what_a_full_disk_kept_in_memory_is_not_overtaken(
+def test_records_kept_in_memory_are_delivered_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a tag that is set twice the newer value has to come last."""
+    """The newer value of a tag that is set twice must come last."""
     receiver = Numbers()
     got = receiver.got
     writer = JournaledWriter(tmp_path, receiver, name="test", flush_seconds=0.01)
@@ -249,16 +249,16 @@ def test_what_a_full_disk_kept_in_memory_is_not_overtaken(
     assert got == [1, 2, 3]
 
 
-def test_what_went_to_the_journal_meanwhile_goes_before_what_is_in_memory(
+def test_journaled_records_are_delivered_before_those_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk has room and is full again just after the writer saw the end of its journal."""
+    """The disk has space and is full again just after the writer saw the end of its journal."""
     got: list[int] = []
     disk_is_full = threading.Event()
     append, forget = Journal.append, Journal.forget
     moments = [1]
 
-    def append_if_it_has_room(self: Journal, lines: bytes) -> None:
+    def append_if_there_is_space(self: Journal, lines: bytes) -> None:
         (full if disk_is_full.is_set() else append)(self, lines)
 
     def forget_and_put(self: Journal, position: tuple[int, int]) -> int:
@@ -271,7 +271,7 @@ def test_what_went_to_the_journal_meanwhile_goes_before_what_is_in_memory(
             writer.put([{"n": 3}])
         return torn
 
-    monkeypatch.setattr(Journal, "append", append_if_it_has_room)
+    monkeypatch.setattr(Journal, "append", append_if_there_is_space)
     monkeypatch.setattr(Journal, "forget", forget_and_put)
     writer = JournaledWriter(
         tmp_path,
@@ -285,12 +285,12 @@ def test_what_went_to_the_journal_meanwhile_goes_before_what_is_in_memory(
     assert writer.flush(20)
     assert not moments
     writer.close()
-    # Of those that were in memory some may come twice, none late.
+    # Records kept in memory may come twice, but never late.
     assert list(dict.fromkeys(got)) == [1, 2, 3]
 
 
-def test_a_writer_that_was_closed_leaves_the_journal_to_the_next(tmp_path: Path) -> None:
-    """Its thread hangs in the receiver, and comes back while another process reads the journal."""
+def test_a_closed_writer_leaves_the_journal_to_the_next(tmp_path: Path) -> None:
+    """Its thread hangs in the receiver, and returns while another process reads the journal."""
     (tmp_path / "00000001.jsonl").write_bytes(encode_line({"n": 0}))
     reached, answer = threading.Event(), threading.Event()
 
@@ -308,14 +308,14 @@ def test_a_writer_that_was_closed_leaves_the_journal_to_the_next(tmp_path: Path)
     answer.set()
     writer._thread.join(20)
     assert not writer._thread.is_alive()
-    assert (tmp_path / "00000001.jsonl").exists(), "the other reads it"
+    assert (tmp_path / "00000001.jsonl").exists(), "the other process reads it"
     assert other.read()[0] == [{"n": 0}]
-    assert not (tmp_path / "refused.jsonl").exists(), "it is refused to who delivers it"
+    assert not (tmp_path / "refused.jsonl").exists(), "the next owner has it refused"
     assert writer.report().refused == 0
     other.close(empty=False)
 
 
-def test_a_record_that_is_refused_while_the_rest_has_to_wait_is_kept_once(tmp_path: Path) -> None:
+def test_a_refused_record_is_kept_once_although_its_batch_is_retried(tmp_path: Path) -> None:
     tries: list[int] = []
 
     def deliver(records: Sequence[Record]) -> None:
@@ -333,8 +333,10 @@ def test_a_record_that_is_refused_while_the_rest_has_to_wait_is_kept_once(tmp_pa
     assert len((tmp_path / "refused.jsonl").read_bytes().splitlines()) == 1
 
 
-def test_sync_says_whether_rows_are_safe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A checkpoint may build on rows only when a kill cannot take them back."""
+def test_sync_tells_whether_rows_are_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint may rely on rows only when a kill cannot lose them."""
     receiver = Numbers()
     got = receiver.got
     writer = JournaledWriter(tmp_path, receiver, name="test", flush_seconds=0.01)
@@ -354,12 +356,12 @@ def test_sync_says_whether_rows_are_safe(tmp_path: Path, monkeypatch: pytest.Mon
     assert writer.close().lost == 0
 
 
-def test_sync_says_no_for_good_once_rows_were_lost(
+def test_sync_stays_false_once_rows_were_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A run resumed from a checkpoint after them would never tell them again."""
+    """A run resumed from a later checkpoint would never write them again."""
     monkeypatch.setattr("mario.journal.writer.OVERFLOW_LINES", 3)
-    url = f"postgresql+psycopg2://mario@127.0.0.1:{free_port()}/mario"  # nobody is there
+    url = f"postgresql+psycopg2://mario@127.0.0.1:{free_port()}/mario"  # no server
     writer = StoreWriter(url, tmp_path, flush_seconds=0.01)
     with monkeypatch.context() as disk:
         disk.setattr(Journal, "append", full)
@@ -369,17 +371,17 @@ def test_sync_says_no_for_good_once_rows_were_lost(
         for number in range(3, 8):
             writer.put([episode_row("run-1", number)])
         assert not writer.sync()
-    assert not writer.sync(), "there is room again, the rows are gone all the same"
+    assert not writer.sync(), "the disk has space again, but the rows are lost"
     assert writer.close(0.1).lost == 5
     (said,) = errors(caplog)
     assert "records are lost" in said
     assert "No space left" in said
 
 
-def test_reports_that_are_lost_are_no_reason_to_write_no_checkpoint(
+def test_lost_tracking_records_do_not_prevent_checkpoints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """MLflow is an optional recorder: once the disk has room again, training is as safe as ever."""
+    """MLflow is optional: once the disk has space again, checkpoints are safe."""
     monkeypatch.setattr("mario.journal.writer.OVERFLOW_LINES", 1)
 
     def away(records: object) -> None:
@@ -398,7 +400,7 @@ def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
 
 
-def test_a_receiver_that_raises_anything_stops_nothing(tmp_path: Path) -> None:
+def test_any_exception_of_the_receiver_is_retried(tmp_path: Path) -> None:
     calls: list[int] = []
 
     def deliver(records: object) -> None:
@@ -419,6 +421,6 @@ def test_a_receiver_that_raises_anything_stops_nothing(tmp_path: Path) -> None:
     assert len(calls) == 2
 
 
-def test_refused_lines_are_json(tmp_path: Path) -> None:
+def test_lines_are_json(tmp_path: Path) -> None:
     line = encode_line({"text": "ü", "number": np.int64(3)})
     assert json.loads(line.split(b" ", 1)[1]) == {"text": "ü", "number": 3}

@@ -1,4 +1,4 @@
-"""A run waits for its own journals, which an ending process or a replay still has for a while."""
+"""A run waits for its journals while an ending process or a replay holds them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.training_runs import small_config
 
 @contextmanager
 def held(folder: Path, seconds: float) -> Iterator[None]:
-    """Have another owner of a journal, for so long (a lock of another file is another's)."""
+    """Hold a journal like another process, for a time (a lock belongs to an open file)."""
     journal = Journal(folder)
     timer = threading.Timer(seconds, lambda: journal.close(empty=False))
     timer.start()
@@ -36,11 +36,11 @@ def held(folder: Path, seconds: float) -> Iterator[None]:
 
 
 def _at_once(took_seconds: Callable[[], float], seconds: float) -> bool:
-    """Whether something is that quick; the machine may stall, but not always."""
+    """Whether one of ten tries is that quick; the machine may stall now and then."""
     return any(took_seconds() < seconds for _ in range(10))
 
 
-def test_a_journal_is_waited_for_as_long_as_is_said(tmp_path: Path) -> None:
+def test_the_wait_for_a_journals_lock_follows_patience(tmp_path: Path) -> None:
     def refused_after_seconds() -> float:
         begun = time.monotonic()
         with pytest.raises(StoreError, match="another process"):
@@ -48,7 +48,7 @@ def test_a_journal_is_waited_for_as_long_as_is_said(tmp_path: Path) -> None:
         return time.monotonic() - begun
 
     with held(tmp_path, 600):
-        assert _at_once(refused_after_seconds, 0.5), "where nothing else is said"
+        assert _at_once(refused_after_seconds, 0.5), "the default does not wait"
         begun = time.monotonic()
         with pytest.raises(StoreError, match="another process"):
             Journal(tmp_path, patience=Patience(0.6))
@@ -57,7 +57,7 @@ def test_a_journal_is_waited_for_as_long_as_is_said(tmp_path: Path) -> None:
         Journal(tmp_path, patience=Patience(30)).close(empty=True)
 
 
-def test_a_replay_waits_for_nobody_and_is_shorter_than_a_run_waits(tmp_path: Path) -> None:
+def test_a_replay_never_waits_and_ends_before_a_run_gives_up(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/mario.db"
 
     def replayed_seconds() -> float:
@@ -68,7 +68,7 @@ def test_a_replay_waits_for_nobody_and_is_shorter_than_a_run_waits(tmp_path: Pat
     with held(tmp_path / "run" / "journal", 600):
         (tmp_path / "run" / "journal" / "00000001.jsonl").write_bytes(encode_line({"n": 1}))
         assert _at_once(replayed_seconds, 2)
-    assert REPLAY_SECONDS + 1 < LOCK_SECONDS  # its thread is given a second more
+    assert REPLAY_SECONDS + 1 < LOCK_SECONDS  # its thread gets one more second
 
 
 CONFIG = small_config(
@@ -86,13 +86,13 @@ def context(context: JobContext, empty_mlflow: Path) -> JobContext:
 
 
 def waiting(context: JobContext, lock_seconds: float) -> JobContext:
-    """The same context, with other patience for a journal that another process holds."""
+    """The same context with another patience for held journals."""
     return JobContext(context.settings, waits=Waits(lock_seconds=lock_seconds))
 
 
 @pytest.fixture
 def begun(context: JobContext) -> TrainOutcome:
-    """A run that was interrupted."""
+    """An interrupted run."""
     stop = threading.Event()
     outcome = train_run(CONFIG, context, stop=stop, on_progress=lambda _: stop.set())
     assert outcome.result.status == "interrupted"
@@ -105,10 +105,10 @@ def stored(context: JobContext, run_id: str) -> Run:
     return context.store.runs.get(run_id)
 
 
-def test_the_next_attempt_waits_for_what_the_process_before_it_still_has(
+def test_the_next_attempt_waits_for_journals_of_the_earlier_process(
     context: JobContext, begun: TrainOutcome, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its sinks hang for some seconds more; then the attempt is recorded in all of them."""
+    """The earlier process holds them for some seconds; then every sink records the attempt."""
     caplog.set_level(logging.WARNING)
     with held(begun.run_dir / "journal", 1.5), held(begun.run_dir / "journal-mlflow", 3.0):
         outcome = train_run(CONFIG, context, resume=begun.run_id)
@@ -120,10 +120,10 @@ def test_the_next_attempt_waits_for_what_the_process_before_it_still_has(
     assert context.tracking.client.get_run(run.mlflow_run_id).info.status == "FINISHED"
 
 
-def test_an_attempt_that_cannot_be_recorded_is_none_that_runs(
+def test_an_attempt_without_its_journal_fails_before_training(
     context: JobContext, begun: TrainOutcome
 ) -> None:
-    """The database knows that it failed, and it is gone on with when the journal is free."""
+    """The database stores the failure; the run resumes once the journal is free."""
     with held(begun.run_dir / "journal", 600), pytest.raises(StoreError, match="another process"):
         train_run(CONFIG, waiting(context, 0.3), resume=begun.run_id)
     run = stored(context, begun.run_id)
@@ -135,10 +135,10 @@ def test_an_attempt_that_cannot_be_recorded_is_none_that_runs(
 
 
 @pytest.mark.parametrize("journal", ["journal", "journal-mlflow"])
-def test_a_run_that_waits_for_a_journal_ends_when_it_is_told_to(
+def test_a_stop_ends_the_wait_for_a_journal(
     context: JobContext, begun: TrainOutcome, journal: str
 ) -> None:
-    """It is as it was, and is gone on with afterwards."""
+    """The run is unchanged and can be resumed."""
     patient = waiting(context, 600.0)
     stop = threading.Event()
     told = threading.Timer(0.5, stop.set)
@@ -148,7 +148,7 @@ def test_a_run_that_waits_for_a_journal_ends_when_it_is_told_to(
         if journal == "journal":
             with pytest.raises(TrainingInterrupted, match="ended on request before it began"):
                 train_run(CONFIG, patient, resume=begun.run_id, stop=stop)
-        else:  # it can be recorded without MLflow
+        else:  # the run works without MLflow
             outcome = train_run(CONFIG, patient, resume=begun.run_id, stop=stop)
             assert outcome.result.status == "interrupted"
             assert outcome.result.total_steps == begun.result.total_steps
@@ -158,7 +158,7 @@ def test_a_run_that_waits_for_a_journal_ends_when_it_is_told_to(
     assert train_run(CONFIG, context, resume=begun.run_id).result.status == "finished"
 
 
-def test_what_keeps_the_end_from_being_stored_hides_nothing(
+def test_a_failure_to_store_the_end_does_not_hide_the_cause(
     context: JobContext, begun: TrainOutcome, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
@@ -171,7 +171,7 @@ def test_what_keeps_the_end_from_being_stored_hides_nothing(
     assert "the database is away" in caplog.text
 
 
-def test_a_writer_of_the_store_waits_too(tmp_path: Path) -> None:
+def test_a_store_writer_waits_for_its_journal(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/mario.db"
     with held(tmp_path / "run" / "journal", 0.5):
         StoreWriter(url, tmp_path / "run", patience=Patience(30)).close(0.0)

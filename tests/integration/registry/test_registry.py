@@ -1,4 +1,4 @@
-"""The registry on a real MLflow (SQLite file): whole versions only, and aliases that follow."""
+"""The registry with MLflow on SQLite: complete versions only, aliases follow the ledger."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ RANDOM = "random:80:4"
 
 @pytest.fixture(scope="module")
 def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow file just set up; setting one up takes seconds, copying it none."""
+    """A new MLflow database; creating it takes seconds, copying it is instant."""
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     prepare_tracking(f"sqlite:///{path}")
     return path
@@ -62,7 +62,7 @@ def registry(runs_dir: Path) -> Iterator[ModelRegistry]:
 
 
 def _judged(registry: ModelRegistry, number: int, champion: int | None) -> str:
-    """A verdict that promotes version ``number`` over ``champion``."""
+    """Store a verdict that promotes version ``number`` over ``champion``; return its id."""
     versions = {row.version: row.digest for row in registry.store.versions.list(MODEL)}
     opponent = (None, RANDOM) if champion is None else (champion, versions[champion])
     return verdict(registry.store, (number, versions[number]), opponent)
@@ -74,7 +74,7 @@ def _promote(registry: ModelRegistry, number: int, champion: int | None) -> None
     )
 
 
-def test_a_version_comes_back_as_it_went_in(
+def test_a_version_is_downloaded_as_registered(
     registry: ModelRegistry, artefacts: tuple[Artefact, ...], tmp_path: Path
 ) -> None:
     run = registry.store.runs.start(new_run())
@@ -110,7 +110,9 @@ def test_mlflow_itself_loads_the_version(
         model.predict(observations[:, :3])
 
 
-def test_what_cannot_be_resolved(registry: ModelRegistry, artefacts: tuple[Artefact, ...]) -> None:
+def test_unresolvable_versions_are_refused(
+    registry: ModelRegistry, artefacts: tuple[Artefact, ...]
+) -> None:
     for which, words in (
         ("champion", "no champion"),
         ("challenger", "no challenger"),
@@ -148,7 +150,7 @@ def test_promotion_moves_the_alias_and_rollback_moves_it_back(
     assert marks == {1: True, 2: False}
 
 
-def test_the_other_promoter_is_told(
+def test_the_second_promoter_gets_a_conflict(
     registry: ModelRegistry, artefacts: tuple[Artefact, ...]
 ) -> None:
     for artefact in artefacts:
@@ -227,7 +229,7 @@ def test_several_workers_download_into_one_folder(
     assert list(tmp_path.glob(".policy*")) == []
 
 
-def test_the_training_archive_comes_only_when_asked_for(
+def test_the_training_archive_is_downloaded_on_request_only(
     registry: ModelRegistry, artefacts: tuple[Artefact, ...], tmp_path: Path
 ) -> None:
     source = shutil.copytree(artefacts[0].folder, tmp_path / "source")
@@ -247,9 +249,9 @@ def test_a_broken_folder_is_not_registered(registry: ModelRegistry, tmp_path: Pa
     assert registry.versions(MODEL) == ()
 
 
-def test_an_mlflow_that_is_not_there(registry: ModelRegistry) -> None:
+def test_an_unreachable_mlflow(registry: ModelRegistry) -> None:
     away = ModelRegistry("http://127.0.0.1:9", registry.store)
-    # Its own kind: a flow run waits and tries again, where a refusal ends it at once.
+    # A flow run retries this error, while a refusal ends it at once.
     with pytest.raises(RegistryUnavailableError, match=r"127\.0\.0\.1:9") as caught:
         away.versions(MODEL)
     assert "\n" not in str(caught.value)
@@ -258,7 +260,7 @@ def test_an_mlflow_that_is_not_there(registry: ModelRegistry) -> None:
             ModelRegistry(uri, registry.store).versions(MODEL)
 
 
-# -- reconcile, each way --------------------------------------------------------------------
+# -- reconcile --------------------------------------------------------------------
 
 
 def test_reconcile_follows_the_ledger(
@@ -266,7 +268,7 @@ def test_reconcile_follows_the_ledger(
 ) -> None:
     for artefact in artefacts[:2]:
         registry.register(MODEL, artefact.folder)
-    # Killed between the ledger and the alias: the first champion, then the second.
+    # Promotions killed between the ledger and the alias: the first, then the second.
     registry.store.ledger.promote(
         MODEL, 1, verdict_id=_judged(registry, 1, None), promoted_by="killed"
     )
@@ -283,7 +285,7 @@ def test_reconcile_follows_the_ledger(
     assert registry.reconcile(MODEL) == ()
 
 
-def test_reconcile_takes_back_an_alias_moved_by_hand(
+def test_reconcile_reverts_an_alias_moved_by_hand(
     registry: ModelRegistry, artefacts: tuple[Artefact, ...]
 ) -> None:
     for artefact in artefacts[:2]:
@@ -298,7 +300,7 @@ def test_reconcile_takes_back_an_alias_moved_by_hand(
     assert "from v2 to v1" in done.what
 
 
-def test_reconcile_tells_about_versions_from_elsewhere(
+def test_reconcile_reports_versions_from_elsewhere(
     registry: ModelRegistry, artefacts: tuple[Artefact, ...]
 ) -> None:
     registry.register(MODEL, artefacts[0].folder)
@@ -398,13 +400,13 @@ def test_a_killed_registration_is_repaired_by_reconcile(
     states = [summary.state for summary in summaries]
     assert states == (["complete"] if stage in ("version made", "completed") else ["broken"])
     assert registry.reconcile(MODEL) == ()
-    # A buried registration can still be made good.
+    # A broken registration can be completed.
     row = registry.register(MODEL, artefacts[0].folder, registration_key="the one")
     assert (row.version, row.state) == (1, "complete")
     registry.require_artefact(registry.resolve(MODEL, 1))
 
 
-def test_a_living_registration_is_not_buried(
+def test_reconcile_keeps_a_running_registration(
     registry: ModelRegistry, artefacts: tuple[Artefact, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mario.store.versions.process_id", os.getppid)
@@ -424,7 +426,7 @@ prepare_tracking(sys.argv[1])
 
 
 @pytest.mark.slow
-def test_a_kill_while_mlflow_is_set_up_leaves_nothing_half(tmp_path: Path) -> None:
+def test_a_kill_during_mlflows_setup_leaves_no_partial_database(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     for wait_seconds in (1.0, 3.0, 5.0):
         process = subprocess.Popen(

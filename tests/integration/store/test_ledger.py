@@ -1,4 +1,4 @@
-"""The promotion ledger and the alpha account, raced by threads and processes, on both engines."""
+"""The promotion ledger and the alpha account, with concurrent threads and processes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_two_verdicts_against_one_champion_promote_one(store: ExperimentStore) -
     assert [row.version for row in store.ledger.history(MODEL)] == [1, 2]
 
 
-def test_what_may_not_be_promoted(store: ExperimentStore) -> None:
+def test_invalid_promotions_are_refused(store: ExperimentStore) -> None:
     registered(store, 1, DIGESTS[1])
     with pytest.raises(RegistryError, match="not registered"):
         store.ledger.promote(MODEL, 7, verdict_id=None, promoted_by="test")
@@ -82,8 +82,8 @@ def test_what_may_not_be_promoted(store: ExperimentStore) -> None:
     assert len(store.ledger.history(MODEL)) == 1
 
 
-def test_the_database_itself_keeps_one_chain(store: ExperimentStore) -> None:
-    """Whoever writes past the Python: a second champion, a gap, a false verdict are refused."""
+def test_the_database_enforces_one_chain(store: ExperimentStore) -> None:
+    """Plain SQL cannot insert a second champion, a gap or a false verdict."""
     _first(store)
     good = _challenger(store, 2)
     bad = verdict(store, (2, DIGESTS[2]), (1, DIGESTS[1]), decision="inconclusive")
@@ -204,7 +204,7 @@ def test_rollback_is_a_promotion_of_a_former_champion(store: ExperimentStore) ->
     back = store.ledger.rollback(MODEL, promoted_by="oncall", note="p99 doubled")
     assert (back.version, back.previous_version, back.reason) == (2, 3, "rollback")
     assert back.verdict_id is None
-    # Not to version 3 again, which was rolled back, but further back.
+    # Not to version 3, which was rolled back, but to the one before.
     assert store.ledger.rollback(MODEL, promoted_by="oncall").version == 1
     with pytest.raises(RegistryError, match="no champion before it"):
         store.ledger.rollback(MODEL, promoted_by="oncall")
@@ -232,7 +232,7 @@ def test_alpha_is_paid_once_and_never_overdrawn(store: ExperimentStore) -> None:
     assert store.ledger.alpha_wealth(MODEL) == pytest.approx(0.03)
 
 
-def test_a_promotion_fills_the_account_and_a_verdict_alone_does_not(
+def test_a_promotion_refills_the_account_and_a_verdict_alone_does_not(
     store: ExperimentStore,
 ) -> None:
     for number in (1, 2):
@@ -240,7 +240,7 @@ def test_a_promotion_fills_the_account_and_a_verdict_alone_does_not(
     store.ledger.grant_alpha(MODEL, 0.05)
     store.ledger.spend_alpha(MODEL, DIGESTS[1], 0.02)
     won = verdict(store, (1, DIGESTS[1]), (None, RANDOM))
-    # Two verdicts that say promote: nobody acted upon them, the stream goes on.
+    # Two verdicts `promote` without a promotion: the stream of tests continues.
     store.ledger.spend_alpha(MODEL, DIGESTS[2], 0.01)
     verdict(store, (2, DIGESTS[2]), (None, RANDOM))
     assert store.ledger.alpha_wealth(MODEL) == pytest.approx(0.02)
@@ -254,7 +254,7 @@ def test_a_promotion_fills_the_account_and_a_verdict_alone_does_not(
     assert store.ledger.alpha_wealth(MODEL) == pytest.approx(0.05)
 
 
-def test_many_tests_paid_at_once_never_overdraw(database_url: str) -> None:
+def test_concurrent_payments_never_overdraw_the_account(database_url: str) -> None:
     with ExperimentStore.open(database_url) as store:
         store.ledger.grant_alpha(MODEL, 0.05)
 

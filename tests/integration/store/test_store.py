@@ -1,4 +1,4 @@
-"""The store on SQLite and on a real PostgreSQL: migrations, rows in and out, constraints."""
+"""The store on SQLite and PostgreSQL: migrations, writing and reading, constraints."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ A, B = "a" * 64, "b" * 64
 # -- migrations -----------------------------------------------------------------------------
 
 
-def test_migrations_make_exactly_the_models(database_url: str) -> None:
+def test_migrations_create_exactly_the_declared_tables(database_url: str) -> None:
     engine = make_engine(database_url)
     with engine.connect() as connection:
         differences = compare_metadata(MigrationContext.configure(connection), tables.Base.metadata)
@@ -64,7 +64,7 @@ def test_migrations_make_exactly_the_models(database_url: str) -> None:
     assert differences == []
 
 
-def test_down_removes_everything_even_with_data_and_up_works_again(database_url: str) -> None:
+def test_a_downgrade_removes_everything_and_an_upgrade_works_again(database_url: str) -> None:
     with ExperimentStore.open(database_url) as store:
         run = store.runs.start(new_run())
         store.runs.write([episode_row(run.id, 0)])
@@ -80,7 +80,7 @@ def test_down_removes_everything_even_with_data_and_up_works_again(database_url:
     assert migrate.upgrade(database_url) == migrate.head_revision()
 
 
-def test_four_upgraders_at_once(postgres_server: PostgresServer, tmp_path: Path) -> None:
+def test_four_concurrent_upgrades(postgres_server: PostgresServer, tmp_path: Path) -> None:
     urls = [
         postgres_server.url(postgres_server.create_database()),
         f"sqlite:///{tmp_path}/new/mario.db",
@@ -100,7 +100,7 @@ def test_a_newer_database_is_refused(database_url: str) -> None:
         ExperimentStore.open(database_url)
 
 
-# -- bad databases: one line that says what to do -------------------------------------------
+# -- bad databases: one line with the remedy ------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_a_newer_database_is_refused(database_url: str) -> None:
         ("sqlite:////proc/nowhere/mario.db", "cannot create the folder"),
     ],
 )
-def test_bad_urls_are_one_line_without_the_password(url: str, words: str) -> None:
+def test_bad_urls_give_one_line_without_the_password(url: str, words: str) -> None:
     with pytest.raises(StoreError, match=words.replace("+", r"\+")) as caught:
         ExperimentStore.open(url)
     message = str(caught.value)
@@ -130,7 +130,7 @@ def test_a_missing_file_is_not_created_for_readers(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_a_file_that_is_no_database(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_database(tmp_path: Path) -> None:
     path = tmp_path / "mario.db"
     path.write_bytes(b"this is a text, not a database" * 100)
     with pytest.raises(StoreError, match="not a SQLite database"):
@@ -142,7 +142,7 @@ def test_a_server_without_the_database(postgres_server: PostgresServer) -> None:
         ExperimentStore.open(postgres_server.url("nowhere"))
 
 
-def test_an_empty_server_database_says_upgrade(postgres_server: PostgresServer) -> None:
+def test_an_empty_server_database_asks_for_an_upgrade(postgres_server: PostgresServer) -> None:
     with pytest.raises(StoreError, match="mario store upgrade"):
         ExperimentStore.open(postgres_server.url(postgres_server.create_database()))
 
@@ -154,7 +154,7 @@ def test_redact_hides_the_password() -> None:
 # -- runs -----------------------------------------------------------------------------------
 
 
-def test_a_run_comes_back_as_it_went_in(store: ExperimentStore) -> None:
+def test_a_run_is_read_as_it_was_stored(store: ExperimentStore) -> None:
     run = store.runs.start(
         new_run(hardware={"cores": 2, "ratio": math.nan}, git_commit="f" * 40, git_diff="+x\n")
     )
@@ -171,7 +171,7 @@ def test_a_run_comes_back_as_it_went_in(store: ExperimentStore) -> None:
     assert store.runs.list(task="2-1") == ()
 
 
-def test_episodes_once_whoever_writes_them(store: ExperimentStore) -> None:
+def test_an_episode_is_stored_once(store: ExperimentStore) -> None:
     run = store.runs.start(new_run())
     rows = [episode_row(run.id, i, env) for env in range(3) for i in range(5)]
     store.runs.write(rows)
@@ -181,7 +181,7 @@ def test_episodes_once_whoever_writes_them(store: ExperimentStore) -> None:
     assert store.runs.count_episodes(run.id) == 15
 
 
-def test_of_two_attempts_the_later_history_stays(store: ExperimentStore) -> None:
+def test_the_later_attempts_rows_replace_the_earlier_ones(store: ExperimentStore) -> None:
     run = store.runs.start(new_run())
     first = episode_row(run.id, 0, shaped_return=1.0)
     second = episode_row(run.id, 0, shaped_return=2.0, attempt=2)
@@ -201,7 +201,7 @@ def test_episodes_are_read_in_pages(
     assert list(store.runs.episodes(run.id)) == rows
 
 
-def test_health_and_checkpoints_come_back(store: ExperimentStore) -> None:
+def test_health_and_checkpoints_are_read_as_stored(store: ExperimentStore) -> None:
     run = store.runs.start(new_run())
     now = datetime.now(UTC)
     sample = HealthSampleEntry(
@@ -232,7 +232,7 @@ def test_health_and_checkpoints_come_back(store: ExperimentStore) -> None:
         store.runs.write([lie])
 
 
-def test_a_seed_is_the_next_that_no_run_has(store: ExperimentStore) -> None:
+def test_a_reserved_seed_is_the_smallest_free_one(store: ExperimentStore) -> None:
     store.runs.start(new_run(id="by-hand", config={"seed": 4}))
     store.runs.start(new_run(id="elsewhere", task="1-2", config={"seed": 3}))
     assert store.runs.reserve_seed("first", "1-1", 3) == 3
@@ -243,7 +243,7 @@ def test_a_seed_is_the_next_that_no_run_has(store: ExperimentStore) -> None:
         store.runs.reserve_seed("fourth", "1-2", SEED_BOUND - 1)
 
 
-def test_no_two_runs_that_begin_together_take_one_seed(database_url: str) -> None:
+def test_concurrent_runs_reserve_different_seeds(database_url: str) -> None:
     def take(number: int) -> int:
         with ExperimentStore(database_url) as own:
             return own.runs.reserve_seed(f"run-{number}", "1-1", 0)
@@ -259,7 +259,7 @@ def test_a_killed_run_is_resumed_and_finished(store: ExperimentStore) -> None:
     resumed = store.runs.resume(run.id, start_steps=300)
     assert [a.status for a in resumed.attempts] == ["killed", "running"]
     assert resumed.status == "running"
-    # The first attempt's end arrives late, from its journal: the run goes on.
+    # The first attempt's end arrives late, from its journal: the run stays running.
     store.runs.write([AttemptEnd(run_id=run.id, attempt=1, status="failed", end_steps=200)])
     assert store.runs.get(run.id).status == "running"
     store.runs.write([Heartbeat(run_id=run.id, attempt=2, total_steps=400)])
@@ -271,7 +271,7 @@ def test_a_killed_run_is_resumed_and_finished(store: ExperimentStore) -> None:
     assert [(a.status, a.end_steps) for a in done.attempts] == [("failed", 200), ("finished", 1000)]
 
 
-def test_a_living_run_is_not_resumed(store: ExperimentStore) -> None:
+def test_a_run_whose_process_is_alive_is_not_resumed(store: ExperimentStore) -> None:
     run = store.runs.start(new_run())
     with writing(store.engine) as connection:
         connection.execute(sa.update(tables.RunAttemptRow).values(pid=os.getppid()))
@@ -280,7 +280,7 @@ def test_a_living_run_is_not_resumed(store: ExperimentStore) -> None:
 
 
 def move_attempt(store: ExperimentStore, run_id: str, **values: object) -> None:
-    """Make a run's attempts look as if another process had begun them."""
+    """Change a run's attempts as if another process had started them."""
     with writing(store.engine) as connection:
         connection.execute(
             sa.update(tables.RunAttemptRow)
@@ -289,10 +289,10 @@ def move_attempt(store: ExperimentStore, run_id: str, **values: object) -> None:
         )
 
 
-def test_a_run_on_another_machine_is_not_taken_over_while_it_is_heard_of(
+def test_a_run_on_another_machine_is_busy_while_it_has_heartbeats(
     store: ExperimentStore,
 ) -> None:
-    """Its process number says nothing here, even where it is this process's own."""
+    """Its process number means nothing here, even if it equals this process' number."""
     run = store.runs.start(new_run())
     move_attempt(store, run.id, host="other-pod", pid=os.getpid())
     assert run_is_alive(store.runs.get(run.id))
@@ -306,8 +306,8 @@ def test_a_run_on_another_machine_is_not_taken_over_while_it_is_heard_of(
     assert [a.status for a in resumed.attempts] == ["killed", "running"]
 
 
-def test_a_strangers_process_of_the_same_number_holds_no_run(store: ExperimentStore) -> None:
-    """Process numbers are used again: the one that has it now began after the attempt did."""
+def test_a_reused_process_number_does_not_keep_a_run_busy(store: ExperimentStore) -> None:
+    """The process that has the number now started after the attempt."""
     with subprocess.Popen(["sleep", "60"]) as stranger:
         try:
             run = store.runs.start(new_run())
@@ -315,7 +315,7 @@ def test_a_strangers_process_of_the_same_number_holds_no_run(store: ExperimentSt
             assert began is not None
             assert abs((utc_now() - began).total_seconds()) < 30
             move_attempt(store, run.id, pid=stranger.pid, started_at=began - timedelta(days=1))
-            with pytest.raises(RunIsBusy):  # heard of just now: the clock may have been put right
+            with pytest.raises(RunIsBusy):  # a recent heartbeat: the clock may have been corrected
                 store.runs.resume(run.id, start_steps=0)
             move_attempt(store, run.id, heartbeat_at=began - timedelta(hours=1))
             assert not run_is_alive(store.runs.get(run.id))
@@ -325,12 +325,12 @@ def test_a_strangers_process_of_the_same_number_holds_no_run(store: ExperimentSt
             stranger.kill()
 
 
-def test_a_living_run_is_held_however_long_it_is_silent(store: ExperimentStore) -> None:
-    """The database was away, or an update takes an hour: its process is there all the same."""
+def test_a_run_with_a_living_process_stays_busy_without_heartbeats(store: ExperimentStore) -> None:
+    """The database was unreachable, or an update takes an hour: its process still runs."""
     with subprocess.Popen(["sleep", "60"]) as trainer:
         try:
             run = store.runs.start(new_run())
-            # It began in this moment, as the attempt did; both are silent by a clock put forward.
+            # It started now, like the attempt; both are silent because the clock was put forward.
             move_attempt(
                 store, run.id, pid=trainer.pid, heartbeat_at=utc_now() - timedelta(hours=1)
             )
@@ -340,7 +340,7 @@ def test_a_living_run_is_held_however_long_it_is_silent(store: ExperimentStore) 
             trainer.kill()
 
 
-def test_unknown_runs_say_so(store: ExperimentStore) -> None:
+def test_unknown_runs_raise(store: ExperimentStore) -> None:
     for call in (
         lambda: store.runs.get("nothing"),
         lambda: store.runs.resume("nothing", start_steps=0),
@@ -351,7 +351,7 @@ def test_unknown_runs_say_so(store: ExperimentStore) -> None:
 
 
 @pytest.mark.parametrize("text", ["tab\tand\\N", "new\nline\r\\n", "ü✓ '\"", "\\."])
-def test_any_text_and_number_comes_back(store: ExperimentStore, text: str) -> None:
+def test_any_text_and_number_is_read_as_stored(store: ExperimentStore, text: str) -> None:
     run = store.runs.start(new_run())
     row = episode_row(run.id, 0, end_reason=text, shaped_return=1e-300, seed=0, total_steps=2**62)
     store.runs.write([row])
@@ -372,7 +372,7 @@ def _refused(store: ExperimentStore, statement: sa.Executable) -> None:
         connection.execute(statement)
 
 
-def test_the_database_refuses_what_cannot_be(store: ExperimentStore) -> None:
+def test_the_database_refuses_invalid_rows(store: ExperimentStore) -> None:
     run = store.runs.start(new_run())
     with pytest.raises(StoreConstraintError):
         store.runs.start(new_run(id=run.id))
@@ -393,7 +393,7 @@ def test_the_database_refuses_what_cannot_be(store: ExperimentStore) -> None:
     assert store.runs.count_episodes(run.id) == 0
 
 
-def test_no_verdict_without_evaluation_of_just_that_policy(store: ExperimentStore) -> None:
+def test_a_verdict_needs_evaluations_of_its_policies(store: ExperimentStore) -> None:
     registered(store, 1, A)
     good = verdict(store, (1, A), (None, B))
     row = store.evaluations.verdict(good)
@@ -434,7 +434,7 @@ def test_append_only(store: ExperimentStore, table: str) -> None:
 # -- evaluations ----------------------------------------------------------------------------
 
 
-def test_an_evaluation_goes_on_where_it_was(store: ExperimentStore) -> None:
+def test_an_evaluation_is_resumed(store: ExperimentStore) -> None:
     first = store.evaluations.open(evaluation_key(A), planned_units=4, policy_label="v1")
     seeds = [2**62 + i for i in range(4)]
     records = [evaluation_record(A, seed) for seed in seeds]
@@ -449,7 +449,7 @@ def test_an_evaluation_goes_on_where_it_was(store: ExperimentStore) -> None:
     assert store.evaluations.open(evaluation_key(A, "x"), planned_units=1).id != first.id
 
 
-def test_an_evaluation_takes_only_its_own_units(store: ExperimentStore) -> None:
+def test_an_evaluation_accepts_only_its_own_units(store: ExperimentStore) -> None:
     evaluation = store.evaluations.open(evaluation_key(A), planned_units=4)
     record = evaluation_record(A, 7)
     store.evaluations.add(evaluation.id, [record])
@@ -463,7 +463,7 @@ def test_an_evaluation_takes_only_its_own_units(store: ExperimentStore) -> None:
     assert store.evaluations.records(evaluation.id) == (record,)
 
 
-def test_a_locked_sqlite_is_unavailable_not_broken(
+def test_a_locked_sqlite_database_is_unavailable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mario.store.engine.SQLITE_BUSY_TIMEOUT_SECONDS", 0.1)

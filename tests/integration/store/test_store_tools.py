@@ -32,7 +32,7 @@ A, B = "a" * 64, "b" * 64
 
 
 def _filled(store: ExperimentStore) -> dict[str, str]:
-    """A store with a run of every kind; returns name to id."""
+    """Store a run of every status; return ids by name."""
     ids = {}
     for name in ("finished", "collapsed", "interrupted", "killed", "resumed", "running"):
         run = store.runs.start(new_run(name=name))
@@ -57,7 +57,7 @@ def _filled(store: ExperimentStore) -> dict[str, str]:
     return ids
 
 
-def test_every_run_reads_as_what_it_is(store: ExperimentStore, tmp_path: Path) -> None:
+def test_check_reports_the_state_of_every_run(store: ExperimentStore, tmp_path: Path) -> None:
     ids = _filled(store)
     report = check_store(store, runs_dir=tmp_path)
     assert report.findings == ()
@@ -80,10 +80,10 @@ def test_every_run_reads_as_what_it_is(store: ExperimentStore, tmp_path: Path) -
     assert "every invariant holds" in report.text()
 
 
-def test_a_run_that_goes_on_while_it_is_checked_is_not_killed(
+def test_a_run_that_is_resumed_during_the_check_is_not_marked_killed(
     store: ExperimentStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its process was gone when the check read it; a launcher resumes it before it is marked."""
+    """Its process is gone when the check reads it; a launcher resumes it before the mark."""
     run = store.runs.start(new_run())
     with writing(store.engine) as connection:
         connection.execute(sa.update(tables.RunAttemptRow).values(pid=2**22 + 1))
@@ -102,8 +102,10 @@ def test_a_run_that_goes_on_while_it_is_checked_is_not_killed(
     assert (reading.status, reading.attempts) == ("running", 2)
 
 
-def test_a_run_that_is_heard_of_while_it_is_checked_is_not_killed(store: ExperimentStore) -> None:
-    """Of another machine: it cannot be asked for, so only its sign of life says that it lives."""
+def test_a_run_with_a_heartbeat_during_the_check_is_not_marked_killed(
+    store: ExperimentStore,
+) -> None:
+    """On another machine only the heartbeat shows that the process is alive."""
     run = store.runs.start(new_run())
     long_ago = utc_now() - timedelta(seconds=2 * SILENCE_SECONDS)
     with writing(store.engine) as connection:
@@ -121,7 +123,7 @@ def test_a_run_that_is_heard_of_while_it_is_checked_is_not_killed(store: Experim
     assert (run.status, run.ended_at, run.attempts[-1].status) == ("killed", late, "killed")
 
 
-def test_check_finds_what_is_broken(store: ExperimentStore, tmp_path: Path) -> None:
+def test_check_finds_violated_invariants(store: ExperimentStore, tmp_path: Path) -> None:
     _filled(store)
     run = store.runs.start(new_run(name="gap"))
     store.runs.write([episode_row(run.id, i) for i in (0, 1, 3)])
@@ -214,7 +216,7 @@ INSERT INTO training_metrics (experiment_id, timestep, metric_name, metric_value
 """
 
 
-def test_a_past_project_is_imported_whole(
+def test_the_older_project_is_imported_completely(
     store: ExperimentStore, postgres_server: PostgresServer
 ) -> None:
     name = postgres_server.create_database()
@@ -251,7 +253,7 @@ def test_a_past_project_is_imported_whole(
     samples = store.runs.health_samples("legacy-old-1")
     assert len(samples) == 5
     assert samples[0].signals == {"loss": 1 / 7, "entropy": 1 / 7}
-    # Again: nothing twice. And the source was only read.
+    # A second import adds nothing, and the source is unchanged.
     assert import_legacy(source, store, label="old") == report
     assert store.runs.count_episodes("legacy-old-1") == 60
     assert check_store(store).sound
@@ -259,8 +261,8 @@ def test_a_past_project_is_imported_whole(
         store.runs.resume("legacy-old-1", start_steps=0)
 
 
-def test_other_shapes_of_the_old_tables(store: ExperimentStore, tmp_path: Path) -> None:
-    """Wide hyperparameters and metrics, text configs, other names, tables missing."""
+def test_other_layouts_of_the_older_tables(store: ExperimentStore, tmp_path: Path) -> None:
+    """Wide hyperparameters and metrics, text configs, other names, missing tables."""
     path = tmp_path / "old.db"
     engine = sa.create_engine(f"sqlite:///{path}")
     with engine.begin() as connection:
@@ -310,7 +312,7 @@ _CHANGING = (
 
 
 def _execute(path: Path, *statements: str) -> str:
-    """Change an SQLite database; returns its URL."""
+    """Change an SQLite database; return its URL."""
     engine = sa.create_engine(f"sqlite:///{path}")
     with engine.begin() as connection:
         for statement in statements:
@@ -327,8 +329,8 @@ def _returns(store: ExperimentStore, name: str) -> list[float]:
         return list(connection.scalars(statement.order_by(episode.episode_index)))
 
 
-def test_a_source_that_goes_on_is_imported_whole(store: ExperimentStore, tmp_path: Path) -> None:
-    """Long names, truth as text, repeated episodes and metrics; and again after new rows."""
+def test_a_source_that_grows_is_imported_completely(store: ExperimentStore, tmp_path: Path) -> None:
+    """Long names, booleans as text, repeated episodes and metrics; then again with new rows."""
     source = _execute(tmp_path / "old.db", *_CHANGING)
     report = import_legacy(source, store)
     assert (report.runs, report.episodes, report.metrics) == (3, 5, 3)
@@ -364,7 +366,7 @@ def test_a_source_that_goes_on_is_imported_whole(store: ExperimentStore, tmp_pat
     assert check_store(store).sound
 
 
-def test_rows_without_a_key_are_known_by_what_they_hold(
+def test_rows_without_a_key_are_identified_by_their_content(
     store: ExperimentStore, tmp_path: Path
 ) -> None:
     source = _execute(
@@ -416,7 +418,7 @@ def test_two_databases_of_one_name_need_a_label(store: ExperimentStore, tmp_path
     }  # fmt: skip
 
 
-def test_a_source_that_is_none(store: ExperimentStore, tmp_path: Path) -> None:
+def test_invalid_sources_are_refused(store: ExperimentStore, tmp_path: Path) -> None:
     sa.create_engine(f"sqlite:///{tmp_path}/empty.db").connect().close()
     with pytest.raises(StoreError, match="neither a table experiments nor episodes"):
         import_legacy(f"sqlite:///{tmp_path}/empty.db", store)

@@ -1,4 +1,4 @@
-"""The writer: nothing lost, nothing twice, nothing waits; through kills of either side."""
+"""The store's writer loses, repeats and blocks nothing, through kills of either side."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.support.serving_load import wait_until
 from tests.support.store_rows import episode_row, new_run
 
 
-def test_rows_survive_the_journal(tmp_path: Path) -> None:
+def test_entries_are_read_from_the_journal_as_written(tmp_path: Path) -> None:
     rows = [
         episode_row("run", 3),
         HealthSampleEntry(
@@ -73,7 +73,7 @@ def test_rows_survive_the_journal(tmp_path: Path) -> None:
     assert all(decode_line(whole[:cut]) is None for cut in range(len(whole) - 1))
 
 
-def test_numpy_numbers_are_numbers(store: ExperimentStore, tmp_path: Path) -> None:
+def test_numpy_scalars_are_stored_as_numbers(store: ExperimentStore, tmp_path: Path) -> None:
     run = store.runs.start(new_run())
     row = episode_row(
         run.id, 0, x_px=np.int32(7), shaped_return=np.float32(0.5), flag=np.bool_(True)
@@ -86,7 +86,7 @@ def test_numpy_numbers_are_numbers(store: ExperimentStore, tmp_path: Path) -> No
     assert (first.x_px, first.shaped_return, first.flag, second.x_px) == (7, 0.5, True, 8)
 
 
-def test_everything_arrives_once(store: ExperimentStore, tmp_path: Path) -> None:
+def test_every_entry_is_stored_once(store: ExperimentStore, tmp_path: Path) -> None:
     run = store.runs.start(new_run())
     rows = [episode_row(run.id, i, env) for i in range(500) for env in range(4)]
     writer = StoreWriter(store.url, tmp_path / "run")
@@ -100,7 +100,7 @@ def test_everything_arrives_once(store: ExperimentStore, tmp_path: Path) -> None
     assert list((tmp_path / "run" / "journal").glob("*.jsonl")) == []
 
 
-def test_the_metrics_say_how_the_writer_fares(
+def test_the_writers_metrics(
     postgres_server: PostgresServer, postgres_database: str, tmp_path: Path
 ) -> None:
     from mario.telemetry.instruments import InstrumentSet
@@ -134,7 +134,7 @@ def test_the_metrics_say_how_the_writer_fares(
             assert value("mario_store_written_rows_total", table="episodes") == 50
 
 
-def test_a_refused_row_harms_no_other(store: ExperimentStore, tmp_path: Path) -> None:
+def test_a_refused_entry_does_not_affect_others(store: ExperimentStore, tmp_path: Path) -> None:
     run = store.runs.start(new_run())
     rows = [episode_row(run.id, i) for i in range(50)]
     rows[23] = episode_row("no such run", 23)
@@ -149,13 +149,13 @@ def test_a_refused_row_harms_no_other(store: ExperimentStore, tmp_path: Path) ->
     assert [record and record["record"]["episode_index"] for record in kept] == [23, 31]
 
 
-def test_rows_of_a_resumed_run_replace_those_before(store: ExperimentStore, tmp_path: Path) -> None:
-    """New rows and rows that are there already, in one batch and in batches of their own."""
+def test_rows_of_a_resumed_run_replace_earlier_ones(store: ExperimentStore, tmp_path: Path) -> None:
+    """New and existing rows, in one batch and in separate batches."""
     run = store.runs.start(new_run())
     with StoreWriter(store.url, tmp_path / "run") as writer:
         writer.put([episode_row(run.id, i, attempt=1, score=1) for i in range(40)])
         assert writer.flush(20)
-        # Neither the first nor the last of them is there; some in the middle are.
+        # Some rows in the middle exist already, but neither the first nor the last.
         writer.put([episode_row(run.id, i, attempt=2, score=2) for i in (90, 38, 39, 40, 91)])
         assert writer.flush(20)
         writer.put([episode_row(run.id, i, attempt=1, score=3) for i in range(50)])
@@ -166,7 +166,7 @@ def test_rows_of_a_resumed_run_replace_those_before(store: ExperimentStore, tmp_
     assert scores == expected | dict.fromkeys(range(41, 50), 3)
 
 
-def test_where_an_attempt_went_on_from(store: ExperimentStore, tmp_path: Path) -> None:
+def test_the_steps_that_an_attempt_resumed_from(store: ExperimentStore, tmp_path: Path) -> None:
     run = store.runs.start(new_run())
     store.runs.end(AttemptEnd(run_id=run.id, attempt=1, status="interrupted", end_steps=300))
     run = store.runs.resume(run.id, start_steps=0)
@@ -198,8 +198,8 @@ while True:
 """
 
 
-def test_kill_9_in_the_middle_and_replay(database_url: str, tmp_path: Path) -> None:
-    """A writer is killed at two moments; every row it had put is there once after replay."""
+def test_a_killed_writers_entries_are_replayed(database_url: str, tmp_path: Path) -> None:
+    """A writer is killed at two moments; after the replay every entry is stored once."""
     root = str(ROOT)
     with ExperimentStore.open(database_url) as store:
         for number, rows_before_kill in enumerate((1, 400)):
@@ -219,7 +219,7 @@ def test_kill_9_in_the_middle_and_replay(database_url: str, tmp_path: Path) -> N
             os.kill(process.pid, signal.SIGKILL)
             rest = process.stdout.read().split()
             process.wait()
-            # The last number may itself be cut; every complete one was put before it was said.
+            # The last number may be cut; every complete one was put before it was printed.
             said = max([said, *(int(word) for word in rest[:-1])])
             replay_journals(database_url, tmp_path)
             stored = [row.episode_index for row in store.runs.episodes(run.id)]
@@ -229,10 +229,10 @@ def test_kill_9_in_the_middle_and_replay(database_url: str, tmp_path: Path) -> N
         assert replay_journals(database_url, tmp_path) == []
 
 
-def test_postgresql_is_killed_and_comes_back(
+def test_entries_survive_an_outage_of_postgresql(
     postgres_server: PostgresServer, postgres_database: str, tmp_path: Path
 ) -> None:
-    """While it is away rows are taken all the same; when it is back they arrive, each once."""
+    """Entries are accepted during the outage and stored once afterwards."""
     url = postgres_database
     with ExperimentStore.open(url) as store:
         run = store.runs.start(new_run())
@@ -251,7 +251,7 @@ def test_postgresql_is_killed_and_comes_back(
         assert list(store.runs.episodes(run.id)) == rows
 
 
-def test_a_run_that_ends_while_the_database_is_away_loses_nothing(
+def test_a_run_that_ends_during_an_outage_loses_nothing(
     postgres_server: PostgresServer, postgres_database: str, tmp_path: Path
 ) -> None:
     url = postgres_database
@@ -294,10 +294,10 @@ def test_the_first_writer_owns_the_journal(store: ExperimentStore, tmp_path: Pat
     assert store.runs.count_episodes(run.id) == 1
 
 
-def test_another_database_takes_nothing_of_a_run_that_it_does_not_have(
+def test_replay_skips_journals_of_another_database(
     store: ExperimentStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The run's own was away; somebody trains without its address, into the embedded one."""
+    """The run's database was unreachable; a second run uses the embedded one."""
     run = store.runs.start(new_run())
     with StoreWriter(AWAY, tmp_path / run.id) as writer:
         writer.put([episode_row(run.id, i) for i in range(30)])
@@ -313,7 +313,7 @@ def test_another_database_takes_nothing_of_a_run_that_it_does_not_have(
             assert writer.close(0.0).pending
         caplog.clear()
         replays = {replay.folder: replay for replay in replay_journals(another, tmp_path)}
-        assert replays[folder] == Replay(folder, unknown_run=run.id), "nobody waits for it"
+        assert replays[folder] == Replay(folder, unknown_run=run.id), "it is not opened"
         assert other.runs.count_episodes(mine.id) == 1
     (said,) = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
     assert "are skipped" in said
@@ -327,10 +327,10 @@ def test_another_database_takes_nothing_of_a_run_that_it_does_not_have(
 
 
 @pytest.mark.parametrize("kind", ["episode", "end", "sign of life", "start"])
-def test_a_row_whose_run_is_not_there_waits(
+def test_an_entry_of_an_unknown_run_waits(
     store: ExperimentStore, tmp_path: Path, kind: str
 ) -> None:
-    """None is refused, and none passes for delivered, until the run is there."""
+    """It is neither refused nor counted as delivered until the run exists."""
     new = new_run(id="run-elsewhere")
     row = {
         "episode": episode_row(new.id, 0),
@@ -352,10 +352,10 @@ def test_a_row_whose_run_is_not_there_waits(
         assert store.runs.get(new.id).status == "finished"
 
 
-def test_a_strange_row_does_not_hold_up_a_run_that_is_trained(
+def test_an_entry_of_an_unknown_run_does_not_block_a_known_run(
     store: ExperimentStore, tmp_path: Path
 ) -> None:
-    """It waits while it is alone, as in the wrong database, and not once the run's own follow."""
+    """Alone it waits, as in the wrong database; it is refused once the known run's follow."""
     run = store.runs.start(new_run())
     with StoreWriter(store.url, tmp_path / run.id) as writer:
         writer.put([episode_row("no such run", 0)])

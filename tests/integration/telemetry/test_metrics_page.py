@@ -1,4 +1,4 @@
-"""The metrics page of a training run, fetched over HTTP and read by Prometheus' own parser."""
+"""The metrics page of a training run, read over HTTP by Prometheus' parser."""
 
 import json
 import math
@@ -34,7 +34,7 @@ def value(samples: dict, name: str, **labels: str) -> float:
     return samples[name, tuple(sorted(labels.items()))]
 
 
-def test_names_follow_the_rules() -> None:
+def test_names_follow_the_conventions() -> None:
     for metric in ALL_METRICS:
         assert re.fullmatch(r"mario_[a-z]+(_[a-z]+)+", metric.name), metric.name
         assert metric.name.endswith("_total") == (metric.kind == "counter"), metric.name
@@ -45,7 +45,7 @@ def test_names_follow_the_rules() -> None:
     assert len({metric.name for metric in ALL_METRICS}) == len(ALL_METRICS)
 
 
-def test_every_metric_can_be_made_and_appears_under_its_name() -> None:
+def test_every_metric_appears_under_its_name() -> None:
     registry = CollectorRegistry()
     for metric in ALL_METRICS:
         made = instrument(metric, registry)
@@ -56,7 +56,7 @@ def test_every_metric_can_be_made_and_appears_under_its_name() -> None:
     assert shown - created == series_names()
 
 
-def test_a_training_run_is_seen_while_it_lives_and_gone_after(tmp_path: Path) -> None:
+def test_a_training_runs_page_exists_while_the_run_lives(tmp_path: Path) -> None:
     instruments = InstrumentSet()
     training = TrainingMetrics(instruments, "r1")
     store = StoreMetrics(instruments, "r1")
@@ -129,7 +129,7 @@ def test_exactly_one_health_state_holds() -> None:
         training.health("fine", ())  # type: ignore[arg-type]
 
 
-def test_a_former_champion_leaves_the_page() -> None:
+def test_a_former_champions_series_are_removed() -> None:
     instruments = InstrumentSet()
     loop = LoopMetrics(instruments)
     loop.champion("mario-1-1", "1", "aa", 10.0)
@@ -147,7 +147,7 @@ def test_a_former_champion_leaves_the_page() -> None:
     assert champions == {("mario-1-1", "2"), ("mario-1-2", "5")}
 
 
-def test_a_port_that_is_taken_is_one_sentence() -> None:
+def test_an_occupied_port_gives_one_line() -> None:
     with (
         MetricsPage(CollectorRegistry()) as page,
         pytest.raises(ConfigError, match=rf"got 127\.0\.0\.1:{page.port}.*use port 0"),
@@ -155,7 +155,7 @@ def test_a_port_that_is_taken_is_one_sentence() -> None:
         MetricsPage(CollectorRegistry(), port=page.port)
 
 
-def test_a_wrong_kind_of_use_is_an_error() -> None:
+def test_wrong_use_of_a_metric_raises() -> None:
     instruments = InstrumentSet()
     with pytest.raises(AssertionError):
         instruments.set("mario_training_steps_total", 1, run="r1")
