@@ -14,7 +14,7 @@ from mario.errors import StoreError
 from mario.store.engine import translated
 from mario.store.store import ExperimentStore
 from mario.store.tables import Base
-from mario.store.types import UInt64, UtcDateTime, Word
+from mario.store.types import StrEnumType, UInt64, UtcDateTime
 
 _ROWS_A_GROUP = 50_000
 
@@ -122,7 +122,7 @@ def _arrow_type(kind: sa.types.TypeEngine[Any]) -> Any:
         (sa.Integer, pa.int32()),
         (sa.Double, pa.float64()),
         (sa.String, pa.string()),
-        (Word, pa.string()),
+        (StrEnumType, pa.string()),
     )
     for sql_type, arrow_type in choices:
         if isinstance(kind, sql_type):

@@ -249,15 +249,13 @@ class Replay:
 
     Attributes:
         folder: the journal.
-        report: the counts of its records; None if it was not replayed.
-        busy: whether a living process holds it.
-        unknown_run: the run of its records, if the database does not have it.
+        report: the counts of its records; None if it was skipped.
+        busy: whether it was skipped because a living process holds it.
     """
 
     folder: Path
     report: WriterReport | None = None
     busy: bool = False
-    unknown_run: str | None = None
 
 
 def replay_journals(
@@ -289,9 +287,7 @@ def replay_journals(
             redact(url),
         )
     return [
-        Replay(folder, unknown_run=unknown[folder])
-        if folder in unknown
-        else _replay(url, folder, timeout_seconds)
+        Replay(folder) if folder in unknown else _replay(url, folder, timeout_seconds)
         for folder in folders
     ]
 

@@ -299,11 +299,6 @@ class Ledger:
         with reading(self._engine) as connection:
             return _alpha_entries(connection, model)
 
-    def alpha_wealth(self, model: str) -> float | None:
-        """Read the wealth of a model's alpha account; None if it was never opened."""
-        with reading(self._engine) as connection:
-            return _wealth(connection, model)
-
 
 def _earn_alpha(connection: sa.Connection, model: str, verdict_id: str) -> None:
     """Refill a model's alpha account after a promotion, which starts a new stream of tests.

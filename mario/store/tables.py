@@ -19,11 +19,10 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from mario.config.run_states import CheckpointKind, HealthState, RunStatus
 from mario.evaluation.seeds import SeedFamily
 from mario.evaluation.verdict import GateDecision
-from mario.store.types import UInt64, UtcDateTime, Word, json_type
+from mario.store.types import StrEnumType, UInt64, UtcDateTime, json_type
 from mario.store.vocabulary import AlphaKind, EvaluationStatus, PromotionReason, VersionState
 
 STORED_RUN_STATUSES = tuple(status for status in RunStatus if status.stored is status)
-APPEND_ONLY = ("verdicts", "promotions", "alpha_entries")
 #: The 13 values of the game's state at an episode's end.
 GAME_VALUES = (
     "x_px",
@@ -42,8 +41,8 @@ GAME_VALUES = (
 )
 
 
-def _one_of(column: str, words: Iterable[StrEnum]) -> str:
-    return f"{column} IN ({', '.join(repr(word.value) for word in words)})"
+def _one_of(column: str, members: Iterable[StrEnum]) -> str:
+    return f"{column} IN ({', '.join(repr(member.value) for member in members)})"
 
 
 class Base(DeclarativeBase):
@@ -88,7 +87,7 @@ class RunRow(Base):
     git_diff: Mapped[str | None] = mapped_column(sa.Text)
     library_versions: Mapped[dict[str, Any]] = mapped_column(json_type())
     hardware: Mapped[dict[str, Any]] = mapped_column(json_type())
-    status: Mapped[RunStatus] = mapped_column(Word(RunStatus, 16))
+    status: Mapped[RunStatus] = mapped_column(StrEnumType(RunStatus, 16))
     status_reason: Mapped[str | None] = mapped_column(sa.Text)
     parent_run_id: Mapped[str | None] = mapped_column(ForeignKey("runs.id"))
     mlflow_run_id: Mapped[str | None] = mapped_column(sa.String(64))
@@ -111,7 +110,7 @@ class RunAttemptRow(Base):
     attempt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     host: Mapped[str] = mapped_column(sa.String(256))
     pid: Mapped[int] = mapped_column(sa.BigInteger)
-    status: Mapped[RunStatus] = mapped_column(Word(RunStatus, 16))
+    status: Mapped[RunStatus] = mapped_column(StrEnumType(RunStatus, 16))
     start_steps: Mapped[int] = mapped_column(sa.BigInteger)
     end_steps: Mapped[int | None] = mapped_column(sa.BigInteger)
     started_at: Mapped[datetime] = mapped_column(UtcDateTime)
@@ -192,7 +191,7 @@ class HealthSampleRow(Base):
     update_index: Mapped[int] = mapped_column(sa.BigInteger, primary_key=True, autoincrement=False)
     attempt: Mapped[int] = mapped_column()
     total_steps: Mapped[int] = mapped_column(sa.BigInteger)
-    state: Mapped[HealthState] = mapped_column(Word(HealthState, 16))
+    state: Mapped[HealthState] = mapped_column(StrEnumType(HealthState, 16))
     signals: Mapped[dict[str, Any]] = mapped_column(json_type())
     at: Mapped[datetime] = mapped_column(UtcDateTime)
 
@@ -209,8 +208,8 @@ class HealthChangeRow(Base):
     update_index: Mapped[int] = mapped_column(sa.BigInteger, primary_key=True, autoincrement=False)
     attempt: Mapped[int] = mapped_column()
     total_steps: Mapped[int] = mapped_column(sa.BigInteger)
-    from_state: Mapped[HealthState] = mapped_column(Word(HealthState, 16))
-    to_state: Mapped[HealthState] = mapped_column(Word(HealthState, 16))
+    from_state: Mapped[HealthState] = mapped_column(StrEnumType(HealthState, 16))
+    to_state: Mapped[HealthState] = mapped_column(StrEnumType(HealthState, 16))
     reasons: Mapped[list[str]] = mapped_column(json_type())
     at: Mapped[datetime] = mapped_column(UtcDateTime)
 
@@ -224,7 +223,7 @@ class CheckpointRow(Base):
         CheckConstraint("length(sha256) = 64", name="sha256"),
     )
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), primary_key=True)
-    kind: Mapped[CheckpointKind] = mapped_column(Word(CheckpointKind, 8), primary_key=True)
+    kind: Mapped[CheckpointKind] = mapped_column(StrEnumType(CheckpointKind, 8), primary_key=True)
     total_steps: Mapped[int] = mapped_column(sa.BigInteger, primary_key=True, autoincrement=False)
     attempt: Mapped[int] = mapped_column()
     path: Mapped[str] = mapped_column(sa.Text)
@@ -269,11 +268,11 @@ class EvaluationRow(Base):
     policy_digest: Mapped[str] = mapped_column(sa.String(128))
     policy_label: Mapped[str] = mapped_column(sa.String(256))
     protocol: Mapped[str] = mapped_column(sa.String(128))
-    seed_family: Mapped[SeedFamily] = mapped_column(Word(SeedFamily, 16))
+    seed_family: Mapped[SeedFamily] = mapped_column(StrEnumType(SeedFamily, 16))
     seed_source: Mapped[str] = mapped_column(sa.String(128))
     level_set: Mapped[str] = mapped_column(sa.String(512))
     planned_units: Mapped[int] = mapped_column()
-    status: Mapped[EvaluationStatus] = mapped_column(Word(EvaluationStatus, 16))
+    status: Mapped[EvaluationStatus] = mapped_column(StrEnumType(EvaluationStatus, 16))
     run_id: Mapped[str | None] = mapped_column(ForeignKey("runs.id"))
     started_at: Mapped[datetime] = mapped_column(UtcDateTime)
     ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
@@ -340,7 +339,7 @@ class VerdictRow(Base):
     champion_digest: Mapped[str] = mapped_column(sa.String(128))
     champion_evaluation_id: Mapped[str] = mapped_column(sa.String(64))
     gate: Mapped[str] = mapped_column(sa.String(128))
-    decision: Mapped[GateDecision] = mapped_column(Word(GateDecision, 16))
+    decision: Mapped[GateDecision] = mapped_column(StrEnumType(GateDecision, 16))
     detail: Mapped[dict[str, Any]] = mapped_column(json_type())
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
@@ -366,7 +365,7 @@ class RegisteredVersionRow(Base):
     run_id: Mapped[str | None] = mapped_column(ForeignKey("runs.id"))
     mlflow_run_id: Mapped[str | None] = mapped_column(sa.String(64))
     source: Mapped[str | None] = mapped_column(sa.Text)
-    state: Mapped[VersionState] = mapped_column(Word(VersionState, 16))
+    state: Mapped[VersionState] = mapped_column(StrEnumType(VersionState, 16))
     host: Mapped[str | None] = mapped_column(sa.String(256))
     pid: Mapped[int | None] = mapped_column(sa.BigInteger)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
@@ -427,9 +426,9 @@ class PromotionRow(Base):
     digest: Mapped[str] = mapped_column(sa.String(64))
     previous_sequence: Mapped[int | None] = mapped_column()
     previous_version: Mapped[int | None] = mapped_column()
-    reason: Mapped[PromotionReason] = mapped_column(Word(PromotionReason, 16))
+    reason: Mapped[PromotionReason] = mapped_column(StrEnumType(PromotionReason, 16))
     verdict_id: Mapped[str | None] = mapped_column(sa.String(64))
-    verdict_decision: Mapped[GateDecision | None] = mapped_column(Word(GateDecision, 16))
+    verdict_decision: Mapped[GateDecision | None] = mapped_column(StrEnumType(GateDecision, 16))
     promoted_by: Mapped[str] = mapped_column(sa.String(256))
     note: Mapped[str | None] = mapped_column(sa.Text)
     alpha_wealth_before: Mapped[float | None] = mapped_column(sa.Double)
@@ -457,7 +456,7 @@ class AlphaEntryRow(Base):
     )
     model: Mapped[str] = mapped_column(ForeignKey("models.name"), primary_key=True)
     sequence: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    kind: Mapped[AlphaKind] = mapped_column(Word(AlphaKind, 8))
+    kind: Mapped[AlphaKind] = mapped_column(StrEnumType(AlphaKind, 8))
     test_key: Mapped[str] = mapped_column(sa.String(256))
     amount: Mapped[float] = mapped_column(sa.Double)
     wealth_before: Mapped[float] = mapped_column(sa.Double)

@@ -65,20 +65,20 @@ class UInt64(TypeDecorator[int]):
         return value + _MODULUS if value < 0 else value
 
 
-class Word(TypeDecorator[StrEnum]):
+class StrEnumType(TypeDecorator[StrEnum]):
     """A text column that is read as a member of a ``StrEnum``; the tables' constraints check it.
 
     Args:
-        words: the enumeration.
+        members: the enumeration.
         length: of the column, in characters.
     """
 
     impl = sa.String
     cache_ok = True
 
-    def __init__(self, words: type[StrEnum], length: int) -> None:
+    def __init__(self, members: type[StrEnum], length: int) -> None:
         super().__init__(length)
-        self.words = words
+        self.members = members
 
     def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> str | None:
         """Write the member's text."""
@@ -86,7 +86,7 @@ class Word(TypeDecorator[StrEnum]):
 
     def process_result_value(self, value: str | None, dialect: sa.Dialect) -> StrEnum | None:
         """Read the member."""
-        return None if value is None else self.words(value)
+        return None if value is None else self.members(value)
 
 
 def json_type() -> sa.types.TypeEngine[Any]:

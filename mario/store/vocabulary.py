@@ -1,4 +1,4 @@
-"""Words of the store: evaluations, registered versions, promotions and the alpha account."""
+"""Enumerations of the store: evaluations, registered versions, promotions, alpha accounts."""
 
 from __future__ import annotations
 

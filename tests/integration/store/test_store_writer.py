@@ -313,7 +313,7 @@ def test_replay_skips_journals_of_another_database(
             assert writer.close(0.0).pending
         caplog.clear()
         replays = {replay.folder: replay for replay in replay_journals(another, tmp_path)}
-        assert replays[folder] == Replay(folder, unknown_run=run.id), "it is not opened"
+        assert replays[folder] == Replay(folder), "it is not opened"
         assert other.runs.count_episodes(mine.id) == 1
     (said,) = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
     assert "are skipped" in said
