@@ -20,8 +20,8 @@ from gate_simulation import (
     run_gate,
 )
 
+from mario.config.gate import GateRule
 from mario.evaluation.betting import PRIOR_BOLD
-from mario.evaluation.rule import GateRule
 
 #: Real policies that clear a third of their episodes and more: a gain takes long, and so long has
 #: the guard to object.

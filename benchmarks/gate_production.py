@@ -8,7 +8,6 @@ challengers, and the confidence sequence. What else was weighed is in `gate_alte
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -26,10 +25,10 @@ from gate_simulation import (
 )
 
 from mario.config.experiment import load_config
+from mario.config.gate import GateRule
 from mario.errors import EvaluationError
 from mario.evaluation.alpha_budget import AlphaWealth
 from mario.evaluation.betting import confidence_sequence, log_wealth, prior_for
-from mario.evaluation.rule import GateRule
 
 #: Error of each end of the sequence whose coverage is counted: the pair's is twice that.
 END_ERROR = 0.025
@@ -45,7 +44,8 @@ def first_champion(generator: np.random.Generator, real: Real, trials: int) -> l
     for rule, scale in ((PROGRESS, 1.0), (SCORE, 0.5)):
         d = paired_scores(generator, scale * progress, scale * further, trials, 60)
         rows.append(
-            cell("first champion", "1.5 × random, 60 units", replace(rule, max_units=60), d,
+            cell("first champion", "1.5 × random, 60 units",
+                 rule.model_copy(update={"max_units": 60}), d,
                  true_effect=float(scale * (further.mean() - progress.mean())),
                  source="real episodes")
         )  # fmt: skip
@@ -194,7 +194,7 @@ def score_under_the_account(generator: np.random.Generator, pools: Pools, trials
 def demo_rule() -> GateRule:
     """The rule of the demo: progress, no decision before 60 units, at most 120."""
     path = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
-    return GateRule.from_mapping(load_config(path).gate.model_dump(), "configs/demo.yaml: gate")
+    return load_config(path).gate
 
 
 def progress_policies(
@@ -227,7 +227,7 @@ def progress_policies(
             _coverage(f"progress of {name} against random", "progress", d,
                       float(pool.mean() - random.mean()))
         )  # fmt: skip
-    waiting = replace(demo, primary="clear")
+    waiting = demo.model_copy(update={"primary": "clear"})
     for share in (0.1, 0.5, 0.85):
         draw = partial(paired_clears, generator, share, share, trials, demo.max_units)
         name = f"demo's rule on clears {share:g}, independent"

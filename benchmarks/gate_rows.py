@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from gate_simulation import Outcome, run_gate
 
-from mario.evaluation.rule import GateRule
+from mario.config.gate import GateRule
 
 CLEAR = GateRule(primary="clear")
 SCORE = GateRule(primary="score")

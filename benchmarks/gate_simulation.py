@@ -12,17 +12,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import optimize, stats
 
+from mario.config.gate import GateRule
 from mario.config.levels import LEVEL_NAMES
 from mario.errors import EvaluationError
 from mario.evaluation.betting import THETAS, log_factors, log_mixture, prior_for
 from mario.evaluation.gate import SequentialGate
-from mario.evaluation.guards import log_evidence_worse
-from mario.evaluation.rule import GateRule
+from mario.evaluation.guards.levels import log_evidence_worse
 
 CHUNK = 500
 #: Units of every stream that are bet on at once; then those that have stopped drop out.
@@ -142,7 +142,7 @@ def _check_with_the_gate(
     differences: np.ndarray, rule: GateRule, levels: int, outcome: Outcome
 ) -> None:
     """Play some streams through `SequentialGate` and compare decision and stop."""
-    rule = replace(rule, max_units=differences.shape[1])
+    rule = rule.model_copy(update={"max_units": differences.shape[1]})
     units = 0
     for i in np.unique(np.linspace(0, len(differences) - 1, CHECKED).astype(int)):
         gate = SequentialGate(rule, LEVEL_NAMES[:levels])

@@ -6,7 +6,6 @@ What no test can undercut there is in `gate_floor.py`.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 from gate_floor import GOAL, floors
@@ -74,7 +73,7 @@ def together(generator: np.random.Generator, pools: Pools, real: Real, trials: i
         by_clear, clear_units = clear_outcome.summary(), clear_outcome.units
         # Neither gives up: what each needs to find the gain, the cap where it does not.
         stubborn = [
-            run_gate(each, replace(rule, beta=NEVER)).units.mean()
+            run_gate(each, rule.model_copy(update={"beta": NEVER})).units.mean()
             for each, rule in ((d, SCORE), (clears, CLEAR))
         ]
         told = best_bet(d, SCORE.alpha)

@@ -53,9 +53,9 @@ def _judge(
     """Test a challenger and show the verdict."""
     from mario.cli.experiment_options import task_and_levels
     from mario.config.experiment import load_config
-    from mario.config.gate import GateConfig
+    from mario.config.gate import GateRule
     from mario.jobs.engines.engine import open_engine
-    from mario.jobs.gate import champion_for, judge, load_challenger, rule_from, verdict_lines
+    from mario.jobs.gate import champion_for, judge, load_challenger, verdict_lines
 
     settings = load_config(config) if config is not None else None
     task, levels = task_and_levels(task, settings)
@@ -66,7 +66,7 @@ def _judge(
     with open_engine(settings.evaluation if settings else None) as engine:
         challenger = load_challenger(reference, task, context)
         champion = champion_for(challenger, task, context)
-        rule = rule_from(settings.gate if settings else GateConfig())
+        rule = settings.gate if settings else GateRule()
         source = f"rule of {config}" if config else "default rule (no --config)"
         typer.echo(f"{source}: {rule.in_words} (alpha of the task's whole stream)", err=True)
         outcome = judge(

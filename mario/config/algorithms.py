@@ -1,11 +1,16 @@
-"""The settings of each learning algorithm, and the list of all algorithms."""
+"""The settings of each learning algorithm, and the list of all algorithms.
+
+Each algorithm names its settings of the first release in `identity_fields`; the list never changes
+(`mario.config.identities`).
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field
 
+from mario.config.identities import Fields, fields
 from mario.config.section import NonNegativeInt, PositiveInt, Probability, Section
 
 ScheduleName = Literal["constant", "linear"]
@@ -30,6 +35,12 @@ class PPOConfig(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] = 0.5
     target_kl: Annotated[float, Field(gt=0)] | None = None
     normalize_advantage: bool = True
+
+    identity_fields: ClassVar[Fields] = fields(
+        "name learning_rate learning_rate_schedule gamma gae_lambda n_steps n_epochs batch_size "
+        "clip_range clip_range_schedule entropy_coefficient entropy_schedule value_coefficient "
+        "max_grad_norm target_kl normalize_advantage"
+    )
 
     def check(self, *, environments: int, total_steps: int) -> None:
         """Refuse values that do not fit the experiment.
@@ -69,6 +80,12 @@ class ReplayConfig(Section):
     exploration_final: Probability = 0.1
     exploration_fraction: Probability = 0.2
 
+    identity_fields: ClassVar[Fields] = fields(
+        "name learning_rate learning_rate_schedule gamma buffer_size learning_starts_steps "
+        "batch_size train_frequency_steps gradient_steps target_update_steps exploration_initial "
+        "exploration_final exploration_fraction"
+    )
+
     def check(self, *, environments: int, total_steps: int) -> None:
         """Refuse values that do not fit the experiment.
 
@@ -100,6 +117,8 @@ class DQNConfig(ReplayConfig):
     name: Literal["dqn"]
     max_grad_norm: Annotated[float, Field(gt=0)] = 10.0
 
+    identity_fields: ClassVar[Fields] = {**ReplayConfig.identity_fields, **fields("max_grad_norm")}
+
 
 class QRDQNConfig(ReplayConfig):
     """Quantile regression DQN (Dabney et al. 2018, arXiv:1710.10044) as sb3-contrib has it."""
@@ -109,6 +128,11 @@ class QRDQNConfig(ReplayConfig):
     exploration_final: Probability = 0.01
     quantiles: PositiveInt = 200
     max_grad_norm: Annotated[float, Field(gt=0)] | None = None
+
+    identity_fields: ClassVar[Fields] = {
+        **ReplayConfig.identity_fields,
+        **fields("quantiles max_grad_norm"),
+    }
 
 
 #: Every algorithm; `name` chooses one.

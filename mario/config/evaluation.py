@@ -9,6 +9,13 @@ from pydantic import model_validator
 
 from mario.config.section import NonNegativeInt, PositiveInt, Section
 
+#: The evaluation protocol. Another value of a constant below it is another protocol.
+PROTOCOL = "mario-eval-v1"
+FRAME_SKIP = 4
+NO_OP_MAX_FRAMES = 30
+STICKY_PROBABILITY = 0.25
+MAX_STEPS = 3_000
+
 _SCHEDULER = re.compile(r"^(tcp|tls|ws|wss)://[^/\s]+:\d+$")
 
 

@@ -1,4 +1,4 @@
-"""The experiment: one YAML file, one frozen ExperimentConfig, one content hash.
+"""The experiment: one YAML file, one frozen ExperimentConfig.
 
 Unknown keys, wrong types and impossible combinations are refused with the file, the key, what was
 got and what is allowed. Every duration says its unit in its name.
@@ -6,8 +6,6 @@ got and what is allowed. Every duration says its unit in its name.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -21,7 +19,8 @@ from mario.config.collapse import CollapseConfig
 from mario.config.evaluation import EvaluationConfig
 from mario.config.faults import parse_settings
 from mario.config.game import GameConfig
-from mario.config.gate import GateConfig
+from mario.config.gate import GateRule
+from mario.config.identities import identity_of_experiment
 from mario.config.levels import LEVEL_NAMES, LevelName, TaskName, task_levels
 from mario.config.network import NetworkConfig
 from mario.config.section import PositiveInt, Section
@@ -63,7 +62,7 @@ class ExperimentConfig(Section):
     collapse: CollapseConfig = CollapseConfig()
     sinks: SinksConfig = SinksConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-    gate: GateConfig = GateConfig()
+    gate: GateRule = GateRule()
 
     @model_validator(mode="after")
     def _combinations(self) -> Self:
@@ -101,17 +100,8 @@ class ExperimentConfig(Section):
         return self.levels or task_levels(self.task)
 
     def content_hash(self) -> str:
-        """Hash everything that can change the result; 64 hexadecimal characters (SHA-256).
-
-        The name and the description do not count: the same experiment under another name is the
-        same experiment. Nor does it matter on how many machines it is evaluated.
-        """
-        places = {"engine": True, "workers": True, "scheduler": True}
-        values = self.model_dump(
-            mode="json", exclude={"name": True, "description": True, "evaluation": places}
-        )
-        text = json.dumps(values, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        """Hash everything that can change the result; 64 hexadecimal characters (SHA-256)."""
+        return identity_of_experiment(self)
 
     def to_yaml(self) -> str:
         """Write the whole configuration, defaults included, as YAML that loads to the same."""

@@ -16,19 +16,22 @@ Model = TypeVar("Model", bound=BaseModel)
 Kinds = dict[str, type[BaseModel]]
 
 
-def parse_settings(model: type[Model], values: dict[str, Any], source: str) -> Model:
+def parse_settings(
+    model: type[Model], values: dict[str, Any], source: str, *, strict: bool = False
+) -> Model:
     """Validate plain values.
 
     Args:
         model: the section that they are for.
         values: as YAML, JSON or an argument list gives them.
         source: what the error message names as the place to correct.
+        strict: refuse numbers in quotes and the like; for values that a program wrote.
 
     Raises:
         ConfigError: with the key, what was got and what is allowed, for every fault.
     """
     try:
-        return model.model_validate(values)
+        return model.model_validate(values, strict=strict or None)
     except ValidationError as error:
         faults = [(fault, _place(fault["loc"], model)) for fault in error.errors()]
         foreign = [(place.kind, key, other) for fault, place in faults

@@ -7,6 +7,12 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from mario.config.action_sets import ActionSetName
+from mario.config.evaluation import (
+    FRAME_SKIP,
+    MAX_STEPS,
+    NO_OP_MAX_FRAMES,
+    STICKY_PROBABILITY,
+)
 from mario.config.rewards import ProgressReward, Reward
 from mario.config.section import NonNegativeInt, PositiveInt, Section
 
@@ -14,7 +20,7 @@ ConsoleName = Literal["native", "nes-py"]
 
 
 class GameConfig(Section):
-    """The game as a policy plays it.
+    """The game as a policy plays it; the defaults are those of the evaluation protocol.
 
     Attributes:
         console: the emulator; `nes-py` needs no compiler and is slower.
@@ -33,10 +39,10 @@ class GameConfig(Section):
 
     console: ConsoleName = "native"
     actions: ActionSetName = "simple"
-    frame_skip: PositiveInt = 4
+    frame_skip: PositiveInt = FRAME_SKIP
     max_pool: bool = False
-    no_op_max_frames: NonNegativeInt = 30
-    sticky_probability: Annotated[float, Field(ge=0, lt=1)] = 0.25
-    max_steps: PositiveInt = 3000
+    no_op_max_frames: NonNegativeInt = NO_OP_MAX_FRAMES
+    sticky_probability: Annotated[float, Field(ge=0, lt=1)] = STICKY_PROBABILITY
+    max_steps: PositiveInt = MAX_STEPS
     stuck_limit_steps: NonNegativeInt = 0
     reward: Reward = ProgressReward()

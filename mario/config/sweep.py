@@ -7,7 +7,6 @@ length) is not for a sweep to vary, and is refused.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from mario.config.experiment import ExperimentConfig, load_config, parse_config
 from mario.config.faults import parse_settings
+from mario.config.identities import identity_of_sweep
 from mario.config.section import Section
 from mario.config.yaml_file import load_yaml
 from mario.errors import ConfigError
@@ -238,8 +238,7 @@ class Sweep:
 
     def content_hash(self) -> str:
         """Hash the definition; 64 hexadecimal characters (SHA-256)."""
-        text = json.dumps(self.definition(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return identity_of_sweep(self.settings, self.base)
 
 
 def _check_key(key: str) -> None:

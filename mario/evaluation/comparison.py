@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from mario.config.gate import Metric
 from mario.errors import EvaluationError
 from mario.evaluation.aggregates import (
     FloatArray,
@@ -36,7 +37,6 @@ from mario.evaluation.aggregates import (
     probability_of_improvement,
 )
 from mario.evaluation.records import EpisodeRecord, metric_value
-from mario.evaluation.rule import Metric
 
 COMPARISON = "mario-comparison-v1"
 #: Below this many runs a percentile interval is narrower than its name (3 runs: about 75%).

@@ -27,7 +27,7 @@ For a runner:
     (1, False)
 
     while not gate.state.done:  play the next block(s) with both policies, `gate.feed(pairs)`
-    verdict = decide(all_pairs, rule, levels, guards=[onnx_agreement(...), ...])
+    verdict = decide(all_pairs, rule, levels, networks=…)
 
 `decide` is a pure function of pairs in order of play; it runs the same `SequentialGate`, so a
 verdict can be made again from stored records.
@@ -42,6 +42,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mario.config.gate import GUARDS, METRICS, GateRule
+from mario.config.parts import load_part
 from mario.errors import EvaluationError
 from mario.evaluation.betting import (
     EProcess,
@@ -51,37 +53,21 @@ from mario.evaluation.betting import (
     prior_for,
     share_bounds,
 )
-from mario.evaluation.guards import (
-    NETWORK_GUARD,
-    action_distribution,
-    clear_rate_bound,
-    distinct_trajectories,
-    level_non_inferiority,
-)
+from mario.evaluation.guards.contract import Guard, Judged, Networks
+from mario.evaluation.guards.levels import level_results
 from mario.evaluation.records import EpisodeRecord, PairedUnit
-from mario.evaluation.rule import GATE, METRICS, GateRule, Metric
 from mario.evaluation.statistics import clopper_pearson, paired_permutation, successes_needed
 from mario.evaluation.verdict import (
     Effect,
     EvidencePoint,
     GateDecision,
     GuardResult,
-    LevelResult,
     PolicySummary,
     Verdict,
 )
 
-__all__ = [
-    "GATE",
-    "GateDecision",
-    "GateRule",
-    "GateState",
-    "GuardResult",
-    "Metric",
-    "SequentialGate",
-    "Verdict",
-    "decide",
-]
+#: The guard that a verdict on a network needs: the policy that was trained is the one served.
+_NETWORK_GUARD = "onnx_agreement"
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,19 +256,21 @@ def decide(
     rule: GateRule,
     levels: Sequence[str] | None = None,
     *,
-    guards: Sequence[GuardResult] = (),
-    generator: np.random.Generator | None = None,
+    networks: Networks | None = None,
+    measured: Sequence[GuardResult] = (),
 ) -> Verdict:
-    """The verdict on pairs in order of play.
+    """Decide on pairs in order of play.
+
+    The secondary permutation test draws from a generator that is derived from the units' seeds, so
+    that the same records give the same verdict, digit for digit.
 
     Args:
         pairs: whole blocks in order of play; those after the stop are ignored.
         rule: what must be shown.
         levels: the task's levels; None takes those of the pairs, sorted.
-        guards: results of guards that the caller ran (`onnx_agreement`, `inference_latency`);
-            where the first is missing, a reason says so.
-        generator: source of the secondary permutation test; None derives one from the units'
-            seeds, so that the same records give the same verdict, digit for digit.
+        networks: measurements of the networks; None where the challenger is no network, and then a
+            reason says that none was compared.
+        measured: results of timed guards from an earlier judgement of the same test, which count.
 
     Returns:
         The verdict. When the pairs end before the test has decided, it is `inconclusive`.
@@ -290,49 +278,27 @@ def decide(
     Raises:
         EvaluationError: no pairs, incomplete blocks, or several policies on one side.
     """
-    if not pairs:
-        raise EvaluationError("got no units; expected at least one block; evaluate first")
-    for side in ("challenger", "champion"):
-        digests = {getattr(p, side).policy_digest for p in pairs}
-        if len(digests) > 1:
-            raise EvaluationError(
-                f"got records of {len(digests)} policies as the {side}; expected one; do not mix "
-                "evaluations"
-            )
+    _check_sides(pairs)
     task = tuple(sorted({p.level for p in pairs})) if levels is None else tuple(levels)
     gate = SequentialGate(rule, task)
     path = _play(gate, pairs)
     # No number of the verdict depends on the order within a block, not even by rounding.
     counted = _in_one_order(pairs[: gate.state.units], len(task))
-    differences = {m: np.array([p.difference(m) for p in counted]) for m in METRICS}
     test_decision = gate.state.decision or GateDecision.INCONCLUSIVE
-    reason = (
-        gate.state.reason
-        if gate.state.decision
-        else f"the units ended at {len(pairs)}, before the test decided (cap {gate.cap})"
-    )
-    ran, level_results = _record_guards(counted, rule, task)
-    if gate.bound_units and len(counted) >= gate.bound_units:
-        ran.append(clear_rate_bound(counted, rule, gate.bound_units))
-    ran.extend(guards)
-    failed = [g for g in ran if not g.passed]
-    keep = failed and test_decision == GateDecision.PROMOTE
-    decision = GateDecision.REJECT if keep else test_decision
-    source = generator or np.random.Generator(np.random.PCG64(_entropy(counted)))
+    results = level_results(counted, rule, task)
+    guards = _run_guards(Judged(counted, rule, gate.bound_units, results, networks), measured)
+    refused = test_decision == GateDecision.PROMOTE and not all(g.passed for g in guards)
+    differences = {m: np.array([p.difference(m) for p in counted]) for m in METRICS}
     primary = differences[rule.primary]
     lower, upper = confidence_sequence(
         primary, rule.alpha, prior=prior_for(rule.primary), block=len(task)
     )
     effect = Effect(float(primary.mean()), float(lower[-1]), float(upper[-1]), rule.alpha)
+    ended = f"the units ended at {len(pairs)}, before the test decided (cap {gate.cap})"
     return Verdict(
-        decision=decision,
+        decision=GateDecision.REJECT if refused else test_decision,
         reasons=_reasons(
-            rule,
-            reason,
-            failed,
-            effect,
-            refused=decision != test_decision,
-            network_seen=any(g.name == NETWORK_GUARD for g in ran),
+            rule, gate.state.reason if gate.state.done else ended, guards, effect, refused=refused
         ),
         rule=rule,
         protocol=counted[0].challenger.protocol,
@@ -343,25 +309,61 @@ def decide(
         e_better=_exp(gate.log_e_better_max),
         e_futility=_exp(gate.log_e_futility_max),
         p_value=math.exp(-gate.log_e_better_max),
-        p_permutation=paired_permutation(primary, source),
+        p_permutation=paired_permutation(
+            primary, np.random.Generator(np.random.PCG64(_entropy(counted)))
+        ),
         effects={
             **{m: _effect(d, rule.alpha, m) for m, d in differences.items()},
             rule.primary: effect,
         },
         challenger=summarise([p.challenger for p in counted]),
         champion=summarise([p.champion for p in counted]),
-        level_results=level_results,
-        guards=tuple(ran),
-        path=tuple(
-            EvidencePoint(s.units, s.log_e_better, s.log_e_futility, mean, low, high)
-            for s, mean, low, high in zip(
-                path,
-                (float(primary[: s.units].mean()) for s in path),
-                lower.tolist(),
-                upper.tolist(),
-                strict=True,
+        level_results=results,
+        guards=guards,
+        path=_evidence(path, primary, lower, upper),
+    )
+
+
+def _check_sides(pairs: Sequence[PairedUnit]) -> None:
+    """Refuse no pairs, or several policies on one side."""
+    if not pairs:
+        raise EvaluationError("got no units; expected at least one block; evaluate first")
+    for side in ("challenger", "champion"):
+        digests = {getattr(p, side).policy_digest for p in pairs}
+        if len(digests) > 1:
+            raise EvaluationError(
+                f"got records of {len(digests)} policies as the {side}; expected one; do not mix "
+                "evaluations"
             )
-        ),
+
+
+def _run_guards(judged: Judged, measured: Sequence[GuardResult]) -> tuple[GuardResult, ...]:
+    """Run every guard of the configuration; a timed one has its first measurement."""
+    known = {result.name: result for result in measured}
+    ran: list[GuardResult] = []
+    for name in GUARDS:
+        if name in known:
+            ran.append(known[name])
+            continue
+        guard: Guard = load_part("mario.evaluation.guards", name, "guard")
+        ran.extend(guard(judged))
+    return tuple(ran)
+
+
+def _evidence(
+    path: Sequence[GateState], primary: FloatArray, lower: FloatArray, upper: FloatArray
+) -> tuple[EvidencePoint, ...]:
+    """The test after every block, with the mean and its confidence sequence."""
+    return tuple(
+        EvidencePoint(
+            state.units,
+            state.log_e_better,
+            state.log_e_futility,
+            float(primary[: state.units].mean()),
+            low,
+            high,
+        )
+        for state, low, high in zip(path, lower.tolist(), upper.tolist(), strict=True)
     )
 
 
@@ -400,19 +402,6 @@ def _play(gate: SequentialGate, pairs: Sequence[PairedUnit]) -> list[GateState]:
     return path
 
 
-def _record_guards(
-    counted: Sequence[PairedUnit], rule: GateRule, levels: Sequence[str]
-) -> tuple[list[GuardResult], tuple[LevelResult, ...]]:
-    challenger = [p.challenger for p in counted]
-    guard, level_results = level_non_inferiority(counted, rule, levels)
-    return [
-        guard,
-        distinct_trajectories(challenger, rule, "challenger"),
-        distinct_trajectories([p.champion for p in counted], rule, "champion"),
-        action_distribution(challenger, rule),
-    ], level_results
-
-
 def _effect(differences: FloatArray, alpha: float, metric: str) -> Effect:
     """Effect in a metric that is not tested: ends at this time alone, valid at any time."""
     prior = prior_for(metric)
@@ -424,29 +413,30 @@ def _effect(differences: FloatArray, alpha: float, metric: str) -> Effect:
 def _reasons(
     rule: GateRule,
     reason: str,
-    failed: Sequence[GuardResult],
+    guards: Sequence[GuardResult],
     effect: Effect,
     *,
     refused: bool,
-    network_seen: bool,
 ) -> tuple[str, ...]:
     """Sentences, the one that decided first."""
     size = (
         f"{rule.primary} differs by {effect.mean:+.4f} per unit, between {effect.lower:+.4f} and "
         f"{effect.upper:+.4f} (each end at {1 - rule.alpha:.4g}, at any time)"
     )
-    guards = [f"guard {g.name} refuses: {g.detail} (limit {g.limit:g})" for g in failed]
+    refusals = [
+        f"guard {g.name} refuses: {g.detail} (limit {g.limit:g})" for g in guards if not g.passed
+    ]
     unseen = (
         ()
-        if network_seen
+        if any(g.name == _NETWORK_GUARD for g in guards)
         else (
-            f"no guard {NETWORK_GUARD} was run: whether the challenger answers as it was trained "
+            f"no guard {_NETWORK_GUARD} was run: whether the challenger answers as it was trained "
             "is not known",
         )
     )
     if refused:
-        return (*guards, reason, size, *unseen)
-    return (reason, size, *(guards or ["every guard passed"]), *unseen)
+        return (*refusals, reason, size, *unseen)
+    return (reason, size, *(refusals or ["every guard passed"]), *unseen)
 
 
 def _e(log_e: float) -> str:

@@ -17,6 +17,7 @@ from functools import cache
 
 import numpy as np
 
+from mario.config.evaluation import MAX_STEPS, NO_OP_MAX_FRAMES, STICKY_PROBABILITY
 from mario.config.faults import parse_settings
 from mario.config.game import ConsoleName, GameConfig
 from mario.errors import EvaluationError
@@ -37,11 +38,6 @@ from mario.game.smb.memory import read_time
 from mario.game.smb.observations.pixels import OBSERVATION_SHAPE
 from mario.game.smb.stage import start_level
 from mario.policy.policy import Policy
-
-#: The constants of `mario-eval-v1`; another value is another protocol.
-NO_OP_MAX_FRAMES = 30
-STICKY_PROBABILITY = 0.25
-MAX_STEPS = 3000
 
 #: Second argument of `derive_seed` for the generator that draws a sampling policy's actions.
 _ACTION_STREAM = 1

@@ -24,10 +24,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+from mario.config.evaluation import PROTOCOL
 from mario.config.levels import LEVEL_NAMES
 from mario.errors import EvaluationError
 
-PROTOCOL = "mario-eval-v1"
 RECORD_VERSION = 1
 
 EndReason = Literal["flag", "death", "clock", "steps"]

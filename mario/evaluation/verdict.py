@@ -13,10 +13,11 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, Final
 
+from mario.config.gate import METRICS, GateRule
+from mario.config.identities import GATE_RULE_V1
 from mario.config.levels import LEVEL_PATTERN
-from mario.errors import EvaluationError
+from mario.errors import ConfigError, EvaluationError
 from mario.evaluation.betting import share_bounds
-from mario.evaluation.rule import METRICS, GateRule
 
 VERDICT = "mario-verdict-v1"
 
@@ -207,6 +208,7 @@ class Verdict:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, valid under `VERDICT_SCHEMA`."""
         data = asdict(self)
+        data["rule"] = self.rule.to_dict()
         for name in ("reasons", "levels", "level_results", "guards", "path"):
             data[name] = list(data[name])
         data["effects"] = {name: asdict(effect) for name, effect in self.effects.items()}
@@ -226,7 +228,7 @@ class Verdict:
             )
         values = dict(data)
         try:
-            values["rule"] = GateRule.from_mapping(values["rule"], "verdict: rule")
+            values["rule"] = GateRule.from_dict(values["rule"], "verdict: rule")
             values["effects"] = {k: Effect(**v) for k, v in values["effects"].items()}
             for side in ("challenger", "champion"):
                 values[side] = _summary(values[side], values["units"])
@@ -238,7 +240,7 @@ class Verdict:
             for name in ("decision", "test_decision"):
                 values[name] = GateDecision(values[name])
             return cls(**values)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, ConfigError) as error:
             raise EvaluationError(
                 f"got a verdict that cannot be read ({error!r}); expected the fields of {VERDICT}; "
                 "judge the records again with `mario gate`"
@@ -299,6 +301,8 @@ _SUMMARY: Final = _object(
     median_steps={"type": "number", "minimum": 0},
 )
 
+_RULE: Final = GateRule.model_json_schema()["properties"]
+
 #: JSON Schema of `Verdict.to_dict()`.
 VERDICT_SCHEMA: Final[dict[str, Any]] = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -309,26 +313,12 @@ VERDICT_SCHEMA: Final[dict[str, Any]] = {
         decision={"enum": [decision.value for decision in GateDecision]},
         test_decision={"enum": [decision.value for decision in GateDecision]},
         reasons={**_list(_TEXT), "minItems": 1},
-        rule={
-            **_object(
-                primary={"enum": list(METRICS)},
-                alpha=_UNIT,
-                beta=_UNIT,
-                delta={"anyOf": [_UNIT, {"type": "null"}]},
-                max_units={"type": "integer", "minimum": 1},
-                min_units={"type": "integer", "minimum": 1},
-                clear_rate_at_least={"anyOf": [_UNIT, {"type": "null"}]},
-                clear_units={"type": "integer", "minimum": 1},
-                clear_confidence=_UNIT,
-                level_alpha=_UNIT,
-                level_margin=_UNIT,
-                max_duplicate_share=_UNIT,
-                max_logit_difference=_NUMBER,
-                max_action_share=_UNIT,
-                max_latency_ratio=_NUMBER,
-                version=_TEXT,
-            )
-        },
+        rule=_object(
+            # A limit that was added later is missing in older verdicts.
+            optional=_RULE.keys() - GATE_RULE_V1.keys(),
+            **_RULE,
+            version=_TEXT,
+        ),
         protocol=_TEXT,
         levels={**_list(_LEVEL), "minItems": 1},
         units={"type": "integer", "minimum": 1},

@@ -6,16 +6,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 
 from mario.config.game import ConsoleName
+from mario.config.gate import METRICS
 from mario.config.levels import task_levels
 from mario.errors import EvaluationError
 from mario.evaluation.comparison import Comparison, compare_scores, score_matrix
 from mario.evaluation.records import EpisodeRecord
-from mario.evaluation.rule import METRICS, Metric
 from mario.evaluation.seeds import SeedFamily
 from mario.jobs.context import JobContext
 from mario.jobs.evaluate import evaluate_family
@@ -76,7 +75,6 @@ def compare_recipes(
         raise EvaluationError(f"got metric {metric!r}; expected one of {', '.join(METRICS)}")
     if len({recipe.name for recipe in recipes}) != len(recipes):
         raise EvaluationError("got a recipe's name twice; expected each once; rename one of them")
-    chosen_metric = cast(Metric, metric)
     levels = task_levels(task)
     runs: dict[str, list[Sequence[EpisodeRecord]]] = {}
     for recipe in recipes:
@@ -87,7 +85,7 @@ def compare_recipes(
                 loaded, levels, SeedFamily.SCREENING, units, context.store, console=console
             )
             runs[recipe.name].append(outcome.records)
-    scores = {name: score_matrix(records, levels, chosen_metric) for name, records in runs.items()}
+    scores = {name: score_matrix(records, levels, metric) for name, records in runs.items()}
     return compare_scores(scores, levels, np.random.default_rng(seed), metric=metric)
 
 

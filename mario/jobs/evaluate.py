@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mario.config.evaluation import PROTOCOL
 from mario.config.game import ConsoleName
-from mario.evaluation.records import PROTOCOL, EpisodeRecord
+from mario.evaluation.records import EpisodeRecord
 from mario.evaluation.seeds import SeedFamily, schedule
 from mario.evaluation.statistics import clopper_pearson
 from mario.jobs.engines.engine import LOCAL, EvaluationEngine

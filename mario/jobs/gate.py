@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -11,18 +9,19 @@ from itertools import islice
 from typing import Literal
 
 from mario.config.game import ConsoleName
-from mario.config.gate import GateConfig
+from mario.config.gate import GATE, TIMED_GUARDS, GateRule
+from mario.config.identities import identity_of_test
 from mario.config.levels import model_name, task_of_model
 from mario.errors import EvaluationError
 from mario.evaluation.alpha_budget import AlphaWealth, replay
-from mario.evaluation.gate import SequentialGate, Verdict, decide
-from mario.evaluation.records import PROTOCOL, PairedUnit, pair_records
-from mario.evaluation.rule import GateRule
+from mario.evaluation.gate import SequentialGate, decide
+from mario.evaluation.records import PairedUnit, pair_records
 from mario.evaluation.seeds import SeedFamily, Unit, schedule
+from mario.evaluation.verdict import Verdict
 from mario.jobs.context import JobContext
 from mario.jobs.engines.engine import LOCAL, EvaluationEngine
 from mario.jobs.evaluate import evaluate_stored, evaluation_key
-from mario.jobs.network_guards import measured_latency, network_guards
+from mario.jobs.network_measurements import NetworkMeasurements, measured_before
 from mario.jobs.policies import LoadedPolicy, load_policy, random_policy
 from mario.store.records import AlphaEntry, NewVerdict
 from mario.store.store import ExperimentStore
@@ -50,11 +49,6 @@ class GateOutcome:
     pairs: tuple[PairedUnit, ...]
     challenger: LoadedPolicy
     champion: LoadedPolicy
-
-
-def rule_from(config: GateConfig) -> GateRule:
-    """The gate's rule as an experiment states it."""
-    return GateRule.from_mapping(config.model_dump(), "gate")
 
 
 def load_challenger(reference: str, task: str, context: JobContext) -> LoadedPolicy:
@@ -129,7 +123,7 @@ def judge(
         )
     model = model_name(task)
     SequentialGate(rule, levels)  # refuses an impossible rule before it is paid for
-    test_key = key_of_test(challenger.digest, champion.digest, levels, rule)
+    test_key = identity_of_test(challenger.digest, champion.digest, levels, rule)
     rule = rule.with_alpha(_pay_for_test(store, model, test_key, rule.alpha))
     played = play_gate(
         challenger,
@@ -143,10 +137,14 @@ def judge(
         engine=engine,
         on_units=on_units,
     )
-    # Judged again, the same test has its first measurement: a second one were a second chance.
-    latency = measured_latency(store, model, challenger, champion, test_key)
-    guards = network_guards(challenger, champion, rule, latency=latency)
-    verdict = decide(played.pairs, rule, levels, guards=guards)
+    verdict = decide(
+        played.pairs,
+        rule,
+        levels,
+        networks=NetworkMeasurements.of(challenger, champion),
+        # A second measurement would be a second chance.
+        measured=measured_before(store, model, challenger, champion, test_key),
+    )
     stored = store.evaluations.record_verdict(
         NewVerdict(
             model=model,
@@ -154,7 +152,7 @@ def judge(
             challenger_evaluation_id=played.challenger_evaluation_id,
             champion_digest=champion.digest,
             champion_evaluation_id=played.champion_evaluation_id,
-            gate=rule.version,
+            gate=GATE,
             decision=verdict.decision,
             detail=verdict.to_dict(),
             challenger_version=challenger.version,
@@ -276,37 +274,20 @@ def repeat_verdict(
             test_key=test_key,
             console=console,
         )
-    guards = network_guards(challenger, champion, before.rule)
-    again = decide(played.pairs, before.rule, before.levels, guards=guards)
-    return _without_latency(again) == _without_latency(before), again
+    networks = NetworkMeasurements.of(challenger, champion)
+    again = decide(played.pairs, before.rule, before.levels, networks=networks)
+    return _without_times(again) == _without_times(before), again
 
 
-def _without_latency(verdict: Verdict) -> dict[str, object]:
-    """A verdict's numbers but for measured times and for units that were played ahead."""
+def _without_times(verdict: Verdict) -> dict[str, object]:
+    """A verdict's numbers without measured times and without units that were played ahead."""
     values = verdict.to_dict()
     values.pop("units_given")
     values["guards"] = [
-        guard if guard["name"] != "inference_latency" else guard["passed"]
+        guard if guard["name"] not in TIMED_GUARDS else guard["passed"]
         for guard in (asdict(guard) for guard in verdict.guards)
     ]
     return values
-
-
-def key_of_test(
-    challenger_digest: str, champion_digest: str, levels: Sequence[str], rule: GateRule
-) -> str:
-    """Name a test: who against whom, where, under which rule as declared.
-
-    What has the same name is paid for once and plays the same units; what has another plays others.
-    The challenger's digest is in it, so that the units exist only once its weights are fixed.
-
-    The protocol is in it, too: under another one the units are others, and so is the test.
-
-    Returns:
-        64 hexadecimal digits (SHA-256).
-    """
-    named = [challenger_digest, champion_digest, list(levels), rule.to_dict(), PROTOCOL]
-    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
 
 
 def _pay_for_test(store: ExperimentStore, model: str, test_key: str, declared: float) -> float:

@@ -19,7 +19,6 @@ from mario.jobs.gate import (
     champion_for,
     judge,
     load_challenger,
-    rule_from,
     verdict_lines,
 )
 from mario.jobs.policies import LoadedPolicy, load_policy, random_policy
@@ -106,7 +105,7 @@ def gate_stage(
         outcome = judge(
             challenger,
             champion,
-            rule_from(config.gate),
+            config.gate,
             config.task,
             config.level_names,
             context.store,

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from mario.config.gate import GATE
 from mario.errors import EvaluationError
 from mario.evaluation.records import EpisodeRecord, PairedUnit, metric_value
 from mario.evaluation.verdict import Verdict
@@ -157,7 +158,7 @@ def _head(verdict: Verdict, challenger: str, champion: str, title: str) -> str:
         else "far beyond"
     )
     return (
-        f"<header><p class=small>{escape(title)} · {escape(rule.version)} · "
+        f"<header><p class=small>{escape(title)} · {escape(GATE)} · "
         f"{escape(verdict.protocol)} · {', '.join(verdict.levels)}</p>"
         f"<h1>{escape(challenger)} against {escape(champion)}</h1>"
         f"{decision_line(verdict, DECISIONS[verdict.decision])}<ul>{reasons}</ul></header>"

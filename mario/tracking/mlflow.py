@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+from mario.config.evaluation import PROTOCOL
 from mario.config.experiment import ExperimentConfig
 from mario.config.levels import model_name
 from mario.config.run_states import CheckpointKind
-from mario.evaluation.records import PROTOCOL
 from mario.evaluation.seeds import SEED_SCHEME, SeedFamily, selection_units
 from mario.journal.format import NO_PATIENCE, Patience
 from mario.store.records import Run

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 import threading
@@ -15,6 +13,7 @@ from typing import Any
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from mario.config.experiment import ExperimentConfig
+from mario.config.identities import identity_of_run, is_identity_of_run
 from mario.config.run_states import HealthState, RunStatus
 from mario.errors import CheckpointError, TrainingError
 from mario.files import clear_unfinished, write_whole
@@ -42,9 +41,6 @@ from mario.training.threads import set_threads
 log = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
-#: What may differ between a run and its resumption: nothing of it changes a weight. Of `evaluation`
-#: one key does, which `check_fits` looks at: a rollback goes to the policy that was judged best.
-_FREE_SECTIONS = ("name", "description", "sinks", "evaluation", "checkpoint")
 
 
 class _EndLearning(Exception):
@@ -60,12 +56,6 @@ class _Diverged(Exception):
     """A gradient is not finite; the weights have not been touched."""
 
 
-def resume_hash(config: ExperimentConfig) -> str:
-    """Hash what must be the same for a run to be resumed: all that can change a weight."""
-    values = config.model_dump(mode="json", exclude=set(_FREE_SECTIONS))
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
 def check_fits(config: ExperimentConfig, checkpoint: Path, values: Mapping[str, Any]) -> None:
     """Refuse to go on from a checkpoint with a configuration that is not its run's.
 
@@ -79,7 +69,7 @@ def check_fits(config: ExperimentConfig, checkpoint: Path, values: Mapping[str, 
     """
     trainer = values["trainer"]
     config_file = checkpoint.parent.parent / CONFIG_FILE
-    if trainer["resume_hash"] != resume_hash(config):
+    if not is_identity_of_run(trainer["resume_hash"], config):
         raise CheckpointError(
             f"{checkpoint}: was written by another configuration; expected the one in "
             f"{config_file}; resume with that, or start a new run"
@@ -403,7 +393,7 @@ class TrainingRun:
         # Networks and optimizer are what a rollback and an export need; the rest stays out.
         slim = CheckpointContent(
             {"counters": content.values["counters"], "score": result.score,
-             "details": dict(result.details), "resume_hash": resume_hash(self.config)},
+             "details": dict(result.details), "resume_hash": identity_of_run(self.config)},
             {name: content.tensors[name] for name in ("policy", "optimizer")}, {},
         )  # fmt: skip
         return self.keeper.save_best(steps, result.score, slim)
@@ -440,7 +430,7 @@ class TrainingRun:
     def _values(self) -> dict[str, Any]:
         best = self.keeper.best
         return {
-            "resume_hash": resume_hash(self.config),
+            "resume_hash": identity_of_run(self.config),
             "action_selection": self.config.evaluation.action_selection,
             "attempt": self.attempt,
             "update": self.update,

@@ -13,9 +13,9 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from mario.config.evaluation import NO_OP_MAX_FRAMES, STICKY_PROBABILITY
 from mario.config.levels import LEVEL_NAMES
 from mario.errors import ConsoleError
-from mario.evaluation.protocol import NO_OP_MAX_FRAMES, STICKY_PROBABILITY
 from mario.game.console.contract import Console
 from mario.game.console.factory import open_console
 from mario.game.rng import SplitMix64

@@ -23,7 +23,7 @@ from mario.config.experiment import ExperimentConfig, load_config
 from mario.config.levels import model_name
 from mario.evaluation.verdict import Verdict
 from mario.jobs.context import JobContext, JobSettings
-from mario.jobs.gate import GateOutcome, judge, repeat_verdict, rule_from
+from mario.jobs.gate import GateOutcome, judge, repeat_verdict
 from mario.jobs.policies import load_policy
 from mario.jobs.report import report_verdict
 from mario.policy.artefact import load_artefact
@@ -111,7 +111,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> RealPair:
         judge(
             challenger,
             champion,
-            rule_from(config.gate),
+            config.gate,
             config.task,
             config.level_names,
             store,

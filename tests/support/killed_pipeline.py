@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mario.config.experiment import ExperimentConfig, parse_config
-from mario.config.gate import GateConfig
+from mario.config.gate import GateRule
 from mario.jobs import pipeline as stages
 from mario.jobs.context import JobContext, JobSettings
 from mario.jobs.promote import promote_verdict
@@ -59,7 +59,7 @@ def arm(moment: str) -> None:
 
 def config() -> ExperimentConfig:
     """A short experiment; its training is never run."""
-    gate = GateConfig(primary="progress", alpha=0.4, max_units=100, min_units=8)
+    gate = GateRule(primary="progress", alpha=0.4, max_units=100, min_units=8)
     return parse_config(
         {
             "name": "killed",

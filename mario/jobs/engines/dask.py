@@ -18,10 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mario.config.evaluation import PROTOCOL
 from mario.config.game import ConsoleName
 from mario.errors import ArtefactError, EvaluationError, MarioError
 from mario.evaluation.protocol import play_units
-from mario.evaluation.records import PROTOCOL, EpisodeRecord
+from mario.evaluation.records import EpisodeRecord
 from mario.jobs.policies import LoadedPolicy
 from mario.policy.artefact import GOLDEN_FILE, MANIFEST_FILE, ONNX_FILE, load_artefact
 from mario.policy.manifest import ActionSpec

@@ -21,9 +21,9 @@ from prefect.utilities.templating import resolve_block_document_references
 
 from flows.decisions import MAX_ATTEMPTS, run_id_for
 from flows.work_pools import DATABASE_BLOCK
-from mario.config.gate import GateConfig
+from mario.config.gate import GateRule
 from mario.jobs.context import JobContext, JobSettings
-from mario.jobs.gate import champion_for, judge, rule_from
+from mario.jobs.gate import champion_for, judge
 from mario.jobs.policies import load_policy
 from mario.jobs.promote import promote_verdict
 from mario.store.store import ExperimentStore
@@ -43,7 +43,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 PASSWORD = "correct-horse-battery"
 #: Heartbeats come every 30 s; a run without one for so long counts as crashed.
 SILENCE_SECONDS = 75
-RULE = GateConfig(primary="progress", alpha=0.4, max_units=100, min_units=8)
+RULE = GateRule(primary="progress", alpha=0.4, max_units=100, min_units=8)
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_drift_fails_the_run_and_notifies(
     store = context.store
     challenger = load_policy(str(version), "1-1", context)
     champion = champion_for(challenger, "1-1", context)
-    outcome = judge(challenger, champion, rule_from(RULE), "1-1", ("1-1",), store)
+    outcome = judge(challenger, champion, RULE, "1-1", ("1-1",), store)
     promote_verdict(outcome.verdict_id, context)
     with store.engine.begin() as connection:
         connection.execute(sa.text("UPDATE evaluation_episodes SET trajectory_hash = 'another'"))

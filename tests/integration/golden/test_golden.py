@@ -9,7 +9,6 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
-from serving.policies.versions import load_version
 from typer.testing import CliRunner
 
 from mario.cli.main import app
@@ -22,6 +21,7 @@ from mario.store.check import check_store
 from mario.store.store import ExperimentStore
 from mario.training.checkpoint import list_checkpoints
 from serving.policies.sources import FolderSource
+from serving.policies.version_follower import load_version
 from tests.support.golden import (
     GOLDEN,
     checkpoint_digest,

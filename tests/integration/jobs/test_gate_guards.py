@@ -8,17 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mario.config.gate import GateRule
 from mario.errors import EvaluationError
-from mario.evaluation.rule import GateRule
+from mario.evaluation.gate import decide
+from mario.evaluation.guards.contract import CallTimes
+from mario.evaluation.verdict import GuardResult
 from mario.jobs.context import JobContext, JobSettings
 from mario.jobs.gate import judge, repeat_verdict
-from mario.jobs.network_guards import network_guards
+from mario.jobs.network_measurements import NetworkMeasurements
 from mario.jobs.pipeline import gate_stage, register_stage, screen_stage, summary_stage
 from mario.jobs.policies import LoadedPolicy, policy_from_artefact, random_policy
 from mario.jobs.register import ARTEFACT_FOLDER
 from mario.jobs.report import report_verdict
 from mario.policy.artefact import Artefact, Golden, write_artefact
 from mario.store.store import ExperimentStore
+from tests.support.evaluation_helpers import clear_pairs
 from tests.support.killed_pipeline import config
 from tests.support.onnx_networks import write_test_artefact
 from tests.support.policies import GOOD, STUCK, write_odds_policy
@@ -57,6 +61,12 @@ def answering_otherwise(policy: LoadedPolicy, folder: Path) -> LoadedPolicy:
     logits = golden.logits.copy()
     logits[1, 3] += np.float32(1e-3)
     return with_golden(policy.artefact, folder, dataclasses.replace(golden, logits=logits))
+
+
+def network_guards(challenger: LoadedPolicy, champion: LoadedPolicy) -> tuple[GuardResult, ...]:
+    """The results of the two guards that look at networks, from a verdict on one unit."""
+    networks = NetworkMeasurements.of(challenger, champion)
+    return decide(clear_pairs([(1, 0)]), RULE, networks=networks).guards[4:]
 
 
 def test_an_export_that_answers_otherwise_than_trained_is_refused(tmp_path: Path) -> None:
@@ -112,14 +122,14 @@ def test_a_judgement_of_the_same_test_keeps_its_first_latency(
 ) -> None:
     """Else whoever was refused for a slow moment would ask again until one is quick."""
     good, stuck = loaded(tmp_path / "good", GOOD), loaded(tmp_path / "stuck", STUCK)
-    slow = (np.array([0.03]), np.array([0.01]))
+    slow = CallTimes(np.array([0.03]), np.array([0.01]))
     with ExperimentStore.open(JobSettings.embedded(tmp_path / "runs").database_url) as store:
         with monkeypatch.context() as patch:
-            patch.setattr("mario.jobs.network_guards._interleaved_seconds", lambda *_: slow)
+            patch.setattr(NetworkMeasurements, "call_times", lambda _: slow)
             first = judge(good, stuck, RULE, "1-1", ("1-1",), store)
         again = judge(good, stuck, RULE, "1-1", ("1-1",), store)
         # Another rule is another test, and is measured for itself.
-        other = judge(good, stuck, dataclasses.replace(RULE, delta=0.07), "1-1", ("1-1",), store)
+        other = judge(good, stuck, RULE.model_copy(update={"delta": 0.07}), "1-1", ("1-1",), store)
     latencies = [
         next(guard for guard in outcome.verdict.guards if guard.name == "inference_latency")
         for outcome in (first, again, other)
@@ -150,7 +160,7 @@ def test_an_artefact_without_recorded_answers_is_refused(tmp_path: Path) -> None
     whole = loaded(tmp_path / "good", GOOD)
     assert whole.artefact is not None
     silent = with_golden(whole.artefact, tmp_path / "silent", None)
-    guards = network_guards(silent, whole, RULE)
+    guards = network_guards(silent, whole)
     assert [(guard.name, guard.passed) for guard in guards] == [("onnx_agreement", False)]
     assert "export it again" in guards[0].detail
 
@@ -161,7 +171,7 @@ def test_a_network_much_slower_than_the_champions_is_refused(tmp_path: Path) -> 
     write_test_artefact(tmp_path / "slow", 0)
     slow = policy_from_artefact(tmp_path / "slow")
     for challenger, champion, passes in ((slow, quick, False), (quick, slow, True)):
-        agreement, latency = network_guards(challenger, champion, RULE)
+        agreement, latency = network_guards(challenger, champion)
         assert (agreement.name, agreement.passed) == ("onnx_agreement", True)
         assert (latency.name, latency.passed) == ("inference_latency", passes), latency
         assert latency.limit == RULE.max_latency_ratio
@@ -171,6 +181,4 @@ def test_a_network_much_slower_than_the_champions_is_refused(tmp_path: Path) -> 
 def test_the_random_policy_has_no_network_to_compare_with(tmp_path: Path) -> None:
     challenger = loaded(tmp_path / "good", GOOD)
     champion = random_policy(challenger.policy.actions, challenger.policy.frame_skip)
-    assert [guard.name for guard in network_guards(challenger, champion, RULE)] == [
-        "onnx_agreement"
-    ]
+    assert [guard.name for guard in network_guards(challenger, champion)] == ["onnx_agreement"]

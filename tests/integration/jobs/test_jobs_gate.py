@@ -9,12 +9,12 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from mario.config.gate import GateConfig
+from mario.config.gate import GateRule
 from mario.errors import ArtefactError, EvaluationError, PromotionConflict, RegistryError
 from mario.evaluation.verdict import VERDICT_SCHEMA, Verdict
 from mario.jobs.context import JobContext, JobSettings
 from mario.jobs.evaluate import evaluate_stored, evaluation_key, units_of
-from mario.jobs.gate import champion_for, judge, repeat_verdict, rule_from
+from mario.jobs.gate import champion_for, judge, repeat_verdict
 from mario.jobs.pipeline import gate_stage
 from mario.jobs.policies import load_policy, policy_from_artefact
 from mario.jobs.promote import promote_verdict
@@ -24,7 +24,7 @@ from tests.support.killed_pipeline import config
 from tests.support.policies import GOOD, POOR, write_odds_policy
 
 # A generous level keeps the tests short; each further challenger is tested at a stricter one.
-RULE = GateConfig(primary="progress", alpha=0.4, max_units=100, min_units=8)
+RULE = GateRule(primary="progress", alpha=0.4, max_units=100, min_units=8)
 MODEL, TASK, LEVELS = "mario-1-1", "1-1", ("1-1",)
 
 
@@ -40,7 +40,7 @@ def judged(context: JobContext, version: int):  # type: ignore[no-untyped-def]
     store = context.store
     challenger = load_policy(str(version), TASK, context)
     champion = champion_for(challenger, TASK, context)
-    return judge(challenger, champion, rule_from(RULE), TASK, LEVELS, store, environments=4)
+    return judge(challenger, champion, RULE, TASK, LEVELS, store, environments=4)
 
 
 def test_the_loop_from_first_champion_to_rollback(context: JobContext, tmp_path: Path) -> None:

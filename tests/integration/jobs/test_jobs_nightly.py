@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from mario.config.game import ConsoleName
-from mario.config.gate import GateConfig
+from mario.config.gate import GateRule
 from mario.errors import EvaluationError
 from mario.evaluation.records import EpisodeRecord
 from mario.jobs.context import JobContext, JobSettings
 from mario.jobs.engines.engine import LOCAL
-from mario.jobs.gate import champion_for, judge, rule_from
+from mario.jobs.gate import champion_for, judge
 from mario.jobs.nightly import check_champion, drift_lines
 from mario.jobs.policies import LoadedPolicy, load_policy
 from mario.jobs.promote import promote_verdict
@@ -22,7 +22,7 @@ from tests.support.policies import GOOD, POOR, write_odds_policy
 
 TASK, MODEL = "1-1", "mario-1-1"
 UNITS = 24
-RULE = GateConfig(primary="progress", alpha=0.4, max_units=100, min_units=8)
+RULE = GateRule(primary="progress", alpha=0.4, max_units=100, min_units=8)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def context(tmp_path: Path) -> JobContext:
     store = context.store
     challenger = load_policy(str(version), TASK, context)
     champion = champion_for(challenger, TASK, context)
-    outcome = judge(challenger, champion, rule_from(RULE), TASK, ("1-1",), store)
+    outcome = judge(challenger, champion, RULE, TASK, ("1-1",), store)
     promote_verdict(outcome.verdict_id, context)
     return context
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import math
 import sys
@@ -10,10 +9,11 @@ import sys
 import numpy as np
 import pytest
 
+from mario.config.gate import GateRule
 from mario.errors import EvaluationError
 from mario.evaluation.betting import PRIOR_BOLD
-from mario.evaluation.gate import GateRule, SequentialGate
-from mario.evaluation.guards import level_non_inferiority
+from mario.evaluation.gate import SequentialGate
+from mario.evaluation.guards.levels import level_results
 from mario.evaluation.records import PairedUnit
 from mario.evaluation.statistics import mcnemar_exact, paired_permutation
 from tests.support.evaluation_helpers import clear_pairs, record
@@ -90,7 +90,7 @@ def test_a_simulation_that_is_not_the_gate_is_noticed(fault, monkeypatch):
             gate_simulation,
             "_check_with_the_gate",
             lambda d, rule, levels, outcome: checked(
-                d, dataclasses.replace(rule, min_units=1), levels, outcome
+                d, rule.model_copy(update={"min_units": 1}), levels, outcome
             ),
         )
     with pytest.raises(EvaluationError, match="as the gate says"):
@@ -230,7 +230,7 @@ def test_the_simulated_level_guard_is_the_productions(primary):
     everyone = np.ones(len(rows), dtype=bool)
     refused = level_guard(gate_simulation.Outcome(everyone, ~everyone, units), losses, rule, 7)
     said = [
-        not level_non_inferiority(pairs[:stop], rule, ("1-1",))[0].passed
+        level_results(pairs[:stop], rule, ("1-1",))[0].p_holm <= rule.level_alpha
         for pairs, stop in zip(rows, units, strict=True)
     ]
     assert refused.tolist() == said

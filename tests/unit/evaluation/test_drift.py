@@ -8,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from mario.config.gate import GateRule
 from mario.errors import EvaluationError
 from mario.evaluation.drift import compare_drift
-from mario.evaluation.gate import GateRule, SequentialGate
+from mario.evaluation.gate import SequentialGate
 from mario.evaluation.records import EpisodeRecord, pair_records
 
 

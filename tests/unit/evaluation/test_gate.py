@@ -12,12 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mario.config.gate import GateRule
 from mario.config.levels import LEVEL_NAMES
-from mario.errors import EvaluationError
-from mario.evaluation.gate import GateRule, SequentialGate, decide
-from mario.evaluation.guards import inference_latency, level_non_inferiority, onnx_agreement
+from mario.errors import ConfigError, EvaluationError
+from mario.evaluation.gate import SequentialGate, decide
+from mario.evaluation.guards.contract import Answers, CallTimes
+from mario.evaluation.guards.levels import guard as levels_guard
+from mario.evaluation.guards.levels import level_results
 from mario.evaluation.records import PairedUnit
-from mario.evaluation.verdict import VERDICT_SCHEMA, Verdict
+from mario.evaluation.verdict import VERDICT_SCHEMA, GuardResult, Verdict
 from tests.support.evaluation_helpers import clear_pairs, progress_pairs, record
 
 CLEAR = GateRule(primary="clear")
@@ -47,7 +50,7 @@ def test_collapsed_challenger_is_rejected_quickly():
 
 def test_equal_policies_are_not_promoted_and_end_at_the_cap():
     pairs = clear_pairs([(1, 0), (0, 1)] * 20)
-    verdict = decide(pairs, dataclasses.replace(CLEAR, max_units=40, beta=0.001))
+    verdict = decide(pairs, CLEAR.model_copy(update={"max_units": 40, "beta": 0.001}))
     assert verdict.decision == "inconclusive"
     assert "cap of 40" in verdict.reasons[0]
 
@@ -121,18 +124,60 @@ def test_exact_bound_needs_59_of_59():
     assert "can no longer be proven" in once.reasons[0]
 
 
-def test_guards_of_the_caller_count():
-    rule = CLEAR
-    logits = np.zeros((4, 3))
-    worse = logits.copy()
-    worse[2, 1] = 1e-3
-    slow = inference_latency([0.004, 0.005], [0.001, 0.002], rule)
-    for guard in (onnx_agreement(logits, worse, rule), slow):
-        verdict = decide(clear_pairs([(1, 0)] * 30), rule, guards=[guard])
-        assert (verdict.decision, verdict.guards[-1]) == ("reject", guard)
-    ok = [onnx_agreement(logits, logits, rule), inference_latency([0.001], [0.001], rule)]
-    assert decide(clear_pairs([(1, 0)] * 30), rule, guards=ok).promoted
-    assert not onnx_agreement(logits, logits * np.nan, rule).passed
+LOGITS = np.zeros((4, 3))
+OTHER_LOGITS = LOGITS.copy()
+OTHER_LOGITS[2, 1] = 1e-3
+QUICK = ([0.001, 0.002], [0.001, 0.002])
+
+
+@dataclasses.dataclass
+class FakeNetworks:
+    """Measurements made by hand."""
+
+    onnx: np.ndarray = dataclasses.field(default_factory=lambda: LOGITS)
+    torch: np.ndarray = dataclasses.field(default_factory=lambda: LOGITS)
+    seconds: tuple[list[float], list[float]] | None = QUICK
+
+    def answers(self):
+        return Answers(self.onnx, self.torch)
+
+    def call_times(self):
+        return self.seconds and CallTimes(*map(np.array, self.seconds))
+
+
+def test_a_guard_on_the_networks_refuses_a_promotion():
+    pairs = clear_pairs([(1, 0)] * 30)
+    for networks, name in (
+        (FakeNetworks(torch=OTHER_LOGITS), "onnx_agreement"),
+        (FakeNetworks(onnx=LOGITS * np.nan), "onnx_agreement"),
+        (FakeNetworks(seconds=([0.004, 0.005], [0.001, 0.002])), "inference_latency"),
+    ):
+        verdict = decide(pairs, CLEAR, networks=networks)
+        failed = [guard.name for guard in verdict.guards if not guard.passed]
+        assert (verdict.test_decision, verdict.decision, failed) == ("promote", "reject", [name])
+    assert decide(pairs, CLEAR, networks=FakeNetworks()).promoted
+    alone = decide(pairs, CLEAR, networks=FakeNetworks(seconds=None))
+    assert alone.guards[-1].name == "onnx_agreement"
+
+
+def test_a_timed_guard_keeps_its_first_measurement():
+    slow = GuardResult("inference_latency", False, 3.0, 2.0, "measured before")
+    verdict = decide(clear_pairs([(1, 0)] * 30), CLEAR, networks=FakeNetworks(), measured=[slow])
+    assert (verdict.decision, verdict.guards[-1]) == ("reject", slow)
+
+
+@pytest.mark.parametrize(
+    ("networks", "words"),
+    [
+        (FakeNetworks(torch=LOGITS[:2]), "shapes"),
+        (FakeNetworks(LOGITS[:0], LOGITS[:0]), "shapes"),
+        (FakeNetworks(seconds=([], [0.001])), "call times"),
+        (FakeNetworks(seconds=([0.0], [0.001])), "call times"),
+    ],
+)
+def test_measurements_that_compare_nothing_are_errors(networks, words):
+    with pytest.raises(EvaluationError, match=words):
+        decide(clear_pairs([(1, 0)] * 30), CLEAR, networks=networks)
 
 
 def test_verdict_round_trips_through_json_and_its_schema():
@@ -164,12 +209,11 @@ def test_a_verdict_of_before_the_clear_rates_confidence_sequence_is_read():
 
 def test_a_verdict_says_that_no_network_was_compared():
     """A challenger that is no network has no such guard; nobody should take that for a pass."""
-    logits = np.zeros((4, 3))
     for outcomes in ([(1, 0)] * 30, [(0, 1)] * 30):
         pairs = clear_pairs(outcomes)
         silent = decide(pairs, CLEAR)
         assert "no guard onnx_agreement was run" in silent.reasons[-1]
-        seen = decide(pairs, CLEAR, guards=[onnx_agreement(logits, logits, CLEAR)])
+        seen = decide(pairs, CLEAR, networks=FakeNetworks())
         assert seen.reasons == silent.reasons[:-1]
 
 
@@ -189,8 +233,8 @@ def test_same_records_same_verdict():
     ],
 )  # fmt: skip
 def test_impossible_rules_are_refused(change):
-    with pytest.raises(EvaluationError, match=r"demo\.yaml"):
-        GateRule.from_mapping(change, "demo.yaml: gate")
+    with pytest.raises(ConfigError, match=r"demo\.yaml"):
+        GateRule.from_dict(change, "demo.yaml: gate")
 
 
 def test_a_rule_says_itself_in_a_line():
@@ -206,7 +250,7 @@ def test_a_rule_says_itself_in_a_line():
 
 def test_rule_round_trips():
     rule = GateRule(primary="progress", delta=0.07, clear_rate_at_least=0.9)
-    assert GateRule.from_mapping(json.loads(json.dumps(rule.to_dict()))) == rule
+    assert GateRule.from_dict(json.loads(json.dumps(rule.to_dict())), "test") == rule
     assert rule.smallest_effect == 0.07
     assert GateRule(primary="clear").smallest_effect == 0.10
 
@@ -309,7 +353,7 @@ def test_a_clear_rate_is_proven_on_whole_blocks():
     (guard,) = [guard for guard in verdict.guards if guard.name == "clear_rate"]
     assert "18 of the first 18 units" in guard.detail
     with pytest.raises(EvaluationError, match="at least 18"):
-        SequentialGate(dataclasses.replace(rule, max_units=17), levels)
+        SequentialGate(rule.model_copy(update={"max_units": 17}), levels)
 
 
 @settings(max_examples=25, deadline=None)
@@ -349,7 +393,7 @@ def test_promotion_means_the_interval_excludes_zero_and_back(rows):
 def test_evidence_that_is_gone_when_the_wait_ends_promotes_nobody(won, lost):
     """A lucky start passes 1/alpha; when the rule may decide the challenger is behind."""
     pairs = clear_pairs([(1, 0)] * won + [(0, 1)] * lost)
-    rule = dataclasses.replace(CLEAR, min_units=won + lost)
+    rule = CLEAR.model_copy(update={"min_units": won + lost})
     verdict = decide(pairs, rule)
     assert max(point.log_e_better for point in verdict.path) >= math.log(20)
     assert verdict.effect.mean < 0
@@ -358,7 +402,7 @@ def test_evidence_that_is_gone_when_the_wait_ends_promotes_nobody(won, lost):
     assert verdict.effect.lower <= verdict.effect.mean <= verdict.effect.upper
     # The same for futility: a bad start that is made up for is not given up.
     back = decide(
-        clear_pairs([(0, 1)] * 10 + [(1, 0)] * 14), dataclasses.replace(rule, min_units=24)
+        clear_pairs([(0, 1)] * 10 + [(1, 0)] * 14), rule.model_copy(update={"min_units": 24})
     )
     assert max(point.log_e_futility for point in back.path) >= math.log(10)
     assert back.test_decision == "inconclusive"
@@ -432,10 +476,11 @@ def test_level_guard_sees_a_lost_level_among_32_in_12_blocks():
 def test_level_guard_does_not_prove_that_a_level_is_as_good():
     """It is a test of inferiority: a weakened level on few units passes it."""
     pairs = clear_pairs([(1, 1)] * 8 + [(0, 1)] * 4)
-    guard, (level,) = level_non_inferiority(pairs, GateRule(primary="clear"), ("1-1",))
-    assert guard.passed
+    verdict = decide(pairs, GateRule(primary="clear"))
+    (level,) = verdict.level_results
+    assert (verdict.guards[0].name, verdict.guards[0].passed) == ("levels", True)
     assert level.mean < -0.3 < level.upper
-    assert "test of inferiority" in (level_non_inferiority.__doc__ or "")
+    assert "test of inferiority" in (levels_guard.__doc__ or "")
 
 
 def test_level_guard_seldom_alarms_on_equal_policies():
@@ -452,7 +497,7 @@ def test_level_guard_seldom_alarms_on_equal_policies():
             for seed in range(40)
             for i, level in enumerate(levels)
         ]
-        guard, _ = level_non_inferiority(pairs, GateRule(primary="clear"), levels)
-        alarms += not guard.passed
+        results = level_results(pairs, GateRule(primary="clear"), levels)
+        alarms += any(result.p_holm <= 0.05 for result in results)
     # At .05 three are expected; ten have probability .001 then.
     assert alarms < 10

@@ -1,24 +1,14 @@
-"""The gate's section of a configuration is the gate's rule; a test's name gives it its units."""
+"""A gate test's identity gives it its units, and they are played in rounds."""
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import asdict
-
 import pytest
 
-from mario.config.gate import GateConfig
-from mario.evaluation.rule import GateRule
+from mario.config.gate import GateRule
+from mario.config.identities import identity_of_test
 from mario.evaluation.seeds import schedule
 from mario.jobs.evaluate import units_of
-from mario.jobs.gate import _rounds, key_of_test, rule_from
-
-
-def test_every_key_of_the_rule_can_be_configured_and_has_the_same_default() -> None:
-    expected = asdict(GateRule())
-    expected.pop("version")
-    assert GateConfig().model_dump() == expected
-    assert rule_from(GateConfig()) == GateRule()
+from mario.jobs.gate import _rounds
 
 
 def test_every_other_test_is_paid_for_and_plays_other_units() -> None:
@@ -29,11 +19,11 @@ def test_every_other_test_is_paid_for_and_plays_other_units() -> None:
         ("c" * 64, *first[1:]),
         (first[0], "c" * 64, *first[2:]),
         (*first[:2], ("1-2",), rule),
-        (*first[:3], dataclasses.replace(rule, delta=0.11)),
-        (*first[:3], dataclasses.replace(rule, primary="score")),
+        (*first[:3], rule.model_copy(update={"delta": 0.11})),
+        (*first[:3], rule.model_copy(update={"primary": "score"})),
     ]
-    assert key_of_test(*first) == key_of_test(*first[:3], GateRule(primary="clear"))
-    keys = {key_of_test(*test) for test in (first, *others)}
+    assert identity_of_test(*first) == identity_of_test(*first[:3], GateRule(primary="clear"))
+    keys = {identity_of_test(*test) for test in (first, *others)}
     assert len(keys) == len(others) + 1
     played = [unit for key in keys for unit in units_of(("1-1", "1-2"), "confirmation", key, 200)]
     assert len(set(played)) == 200 * len(keys)
@@ -41,9 +31,9 @@ def test_every_other_test_is_paid_for_and_plays_other_units() -> None:
 
 def test_another_protocol_is_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
     test = ("a" * 64, "b" * 64, ("1-1",), GateRule(primary="clear"))
-    before = key_of_test(*test)
-    monkeypatch.setattr("mario.jobs.gate.PROTOCOL", "mario-eval-v2")
-    assert key_of_test(*test) != before
+    before = identity_of_test(*test)
+    monkeypatch.setattr("mario.config.identities.PROTOCOL", "mario-eval-v2")
+    assert identity_of_test(*test) != before
 
 
 def test_rounds_grow_with_the_test_and_hold_every_block_once() -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mario.evaluation.gate import GateRule, decide
+from mario.config.gate import GateRule
+from mario.evaluation.gate import decide
 from mario.pages.layout import STYLE, guards_table
 from mario.pages.summary_page import write_summary
 from mario.pages.verdict_page import render_verdict

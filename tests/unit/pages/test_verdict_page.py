@@ -10,9 +10,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from mario.config.gate import GateRule
 from mario.errors import EvaluationError
 from mario.evaluation.comparison import compare_scores
-from mario.evaluation.gate import GateRule, decide
+from mario.evaluation.gate import decide
 from mario.evaluation.records import PairedUnit
 from mario.evaluation.verdict import Verdict
 from mario.pages.comparison_page import render_comparison

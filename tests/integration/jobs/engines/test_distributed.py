@@ -12,14 +12,16 @@ from typing import Any
 import pytest
 
 from mario.cli.experiment_options import engine_settings
+from mario.config.evaluation import PROTOCOL
+from mario.config.gate import GateRule
+from mario.config.identities import identity_of_test
 from mario.errors import ArtefactError, ConfigError, EvaluationError
-from mario.evaluation.records import PROTOCOL, EpisodeRecord
-from mario.evaluation.rule import GateRule
+from mario.evaluation.records import EpisodeRecord
 from mario.game.smb.actions import action_set
 from mario.jobs.engines.dask import DaskEngine, payload_of, play_on_worker, shares
 from mario.jobs.engines.engine import LOCAL, EvaluationEngine, open_engine
 from mario.jobs.evaluate import evaluate_stored, evaluation_key, units_of
-from mario.jobs.gate import key_of_test, play_gate
+from mario.jobs.gate import play_gate
 from mario.jobs.policies import LoadedPolicy, policy_from_artefact, random_policy
 from mario.policy.artefact import MANIFEST_FILE, ONNX_FILE
 from mario.policy.manifest import ActionSpec
@@ -134,7 +136,7 @@ def test_the_gate_plays_on_a_cluster_and_decides_the_same(
 
     def judge(engine: EvaluationEngine, name: str) -> Any:
         with ExperimentStore.open(f"sqlite:///{tmp_path / name}.db") as store:
-            key = key_of_test(good.digest, poor.digest, LEVELS, rule)
+            key = identity_of_test(good.digest, poor.digest, LEVELS, rule)
             return play_gate(
                 good, poor, rule, LEVELS, store, test_key=key, environments=4, engine=engine
             ).pairs

@@ -1,0 +1,1 @@
+"""Guards of the gate: each can keep the champion although the test says "better"."""
