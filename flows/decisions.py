@@ -16,7 +16,7 @@ from uuid import UUID
 from mario.config.experiment import ExperimentConfig
 from mario.config.run_states import RunStatus
 from mario.errors import MarioError, RegistryUnavailableError, RunIsBusy
-from mario.evaluation.verdict import GateDecision
+from mario.evaluation.decision import GateDecision
 from mario.store.engine import StoreUnavailableError
 
 #: Attempts of a flow run, the first included; each crash costs one.

@@ -44,7 +44,7 @@ from mario.config.experiment import ExperimentConfig, load_config
 from mario.config.levels import model_name, task_of_model
 from mario.config.run_states import RunStatus
 from mario.errors import ConfigError, PromotionConflict, TrainingInterrupted
-from mario.evaluation.verdict import GateDecision
+from mario.evaluation.decision import GateDecision
 from mario.jobs import pipeline as jobs
 from mario.jobs.attempts import Trained, experiment_of_attempt, train_attempt
 from mario.jobs.context import JobContext

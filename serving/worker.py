@@ -8,12 +8,13 @@ from serving.api.page import PageEndpoints
 from serving.api.predict import PredictEndpoints
 from serving.api.sessions import SessionEndpoints
 from serving.api.watch_socket import WatchSocket
-from serving.http.application import Application, Lifecycle
+from serving.http.application import Application
 from serving.http.authentication import Authenticator
 from serving.http.connection_limits import limit_connections
 from serving.http.messages import AsgiApp
 from serving.http.metrics_listener import MetricsListener
 from serving.http.rate_limit import RateLimiter
+from serving.lifecycle import Lifecycle
 from serving.metrics import ServingMetrics
 from serving.policies.engine import Engine
 from serving.policies.sources import FolderSource, PolicySource

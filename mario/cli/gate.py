@@ -12,7 +12,7 @@ from mario.errors import EvaluationError
 
 if TYPE_CHECKING:
     from mario.config.game import ConsoleName
-    from mario.evaluation.verdict import GateDecision
+    from mario.evaluation.decision import GateDecision
     from mario.jobs.context import JobContext
 
 
@@ -32,7 +32,7 @@ def gate(
 
     The rule is mario-gate-v1. The exit code is 4 unless the verdict says promote.
     """
-    from mario.evaluation.verdict import GateDecision
+    from mario.evaluation.decision import GateDecision
     from mario.jobs.context import JobContext
 
     with JobContext.open() as context:

@@ -53,6 +53,7 @@ from mario.evaluation.betting import (
     prior_for,
     share_bounds,
 )
+from mario.evaluation.decision import GateDecision
 from mario.evaluation.guards.contract import Guard, Judged, Networks
 from mario.evaluation.guards.levels import level_results
 from mario.evaluation.records import EpisodeRecord, PairedUnit
@@ -60,7 +61,6 @@ from mario.evaluation.statistics import clopper_pearson, paired_permutation, suc
 from mario.evaluation.verdict import (
     Effect,
     EvidencePoint,
-    GateDecision,
     GuardResult,
     PolicySummary,
     Verdict,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from typing import Any, Final
 
 from mario.config.gate import METRICS, GateRule
@@ -18,16 +17,9 @@ from mario.config.identities import GATE_RULE_V1
 from mario.config.levels import LEVEL_PATTERN
 from mario.errors import ConfigError, EvaluationError
 from mario.evaluation.betting import share_bounds
+from mario.evaluation.decision import GateDecision
 
 VERDICT = "mario-verdict-v1"
-
-
-class GateDecision(StrEnum):
-    """What the gate decides about a challenger."""
-
-    PROMOTE = "promote"
-    REJECT = "reject"
-    INCONCLUSIVE = "inconclusive"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from mario.config.levels import model_name
 from mario.errors import EvaluationError
+from mario.evaluation.decision import GateDecision
 from mario.evaluation.drift import Drift, compare_drift
 from mario.evaluation.records import EpisodeRecord
 from mario.evaluation.seeds import SeedFamily
-from mario.evaluation.verdict import GateDecision
 from mario.jobs.context import JobContext
 from mario.jobs.engines.engine import LOCAL, EvaluationEngine
 from mario.jobs.evaluate import evaluate_family

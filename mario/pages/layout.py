@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from mario.evaluation.verdict import GateDecision, Verdict
+from mario.evaluation.decision import GateDecision
+from mario.evaluation.verdict import Verdict
 from mario.files import write_whole
 
 DECISIONS = {

@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from mario.errors import PromotionConflict, RegistryError
-from mario.evaluation.verdict import GateDecision
+from mario.evaluation.decision import GateDecision
 from mario.store import tables
 from mario.store.batch_insert import insert_into
 from mario.store.engine import StoreConstraintError, reading, writing

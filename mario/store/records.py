@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from mario.config.run_states import CheckpointKind, HealthState, RunStatus
+from mario.evaluation.decision import GateDecision
 from mario.evaluation.seeds import SeedFamily
-from mario.evaluation.verdict import GateDecision
 from mario.store.vocabulary import AlphaKind, EvaluationStatus, PromotionReason, VersionState
 
 

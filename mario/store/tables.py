@@ -17,8 +17,8 @@ from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index,
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from mario.config.run_states import CheckpointKind, HealthState, RunStatus
+from mario.evaluation.decision import GateDecision
 from mario.evaluation.seeds import SeedFamily
-from mario.evaluation.verdict import GateDecision
 from mario.store.types import StrEnumType, UInt64, UtcDateTime, json_type
 from mario.store.vocabulary import AlphaKind, EvaluationStatus, PromotionReason, VersionState
 

@@ -20,9 +20,8 @@ from serving.api.request_parsing import (
     OBSERVATION_BYTES,
     check_count,
     check_lists,
-    parse_mode,
+    parse_mode_and_seed,
     parse_query,
-    parse_seed,
 )
 from serving.http.application import Route
 from serving.http.errors import HttpError, bad_request
@@ -43,18 +42,8 @@ _REQUEST_PARAMETERS = ("binary_data_output", "mode", "seed")
 
 _OUTPUTS: dict[str, tuple[str, Callable[[PredictionOutput], Any]]] = {
     "action": ("INT64", lambda output: output.actions),
-    "action_name": (
-        "BYTES",
-        lambda output: np.array(
-            [output.version.policy.actions[a].name for a in output.actions], dtype=object
-        ),
-    ),
-    "buttons": (
-        "UINT8",
-        lambda output: np.array(
-            [output.version.policy.actions[a].buttons for a in output.actions], np.uint8
-        ),
-    ),
+    "action_name": ("BYTES", lambda output: np.array([a.name for a in output.chosen], object)),
+    "buttons": ("UINT8", lambda output: np.array([a.buttons for a in output.chosen], np.uint8)),
     "probabilities": ("FP32", lambda output: output.probabilities),
     "value": ("FP32", lambda output: output.values),
 }
@@ -82,16 +71,15 @@ class OpenInferenceEndpoints:
     def routes(self) -> list[Route]:
         """All routes of the protocol."""
         base = f"/v2/models/{MODEL}"
-        small = 1 << 10
         routes = [
-            Route("GET", "/v2", self.server, max_body_bytes=small),
-            Route("GET", "/v2/health/live", self.live, public=True, max_body_bytes=small),
-            Route("GET", "/v2/health/ready", self.ready, public=True, max_body_bytes=small),
+            Route("GET", "/v2", self.server),
+            Route("GET", "/v2/health/live", self.live, public=True),
+            Route("GET", "/v2/health/ready", self.ready, public=True),
         ]
         for path in (base, base + "/versions/{version}"):
             routes += [
-                Route("GET", path, self.model, max_body_bytes=small),
-                Route("GET", path + "/ready", self.model_ready, public=True, max_body_bytes=small),
+                Route("GET", path, self.model),
+                Route("GET", path + "/ready", self.model_ready, public=True),
                 Route("POST", path + "/infer", self.infer),
             ]
         return routes
@@ -198,7 +186,7 @@ class OpenInferenceEndpoints:
         if "data" in tensor:
             check_lists(shape[0], self._max_lists)
         parameters = _parameters(document, "parameters", _REQUEST_PARAMETERS)
-        mode, seed = parse_mode(parameters.get("mode")), parse_seed(parameters.get("seed"))
+        mode, seed = parse_mode_and_seed(parameters)
         return PredictionInput(_tensor_data(tensor, shape, binary), mode, seed)
 
 

@@ -42,8 +42,8 @@ class OpenApiEndpoints:
     def routes(self) -> list[Route]:
         """All routes of this module."""
         return [
-            Route("GET", "/openapi.json", self.openapi, max_body_bytes=1 << 10),
-            Route("GET", "/docs", self.docs, max_body_bytes=1 << 10),
+            Route("GET", "/openapi.json", self.openapi),
+            Route("GET", "/docs", self.docs),
         ]
 
     async def openapi(self, request: Request) -> Response:

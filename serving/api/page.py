@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from mario.config.levels import LEVEL_NAMES
-from serving.http.application import Route
+from serving.http.application import SMALL_BODY_BYTES, Route
 from serving.http.authentication import COOKIE_NAME, COOKIE_SECONDS, Authenticator
 from serving.http.errors import HttpError, bad_request
 from serving.http.messages import Request, Response, json_response
@@ -46,12 +46,18 @@ class PageEndpoints:
 
     def routes(self) -> list[Route]:
         """All routes of this module."""
-        small = 1 << 10
         return [
-            Route("GET", "/", self.index, public=True, max_body_bytes=small),
-            Route("POST", "/login", self.login, public=True, max_body_bytes=small, counted=True),
-            Route("GET", "/card", self.card, max_body_bytes=small),
-            Route("GET", "/static/{name}", self.static, max_body_bytes=small),
+            Route("GET", "/", self.index, public=True),
+            Route(
+                "POST",
+                "/login",
+                self.login,
+                public=True,
+                max_body_bytes=SMALL_BODY_BYTES,
+                counted=True,
+            ),
+            Route("GET", "/card", self.card),
+            Route("GET", "/static/{name}", self.static),
         ]
 
     async def index(self, request: Request) -> Response:
@@ -59,8 +65,8 @@ class PageEndpoints:
         try:
             self._authenticator.check(request.headers, "")
         except HttpError:
-            return Response(401, _file("login.html"), _HTML, list(_PAGE_HEADERS))
-        return Response(200, _file("index.html"), _HTML, list(_PAGE_HEADERS))
+            return page_file("login.html", 401)
+        return page_file("index.html")
 
     async def login(self, request: Request) -> Response:
         """Log in: exchange a token for the page's cookie."""
@@ -118,9 +124,9 @@ class PageEndpoints:
         )
 
 
-def page_file(name: str) -> Response:
+def page_file(name: str, status: int = 200) -> Response:
     """Send an HTML page from the folder ``static``."""
-    return Response(200, _file(name), _HTML, list(_PAGE_HEADERS))
+    return Response(status, _file(name), _HTML, list(_PAGE_HEADERS))
 
 
 @cache

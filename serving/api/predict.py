@@ -12,8 +12,6 @@ from serving.http.messages import BYTES, Request, Response, json_response
 from serving.metrics import ServingMetrics
 from serving.policies.engine import Engine
 
-SMALL_BODY_BYTES = 1 << 10
-
 
 class PredictEndpoints:
     """Handlers of ``/predict``, ``/livez``, ``/readyz`` and ``/metrics``."""
@@ -31,12 +29,11 @@ class PredictEndpoints:
     def routes(self) -> list[Route]:
         """All routes of this module."""
         raw_limit = self._max_observations * OBSERVATION_BYTES
-        small = SMALL_BODY_BYTES
         return [
-            Route("GET", "/livez", self.live, public=True, max_body_bytes=small),
-            Route("GET", "/healthz", self.live, public=True, max_body_bytes=small),
-            Route("GET", "/readyz", self.ready, public=True, max_body_bytes=small),
-            Route("GET", "/metrics", self.metrics, max_body_bytes=small),
+            Route("GET", "/livez", self.live, public=True),
+            Route("GET", "/healthz", self.live, public=True),
+            Route("GET", "/readyz", self.ready, public=True),
+            Route("GET", "/metrics", self.metrics),
             Route("POST", "/predict", self.predict),
             Route("POST", "/predict/raw", self.predict_raw, max_body_bytes=raw_limit),
         ]

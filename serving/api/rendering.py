@@ -17,16 +17,15 @@ def json_answer(request: Request, output: PredictionOutput) -> Response:
 
 def describe_output(request: Request, output: PredictionOutput) -> dict[str, Any]:
     """Describe an output as JSON: one prediction per observation, and the version."""
-    actions = output.version.policy.actions
     predictions = [
         {
-            "action": action,
-            "action_name": actions[action].name,
-            "buttons": actions[action].buttons,
+            "action": int(output.actions[row]),
+            "action_name": action.name,
+            "buttons": action.buttons,
             "probabilities": output.probabilities[row],
             "value": output.values[row],
         }
-        for row, action in enumerate(output.actions.tolist())
+        for row, action in enumerate(output.chosen)
     ]
     ref = output.version.ref
     return {

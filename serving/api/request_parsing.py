@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import binascii
 import urllib.parse
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import Any, cast
 
@@ -49,7 +49,7 @@ def parse_predict(body: bytes, max_observations: int, max_lists: int) -> Predict
     document = parse_object(
         body, ("observation", "observations", "mode", "seed"), max_lists=max_lists
     )
-    mode, seed = parse_mode(document.get("mode")), parse_seed(document.get("seed"))
+    mode, seed = parse_mode_and_seed(document)
     if ("observation" in document) == ("observations" in document):
         raise bad_request(
             "observations", "expected either observation (one) or observations (a list of them)"
@@ -89,7 +89,7 @@ def parse_raw(body: bytes, query: bytes, max_observations: int) -> PredictionInp
         )
     check_count(count, max_observations)
     observations = np.frombuffer(body, dtype=np.uint8).reshape(count, *OBSERVATION_SHAPE)
-    return PredictionInput(observations, *_mode_and_seed(parameters))
+    return PredictionInput(observations, *_query_mode_and_seed(parameters))
 
 
 def parse_frames_json(body: bytes) -> PredictionInput:
@@ -99,7 +99,7 @@ def parse_frames_json(body: bytes) -> PredictionInput:
         HttpError: 400.
     """
     document = parse_object(body, ("frames", "mode", "seed"))
-    mode, seed = parse_mode(document.get("mode")), parse_seed(document.get("seed"))
+    mode, seed = parse_mode_and_seed(document)
     items = document.get("frames")
     if not isinstance(items, list) or len(items) != STACK:
         raise bad_request("frames", "frames: expected a list of four PNG pictures as base64")
@@ -127,7 +127,7 @@ def parse_frames_bytes(body: bytes, query: bytes) -> PredictionInput:
         )
     screens = np.frombuffer(body, dtype=np.uint8).reshape(STACK, *SCREEN_SHAPE)
     frames = np.stack([frame_from_rgb(screen) for screen in screens])
-    return PredictionInput(frames[None], *_mode_and_seed(parameters))
+    return PredictionInput(frames[None], *_query_mode_and_seed(parameters))
 
 
 def check_count(count: int, max_observations: int) -> None:
@@ -153,34 +153,22 @@ def check_lists(count: int, max_lists: int) -> None:
         )
 
 
-def parse_mode(value: object) -> ActionSelection | None:
-    """Check a mode; None if absent.
+def parse_mode_and_seed(
+    values: Mapping[str, object],
+) -> tuple[ActionSelection | None, int | None]:
+    """Check the options ``mode`` and ``seed``; each is None if absent.
 
     Raises:
         HttpError: 400.
     """
-    if value is None:
-        return None
-    if value == "greedy":
-        return "greedy"
-    if value == "sample":
-        return "sample"
-    raise bad_request("mode", f"mode: got {show(value)}; expected greedy or sample")
-
-
-def parse_seed(value: object) -> int | None:
-    """Check a seed; None if absent.
-
-    Raises:
-        HttpError: 400.
-    """
-    if value is None:
-        return None
-    if type(value) is not int or not 0 <= value <= MAX_SEED:
+    mode, seed = values.get("mode"), values.get("seed")
+    if mode not in (None, "greedy", "sample"):
+        raise bad_request("mode", f"mode: got {show(mode)}; expected greedy or sample")
+    if seed is not None and (type(seed) is not int or not 0 <= seed <= MAX_SEED):
         raise bad_request(
-            "seed", f"seed: got {show(value)}; expected a whole number from 0 to {MAX_SEED}"
+            "seed", f"seed: got {show(seed)}; expected a whole number from 0 to {MAX_SEED}"
         )
-    return value
+    return mode, seed
 
 
 def parse_query(query: bytes, allowed: Iterable[str]) -> dict[str, str]:
@@ -234,13 +222,17 @@ def decode_base64(text: str, where: str, length: int | None = None) -> bytes:
     return data
 
 
-def _mode_and_seed(parameters: dict[str, str]) -> tuple[ActionSelection | None, int | None]:
-    """Parse the values of the query parameters ``mode`` and ``seed``."""
-    mode, seed = parse_mode(parameters.get("mode")), parameters.get("seed")
+def _query_mode_and_seed(
+    parameters: dict[str, str],
+) -> tuple[ActionSelection | None, int | None]:
+    """Parse the query parameters ``mode`` and ``seed``."""
+    seed = parameters.get("seed")
+    if seed is None:
+        return parse_mode_and_seed(parameters)
     # int() would accept spaces, underscores, signs and the digits of other scripts.
-    if seed is not None and not (seed.isascii() and seed.isdigit() and len(seed) <= 19):
+    if not (seed.isascii() and seed.isdigit() and len(seed) <= 19):
         raise bad_request("seed", f"seed: got {seed[:40]!r}; expected a whole number")
-    return mode, parse_seed(None if seed is None else int(seed))
+    return parse_mode_and_seed({**parameters, "seed": int(seed)})
 
 
 def _observation(value: object, where: str, suspicious: bool) -> Uint8Array:

@@ -9,11 +9,10 @@ from serving.api.rendering import describe_output, json_answer
 from serving.api.request_parsing import (
     parse_frames_bytes,
     parse_frames_json,
-    parse_mode,
+    parse_mode_and_seed,
     parse_query,
-    parse_seed,
 )
-from serving.http.application import Route
+from serving.http.application import SMALL_BODY_BYTES, Route
 from serving.http.json_body import parse_object
 from serving.http.messages import BYTES, JSON, Request, Response, json_response
 from serving.policies.engine import Engine
@@ -43,9 +42,9 @@ class SessionEndpoints:
         one = max(MAX_PNG_BYTES, SCREEN_BYTES)
         return [
             Route("POST", "/predict/frames", self.frames, max_body_bytes=4 << 20),
-            Route("POST", "/sessions", self.create, max_body_bytes=1 << 10),
+            Route("POST", "/sessions", self.create, max_body_bytes=SMALL_BODY_BYTES),
             Route("POST", "/sessions/{id}/act", self.act, max_body_bytes=one),
-            Route("DELETE", "/sessions/{id}", self.delete, max_body_bytes=1 << 10),
+            Route("DELETE", "/sessions/{id}", self.delete, max_body_bytes=SMALL_BODY_BYTES),
         ]
 
     async def frames(self, request: Request) -> Response:
@@ -64,7 +63,7 @@ class SessionEndpoints:
         if request.body:
             request.require_content_type(JSON)
             document = parse_object(request.body, ("mode", "seed"))
-        mode, seed = parse_mode(document.get("mode")), parse_seed(document.get("seed"))
+        mode, seed = parse_mode_and_seed(document)
         self._engine.champion.require()
         name = self._table.create(self._engine.role_for_session(), mode, seed)
         return json_response(

@@ -203,10 +203,7 @@ class _WatchedGame:
         return 4 if self._output is None else self._output.version.policy.frame_skip
 
     def _champion_buttons(self) -> int:
-        output = self._output
-        if output is None:
-            return 0
-        return output.version.policy.actions[int(output.actions[0])].buttons
+        return 0 if self._output is None else self._output.chosen[0].buttons
 
     async def _decide(self, game: LiveGame) -> None:
         """Ask the champion for an action; without a champion no button is pressed."""

@@ -10,7 +10,6 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol
 
 from serving.http.authentication import Authenticator, InvalidToken, check_host, check_origin
 from serving.http.errors import HttpError
@@ -26,6 +25,7 @@ from serving.http.messages import (
     read_body,
 )
 from serving.http.rate_limit import RateLimiter
+from serving.lifecycle import Lifecycle
 from serving.metrics import ServingMetrics
 from serving.settings import ServingSettings, is_loopback
 
@@ -33,6 +33,9 @@ logger = logging.getLogger("mario.serving")
 
 Handler = Callable[[Request], Awaitable[Response]]
 SocketHandler = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+SMALL_BODY_BYTES = 1 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,7 @@ class Route:
         path: path, with ``{name}`` for a path parameter.
         handler: answers the request.
         public: needs no token and does not count against the rate limit.
-        max_body_bytes: largest body; None uses the limit of the settings.
+        max_body_bytes: largest body; None: 1 KiB for GET, else the limit of the settings.
         counted: a public route that has a rate limit of its own for each address.
     """
 
@@ -124,16 +127,6 @@ class MethodNotAllowed(HttpError):
     def headers(self) -> list[tuple[bytes, bytes]]:
         """See :class:`HttpError`."""
         return [*super().headers(), (b"allow", self._allowed.encode())]
-
-
-class Lifecycle(Protocol):
-    """Something that starts and stops with the application."""
-
-    def start(self) -> None:
-        """Start, in the event loop."""
-
-    def stop(self) -> None:
-        """Stop."""
 
 
 class Application:
@@ -219,7 +212,7 @@ class Application:
             request.body = await read_body(
                 receive,
                 request.headers,
-                limit_bytes=route.max_body_bytes or self._settings.max_body_bytes,
+                limit_bytes=self._max_body_bytes(route),
                 timeout_seconds=self._settings.body_timeout_seconds,
             )
             response = await route.handler(request)
@@ -240,6 +233,10 @@ class Application:
             self._in_flight -= 1
         self._count(endpoint, response.status, reason, request)
         await _send_response(send, response, head=request.method == "HEAD")
+
+    def _max_body_bytes(self, route: Route) -> int:
+        default = SMALL_BODY_BYTES if route.method == "GET" else self._settings.max_body_bytes
+        return route.max_body_bytes or default
 
     def _check_headers(self, scope: Scope) -> None:
         size = sum(len(name) + len(value) for name, value in scope["headers"])

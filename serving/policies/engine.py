@@ -14,6 +14,7 @@ import numpy as np
 from mario.policy.manifest import Uint8Array
 from mario.policy.policy import choose, sample_at, softmax
 from serving.http.errors import HttpError
+from serving.lifecycle import Lifecycle
 from serving.metrics import ServingMetrics
 from serving.policies.batcher import Batcher, NetworkOutput
 from serving.policies.prediction import PredictionInput, PredictionOutput
@@ -48,6 +49,9 @@ class Engine:
         self.champion_batcher = self._batcher("champion", self.champion.require)
         self.challenger = self._follower(source, "challenger")
         self.challenger_batcher = self._batcher("challenger", self.challenger.require)
+        self._parts: list[Lifecycle] = [self.champion, self.champion_batcher]
+        if self.comparing:
+            self._parts += [self.challenger, self.challenger_batcher, comparison]
         self._random = random.Random(secrets.randbits(64))
         self._shadows: set[asyncio.Future[NetworkOutput]] = set()
         metrics.set_reader("queue_observations", self._queued_observations)
@@ -83,22 +87,14 @@ class Engine:
 
     def start(self) -> None:
         """Load the versions and start the threads; call it in the event loop."""
-        self.champion.start()
-        self.champion_batcher.start()
-        if self.comparing:
-            self.challenger.start()
-            self.challenger_batcher.start()
-            self.comparison.start()
+        for part in self._parts:
+            part.start()
         tune_garbage_collection()
 
     def stop(self) -> None:
         """Answer the waiting requests and stop the threads."""
-        self.champion.stop()
-        self.champion_batcher.stop()
-        if self.comparing:
-            self.challenger.stop()
-            self.challenger_batcher.stop()
-            self.comparison.stop()
+        for part in self._parts:
+            part.stop()
 
     @property
     def ready(self) -> bool:
@@ -153,7 +149,7 @@ class Engine:
             actions = choose(probabilities, "greedy", None)
         self.metrics.get("canary_decisions_total", role).inc()
         if champion is not None and challenger is not None and self.comparing:
-            self.comparison.add_decision(champion.ref, challenger.ref, role)
+            self.comparison.add(champion.ref, challenger.ref, **{f"{role}_decisions": 1})
         output = PredictionOutput(answer.version, actions, probabilities, answer.values, mode)
         if role == "champion":
             self.metrics.record_predictions(answer.version, observation[None], actions)
@@ -179,7 +175,7 @@ class Engine:
 
         def drop() -> None:
             total("shadow_observations_total", "dropped").inc(count)
-            self.comparison.add_dropped(champion.ref, challenger.ref, count)
+            self.comparison.add(champion.ref, challenger.ref, dropped_observations=count)
 
         def compare(future: asyncio.Future[NetworkOutput]) -> None:
             self._shadows.discard(future)
@@ -195,7 +191,12 @@ class Engine:
             agreed = int(same.sum())
             total("shadow_observations_total", "agree").inc(agreed)
             total("shadow_observations_total", "differ").inc(count - agreed)
-            self.comparison.add_shadow(champion.ref, answer.version.ref, count, agreed)
+            self.comparison.add(
+                champion.ref,
+                answer.version.ref,
+                shadow_observations=count,
+                agreed_observations=agreed,
+            )
 
         if self.challenger_batcher.queued_observations + count > _SHADOW_QUEUE:
             drop()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mario.policy.manifest import ActionSelection, Float32Array, Uint8Array
+from mario.policy.manifest import ActionSelection, ActionSpec, Float32Array, Uint8Array
 from serving.policies.version_follower import LoadedVersion
 
 
@@ -43,3 +43,9 @@ class PredictionOutput:
     probabilities: Float32Array
     values: Float32Array
     mode: ActionSelection
+
+    @property
+    def chosen(self) -> list[ActionSpec]:
+        """The actions with their names and buttons."""
+        available = self.version.policy.actions
+        return [available[action] for action in self.actions.tolist()]

@@ -60,32 +60,21 @@ class TrafficComparison:
         if self._thread is not None:
             self._thread.join(timeout=10)
 
-    def add_shadow(
-        self, champion: VersionRef, challenger: VersionRef, observations: int, agreed: int
-    ) -> None:
-        """Add observations that both versions answered, and how many with the same buttons."""
-        with self._lock:
-            now = self._between(champion, challenger)
-            self._now = replace(
-                now,
-                shadow_observations=now.shadow_observations + observations,
-                agreed_observations=now.agreed_observations + agreed,
-            )
+    def add(self, champion: VersionRef, challenger: VersionRef, **counts: int) -> None:
+        """Add counts to the comparison of two versions.
 
-    def add_dropped(self, champion: VersionRef, challenger: VersionRef, observations: int) -> None:
-        """Add observations that the shadow did not answer."""
+        Args:
+            champion: the champion.
+            challenger: the challenger.
+            counts: by field of :class:`ServingComparison`: ``shadow_observations`` that both
+                answered, of which ``agreed_observations`` with the same buttons;
+                ``dropped_observations`` that the shadow did not answer; ``champion_decisions`` and
+                ``challenger_decisions`` in sessions.
+        """
         with self._lock:
             now = self._between(champion, challenger)
-            self._now = replace(now, dropped_observations=now.dropped_observations + observations)
-
-    def add_decision(self, champion: VersionRef, challenger: VersionRef, role: Role) -> None:
-        """Add one decision in a session, made by ``role``."""
-        with self._lock:
-            now = self._between(champion, challenger)
-            if role == "champion":
-                self._now = replace(now, champion_decisions=now.champion_decisions + 1)
-            else:
-                self._now = replace(now, challenger_decisions=now.challenger_decisions + 1)
+            sums = {name: getattr(now, name) + count for name, count in counts.items()}
+            self._now = replace(now, **sums)
 
     def add_inference(
         self, version: VersionRef, role: Role, observations: int, seconds: float

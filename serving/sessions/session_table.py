@@ -159,9 +159,7 @@ class SessionTable:
         """
         slot, token = self._parse(name)
         with self._hold(slot):
-            row = self._slots[slot]
-            if not secrets.compare_digest(bytes(row["token"]), token):
-                raise _unknown()
+            row = self._row(slot, token)
             if row["used_at"] < time.time() - self._timeout:
                 raise HttpError(
                     410,
@@ -194,9 +192,7 @@ class SessionTable:
         """
         slot, token = self._parse(name)
         with self._hold(slot):
-            row = self._slots[slot]
-            if not secrets.compare_digest(bytes(row["token"]), token):
-                raise _unknown()
+            row = self._row(slot, token)
             row["token"] = b""
             row["used_at"] = 0
 
@@ -214,6 +210,12 @@ class SessionTable:
         if slot >= self._capacity:
             raise _unknown()
         return slot, name[_SLOT_DIGITS:].encode()
+
+    def _row(self, slot: int, token: bytes) -> np.void:
+        row: np.void = self._slots[slot]
+        if not secrets.compare_digest(bytes(row["token"]), token):
+            raise _unknown()
+        return row
 
     @contextmanager
     def _hold(self, slot: int) -> Iterator[None]:

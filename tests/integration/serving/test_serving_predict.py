@@ -279,7 +279,7 @@ def test_metrics_have_a_separate_port(client: httpx.Client, metrics_port: int) -
 def test_the_service_imports_nothing_that_trains(policy: OnnxPolicy) -> None:
     code = (
         "import sys\n"
-        "for name in ('torch', 'stable_baselines3', 'gymnasium', 'mario.training',\n"
+        "for name in ('torch', 'scipy', 'stable_baselines3', 'gymnasium', 'mario.training',\n"
         "             'mario.demonstrations', 'mario.jobs', 'mario.training.export', 'flows'):\n"
         "    sys.modules[name] = None\n"
         "import serving.service, serving.launcher, serving.policies.registry_source\n"

@@ -245,12 +245,12 @@ def test_a_comparison_holds_the_times_of_its_own_two_versions() -> None:
     # One observation in an interval: both calls end before the comparison is recorded.
     comparison.add_inference(one, "champion", 1, 0.5)
     comparison.add_inference(two, "challenger", 1, 0.25)
-    comparison.add_shadow(one, two, 1, 1)
+    comparison.add(one, two, shadow_observations=1, agreed_observations=1)
     # The champion changes: the times of the former one do not count for the new one.
     comparison.add_inference(three, "champion", 2, 0.125)
     comparison.add_inference(two, "challenger", 2, 0.0625)
-    comparison.add_shadow(three, two, 2, 0)
-    comparison.add_dropped(three, two, 4)
+    comparison.add(three, two, shadow_observations=2, agreed_observations=0)
+    comparison.add(three, two, dropped_observations=4)
     comparison.flush()
     first, second = sink.rows
     assert (first.champion_seconds, first.champion_observations) == (0.5, 1)
@@ -263,7 +263,7 @@ def test_a_comparison_holds_the_times_of_its_own_two_versions() -> None:
     comparison.add_inference(three, "champion", 7, 7.0)
     comparison.flush()
     comparison.add_inference(three, "champion", 1, 1.0)
-    comparison.add_decision(three, two, "challenger")
+    comparison.add(three, two, challenger_decisions=1)
     comparison.flush()
     assert len(sink.rows) == 3
     assert (sink.rows[2].champion_seconds, sink.rows[2].challenger_decisions) == (1.0, 1)
@@ -272,10 +272,10 @@ def test_a_comparison_holds_the_times_of_its_own_two_versions() -> None:
 def test_comparisons_are_kept_while_the_store_is_unreachable() -> None:
     sink = _Kept(failures=1)
     comparison = TrafficComparison(sink, 10)
-    comparison.add_shadow(_ref(1), _ref(2), 5, 3)
+    comparison.add(_ref(1), _ref(2), shadow_observations=5, agreed_observations=3)
     comparison.flush()
     assert sink.rows == []
-    comparison.add_shadow(_ref(1), _ref(2), 1, 1)
+    comparison.add(_ref(1), _ref(2), shadow_observations=1, agreed_observations=1)
     comparison.flush()
     assert [row.shadow_observations for row in sink.rows] == [5, 1]
 
