@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
-import numpy.typing as npt
-import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecEnv
 
 from mario.config.algorithms import PPOConfig
-from mario.game.console.contract import UInt8Array
-from mario.training.algorithms.contract import Algorithm, Experience, Network
-from mario.training.checkpoint import CheckpointContent
+from mario.training.algorithms.actor_critic import ActorCritic, logged
+from mario.training.algorithms.contract import Algorithm
 from mario.training.networks import MarioActorCriticPolicy
 from mario.training.schedules import schedule
 
 
-class PPOAlgorithm:
-    """PPO: a boundary before each rollout, whose buffer is empty then and in no checkpoint."""
-
-    boundary_every_steps: ClassVar[int] = 0
-    holds_resume_points: ClassVar[bool] = True
+class PPOAlgorithm(ActorCritic):
+    """PPO with schedules of learning rate, clip range and entropy."""
 
     def __init__(self, settings: PPOConfig, env: VecEnv, common: Mapping[str, Any]) -> None:
         """Build the model."""
@@ -47,68 +41,18 @@ class PPOAlgorithm:
         """Follow the entropy schedule."""
         self.model.ent_coef = self._entropy(remaining)
 
-    def outputs(self, observations: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run the network: logits and the value head's values."""
-        network = self.network()
-        assert network.value_head is not None
-        features = network.extractor(observations)
-        return network.action_head(features), network.value_head(features).squeeze(1)
-
-    def network(self) -> Network:
-        """Give the layers."""
-        policy = self.model.policy
-        return Network(policy.features_extractor, policy.action_net, policy.value_net)
-
-    def experience(self) -> Experience | None:
-        """Give the rollout that waits for its update."""
-        buffer = self.model.rollout_buffer
-        if not buffer.full:
-            return None
-        observations = buffer.observations.reshape(-1, *buffer.obs_shape)
-        return Experience(buffer.actions.reshape(-1), observations)
-
-    def random_share(self, actions: int) -> float:
-        """No action is random: the policy itself is sampled."""
-        return 0.0
-
-    def policy_signals(self, probe: UInt8Array) -> dict[str, Any]:
-        """Estimate the entropy of the policy that acted, by the rollout's log-probabilities."""
-        mean = self.model.rollout_buffer.log_probs.mean()
-        return {"entropy_ratio": float(-mean / math.log(int(self.model.action_space.n)))}  # type: ignore[attr-defined]
-
     def update_signals(self, scalars: Mapping[str, Any]) -> dict[str, Any]:
-        """Read KL divergence, clip fraction, explained variance and value loss.
+        """Read KL divergence and clip fraction as well.
 
-        stable-baselines3 measures the first two before each minibatch's step: of a single
-        minibatch they are 0 whatever the step does, so they are left out then.
+        stable-baselines3 measures both before each minibatch's step: of a single minibatch they
+        are 0 whatever the step does, so they are left out then.
         """
-
-        def scalar(name: str) -> float | None:
-            value = scalars.get(f"train/{name}")
-            return None if value is None else float(value)
-
-        model, explained = self.model, scalar("explained_variance")
-        rollout = model.n_steps * model.n_envs
-        single = model.n_epochs * math.ceil(rollout / model.batch_size) == 1
-        return {
-            "approx_kl": None if single else scalar("approx_kl"),
-            "clip_fraction": None if single else scalar("clip_fraction"),
-            "explained_variance": (
-                explained if explained is not None and math.isfinite(explained) else None
-            ),
-            "value_loss": scalar("value_loss"),
-        }
-
-    def progress_scalars(self) -> dict[str, float]:
-        """Nothing beside the update's own."""
-        return {}
-
-    def capture(self) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
-        """Nothing: the rollout buffer is empty at a boundary."""
-        return {}, {}
-
-    def restore(self, content: CheckpointContent) -> None:
-        """Nothing to put back."""
+        signals = super().update_signals(scalars)
+        rollout = self.model.n_steps * self.model.n_envs
+        if self.model.n_epochs * math.ceil(rollout / self.model.batch_size) > 1:
+            signals["approx_kl"] = logged(scalars, "approx_kl")
+            signals["clip_fraction"] = logged(scalars, "clip_fraction")
+        return signals
 
 
 ALGORITHM: type[Algorithm] = PPOAlgorithm

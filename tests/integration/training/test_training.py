@@ -26,9 +26,9 @@ from mario.training.export import action_specs
 from mario.training.sb3_vec_env import EpisodeRecord
 from mario.training.sinks import BaseSink, RunStart
 from mario.training.trainer import SelectionScore, train
-from tests.support.training_runs import DQN, PPO, QRDQN, Listener, small_config, weights_digest
+from tests.support.training_runs import DQN, PPO, Listener, small_config, weights_digest
 
-ALGORITHMS = {"ppo": PPO, "dqn": DQN, "qrdqn": QRDQN}
+ALGORITHMS = {"ppo": PPO, "dqn": DQN}
 
 
 @pytest.fixture(scope="module", params=list(ALGORITHMS))
