@@ -49,6 +49,11 @@ class TimedPolicy:
         """The policy's own."""
         return self._policy.frame_skip
 
+    @property
+    def observation(self) -> Any:
+        """The policy's own."""
+        return self._policy.observation
+
     def act(self, *arguments: Any, **options: Any) -> PolicyOutput:
         """Answer, and count the time."""
         started = time.perf_counter()

@@ -66,12 +66,11 @@ def load(reference: str, config: ExperimentConfig | None, aside: Path) -> tuple[
 
 def export(checkpoint: Path, config: ExperimentConfig, folder: Path) -> Path:
     """Export a training checkpoint as an artefact, checked on what a few episodes show."""
-    from mario.training.export import TorchPolicy, action_specs, export_artefact
+    from mario.training.export import TorchPolicy, export_artefact
     from mario.training.trainer import load_trained
 
     algorithm = load_trained(config, checkpoint)
-    actions = action_specs(config.game.actions)
-    policy = TorchPolicy(algorithm, actions, config.game.frame_skip, "sample")
+    policy = TorchPolicy(algorithm, config, "sample")
     seen: list[UInt8Array] = []
 
     def keep(observations: UInt8Array, step: BatchStep) -> None:

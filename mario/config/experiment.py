@@ -23,6 +23,7 @@ from mario.config.gate import GateRule
 from mario.config.identities import identity_of_experiment
 from mario.config.levels import LEVEL_NAMES, LevelName, TaskName, task_levels
 from mario.config.network import NetworkConfig
+from mario.config.observations import split_task
 from mario.config.section import PositiveInt, Section
 from mario.config.sinks import SinksConfig
 from mario.config.yaml_file import load_yaml
@@ -67,7 +68,8 @@ class ExperimentConfig(Section):
     @model_validator(mode="after")
     def _combinations(self) -> Self:
         """Refuse values that are fine alone and impossible together."""
-        known = self.task == "all" or self.task in LEVEL_NAMES
+        played, _ = split_task(self.task)
+        known = played == "all" or played in LEVEL_NAMES
         if not known and not self.levels:
             raise ValueError(
                 f'task: got the name {self.task!r} without levels, expected a level ("1-1"), '
@@ -98,6 +100,11 @@ class ExperimentConfig(Section):
     def level_names(self) -> tuple[str, ...]:
         """The levels of the task, in order."""
         return self.levels or task_levels(self.task)
+
+    @property
+    def observation(self) -> str:
+        """The kind of observation, which the task's name says."""
+        return split_task(self.task)[1]
 
     def content_hash(self) -> str:
         """Hash everything that can change the result; 64 hexadecimal characters (SHA-256)."""

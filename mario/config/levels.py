@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from mario.config.observations import OBSERVATIONS, split_task
 from mario.errors import ConfigError
 
 LEVEL_PATTERN = r"^[1-8]-[1-4]$"
@@ -14,23 +15,25 @@ LevelName = Annotated[str, Field(pattern=LEVEL_PATTERN)]
 LEVEL_NAMES = tuple(f"{world}-{stage}" for world in range(1, 9) for stage in range(1, 5))
 #: How a message describes a level.
 LEVELS_EXPECTED = 'expected "1-1" to "8-4" (world 1-8, stage 1-4)'
-#: A level, "all", or the name of a list of levels.
-TASK_PATTERN = rf"^({LEVEL_PATTERN[1:-1]}|all|[a-z][a-z0-9-]{{0,31}})$"
+_KIND = "".join(f"(-({'|'.join(OBSERVATIONS[1:])}))?" for _ in OBSERVATIONS[1:2])
+#: A level, "all", or the name of a list of levels; then the kind of observation, but for pixels.
+TASK_PATTERN = rf"^({LEVEL_PATTERN[1:-1]}{_KIND}|all|[a-z][a-z0-9-]{{0,31}})$"
 _MODEL_PREFIX = "mario-"
 TaskName = Annotated[str, Field(pattern=TASK_PATTERN)]
 
 
 def task_levels(task: str) -> tuple[str, ...]:
-    """List the levels of a task that is one level's name, or ``"all"``.
+    """List the levels of a task that is named after one level, or after ``"all"``.
 
     Raises:
         ConfigError: the task is neither.
     """
-    if task == "all":
+    played, _ = split_task(task)
+    if played == "all":
         return LEVEL_NAMES
-    if task not in LEVEL_NAMES:
-        raise ConfigError(f"unknown level {task!r}: {LEVELS_EXPECTED}")
-    return (task,)
+    if played not in LEVEL_NAMES:
+        raise ConfigError(f"unknown level {played!r}: {LEVELS_EXPECTED}")
+    return (played,)
 
 
 def model_name(task: str) -> str:

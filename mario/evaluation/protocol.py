@@ -35,7 +35,7 @@ from mario.game.console.factory import open_console
 from mario.game.rng import derive_seed
 from mario.game.smb.levels import level as find_level
 from mario.game.smb.memory import read_time
-from mario.game.smb.observations.pixels import OBSERVATION_SHAPE
+from mario.game.smb.observations.contract import Observations
 from mario.game.smb.stage import start_level
 from mario.policy.policy import Policy
 
@@ -67,7 +67,13 @@ def protocol_game(policy: Policy, console: ConsoleName = "native") -> GameConfig
 def _open_games(slots: int, policy: Policy, console: ConsoleName, threads: int) -> GameBatch:
     """Open the protocol's games with the policy's actions."""
     buttons = [action.buttons for action in policy.actions]
-    return open_batch(slots, protocol_game(policy, console), buttons=buttons, threads=threads)
+    return open_batch(
+        slots,
+        protocol_game(policy, console),
+        observation=policy.observation.name,
+        buttons=buttons,
+        threads=threads,
+    )
 
 
 @cache
@@ -98,7 +104,7 @@ def play_units(
     environments: int = 8,
     console: ConsoleName = "native",
     threads: int = 0,
-    on_step: Callable[[UInt8Array, BatchStep], None] | None = None,
+    on_step: Callable[[Observations, BatchStep], None] | None = None,
 ) -> Iterator[EpisodeRecord]:
     """Play units and yield each one's record as soon as it has ended.
 
@@ -110,8 +116,8 @@ def play_units(
         environments: units played at once, ≥ 1; changes nothing but speed.
         console: which emulator; changes nothing but speed.
         threads: threads of the console; 0 = all cores.
-        on_step: called after every step with the observations it acted on, uint8 (N, 4, 84, 84),
-            and the step; for latency measurements and recordings.
+        on_step: called after every step with the observations it acted on, (N, …), and
+            the step; for latency measurements and recordings.
 
     Yields:
         Records in the order in which episodes end.
@@ -141,10 +147,10 @@ def _play(
     queue: Iterator[tuple[str, int]],
     policy_digest: str,
     console: ConsoleName,
-    on_step: Callable[[UInt8Array, BatchStep], None] | None,
+    on_step: Callable[[Observations, BatchStep], None] | None,
 ) -> Iterator[EpisodeRecord]:
     slots = len(first)
-    observations = np.zeros((slots, *OBSERVATION_SHAPE), np.uint8)
+    observations = policy.observation.zeros(slots)
     playing: list[_Playing | None] = [_start(policy, unit) for unit in first]
     waiting: list[_Playing | None] = [None] * slots
 
@@ -273,7 +279,7 @@ def record_frames(
     """
     batch = _open_games(1, policy, console, threads=1)
     try:
-        observations = np.zeros((1, *OBSERVATION_SHAPE), np.uint8)
+        observations = policy.observation.zeros(1)
         game = _start(policy, unit)
         batch.begin(0, EpisodeSpec(*unit), observations)
         yield batch.screen_rgb(0)

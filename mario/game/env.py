@@ -19,7 +19,7 @@ from mario.game.console.contract import FRAMES_PER_SECOND, UInt8Array
 from mario.game.smb.actions import action_set
 from mario.game.smb.levels import level as find_level
 from mario.game.smb.memory import STATE_FIELDS, StateArray, furthest_at_start
-from mario.game.smb.observations.pixels import OBSERVATION_SHAPE
+from mario.game.smb.observations.contract import ObservationKind, Observations
 from mario.game.smb.rewards import step_rewards
 
 StepInfo = dict[str, Any]
@@ -30,16 +30,23 @@ def state_info(state: StateArray) -> StepInfo:
     return {name: int(state[name]) for name in STATE_FIELDS}
 
 
+def observation_space(kind: ObservationKind) -> gymnasium.spaces.Box:
+    """Describe the observations of a kind to Gymnasium."""
+    if kind.dtype == "uint8":
+        return gymnasium.spaces.Box(0, 255, kind.shape, np.uint8)
+    return gymnasium.spaces.Box(-np.inf, np.inf, kind.shape, np.float32)
+
+
 def render_fps(game: GameConfig) -> int:
     """Pictures a second at which a video of one picture a step runs as fast as the console."""
     return max(1, round(FRAMES_PER_SECOND / game.frame_skip))
 
 
-class MarioEnv(gymnasium.Env[UInt8Array, np.int64]):
+class MarioEnv(gymnasium.Env[Observations, np.int64]):
     """One level of Super Mario Bros (or the whole game) as a Gymnasium environment.
 
-    Observation: uint8 (4, 84, 84), see `mario.game.smb.observations.pixels`. Action: an index
-    into the action set. Reward: as configured. `info` holds the 13 values of
+    Observation: of a kind of `mario.game.smb.observations`, by default uint8 (4, 84, 84). Action:
+    an index into the action set. Reward: as configured. `info` holds the 13 values of
     `mario.game.smb.memory` and `furthest_x_px`, `steps`, `frames`, `end` (name of the end reason,
     lower case).
 
@@ -54,6 +61,7 @@ class MarioEnv(gymnasium.Env[UInt8Array, np.int64]):
         level: str | None = "1-1",
         game: GameConfig | None = None,
         render_mode: str | None = None,
+        observation: str = "pixels",
     ) -> None:
         """Switch the console on.
 
@@ -61,9 +69,10 @@ class MarioEnv(gymnasium.Env[UInt8Array, np.int64]):
             level: ``"1-1"`` … ``"8-4"``, or None for the whole game with three lives.
             game: actions, frame skip, noise, reward and console; None takes the defaults.
             render_mode: None or ``"rgb_array"``.
+            observation: the kind of observation.
 
         Raises:
-            ConfigError: unknown level.
+            ConfigError: unknown level or kind of observation.
             ConsoleError: no such render mode, or no console to be had.
         """
         if level is not None:
@@ -78,16 +87,16 @@ class MarioEnv(gymnasium.Env[UInt8Array, np.int64]):
         self.render_mode = render_mode
         self.metadata = {**self.metadata, "render_fps": render_fps(self.game)}
         self.actions = action_set(self.game.actions)
-        self.observation_space = gymnasium.spaces.Box(0, 255, OBSERVATION_SHAPE, np.uint8)
         self.action_space = gymnasium.spaces.Discrete(len(self.actions))
         self._furthest_px = np.zeros(1, np.int32)
-        self._batch = open_batch(1, self.game, threads=1)
-        self._observations = np.zeros((1, *OBSERVATION_SHAPE), np.uint8)
+        self._batch = open_batch(1, self.game, observation=observation, threads=1)
+        self.observation_space = observation_space(self._batch.observation)
+        self._observations = self._batch.observation.zeros(1)
         self._playing = False
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[UInt8Array, StepInfo]:
+    ) -> tuple[Observations, StepInfo]:
         """Start an episode.
 
         Args:
@@ -116,7 +125,7 @@ class MarioEnv(gymnasium.Env[UInt8Array, np.int64]):
         }
         return self._observations[0].copy(), {**info, "end": EndReason.RUNNING.name.lower()}
 
-    def step(self, action: np.int64 | int) -> tuple[UInt8Array, float, bool, bool, StepInfo]:
+    def step(self, action: np.int64 | int) -> tuple[Observations, float, bool, bool, StepInfo]:
         """Hold an action for one step.
 
         Returns:

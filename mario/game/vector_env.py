@@ -21,11 +21,11 @@ from mario.errors import ConfigError, ConsoleError
 from mario.game.batch.contract import BatchStep, EndReason, EpisodeSpec
 from mario.game.batch.factory import open_batch
 from mario.game.console.contract import UInt8Array
-from mario.game.env import render_fps
+from mario.game.env import observation_space, render_fps
 from mario.game.smb.actions import action_set
 from mario.game.smb.levels import level as find_level
 from mario.game.smb.memory import STATE_FIELDS, StateArray, furthest_at_start
-from mario.game.smb.observations.pixels import OBSERVATION_SHAPE
+from mario.game.smb.observations.contract import Observations
 from mario.game.smb.rewards import step_rewards
 
 BoolArray = npt.NDArray[np.bool_]
@@ -37,13 +37,14 @@ _TERMINATED = np.array(
 )
 
 
-class MarioVectorEnv(VectorEnv[UInt8Array, npt.NDArray[np.int64], npt.NDArray[Any]]):
+class MarioVectorEnv(VectorEnv[Observations, npt.NDArray[np.int64], npt.NDArray[Any]]):
     """N games of one level, or one level for each game, stepped in one call.
 
-    Observations: uint8 (N, 4, 84, 84). Actions: int64 (N,). Autoreset is Gymnasium's `SAME_STEP`:
-    where an episode ends, the observation and the info are already those of the next one, and
-    `info["final_obs"]` and `info["final_info"]` hold its last ones. `info` has an array (N,) for
-    each value of `MarioEnv`'s info, and a mask of the same name with an underscore before it.
+    Observations: of one kind, by default uint8 (N, 4, 84, 84). Actions: int64 (N,). Autoreset is
+    Gymnasium's `SAME_STEP`: where an episode ends, the observation and the info are already those
+    of the next one, and `info["final_obs"]` and `info["final_info"]` hold its last ones. `info` has
+    an array (N,) for each value of `MarioEnv`'s info, and a mask of the same name with an
+    underscore before it.
 
     Attributes:
         metadata: Gymnasium's.
@@ -62,6 +63,7 @@ class MarioVectorEnv(VectorEnv[UInt8Array, npt.NDArray[np.int64], npt.NDArray[An
         game: GameConfig | None = None,
         render_mode: str | None = None,
         threads: int = 0,
+        observation: str = "pixels",
     ) -> None:
         """Switch the consoles on.
 
@@ -71,9 +73,10 @@ class MarioVectorEnv(VectorEnv[UInt8Array, npt.NDArray[np.int64], npt.NDArray[An
             game: actions, frame skip, noise, reward and console; None takes the defaults.
             render_mode: None or ``"rgb_array"``.
             threads: threads that step the games; 0 = all cores.
+            observation: the kind of observation.
 
         Raises:
-            ConfigError: unknown level, or not one for each game.
+            ConfigError: unknown level or kind of observation, or not one for each game.
             ConsoleError: no such render mode, or no console to be had.
         """
         if render_mode not in (None, "rgb_array"):
@@ -96,12 +99,12 @@ class MarioVectorEnv(VectorEnv[UInt8Array, npt.NDArray[np.int64], npt.NDArray[An
         self.metadata = {**self.metadata, "render_fps": render_fps(self.game)}
         self.num_envs = num_envs
         self.actions = action_set(self.game.actions)
-        self.single_observation_space = gymnasium.spaces.Box(0, 255, OBSERVATION_SHAPE, np.uint8)
         self.single_action_space = gymnasium.spaces.Discrete(len(self.actions))
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._batch = open_batch(num_envs, self.game, threads=threads)
-        self._observations = np.zeros((num_envs, *OBSERVATION_SHAPE), np.uint8)
+        self._batch = open_batch(num_envs, self.game, observation=observation, threads=threads)
+        self.single_observation_space = observation_space(self._batch.observation)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self._observations = self._batch.observation.zeros(num_envs)
         self._furthest_px = np.zeros(num_envs, np.int32)
         self._generators: dict[int, np.random.Generator] = {}
         # Each game's next episode waits in the batch, so its seed is drawn one episode ahead.
@@ -112,7 +115,7 @@ class MarioVectorEnv(VectorEnv[UInt8Array, npt.NDArray[np.int64], npt.NDArray[An
         *,
         seed: int | Sequence[int | None] | None = None,
         options: dict[str, Any] | None = None,
-    ) -> tuple[UInt8Array, VectorInfo]:
+    ) -> tuple[Observations, VectorInfo]:
         """Start an episode in every game, or in those that are named.
 
         Args:
@@ -122,7 +125,7 @@ class MarioVectorEnv(VectorEnv[UInt8Array, npt.NDArray[np.int64], npt.NDArray[An
                 bytes}`` starts from a console save-state.
 
         Returns:
-            Observations uint8 (N, 4, 84, 84) and the info (its masks show what was started).
+            Observations (N, …) and the info (its masks show what was started).
 
         Raises:
             ConsoleError: seeds or mask are not one for each game, or games that never started
@@ -141,14 +144,14 @@ class MarioVectorEnv(VectorEnv[UInt8Array, npt.NDArray[np.int64], npt.NDArray[An
 
     def step(
         self, actions: npt.NDArray[np.int64]
-    ) -> tuple[UInt8Array, npt.NDArray[np.float64], BoolArray, BoolArray, VectorInfo]:
+    ) -> tuple[Observations, npt.NDArray[np.float64], BoolArray, BoolArray, VectorInfo]:
         """Hold one action in each game for one step.
 
         Args:
             actions: int64 (N,).
 
         Returns:
-            Observations uint8 (N, 4, 84, 84), rewards float64 (N,), terminated bool (N,) (flag,
+            Observations (N, …), rewards float64 (N,), terminated bool (N,) (flag,
             death, clock), truncated bool (N,) (step or stuck limit), info.
 
         Raises:

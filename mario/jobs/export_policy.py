@@ -17,7 +17,7 @@ from mario.jobs.provenance import git_commit
 from mario.jobs.register import ARTEFACT_FOLDER
 from mario.policy.artefact import Artefact
 from mario.training.algorithms.contract import Algorithm
-from mario.training.export import TorchPolicy, action_specs, export_artefact
+from mario.training.export import TorchPolicy, export_artefact
 from mario.training.result import TrainingResult
 from mario.training.trainer import load_trained
 
@@ -70,8 +70,7 @@ def _observations(config: ExperimentConfig, algorithm: Algorithm) -> UInt8Array:
     Returns:
         uint8 ``(n, 4, 84, 84)`` with n ≤ 512.
     """
-    actions = action_specs(config.game.actions)
-    policy = TorchPolicy(algorithm, actions, config.game.frame_skip, "sample")
+    policy = TorchPolicy(algorithm, config, "sample")
     seen: list[UInt8Array] = []
     count = max(8, len(config.level_names))
     blocks = schedule(config.level_names, SeedFamily.SELECTION, units=count)

@@ -2,8 +2,8 @@
 
 Layout of the folder:
 
-* ``policy.onnx``: input ``observation`` uint8 (N, 4, 84, 84); outputs ``logits`` float32 (N, A)
-  and ``value`` float32 (N,);
+* ``policy.onnx``: input ``observation`` (N, …) of the manifest's kind; outputs ``logits`` float32
+  (N, A) and ``value`` float32 (N,);
 * ``policy.json``: a :class:`~mario.policy.manifest.PolicyManifest`, with the SHA-256 of every
   other file that serving or evaluation reads;
 * ``golden.npz`` (optional): observations and the answers the trained network gave to them;
@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -24,6 +25,7 @@ from pydantic import ValidationError
 
 from mario.errors import ArtefactError
 from mario.files import whole_folder, write_synced
+from mario.game.smb.observations.contract import ObservationKind, Observations
 from mario.policy.manifest import (
     ActionSelection,
     ActionSpec,
@@ -31,7 +33,6 @@ from mario.policy.manifest import (
     ObservationSpec,
     ObservationStatistics,
     PolicyManifest,
-    Uint8Array,
     check_observations,
 )
 
@@ -49,12 +50,12 @@ class Golden:
     """Observations with the answers the trained network gave.
 
     Attributes:
-        observations: uint8 (G, 4, 84, 84), 1 ≤ G ≤ 256.
+        observations: (G, …) of the manifest's kind, 1 ≤ G ≤ 256.
         logits: float32 (G, A).
         values: float32 (G,).
     """
 
-    observations: Uint8Array
+    observations: Observations
     logits: Float32Array
     values: Float32Array
 
@@ -117,7 +118,7 @@ def write_artefact(
         git_commit: commit of the code that trained it.
         model_zip: the training archive, as bytes or as a file to copy.
         golden: observations and recorded answers.
-        observation: the observation spec; the design's by default.
+        observation: what the network expects to see; pixels by default.
         task: the task it was trained for.
         training_steps: agent decisions it was trained on.
         training_statistics: observation distribution in training.
@@ -137,13 +138,14 @@ def write_artefact(
             "folder or pass overwrite=True"
         )
     onnx_bytes = _content(onnx)
-    golden_bytes = None if golden is None else _golden_bytes(golden, len(actions))
+    observation = observation or ObservationSpec()
+    golden_bytes = None if golden is None else _golden_bytes(golden, len(actions), observation.kind)
     try:
         manifest = PolicyManifest(
             actions=tuple(actions),
             action_selection=action_selection,
             frame_skip=frame_skip,
-            observation=observation or ObservationSpec(),
+            observation=observation,
             training_config_hash=training_config_hash,
             git_commit=git_commit,
             onnx_sha256=sha256_hex(onnx_bytes),
@@ -154,23 +156,29 @@ def write_artefact(
         )
     except ValidationError as error:
         raise ArtefactError(f"policy manifest: {_one_line(error)}; correct the value") from error
+    parts = {
+        ONNX_FILE: onnx_bytes,
+        GOLDEN_FILE: golden_bytes,
+        MODEL_FILE: None if model_zip is None else _content(model_zip),
+        MANIFEST_FILE: (manifest.model_dump_json(indent=2) + "\n").encode(),
+    }
+    return _write_parts(target, parts)
 
+
+def _write_parts(target: Path, parts: Mapping[str, bytes | None]) -> Artefact:
+    """Write the files that there are into a folder that is complete or absent, and verify it."""
     try:
         with whole_folder(target) as aside:
-            write_synced(aside / ONNX_FILE, onnx_bytes)
-            if golden_bytes is not None:
-                write_synced(aside / GOLDEN_FILE, golden_bytes)
-            if model_zip is not None:
-                write_synced(aside / MODEL_FILE, _content(model_zip))
-            text = manifest.model_dump_json(indent=2) + "\n"
-            write_synced(aside / MANIFEST_FILE, text.encode())
+            for name, content in parts.items():
+                if content is not None:
+                    write_synced(aside / name, content)
             artefact = load_artefact(aside)
     except OSError as error:
         raise ArtefactError(
             f"{target}: policy not written ({error.strerror or error}); expected room and "
             "permission to write; free disk space, then go on with the run"
         ) from error
-    return Artefact(target, artefact.manifest, artefact.onnx, artefact.golden, artefact.digest)
+    return replace(artefact, folder=target)
 
 
 def load_artefact(folder: Path | str) -> Artefact:
@@ -205,7 +213,7 @@ def load_artefact(folder: Path | str) -> Artefact:
     if manifest.golden_sha256 is not None:
         golden_bytes = _read(source / GOLDEN_FILE)
         _check_digest(source / GOLDEN_FILE, golden_bytes, manifest.golden_sha256)
-        golden = _parse_golden(source / GOLDEN_FILE, golden_bytes, len(manifest.actions))
+        golden = _parse_golden(source / GOLDEN_FILE, golden_bytes, manifest)
     return Artefact(source, manifest, onnx, golden, sha256_hex(manifest_bytes))
 
 
@@ -218,8 +226,8 @@ def _check_digest(path: Path, data: bytes, expected: str) -> None:
         )
 
 
-def _check_golden(where: str, golden: Golden, action_count: int) -> None:
-    check_observations(golden.observations)
+def _check_golden(where: str, golden: Golden, action_count: int, kind: ObservationKind) -> None:
+    check_observations(golden.observations, kind)
     count = len(golden.observations)
     fits = (
         1 <= count <= MAX_GOLDEN_OBSERVATIONS
@@ -239,8 +247,8 @@ def _check_golden(where: str, golden: Golden, action_count: int) -> None:
         )
 
 
-def _golden_bytes(golden: Golden, action_count: int) -> bytes:
-    _check_golden("golden answers", golden, action_count)
+def _golden_bytes(golden: Golden, action_count: int, kind: ObservationKind) -> bytes:
+    _check_golden("golden answers", golden, action_count, kind)
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer,
@@ -251,7 +259,7 @@ def _golden_bytes(golden: Golden, action_count: int) -> bytes:
     return buffer.getvalue()
 
 
-def _parse_golden(path: Path, data: bytes, action_count: int) -> Golden:
+def _parse_golden(path: Path, data: bytes, manifest: PolicyManifest) -> Golden:
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             golden = Golden(arrays["observations"], arrays["logits"], arrays["values"])
@@ -260,7 +268,7 @@ def _parse_golden(path: Path, data: bytes, action_count: int) -> Golden:
             f"{path}: got an unreadable archive ({error}); expected arrays observations, logits "
             "and values; export the policy again"
         ) from error
-    _check_golden(str(path), golden, action_count)
+    _check_golden(str(path), golden, len(manifest.actions), manifest.observation.kind)
     return golden
 
 

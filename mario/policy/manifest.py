@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from mario.errors import ArtefactError
-
-OBSERVATION_SHAPE = (4, 84, 84)
+from mario.errors import ArtefactError, ConfigError
+from mario.game.smb.observations.contract import ObservationKind, Observations
+from mario.game.smb.observations.factory import kind_of_version
+from mario.game.smb.observations.pixels import OBSERVATION
 
 ActionSelection = Literal["greedy", "sample"]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -39,17 +40,40 @@ class ActionSpec(_Frozen):
 
 
 class ObservationSpec(_Frozen):
-    """What the network expects to see; ``game/observation.py`` is the only code that makes it.
+    """What the network expects to see: one kind of `mario.game.smb.observations`.
 
     Attributes:
-        shape: one observation's shape, channels first, newest frame last.
-        dtype: its element type; values are 0..255.
-        preprocessing: name of the definition that turned screens into observations.
+        shape: shape of one observation.
+        dtype: its element type.
+        preprocessing: version of the kind's definition.
     """
 
-    shape: tuple[Literal[4], Literal[84], Literal[84]] = (4, 84, 84)
-    dtype: Literal["uint8"] = "uint8"
-    preprocessing: str = "grey-area-84-v1"
+    shape: tuple[int, ...] = OBSERVATION.shape
+    dtype: Literal["uint8", "float32"] = OBSERVATION.dtype
+    preprocessing: str = OBSERVATION.version
+
+    @classmethod
+    def of(cls, kind: ObservationKind) -> Self:
+        """Describe a kind."""
+        return cls(shape=kind.shape, dtype=kind.dtype, preprocessing=kind.version)
+
+    @model_validator(mode="after")
+    def _is_known(self) -> Self:
+        kind = self.kind
+        if (self.shape, self.dtype) != (kind.shape, kind.dtype):
+            raise ValueError(
+                f"got {self.dtype} {self.shape}, expected {kind.dtype} {kind.shape} for "
+                f"{self.preprocessing}"
+            )
+        return self
+
+    @property
+    def kind(self) -> ObservationKind:
+        """The kind that the network expects."""
+        try:
+            return kind_of_version(self.preprocessing)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
 
 
 class ObservationStatistics(_Frozen):
@@ -141,7 +165,8 @@ class PolicyManifest(_Frozen):
         golden_sha256: SHA-256 of ``golden.npz``, or None where the folder has none.
         task: the task it was trained for, such as ``1-1`` or ``all``.
         training_steps: agent decisions it was trained on.
-        training_statistics: observation distribution in training, for drift.
+        training_statistics: observation distribution in training, for drift; None for another
+            kind than pixels.
     """
 
     schema_version: Literal[1] = 1
@@ -175,14 +200,15 @@ class PolicyManifest(_Frozen):
         return tuple(action.buttons for action in self.actions)
 
 
-def check_observations(observations: npt.NDArray[Any]) -> None:
-    """Refuse what is not uint8 (N, 4, 84, 84).
+def check_observations(observations: Observations, kind: ObservationKind = OBSERVATION) -> None:
+    """Refuse what are no observations (N, …) of a kind.
 
     Raises:
         ArtefactError: with the shape and dtype that were got.
     """
-    if observations.dtype != np.uint8 or observations.shape[1:] != OBSERVATION_SHAPE:
+    if not kind.fits(observations):
+        expected = ", ".join(["N", *map(str, kind.shape)])
         raise ArtefactError(
-            f"observations: got {observations.dtype} {observations.shape}; expected uint8 "
-            "(N, 4, 84, 84); make them with mario.game.smb.observations.pixels"
+            f"observations: got {observations.dtype} {observations.shape}; expected {kind.dtype} "
+            f"({expected}); make them with mario.game.smb.observations.{kind.name}"
         )

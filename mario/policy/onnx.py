@@ -18,13 +18,12 @@ from typing import Any, Self
 import numpy as np
 
 from mario.errors import ArtefactError
+from mario.game.smb.observations.contract import ObservationKind, Observations
 from mario.policy.artefact import Artefact, load_artefact
 from mario.policy.manifest import (
-    OBSERVATION_SHAPE,
     ActionSelection,
     ActionSpec,
     Float32Array,
-    Uint8Array,
     check_observations,
 )
 from mario.policy.policy import Generators, PolicyOutput, choose, softmax
@@ -63,6 +62,7 @@ class OnnxPolicy:
         if threads < 1:
             raise ArtefactError(f"threads: got {threads}; expected at least 1; correct the setting")
         self._artefact = artefact
+        self._observation = artefact.manifest.observation.kind
         self._session = _open_session(artefact, threads)
         self._check_contract()
         self._whole_batches = (
@@ -99,15 +99,20 @@ class OnnxPolicy:
         return self._artefact.manifest.frame_skip
 
     @property
+    def observation(self) -> ObservationKind:
+        """What it sees."""
+        return self._observation
+
+    @property
     def batch_invariant(self) -> bool:
         """Whether whole batches are run at once, as the session gives the same bits either way."""
         return self._whole_batches
 
-    def infer(self, observations: Uint8Array) -> tuple[Float32Array, Float32Array]:
+    def infer(self, observations: Observations) -> tuple[Float32Array, Float32Array]:
         """Run the network.
 
         Args:
-            observations: uint8 (N, 4, 84, 84), 0..255, newest frame last; N may be 0.
+            observations: (N, …) of the policy's kind; N may be 0.
 
         Returns:
             ``logits`` float32 (N, A) and ``values`` float32 (N,).
@@ -115,7 +120,7 @@ class OnnxPolicy:
         Raises:
             ArtefactError: observations of another shape or dtype, or answers that are not finite.
         """
-        check_observations(observations)
+        check_observations(observations, self._observation)
         count = len(observations)
         if count == 0:
             return (
@@ -138,7 +143,7 @@ class OnnxPolicy:
 
     def act(
         self,
-        observations: Uint8Array,
+        observations: Observations,
         generator: Generators | None = None,
         *,
         selection: ActionSelection | None = None,
@@ -175,7 +180,7 @@ class OnnxPolicy:
             )
         return difference
 
-    def _run(self, observations: Uint8Array) -> tuple[Float32Array, Float32Array]:
+    def _run(self, observations: Observations) -> tuple[Float32Array, Float32Array]:
         logits, values = self._session.run(
             list(OUTPUT_NAMES), {INPUT_NAME: np.ascontiguousarray(observations)}
         )
@@ -184,11 +189,13 @@ class OnnxPolicy:
     def _check_contract(self) -> None:
         inputs = {item.name: item for item in self._session.get_inputs()}
         outputs = [item.name for item in self._session.get_outputs()]
-        where = self._artefact.folder
+        where, kind = self._artefact.folder, self._observation
+        input_type = "tensor(uint8)" if kind.dtype == "uint8" else "tensor(float)"
+        shape = ", ".join(["N", *map(str, kind.shape)])
         fits = (
             list(inputs) == [INPUT_NAME]
-            and inputs[INPUT_NAME].type == "tensor(uint8)"
-            and tuple(inputs[INPUT_NAME].shape[1:]) == OBSERVATION_SHAPE
+            and inputs[INPUT_NAME].type == input_type
+            and tuple(inputs[INPUT_NAME].shape[1:]) == kind.shape
             and not isinstance(inputs[INPUT_NAME].shape[0], int)
             and set(OUTPUT_NAMES) <= set(outputs)
         )
@@ -196,12 +203,12 @@ class OnnxPolicy:
             described = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs.values())
             raise ArtefactError(
                 f"{where}: got a network with inputs {described} and outputs {outputs}; expected "
-                "input observation tensor(uint8) (N, 4, 84, 84) and outputs logits, value; export "
-                "the policy again"
+                f"input observation {input_type} ({shape}) and outputs logits, value; export the "
+                "policy again"
             )
         # Declared output shapes may be symbolic, so what counts is what comes out of two rows.
         try:
-            logits, values = self._run(np.zeros((2, *OBSERVATION_SHAPE), dtype=np.uint8))
+            logits, values = self._run(kind.zeros(2))
         except Exception as error:  # onnxruntime's exceptions share no public base class
             raise ArtefactError(
                 f"{where}: the network fails on two observations ({_first_line(error)}); expected "
@@ -222,7 +229,12 @@ class OnnxPolicy:
 
     def _probe_batch_invariance(self) -> bool:
         generator = np.random.default_rng(0)
-        observations = generator.integers(0, 256, (MAX_BATCH, *OBSERVATION_SHAPE), dtype=np.uint8)
+        shape = (MAX_BATCH, *self._observation.shape)
+        observations: Observations = (
+            generator.integers(0, 256, shape, dtype=np.uint8)
+            if self._observation.dtype == "uint8"
+            else generator.standard_normal(shape, dtype=np.float32)
+        )
         singles = [self._run(observations[i : i + 1]) for i in range(MAX_BATCH)]
         logits = np.concatenate([single[0] for single in singles])
         values = np.concatenate([single[1] for single in singles])

@@ -9,11 +9,12 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from mario.game.smb.observations.contract import ObservationKind, Observations
+from mario.game.smb.observations.pixels import OBSERVATION
 from mario.policy.manifest import (
     ActionSelection,
     ActionSpec,
     Float32Array,
-    Uint8Array,
     check_observations,
 )
 
@@ -58,9 +59,14 @@ class Policy(Protocol):
         """Console frames that one of its decisions lasts."""
         ...
 
+    @property
+    def observation(self) -> ObservationKind:
+        """What it sees."""
+        ...
+
     def act(
         self,
-        observations: Uint8Array,
+        observations: Observations,
         generator: Generators | None = None,
         *,
         selection: ActionSelection | None = None,
@@ -68,7 +74,7 @@ class Policy(Protocol):
         """Choose an action for each observation.
 
         Args:
-            observations: uint8 (N, 4, 84, 84), 0..255, newest frame last; N may be 0.
+            observations: (N, …) of the policy's kind; N may be 0.
             generator: source of the uniform numbers that sampling needs, one for the batch or
                 one for each row; each row takes one draw. Greedy selection takes none.
             selection: overrides the policy's own selection.
@@ -179,9 +185,14 @@ class RandomPolicy:
         """Console frames that one decision lasts."""
         return self._frame_skip
 
+    @property
+    def observation(self) -> ObservationKind:
+        """Pixels, which it ignores."""
+        return OBSERVATION
+
     def act(
         self,
-        observations: Uint8Array,
+        observations: Observations,
         generator: Generators | None = None,
         *,
         selection: ActionSelection | None = None,

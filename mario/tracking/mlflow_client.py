@@ -19,7 +19,6 @@ from urllib.parse import unquote, urlparse
 
 from mario.errors import RegistryError
 from mario.policy.artefact import GOLDEN_FILE, MANIFEST_FILE, MODEL_FILE, ONNX_FILE, Artefact
-from mario.policy.manifest import OBSERVATION_SHAPE
 
 if TYPE_CHECKING:
     from mlflow.exceptions import MlflowException
@@ -246,12 +245,10 @@ def write_model_folder(artefact: Artefact, folder: Path, *, with_archive: bool =
         source = artefact.folder / name
         if source.is_file():
             (folder / name).write_bytes(source.read_bytes())
-    actions = len(artefact.manifest.actions)
+    actions, seen = len(artefact.manifest.actions), artefact.manifest.observation
     model = Model(
         signature=ModelSignature(
-            inputs=Schema(
-                [TensorSpec(np.dtype(np.uint8), (-1, *OBSERVATION_SHAPE), "observation")]
-            ),
+            inputs=Schema([TensorSpec(np.dtype(seen.dtype), (-1, *seen.shape), "observation")]),
             outputs=Schema(
                 [
                     TensorSpec(np.dtype(np.float32), (-1, actions), "logits"),

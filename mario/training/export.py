@@ -20,13 +20,16 @@ from torch import nn
 from mario.config.experiment import ExperimentConfig
 from mario.errors import ArtefactError
 from mario.game.smb.actions import action_set
+from mario.game.smb.observations.contract import ObservationKind, Observations
+from mario.game.smb.observations.factory import observation_kind
+from mario.game.smb.observations.pixels import OBSERVATION
 from mario.policy.artefact import MAX_GOLDEN_OBSERVATIONS, Artefact, Golden, write_artefact
 from mario.policy.manifest import (
     ActionSelection,
     ActionSpec,
     Float32Array,
+    ObservationSpec,
     ObservationStatistics,
-    Uint8Array,
     check_observations,
 )
 from mario.policy.onnx import OnnxPolicy
@@ -53,13 +56,13 @@ class TorchPolicy:
     """A network under training behind the Policy protocol, without an export."""
 
     def __init__(
-        self, algorithm: Algorithm, actions: tuple[ActionSpec, ...], frame_skip: int,
-        selection: ActionSelection,
-    ) -> None:  # fmt: skip
+        self, algorithm: Algorithm, config: ExperimentConfig, selection: ActionSelection
+    ) -> None:
         """Answer with the algorithm's network as it is when asked."""
         self._algorithm = algorithm
-        self._actions = actions
-        self._frame_skip = frame_skip
+        self._actions = action_specs(config.game.actions)
+        self._frame_skip = config.game.frame_skip
+        self._observation = observation_kind(config.observation)
         self._selection = selection
 
     @property
@@ -77,14 +80,19 @@ class TorchPolicy:
         """Console frames that one decision lasts."""
         return self._frame_skip
 
-    def infer(self, observations: Uint8Array) -> tuple[Float32Array, Float32Array]:
-        """Run the network on uint8 (N, 4, 84, 84): logits float32 (N, A), values float32 (N,)."""
-        check_observations(observations)
+    @property
+    def observation(self) -> ObservationKind:
+        """What it sees."""
+        return self._observation
+
+    def infer(self, observations: Observations) -> tuple[Float32Array, Float32Array]:
+        """Run the network on (N, …): logits float32 (N, A), values float32 (N,)."""
+        check_observations(observations, self._observation)
         return torch_outputs(self._algorithm, observations)
 
     def act(
         self,
-        observations: Uint8Array,
+        observations: Observations,
         generator: Generators | None = None,
         *,
         selection: ActionSelection | None = None,
@@ -101,9 +109,9 @@ class TorchPolicy:
 
 
 def torch_outputs(
-    algorithm: Algorithm, observations: Uint8Array
+    algorithm: Algorithm, observations: Observations
 ) -> tuple[Float32Array, Float32Array]:
-    """Run an algorithm's network on uint8 (N, 4, 84, 84).
+    """Run an algorithm's network on observations (N, …).
 
     Returns:
         logits float32 (N, A) and values float32 (N,).
@@ -146,13 +154,17 @@ def load_weights(model: BaseAlgorithm, archive: Path | bytes) -> None:
         ) from None
 
 
-def export_onnx(network: Network) -> bytes:
-    """Write the network as ONNX: uint8 (N, 4, 84, 84) → logits float32 (N, A), value float32 (N,).
+def export_onnx(network: Network, observation: ObservationKind = OBSERVATION) -> bytes:
+    """Write the network as ONNX: observations (N, …) → logits float32 (N, A), value float32 (N,).
 
     The same weights give the same bytes.
 
+    Args:
+        network: the layers.
+        observation: what the network sees; pixels by default.
+
     Raises:
-        ArtefactError: the network is not convolutions, a dense layer and linear heads.
+        ArtefactError: the network is not convolutions (or none), a dense layer and linear heads.
     """
     from onnx import TensorProto, checker, helper, numpy_helper
 
@@ -175,8 +187,11 @@ def export_onnx(network: Network) -> bytes:
         nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
         return output
 
-    value = add("Cast", ["observation"], "float", to=TensorProto.FLOAT)
-    value = add("Div", [value, constant("scale", np.float32(255.0))], "scaled")
+    value, input_type = "observation", TensorProto.FLOAT
+    if observation.dtype == "uint8":
+        input_type = TensorProto.UINT8
+        value = add("Cast", [value], "float", to=TensorProto.FLOAT)
+        value = add("Div", [value, constant("scale", np.float32(255.0))], "scaled")
     for index, layer in enumerate(convolutions):
         inputs = [value, *parameters(f"convolution{index}", layer)]
         value = add("Conv", inputs, f"conv{index}", strides=list(layer.stride),
@@ -195,7 +210,7 @@ def export_onnx(network: Network) -> bytes:
     graph = helper.make_graph(
         nodes,
         "policy",
-        [helper.make_tensor_value_info("observation", TensorProto.UINT8, ["N", 4, 84, 84])],
+        [helper.make_tensor_value_info("observation", input_type, ["N", *observation.shape])],
         [
             helper.make_tensor_value_info("logits", TensorProto.FLOAT,
                                           ["N", action_head.out_features]),
@@ -216,7 +231,7 @@ def export_artefact(
     folder: Path | str,
     config: ExperimentConfig,
     *,
-    observations: Uint8Array,
+    observations: Observations,
     git_commit: str,
     training_steps: int | None = None,
     action_selection: ActionSelection | None = None,
@@ -228,7 +243,7 @@ def export_artefact(
         algorithm: the trained algorithm.
         folder: where the artefact shall be; complete or absent.
         config: the experiment it was trained by.
-        observations: uint8 (N, 4, 84, 84), N ≥ 1, real observations of the game; all are compared,
+        observations: (N, …), N ≥ 1, real observations of the game; all are compared,
             up to 256 are kept as golden answers, all make the statistics for drift.
         git_commit: commit of the code that trained it.
         training_steps: agent steps it was trained on; the model's own count by default.
@@ -239,13 +254,14 @@ def export_artefact(
         ArtefactError: ONNX Runtime answers differently by more than 1e-4, or the folder exists.
     """
     network, model = algorithm.network(), algorithm.model
+    kind = observation_kind(config.observation)
     logits, values = _exact_outputs(network, observations)
     count = min(len(observations), MAX_GOLDEN_OBSERVATIONS)
     # Spread over all that was given: neighbours are nearly the same picture.
     chosen = np.unique(np.linspace(0, len(observations) - 1, count).astype(np.int64))
     artefact = write_artefact(
         folder,
-        onnx=export_onnx(network),
+        onnx=export_onnx(network, kind),
         actions=action_specs(config.game.actions),
         action_selection=action_selection or config.evaluation.action_selection,
         frame_skip=config.game.frame_skip,
@@ -255,7 +271,8 @@ def export_artefact(
         golden=Golden(observations[chosen], logits[chosen], values[chosen]),
         task=config.task,
         training_steps=model.num_timesteps if training_steps is None else training_steps,
-        training_statistics=ObservationStatistics.of(observations),
+        observation=ObservationSpec.of(kind),
+        training_statistics=ObservationStatistics.of(observations) if kind is OBSERVATION else None,
         overwrite=overwrite,
     )
     check_onnx(artefact, observations, logits, values)
@@ -263,13 +280,13 @@ def export_artefact(
 
 
 def check_onnx(
-    artefact: Artefact, observations: Uint8Array, logits: Float32Array, values: Float32Array
+    artefact: Artefact, observations: Observations, logits: Float32Array, values: Float32Array
 ) -> float:
     """Compare the artefact's answers with the network's.
 
     Args:
         artefact: what was exported.
-        observations: uint8 (N, 4, 84, 84).
+        observations: (N, …).
         logits: float32 (N, A), the network's.
         values: float32 (N,), the network's.
 
@@ -290,7 +307,9 @@ def check_onnx(
     return difference
 
 
-def _exact_outputs(network: Network, observations: Uint8Array) -> tuple[Float32Array, Float32Array]:
+def _exact_outputs(
+    network: Network, observations: Observations
+) -> tuple[Float32Array, Float32Array]:
     """Run the layers in float32 in their plain layout: what the ONNX file must give."""
     convolutions, dense, action_head, value_head = _layers(network)
     device = dense.weight.device
@@ -298,7 +317,9 @@ def _exact_outputs(network: Network, observations: Uint8Array) -> tuple[Float32A
     with torch.no_grad():
         for start in range(0, len(observations), 64):
             batch = torch.as_tensor(observations[start : start + 64], device=device)
-            activations = batch.to(torch.float32) / 255.0
+            activations = batch.to(torch.float32)
+            if batch.dtype == torch.uint8:
+                activations = activations / 255.0
             for layer in convolutions:
                 activations = torch.relu(layer(activations))
             features = torch.relu(dense(activations.flatten(1)))
@@ -324,10 +345,11 @@ def _layers(
         linear(part) for part in (network.extractor, network.action_head, network.value_head)
     )
     values_expected = 0 if network.value_head is None else 1
-    if not convolutions or [len(dense), len(action), len(value)] != [1, 1, values_expected]:
+    if [len(dense), len(action), len(value)] != [1, 1, values_expected]:
         raise ArtefactError(
             f"network: got {len(convolutions)} convolutions, {len(dense)} dense layers and "
-            f"{len(action) + len(value)} heads; expected convolutions, one dense layer and "
-            f"{1 + values_expected} linear heads; use one of the networks of `network.features`"
+            f"{len(action) + len(value)} heads; expected convolutions (or none), one dense "
+            f"layer and {1 + values_expected} linear heads; use one of the networks of "
+            "`network.features`"
         )
     return convolutions, dense[0], action[0], value[0] if value else None

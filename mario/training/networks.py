@@ -18,6 +18,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import gymnasium as gym
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everyone knows it by
 from stable_baselines3.common.policies import ActorCriticCnnPolicy
@@ -68,7 +69,7 @@ def choose_device(setting: str) -> torch.device:
 
 
 class FastCNN(BaseFeaturesExtractor):
-    """The convolutions and the dense layer, uint8 (N, 4, 84, 84) → float32 (N, width).
+    """The convolutions and the dense layer, observations (N, …) → float32 (N, width).
 
     Scaling by 1/255 happens here (see above), so the policy is made with `normalize_images=False`.
     """
@@ -86,7 +87,8 @@ class FastCNN(BaseFeaturesExtractor):
         """Build the layers.
 
         Args:
-            observation_space: uint8 (4, 84, 84).
+            observation_space: frames (C, size, size), or a vector (D,), which skips the
+                convolutions; uint8 is divided by 255.
             architecture: a key of :data:`ARCHITECTURES`.
             precision: what the layers compute in; weights stay float32.
             channels_last: memory order of the activations.
@@ -95,7 +97,10 @@ class FastCNN(BaseFeaturesExtractor):
         """
         convolutions, width = ARCHITECTURES[architecture]
         super().__init__(observation_space, width)
-        channels, size = observation_space.shape[0], observation_space.shape[1]
+        channels, size, *_ = (*observation_space.shape, 1)
+        if len(observation_space.shape) == 1:
+            convolutions = ()
+        self._scale = 1.0 / 255.0 if observation_space.dtype == np.uint8 else 1.0
         layers = []
         for filters, kernel, stride in convolutions:
             layers.append(nn.Conv2d(channels, filters, kernel, stride))
@@ -106,15 +111,16 @@ class FastCNN(BaseFeaturesExtractor):
         # Grey levels are whole numbers up to 255: exact in bfloat16, too.
         self._dtype = torch.float32 if precision == "float32" else torch.bfloat16
         self._memory = torch.channels_last if channels_last else torch.contiguous_format
-        # The trick needs whole blocks: a stride of one block and a kernel of several.
-        _, kernel, stride = convolutions[0]
-        self._space_to_depth = space_to_depth and stride == _BLOCK_PX and kernel % _BLOCK_PX == 0
+        # The trick needs whole blocks: a stride of one block, a kernel and a picture of several.
+        _, kernel, stride = (*convolutions, (0, 0, 0))[0]
+        whole = kernel % _BLOCK_PX == observation_space.shape[-1] % _BLOCK_PX == 0
+        self._space_to_depth = space_to_depth and stride == _BLOCK_PX and whole
         # Weights stay in their plain order (orthogonal initialisation wants it): one channels_last
         # operand is enough for the convolution to be computed and answered in that order.
         self._compiled: Any = torch.compile(self._compute) if compiled else None
 
     def forward(self, observations: torch.Tensor) -> torch.Tensor:
-        """Compute the features, float32 (N, width), of observations, uint8 (N, 4, 84, 84)."""
+        """Compute the features, float32 (N, width), of observations (N, …)."""
         compute = self._compute if self._compiled is None else self._compiled
         if self._precision == "float32":
             return compute(observations)
@@ -129,7 +135,9 @@ class FastCNN(BaseFeaturesExtractor):
             float32 tensors: (N, channels, height, width) for convolutions, (N, width) for the
             dense layer.
         """
-        values = observations.to(torch.float32) / 255.0
+        values = observations.to(torch.float32)
+        if self._scale != 1.0:
+            values = values / 255.0
         found = []
         for layer in self.convolutions:
             values = F.relu(layer(values))
@@ -138,9 +146,11 @@ class FastCNN(BaseFeaturesExtractor):
         return found
 
     def _compute(self, observations: torch.Tensor) -> torch.Tensor:
+        if not len(self.convolutions):
+            return F.relu(self.dense(observations.to(self._dtype) * self._scale))
         first = self.convolutions[0]
         assert isinstance(first, nn.Conv2d)
-        weight = first.weight * (1.0 / 255.0)
+        weight = first.weight * self._scale
         if self._space_to_depth and observations.dtype == torch.uint8:
             pictures = _blocks(observations, self._dtype)
             values = F.conv2d(pictures, _block_weights(weight), first.bias)

@@ -22,7 +22,7 @@ from mario.training.callbacks import TrainerCallback
 from mario.training.checkpoint import CheckpointContent, read_checkpoint, verify_latest
 from mario.training.checkpoint_retention import BEST_FOLDER, CHECKPOINTS_FOLDER, CheckpointKeeper
 from mario.training.collapse_detector import CollapseDetector, Health, HealthRules, HealthSample
-from mario.training.export import TorchPolicy, action_specs
+from mario.training.export import TorchPolicy
 from mario.training.result import Select, SelectionScore, TrainingResult
 from mario.training.resume import PreservedGenerators, capture, restore, restore_networks
 from mario.training.sb3_vec_env import EpisodeRecord, GameVecEnv
@@ -369,9 +369,8 @@ class TrainingRun:
             result = None if mean is None else SelectionScore(mean)
         else:
             policy = TorchPolicy(
-                self.algorithm, action_specs(self.config.game.actions), self.config.game.frame_skip,
-                self.config.evaluation.action_selection,
-            )  # fmt: skip
+                self.algorithm, self.config, self.config.evaluation.action_selection
+            )
             with PreservedGenerators():
                 result = self.select(policy)
         if self.stop.is_set() and result is None:

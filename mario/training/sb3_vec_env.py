@@ -19,10 +19,10 @@ from mario.config.experiment import ExperimentConfig
 from mario.errors import SaveStateError
 from mario.game.batch.contract import BatchStep, EndReason, EpisodeSpec, GameBatch
 from mario.game.batch.factory import open_batch
-from mario.game.console.contract import UInt8Array
+from mario.game.env import observation_space
 from mario.game.rng import derive_seed
 from mario.game.smb.memory import STATE_FIELDS, furthest_at_start
-from mario.game.smb.observations.pixels import OBSERVATION_SHAPE
+from mario.game.smb.observations.contract import Observations
 from mario.game.smb.rewards import step_rewards
 
 EpisodeSource = Callable[[int, int], EpisodeSpec]
@@ -69,7 +69,7 @@ class VecSnapshot:
         episodes: int64 (N,), number of the episode each plays.
         returns: float64 (N,), its return so far.
         furthest_px: int32 (N,), its furthest x so far.
-        observations: uint8 (N, 4, 84, 84), what the policy sees next.
+        observations: (N, …), what the policy sees next.
         total_steps: agent steps of all environments so far.
     """
 
@@ -77,7 +77,7 @@ class VecSnapshot:
     episodes: npt.NDArray[np.int64]
     returns: npt.NDArray[np.float64]
     furthest_px: npt.NDArray[np.int32]
-    observations: UInt8Array
+    observations: Observations
     total_steps: int
 
 
@@ -117,13 +117,13 @@ class GameVecEnv(VecEnv):
         """
         super().__init__(
             batch.slots,
-            gym.spaces.Box(0, 255, OBSERVATION_SHAPE, np.uint8),
+            observation_space(batch.observation),
             gym.spaces.Discrete(len(batch.buttons)),
         )
         self._batch = batch
         self._reward = batch.game.reward
         self._source = source
-        self._observations = np.zeros((batch.slots, *OBSERVATION_SHAPE), np.uint8)
+        self._observations = batch.observation.zeros(batch.slots)
         self._episodes = np.zeros(batch.slots, np.int64)
         self._returns = np.zeros(batch.slots, np.float64)
         self._furthest_px = np.zeros(batch.slots, np.int32)
@@ -142,8 +142,8 @@ class GameVecEnv(VecEnv):
         """The games themselves."""
         return self._batch
 
-    def reset(self) -> UInt8Array:
-        """Start an episode in every environment: uint8 (N, 4, 84, 84).
+    def reset(self) -> Observations:
+        """Start an episode in every environment: observations (N, …).
 
         A second reset goes on with the next episodes, it does not play the first ones again.
         """
@@ -164,11 +164,11 @@ class GameVecEnv(VecEnv):
 
     def step_wait(
         self,
-    ) -> tuple[UInt8Array, npt.NDArray[np.float32], npt.NDArray[np.bool_], list[dict[str, Any]]]:
+    ) -> tuple[Observations, npt.NDArray[np.float32], npt.NDArray[np.bool_], list[dict[str, Any]]]:
         """Step all games.
 
         Returns:
-            Observations uint8 (N, 4, 84, 84) (of the next episode where one ended), rewards
+            Observations (N, …) (of the next episode where one ended), rewards
             float32 (N,), dones bool (N,), infos.
         """
         step = self._batch.step(self._actions, self._observations)
@@ -207,11 +207,11 @@ class GameVecEnv(VecEnv):
             total_steps=self._total_steps,
         )
 
-    def restore(self, snapshot: VecSnapshot) -> UInt8Array:
+    def restore(self, snapshot: VecSnapshot) -> Observations:
         """Go on from a snapshot.
 
         Returns:
-            The observations, uint8 (N, 4, 84, 84).
+            The observations (N, …).
 
         Raises:
             SaveStateError: it was taken with another number of environments or another console.
@@ -304,6 +304,11 @@ def make_vec_env(
         ConsoleError: the console is not there.
     """
     return GameVecEnv(
-        open_batch(config.environments, config.game, threads=threads),
+        open_batch(
+            config.environments,
+            config.game,
+            observation=config.observation,
+            threads=threads,
+        ),
         source or episode_source(config.seed, config.level_names),
     )

@@ -249,13 +249,18 @@ def rollout_signals(algorithm: Algorithm) -> dict[str, Any]:
     actions, observations = experience.actions, experience.observations
     chosen = np.unique(np.linspace(0, len(observations) - 1, _PROBE_OBSERVATIONS).astype(int))
     probe = observations[chosen]
-    frozen = np.all(probe[:, 1:] == probe[:, :1], axis=(1, 2, 3))
+    frames = probe if probe.ndim == 4 else None
     return {
         "dominant_action_share": _dominant_share(algorithm, actions.astype(np.int64)),
-        "frozen_observation_share": float(frozen.mean()),
+        "frozen_observation_share": None if frames is None else frozen_share(frames),
         "dormant_share": dormant_share(algorithm, probe),
         **algorithm.policy_signals(probe),
     }
+
+
+def frozen_share(observations: UInt8Array) -> float:
+    """Share of observations, uint8 (K, 4, 84, 84), whose four frames are equal."""
+    return float(np.all(observations[:, 1:] == observations[:, :1], axis=(1, 2, 3)).mean())
 
 
 def _dominant_share(algorithm: Algorithm, actions: npt.NDArray[np.int64]) -> float | None:

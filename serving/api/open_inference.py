@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import orjson
 
-from mario.policy.manifest import OBSERVATION_SHAPE, Uint8Array
+from mario.game.smb.observations.pixels import OBSERVATION_SHAPE
+from mario.policy.manifest import Uint8Array
 from serving.api.request_parsing import (
     OBSERVATION_BYTES,
     check_count,

@@ -14,8 +14,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from mario.game.smb.observations.pixels import frame_from_rgb
-from mario.policy.manifest import OBSERVATION_SHAPE, ActionSelection, Uint8Array
+from mario.game.smb.observations.pixels import OBSERVATION_SHAPE, frame_from_rgb
+from mario.policy.manifest import ActionSelection, Uint8Array
 from serving.http.errors import HttpError, bad_request
 from serving.http.json_body import kind, parse_object, show
 from serving.policies.prediction import PredictionInput

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from mario.errors import ArtefactError, MarioError
+from mario.game.smb.observations.pixels import OBSERVATION_SHAPE
 from mario.policy.artefact import load_artefact
-from mario.policy.manifest import OBSERVATION_SHAPE
 from mario.policy.onnx import OnnxPolicy
 from serving.http.errors import HttpError
 from serving.policies.sources import PolicySource, Role, VersionCard, VersionRef

@@ -21,9 +21,11 @@ import numpy as np
 import numpy.typing as npt
 
 from mario.config.game import GameConfig
+from mario.errors import ConsoleError
 from mario.game.console.contract import UInt8Array
+from mario.game.smb.levels import level as find_level
 from mario.game.smb.memory import STATE_DTYPE, StateArray
-from mario.game.smb.observations.pixels import OBSERVATION_SHAPE
+from mario.game.smb.observations.contract import ObservationKind, Observations
 
 
 class EndReason(IntEnum):
@@ -51,6 +53,25 @@ class EpisodeSpec:
     seed: int
     state: bytes | None = None
 
+    def to_json(self) -> dict[str, object]:
+        """Give the episode as JSON values, for a snapshot."""
+        state = None if self.state is None else self.state.hex()
+        return {"level": self.level, "seed": self.seed, "state": state}
+
+    @classmethod
+    def from_json(cls, values: dict[str, object]) -> EpisodeSpec:
+        """Undo :meth:`to_json`.
+
+        Raises:
+            ConfigError: no such level. ValueError, KeyError: the values are no episode.
+        """
+        level, state = values["level"], values["state"]
+        return cls(
+            level=None if level is None else find_level(str(level)).name,
+            seed=int(str(values["seed"])),
+            state=None if state is None else bytes.fromhex(str(state)),
+        )
+
 
 @dataclass
 class BatchStep:
@@ -67,7 +88,7 @@ class BatchStep:
         frames: int32 (N,), controllable frames of the episode so far (start no-ops not counted).
         game_reward: int32 (N,), gym-super-mario-bros' own reward summed over the step's frames (it
             is clipped frame by frame, so no function of `before` and `after` gives it).
-        terminal_observations: uint8 (N, 4, 84, 84), written where `end` is not RUNNING (the
+        terminal_observations: (N, …) of the batch's kind, written where `end` is not RUNNING (the
             caller's buffer already shows the next episode there).
         active: bool (N,), whether the slot played in this step.
     """
@@ -79,11 +100,11 @@ class BatchStep:
     steps: npt.NDArray[np.int32]
     frames: npt.NDArray[np.int32]
     game_reward: npt.NDArray[np.int32]
-    terminal_observations: UInt8Array
+    terminal_observations: Observations
     active: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
 
     @classmethod
-    def empty(cls, slots: int) -> BatchStep:
+    def empty(cls, slots: int, observation: ObservationKind) -> BatchStep:
         """Make the arrays for `slots` slots."""
         return cls(
             before=np.zeros(slots, STATE_DTYPE),
@@ -93,7 +114,7 @@ class BatchStep:
             steps=np.zeros(slots, np.int32),
             frames=np.zeros(slots, np.int32),
             game_reward=np.zeros(slots, np.int32),
-            terminal_observations=np.zeros((slots, *OBSERVATION_SHAPE), np.uint8),
+            terminal_observations=observation.zeros(slots),
             active=np.zeros(slots, np.bool_),
         )
 
@@ -116,13 +137,18 @@ class GameBatch(Protocol):
         """The button byte of each action, 0…255."""
         ...
 
-    def begin(self, slot: int, spec: EpisodeSpec, out: UInt8Array) -> None:
+    @property
+    def observation(self) -> ObservationKind:
+        """What is written into the buffers."""
+        ...
+
+    def begin(self, slot: int, spec: EpisodeSpec, out: Observations) -> None:
         """Start an episode in a slot, dropping what it plays and what is queued there.
 
         Args:
             slot: 0 … N − 1.
             spec: the episode.
-            out: uint8 (N, 4, 84, 84); row `slot` receives the first observation.
+            out: (N, …) of the batch's kind; row `slot` receives the first observation.
 
         Raises:
             ConfigError: no such level. SaveStateError: the start state is not one.
@@ -133,7 +159,7 @@ class GameBatch(Protocol):
         """Say what a slot plays when its episode ends; None: nothing, the slot falls idle."""
         ...
 
-    def step(self, actions: npt.NDArray[np.int64], out: UInt8Array) -> BatchStep:
+    def step(self, actions: npt.NDArray[np.int64], out: Observations) -> BatchStep:
         """Hold one action in each slot for one step.
 
         A slot whose episode ends starts the queued one in the same call (which empties its queue);
@@ -141,7 +167,7 @@ class GameBatch(Protocol):
 
         Args:
             actions: int64 (N,), indices into `buttons`; ignored for idle slots.
-            out: uint8 (N, 4, 84, 84), C-contiguous; receives the observations after the step.
+            out: (N, …) of the batch's kind, C-contiguous; receives the observations after the step.
 
         Raises:
             ConsoleError: an action or the buffer is not what it must be; nothing was stepped.
@@ -150,6 +176,10 @@ class GameBatch(Protocol):
 
     def states(self) -> StateArray:
         """Copy the 13 values of every slot now: STATE_DTYPE (N,)."""
+        ...
+
+    def ram(self, slot: int) -> bytes:
+        """Copy the 2,048 bytes of work RAM of a slot's console."""
         ...
 
     def screen_rgb(self, slot: int) -> UInt8Array:
@@ -164,7 +194,7 @@ class GameBatch(Protocol):
         """Take everything of a slot (console, generator, counters, stack, queue) to resume."""
         ...
 
-    def restore(self, slot: int, snapshot: bytes, out: UInt8Array) -> None:
+    def restore(self, slot: int, snapshot: bytes, out: Observations) -> None:
         """Go on from a snapshot; row `slot` of `out` receives the observation.
 
         Raises:
@@ -175,3 +205,17 @@ class GameBatch(Protocol):
     def close(self) -> None:
         """Stop the threads and free the consoles."""
         ...
+
+
+def check_buffer(out: Observations, slots: int, observation: ObservationKind) -> None:
+    """Refuse a buffer that the observations of `slots` games do not fit.
+
+    Raises:
+        ConsoleError: another shape, dtype or memory order.
+    """
+    if out.shape[:1] != (slots,) or not observation.fits(out) or not out.flags.c_contiguous:
+        expected = (slots, *observation.shape)
+        raise ConsoleError(
+            f"observation buffer {out.dtype} {out.shape}: expected C-contiguous "
+            f"{observation.dtype} {expected}; make it with np.zeros(shape, np.{observation.dtype})"
+        )

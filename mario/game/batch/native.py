@@ -11,14 +11,15 @@ import numpy.typing as npt
 from mario.config.game import GameConfig
 from mario.config.levels import LEVEL_NAMES
 from mario.errors import ConsoleError
-from mario.game.batch.contract import BatchStep, EpisodeSpec
+from mario.game.batch.contract import BatchStep, EpisodeSpec, check_buffer
 from mario.game.console.cartridge import rom_bytes
 from mario.game.console.contract import UInt8Array
 from mario.game.console.native import native_module
 from mario.game.smb.actions import button_bytes
 from mario.game.smb.levels import level as find_level
 from mario.game.smb.memory import STATE_DTYPE, STATE_FIELDS, StateArray
-from mario.game.smb.observations.pixels import OBSERVATION_SHAPE
+from mario.game.smb.observations.contract import ObservationKind
+from mario.game.smb.observations.pixels import OBSERVATION
 
 _WHOLE_GAME = -1
 _LEVEL_INDEX = {name: index for index, name in enumerate(LEVEL_NAMES)}
@@ -59,7 +60,7 @@ class NativeBatch:
             game.stuck_limit_steps,
             threads or _cores(),
         )
-        result = self._result = BatchStep.empty(slots)
+        result = self._result = BatchStep.empty(slots, OBSERVATION)
         self._core.attach(
             _as_int32(result.before),
             _as_int32(result.after),
@@ -71,7 +72,6 @@ class NativeBatch:
             result.terminal_observations,
             result.active,
         )
-        self._buffer_shape = (slots, *OBSERVATION_SHAPE)
 
     @property
     def slots(self) -> int:
@@ -88,9 +88,14 @@ class NativeBatch:
         """The button byte of each action."""
         return self._buttons
 
+    @property
+    def observation(self) -> ObservationKind:
+        """Pixels."""
+        return OBSERVATION
+
     def begin(self, slot: int, spec: EpisodeSpec, out: UInt8Array) -> None:
         """Start an episode in a slot."""
-        self._check_buffer(out)
+        check_buffer(out, self._slots, OBSERVATION)
         self._core.begin(slot, _level_index(spec), _seed(spec), spec.state, out)
 
     def queue(self, slot: int, spec: EpisodeSpec | None) -> None:
@@ -106,7 +111,7 @@ class NativeBatch:
 
     def step(self, actions: npt.NDArray[np.int64], out: UInt8Array) -> BatchStep:
         """Hold one action in each slot for one step."""
-        self._check_buffer(out)
+        check_buffer(out, self._slots, OBSERVATION)
         if actions.shape != (self._slots,):
             raise ConsoleError(
                 f"actions of shape {actions.shape}: expected ({self._slots},), one for each slot"
@@ -121,7 +126,7 @@ class NativeBatch:
         return states
 
     def ram(self, slot: int) -> bytes:
-        """Copy the 2,048 bytes of work RAM of a slot's console (not part of the Protocol)."""
+        """Copy the 2,048 bytes of work RAM of a slot's console."""
         ram: bytes = self._core.ram(slot)
         return ram
 
@@ -142,19 +147,12 @@ class NativeBatch:
 
     def restore(self, slot: int, snapshot: bytes, out: UInt8Array) -> None:
         """Go on from a snapshot."""
-        self._check_buffer(out)
+        check_buffer(out, self._slots, OBSERVATION)
         self._core.restore(slot, snapshot, out)
 
     def close(self) -> None:
         """Stop the threads and free the consoles; the batch cannot be used any more."""
         self._core = _Closed()
-
-    def _check_buffer(self, out: UInt8Array) -> None:
-        if out.shape != self._buffer_shape or out.dtype != np.uint8 or not out.flags.c_contiguous:
-            raise ConsoleError(
-                f"observation buffer {out.dtype} {out.shape}: expected C-contiguous uint8 "
-                f"{self._buffer_shape}; make it with np.zeros(shape, np.uint8)"
-            )
 
 
 class _Closed:

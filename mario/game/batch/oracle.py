@@ -6,14 +6,13 @@ import json
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict
 
 import numpy as np
 import numpy.typing as npt
 
 from mario.config.game import GameConfig
 from mario.errors import ConfigError, ConsoleError, SaveStateError
-from mario.game.batch.contract import BatchStep, EndReason, EpisodeSpec
+from mario.game.batch.contract import BatchStep, EndReason, EpisodeSpec, check_buffer
 from mario.game.console.contract import Console, UInt8Array
 from mario.game.console.factory import open_console
 from mario.game.rng import SplitMix64
@@ -21,7 +20,13 @@ from mario.game.smb import stage
 from mario.game.smb.actions import button_bytes
 from mario.game.smb.levels import level as find_level
 from mario.game.smb.memory import MAX_X_PX, STATE_DTYPE, StateArray, is_won, read_state
-from mario.game.smb.observations.pixels import OBSERVATION_SHAPE, FrameStack, area_resize
+from mario.game.smb.observations.contract import ObservationKind
+from mario.game.smb.observations.pixels import (
+    OBSERVATION,
+    OBSERVATION_SHAPE,
+    FrameStack,
+    area_resize,
+)
 
 _MAGIC = b"MSLT"
 # gym-super-mario-bros: a larger change of x within a frame is a change of area, not a movement.
@@ -148,7 +153,7 @@ class ConsoleBatch:
         self._buttons = button_bytes(game.actions, buttons)
         self._slots = [_Slot(open_console(game.console), game) for _ in range(slots)]
         self._level_states: list[dict[str | None, bytes]] = [{} for _ in range(slots)]
-        self._result = BatchStep.empty(slots)
+        self._result = BatchStep.empty(slots, OBSERVATION)
 
     @property
     def slots(self) -> int:
@@ -165,9 +170,14 @@ class ConsoleBatch:
         """The button byte of each action."""
         return self._buttons
 
+    @property
+    def observation(self) -> ObservationKind:
+        """Pixels."""
+        return OBSERVATION
+
     def begin(self, slot: int, spec: EpisodeSpec, out: UInt8Array) -> None:
         """Start an episode in a slot."""
-        check_buffer(out, self.slots)
+        check_buffer(out, self.slots, self.observation)
         self._slots[slot].begin(spec, self._level_states[slot])
         self._slots[slot].queued = None
         out[slot] = self._slots[slot].stack.observation()
@@ -180,7 +190,7 @@ class ConsoleBatch:
 
     def step(self, actions: npt.NDArray[np.int64], out: UInt8Array) -> BatchStep:
         """Hold one action in each slot for one step."""
-        check_buffer(out, self.slots)
+        check_buffer(out, self.slots, self.observation)
         result = self._result
         active = np.array([slot.spec is not None for slot in self._slots])
         check_actions(actions, active, len(self._buttons))
@@ -206,6 +216,10 @@ class ConsoleBatch:
             states[row] = read_state(slot.console.ram)
         return states
 
+    def ram(self, slot: int) -> bytes:
+        """Copy the work RAM of a slot's console."""
+        return self._slots[slot].console.ram.tobytes()
+
     def screen_rgb(self, slot: int) -> UInt8Array:
         """Copy a slot's picture: uint8 (240, 256, 3)."""
         return self._slots[slot].console.screen_rgb()
@@ -218,8 +232,8 @@ class ConsoleBatch:
         """Take everything of a slot."""
         game = self._slots[slot]
         header = {
-            "spec": _spec_to_json(game.spec),
-            "queued": _spec_to_json(game.queued),
+            "spec": game.spec and game.spec.to_json(),
+            "queued": game.queued and game.queued.to_json(),
             "generator": game.generator.state,
             **{name: getattr(game, name) for name in _COUNTERS},
         }
@@ -234,7 +248,7 @@ class ConsoleBatch:
 
     def restore(self, slot: int, snapshot: bytes, out: UInt8Array) -> None:
         """Go on from a snapshot."""
-        check_buffer(out, self.slots)
+        check_buffer(out, self.slots, self.observation)
         body = snapshot[8:]
         if (
             snapshot[:4] != _MAGIC
@@ -249,7 +263,10 @@ class ConsoleBatch:
         stack_end = 4 + length + int(np.prod(OBSERVATION_SHAPE))
         try:
             header = json.loads(body[4 : 4 + length])
-            spec, queued = _spec_from_json(header["spec"]), _spec_from_json(header["queued"])
+            spec, queued = (
+                None if header[name] is None else EpisodeSpec.from_json(header[name])
+                for name in ("spec", "queued")
+            )
             generator = _whole(header["generator"], 2**64)
             counters = {name: _whole(header[name], 2**31) for name in _COUNTERS}
             _whole(header["seen_buttons"], 0x100)
@@ -279,43 +296,10 @@ _COUNTERS = (
 )  # fmt: skip
 
 
-def _spec_to_json(spec: EpisodeSpec | None) -> dict[str, object] | None:
-    if spec is None:
-        return None
-    values = asdict(spec)
-    values["state"] = None if spec.state is None else spec.state.hex()
-    return values
-
-
-def _spec_from_json(values: dict[str, object] | None) -> EpisodeSpec | None:
-    if values is None:
-        return None
-    state = values["state"]
-    return EpisodeSpec(
-        level=None if values["level"] is None else find_level(str(values["level"])).name,
-        seed=int(str(values["seed"])),
-        state=None if state is None else bytes.fromhex(str(state)),
-    )
-
-
 def _whole(value: object, bound: int) -> int:
     if not isinstance(value, int) or not 0 <= value < bound:
         raise ValueError(f"{value!r} where a number below {bound} belongs")
     return value
-
-
-def check_buffer(out: UInt8Array, slots: int) -> None:
-    """Refuse a buffer that the observations of `slots` games do not fit.
-
-    Raises:
-        ConsoleError: another shape, dtype or memory order.
-    """
-    expected = (slots, *OBSERVATION_SHAPE)
-    if out.shape != expected or out.dtype != np.uint8 or not out.flags.c_contiguous:
-        raise ConsoleError(
-            f"observation buffer {out.dtype} {out.shape}: expected C-contiguous uint8 {expected}; "
-            "make it with np.zeros(shape, np.uint8)"
-        )
 
 
 def check_actions(

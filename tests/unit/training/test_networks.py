@@ -21,7 +21,6 @@ from mario.training.algorithms.contract import Algorithm
 from mario.training.algorithms.factory import build_algorithm
 from mario.training.export import (
     TorchPolicy,
-    action_specs,
     check_onnx,
     export_artefact,
     export_onnx,
@@ -268,7 +267,7 @@ def test_artefact_answers_like_the_network(algorithm: Algorithm, tmp_path: Path)
     assert artefact.manifest.training_config_hash == config.content_hash()
     # The same weights give the same bytes, and TorchPolicy acts like the artefact.
     assert export_onnx(algorithm.network()) == artefact.onnx
-    policy = TorchPolicy(algorithm, action_specs("simple"), 4, "greedy")
+    policy = TorchPolicy(algorithm, config, "greedy")
     assert np.array_equal(policy.act(observations).actions, loaded.act(observations).actions)
     assert len(policy.act(observations[:0]).actions) == 0
 

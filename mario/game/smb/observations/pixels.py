@@ -1,4 +1,4 @@
-"""The observation: its only definition, used by training, evaluation and serving alike.
+"""The observation `pixels`: its only definition, for training, evaluation and serving.
 
 uint8 (4, 84, 84), channels first, newest frame last: the grey screen, resized by exact area
 average. Everything is integer arithmetic, so that every implementation gives the same bytes.
@@ -14,22 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from mario.errors import ConsoleError
-
-UInt8Array = npt.NDArray[np.uint8]
+from mario.game.smb.observations.contract import ObservationKind, UInt8Array
 
 STACK = 4
 SIZE_PX = 84
 OBSERVATION_SHAPE = (STACK, SIZE_PX, SIZE_PX)
 
-#: Written into every artefact; a policy trained on another observation is refused.
-OBSERVATION_SPEC = {
-    "name": "mario-observation-v1",
-    "shape": list(OBSERVATION_SHAPE),
-    "dtype": "uint8",
-    "grey": "(299 R + 587 G + 114 B + 500) // 1000",
-    "resize": "exact area average, rounded half up",
-    "order": "channels first, newest frame last",
-}
+OBSERVATION = ObservationKind("pixels", "grey-area-84-v1", OBSERVATION_SHAPE, "uint8")
 
 _LUMA = np.array([299, 587, 114], dtype=np.float32)
 

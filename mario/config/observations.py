@@ -1,0 +1,14 @@
+"""The kinds of observation, and which of them a task has."""
+
+from __future__ import annotations
+
+#: Every kind of observation. A task has the first, or the one at the end of its name.
+OBSERVATIONS: tuple[str, ...] = ("pixels",)
+
+
+def split_task(task: str) -> tuple[str, str]:
+    """Split a task's name: ``"1-1-tiles"`` plays ``"1-1"`` and observes ``"tiles"``."""
+    for kind in OBSERVATIONS[1:]:
+        if task.endswith(f"-{kind}"):
+            return task.removesuffix(f"-{kind}"), kind
+    return task, OBSERVATIONS[0]

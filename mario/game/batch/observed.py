@@ -1,0 +1,138 @@
+"""A batch whose observations are computed from the pixels and the memory of another batch."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from mario.config.game import GameConfig
+from mario.errors import SaveStateError
+from mario.game.batch.contract import BatchStep, EpisodeSpec, GameBatch, check_buffer
+from mario.game.console.contract import RAM_BYTES, UInt8Array
+from mario.game.smb.memory import StateArray
+from mario.game.smb.observations.contract import ObservationKind, Observations
+
+_MAGIC = b"MOBS"
+
+
+class ObservedBatch:
+    """The games of a batch, seen as another kind of observation.
+
+    The queue is here, not in the batch: an episode's last memory must be read before the next
+    episode begins in the slot.
+    """
+
+    def __init__(self, games: GameBatch, observation: ObservationKind) -> None:
+        """Take a batch over; it is closed with this one."""
+        assert observation.observe is not None
+        self._games = games
+        self._observation = observation
+        self._observe = observation.observe
+        self._queued: list[EpisodeSpec | None] = [None] * games.slots
+        self._pixels: UInt8Array = games.observation.zeros(games.slots)
+        self._ram = np.zeros((games.slots, RAM_BYTES), np.uint8)
+        self._terminal = observation.zeros(games.slots)
+
+    @property
+    def slots(self) -> int:
+        """Number of slots."""
+        return self._games.slots
+
+    @property
+    def game(self) -> GameConfig:
+        """The settings of the game."""
+        return self._games.game
+
+    @property
+    def buttons(self) -> tuple[int, ...]:
+        """The button byte of each action."""
+        return self._games.buttons
+
+    @property
+    def observation(self) -> ObservationKind:
+        """What is written into the buffers."""
+        return self._observation
+
+    def begin(self, slot: int, spec: EpisodeSpec, out: Observations) -> None:
+        """Start an episode in a slot."""
+        check_buffer(out, self.slots, self._observation)
+        self._games.begin(slot, spec, self._pixels)
+        self._queued[slot] = None
+        self._look([slot], self._pixels, out)
+
+    def queue(self, slot: int, spec: EpisodeSpec | None) -> None:
+        """Say what a slot plays next."""
+        self._games.queue(slot, spec)  # checks the spec
+        self._games.queue(slot, None)
+        self._queued[slot] = spec
+
+    def step(self, actions: npt.NDArray[np.int64], out: Observations) -> BatchStep:
+        """Hold one action in each slot for one step."""
+        check_buffer(out, self.slots, self._observation)
+        result = self._games.step(actions, self._pixels)
+        ended = np.flatnonzero(result.end)
+        self._pixels[ended] = result.terminal_observations[ended]
+        self._look(np.flatnonzero(result.active), self._pixels, out)
+        self._terminal[ended] = out[ended]
+        result = replace(result, terminal_observations=self._terminal)
+        for slot in map(int, ended):
+            spec = self._queued[slot]
+            if spec is not None:
+                self.begin(slot, spec, out)
+        return result
+
+    def states(self) -> StateArray:
+        """Copy the 13 values of every slot: STATE_DTYPE (N,)."""
+        return self._games.states()
+
+    def ram(self, slot: int) -> bytes:
+        """Copy the work RAM of a slot's console."""
+        return self._games.ram(slot)
+
+    def screen_rgb(self, slot: int) -> UInt8Array:
+        """Copy a slot's picture: uint8 (240, 256, 3)."""
+        return self._games.screen_rgb(slot)
+
+    def console_state(self, slot: int) -> bytes:
+        """Take the save-state of a slot's console."""
+        return self._games.console_state(slot)
+
+    def snapshot(self, slot: int) -> bytes:
+        """Take everything of a slot."""
+        spec = self._queued[slot]
+        queued = json.dumps(None if spec is None else spec.to_json()).encode()
+        body = struct.pack("<I", len(queued)) + queued + self._games.snapshot(slot)
+        return _MAGIC + struct.pack("<I", zlib.crc32(body)) + body
+
+    def restore(self, slot: int, snapshot: bytes, out: Observations) -> None:
+        """Go on from a snapshot."""
+        check_buffer(out, self.slots, self._observation)
+        body = snapshot[8:]
+        if snapshot[:4] != _MAGIC or snapshot[4:8] != struct.pack("<I", zlib.crc32(body)):
+            raise SaveStateError(
+                f"{len(snapshot)} bytes that are no snapshot of games with observation "
+                f"{self._observation.name}: expected what snapshot() returned; resume with the "
+                "observation the run was started with"
+            )
+        start = 4 + int(struct.unpack_from("<I", body)[0])
+        queued = json.loads(body[4:start])
+        self._games.restore(slot, body[start:], self._pixels)
+        self._queued[slot] = None if queued is None else EpisodeSpec.from_json(queued)
+        self._look([slot], self._pixels, out)
+
+    def close(self) -> None:
+        """Close the games."""
+        self._games.close()
+
+    def _look(
+        self, slots: list[int] | npt.NDArray[np.intp], pixels: UInt8Array, out: Observations
+    ) -> None:
+        """Write what is seen in some slots now."""
+        for slot in slots:
+            self._ram[slot] = np.frombuffer(self._games.ram(int(slot)), np.uint8)
+        out[slots] = self._observe(pixels[slots], self._ram[slots])
