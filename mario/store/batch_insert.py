@@ -96,7 +96,8 @@ def write_training_rows(
             _end(connection, end)
         for start in groups.get(AttemptStart, ()):
             _start(connection, start)
-        for heartbeat in _newest_heartbeats(groups.get(Heartbeat, ())):
+        newest = {(row.run_id, row.attempt): row for row in groups.get(Heartbeat, ())}
+        for heartbeat in newest.values():
             _beat(connection, heartbeat)
 
 
@@ -178,13 +179,6 @@ def upsert(
         where=table.__table__.c.attempt < excluded["attempt"],
     )
     connection.execute(statement, [dict(row) for row in newest.values()])
-
-
-def _newest_heartbeats(rows: Sequence[Heartbeat]) -> list[Heartbeat]:
-    newest: dict[tuple[str, int], Heartbeat] = {}
-    for row in rows:
-        newest[row.run_id, row.attempt] = row
-    return list(newest.values())
 
 
 def _start(connection: sa.Connection, row: AttemptStart) -> None:

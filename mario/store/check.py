@@ -276,9 +276,7 @@ def _ledger(connection: sa.Connection) -> Iterator[Finding]:
 def _alpha(connection: sa.Connection) -> Iterator[Finding]:
     table = tables.AlphaEntryRow
     wealth: dict[str, tuple[int, float]] = {}
-    for row in connection.execute(
-        sa.select(*table.__table__.columns).order_by(table.model, table.sequence)
-    ):
+    for row in connection.execute(sa.select(table).order_by(table.model, table.sequence)):
         sequence, left = wealth.get(row.model, (0, 0.0))
         sign = -1.0 if row.kind == AlphaKind.SPEND else 1.0
         fits = (

@@ -153,7 +153,7 @@ class Evaluations:
         table = tables.EvaluationEpisodeRow
         with reading(self._engine) as connection:
             rows = connection.execute(
-                sa.select(*table.__table__.columns, tables.EvaluationRow.policy_digest)
+                sa.select(table, tables.EvaluationRow.policy_digest)
                 .join(tables.EvaluationRow, tables.EvaluationRow.id == table.evaluation_id)
                 .where(table.evaluation_id == evaluation_id)
                 .order_by(table.level, table.seed)
@@ -213,7 +213,7 @@ class Evaluations:
         )
         with reading(self._engine) as connection:
             rows = connection.execute(
-                sa.select(*table.__table__.columns, finished)
+                sa.select(table, finished)
                 .where(*conditions)
                 .order_by(table.started_at.desc(), table.id.desc())
             ).all()
@@ -285,9 +285,7 @@ class Evaluations:
         table = tables.VerdictRow
         with reading(self._engine) as connection:
             rows = connection.execute(
-                sa.select(*table.__table__.columns)
-                .where(condition)
-                .order_by(table.created_at, table.id)
+                sa.select(table).where(condition).order_by(table.created_at, table.id)
             ).all()
         return tuple(StoredVerdict(**row._mapping) for row in rows)
 

@@ -185,9 +185,7 @@ class Ledger:
         current: Promotion | None,
     ) -> None:
         table = tables.VerdictRow
-        verdict = connection.execute(
-            sa.select(*table.__table__.columns).where(table.id == verdict_id)
-        ).one_or_none()
+        verdict = connection.execute(sa.select(table).where(table.id == verdict_id)).one_or_none()
         if verdict is None:
             raise RegistryError(
                 f"got the verdict {verdict_id!r}; expected a stored one; make it with `mario gate`"
@@ -349,9 +347,7 @@ def _append_alpha(
 
 def _alpha_entries(connection: sa.Connection, model: str) -> tuple[AlphaEntry, ...]:
     table = tables.AlphaEntryRow
-    rows = connection.execute(
-        sa.select(*table.__table__.columns).where(table.model == model).order_by(table.sequence)
-    )
+    rows = connection.execute(sa.select(table).where(table.model == model).order_by(table.sequence))
     return tuple(AlphaEntry(**row._mapping) for row in rows)
 
 
@@ -362,19 +358,14 @@ def _wealth(connection: sa.Connection, model: str) -> float | None:
 
 def _history(connection: sa.Connection, model: str) -> tuple[Promotion, ...]:
     table = tables.PromotionRow
-    rows = connection.execute(
-        sa.select(*table.__table__.columns).where(table.model == model).order_by(table.sequence)
-    )
+    rows = connection.execute(sa.select(table).where(table.model == model).order_by(table.sequence))
     return tuple(_promotion(row) for row in rows)
 
 
 def _last(connection: sa.Connection, model: str) -> Promotion | None:
     table = tables.PromotionRow
     row = connection.execute(
-        sa.select(*table.__table__.columns)
-        .where(table.model == model)
-        .order_by(table.sequence.desc())
-        .limit(1)
+        sa.select(table).where(table.model == model).order_by(table.sequence.desc()).limit(1)
     ).one_or_none()
     return _promotion(row) if row is not None else None
 
@@ -387,7 +378,7 @@ def _promotion(row: sa.Row[Any]) -> Promotion:
 def _complete_version(connection: sa.Connection, model: str, version: int) -> sa.Row[Any]:
     table = tables.RegisteredVersionRow
     row = connection.execute(
-        sa.select(*table.__table__.columns).where(table.model == model, table.version == version)
+        sa.select(table).where(table.model == model, table.version == version)
     ).one_or_none()
     if row is None or row.state != VersionState.COMPLETE:
         state = "not registered" if row is None else row.state

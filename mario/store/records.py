@@ -85,23 +85,11 @@ class Attempt:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class Run(NewRun):
     """A stored run, with its attempts in order (none for imported runs)."""
 
-    id: str
-    name: str
-    task: str
-    algorithm: str
-    config: Mapping[str, Any]
-    config_hash: str
-    git_commit: str | None
-    git_diff: str | None
-    library_versions: Mapping[str, str]
-    hardware: Mapping[str, Any]
     status: RunStatus
     status_reason: str | None
-    parent_run_id: str | None
-    mlflow_run_id: str | None
     imported: bool
     extra: Mapping[str, Any] | None
     started_at: datetime

@@ -427,7 +427,7 @@ class Runs:
     ) -> Sequence[sa.Row[Any]]:
         with reading(self._engine) as connection:
             return connection.execute(
-                sa.select(*table.__table__.columns).where(table.run_id == run_id).order_by(order)
+                sa.select(table).where(table.run_id == run_id).order_by(order)
             ).all()
 
     def _unknown(self, run_id: str) -> StoreError:

@@ -35,7 +35,7 @@ class ServingComparisons:
         table = tables.ServingComparisonRow
         with reading(self._engine) as connection:
             rows = connection.execute(
-                sa.select(*table.__table__.columns)
+                sa.select(table)
                 .where(table.model == model, table.challenger_digest == challenger_digest)
                 .order_by(table.started_at, table.id)
             ).all()

@@ -133,8 +133,6 @@ class Versions:
         table = tables.RegisteredVersionRow
         with reading(self._engine) as connection:
             rows = connection.execute(
-                sa.select(*table.__table__.columns)
-                .where(*conditions)
-                .order_by(table.created_at, table.id)
+                sa.select(table).where(*conditions).order_by(table.created_at, table.id)
             ).all()
         return tuple(RegisteredVersion(**row._mapping) for row in rows)

@@ -127,33 +127,19 @@ class TrainingMetrics:
         self._set("learning_rate", learning_rate)
         self._set("exploration_ratio", exploration_ratio)
 
-    def update(
-        self,
-        *,
-        entropy_ratio: float | None = None,
-        dominant_action_ratio: float | None = None,
-        approximate_kl: float | None = None,
-        clip_ratio: float | None = None,
-        explained_variance: float | None = None,
-        value_loss: float | None = None,
-        gradient_norm: float | None = None,
-        nonfinite: int = 0,
-        dormant_units_ratio: float | None = None,
-        q_value_max: float | None = None,
-    ) -> None:
-        """Show one network update; None leaves out a value that the algorithm does not have."""
+    def update(self, *, nonfinite: int = 0, **signals: float | None) -> None:
+        """Show one network update.
+
+        Args:
+            nonfinite: number of losses, gradients and outputs that are not finite.
+            **signals: values of gauges, by metric name without `mario_training_`; None leaves out a
+                signal that the algorithm does not have.
+        """
         self._all.add("mario_training_updates_total", run=self._run)
         self._set("last_update_timestamp_seconds", time.time())
         self._all.add("mario_training_nonfinite_total", nonfinite, run=self._run)
-        self._set("entropy_ratio", entropy_ratio)
-        self._set("dominant_action_ratio", dominant_action_ratio)
-        self._set("approximate_kl", approximate_kl)
-        self._set("clip_ratio", clip_ratio)
-        self._set("explained_variance", explained_variance)
-        self._set("value_loss", value_loss)
-        self._set("gradient_norm", gradient_norm)
-        self._set("dormant_units_ratio", dormant_units_ratio)
-        self._set("q_value_max", q_value_max)
+        for name, value in signals.items():
+            self._set(name, value)
 
     def health(self, state: HealthState, rules: Collection[str]) -> None:
         """Show the collapse detector's state and the rules that are violated.

@@ -5,35 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 
 from mario.config.run_states import HealthState
 from mario.store.engine import encode_json
 from mario.store.legacy.values import METRIC_NAMES, column_of, integer_of, moment_of, plain, take
-
-
-class StoredSample(Protocol):
-    """The fields of a stored sample that this module reads."""
-
-    @property
-    def update_index(self) -> int:
-        """Its index in the run."""
-        ...
-
-    @property
-    def total_steps(self) -> int:
-        """Agent steps."""
-        ...
-
-    @property
-    def signals(self) -> Mapping[str, Any]:
-        """Its signals by name."""
-        ...
-
-    @property
-    def at(self) -> datetime:
-        """Its time."""
-        ...
+from mario.store.records import HealthSampleEntry
 
 
 @dataclass
@@ -56,7 +33,9 @@ class MetricSamples:
     ``name.column``. A wide row with all metrics of a step becomes one sample.
     """
 
-    def __init__(self, run_id: str, columns: Iterable[str], stored: Iterable[StoredSample]) -> None:
+    def __init__(
+        self, run_id: str, columns: Iterable[str], stored: Iterable[HealthSampleEntry]
+    ) -> None:
         """Start with the stored samples.
 
         Args:
