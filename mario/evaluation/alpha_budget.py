@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 from scipy.special import zeta
 
@@ -87,9 +87,14 @@ class AlphaWealth:
         return AlphaWealth(self.declared, self.declared, 0)
 
 
-def replay(declared: float, kinds: Iterable[Literal["spend", "earn"]]) -> AlphaWealth:
-    """The account after the ledger's entries since its grant, in order."""
+def replay(declared: float, earned: Iterable[bool]) -> AlphaWealth:
+    """Compute the account from the ledger's entries after its grant.
+
+    Args:
+        declared: the granted level.
+        earned: for each entry in order, whether it refills the account; otherwise it pays a test.
+    """
     account = AlphaWealth.open(declared)
-    for kind in kinds:
-        account = account.spend() if kind == "spend" else account.earn()
+    for earn in earned:
+        account = account.earn() if earn else account.spend()
     return account

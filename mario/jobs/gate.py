@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import Literal
 
 from mario.config.game import ConsoleName
 from mario.config.gate import GATE, TIMED_GUARDS, GateRule
@@ -25,6 +24,7 @@ from mario.jobs.network_measurements import NetworkMeasurements, measured_before
 from mario.jobs.policies import LoadedPolicy, load_policy, random_policy
 from mario.store.records import AlphaEntry, NewVerdict
 from mario.store.store import ExperimentStore
+from mario.store.vocabulary import AlphaKind
 
 #: A round of units is at most one in so many of those played before, or what keeps the games busy.
 _PLAYED_AHEAD = 8
@@ -310,10 +310,7 @@ def _pay_for_test(store: ExperimentStore, model: str, test_key: str, declared: f
 def _account(entries: Sequence[AlphaEntry]) -> AlphaWealth:
     """A model's account as its entries give it; the grant says the declared level."""
     grant, *later = entries
-    kinds: list[Literal["spend", "earn"]] = [
-        "earn" if entry.kind == "earn" else "spend" for entry in later
-    ]
-    return replay(grant.amount, kinds)
+    return replay(grant.amount, (entry.kind == AlphaKind.EARN for entry in later))
 
 
 def _rounds(blocks: Iterator[tuple[Unit, ...]], environments: int) -> Iterator[list[Unit]]:

@@ -204,7 +204,7 @@ def test_wealth_never_spends_more_than_declared():
 
 
 def test_wealth_replays_from_the_ledger():
-    account = replay(0.1, ["spend", "spend", "earn", "spend"])
+    account = replay(0.1, [False, False, True, False])
     assert account == AlphaWealth.open(0.1).spend()
     with pytest.raises(EvaluationError):
         AlphaWealth.open(0.0)
