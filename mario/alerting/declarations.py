@@ -16,16 +16,16 @@ class Alert:
 
     Attributes:
         name: name of the alert and heading of its section in the runbook.
-        expr: fires for each series that it returns.
-        severity: who is told and how soon; see `monitoring/alertmanager/alertmanager.yml`.
+        severity: determines the receiver; see `monitoring/alertmanager/alertmanager.yml`.
+        expr: the alert fires for each series that it returns.
         summary: one line that says what is wrong; a Prometheus template.
         description: what it means; a Prometheus template.
         pending: how long `expr` must hold before the alert fires ("5m"); empty for at once.
     """
 
     name: str
-    expr: str
     severity: Literal["critical", "warning", "info", "none"]
+    expr: str
     summary: str
     description: str
     pending: str = ""

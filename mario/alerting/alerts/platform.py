@@ -8,21 +8,14 @@ PLATFORM_ALERTS = AlertGroup(
     "platform",
     "the monitoring itself",
     (
-        Alert(
-            "MarioTargetDown",
-            'up{job!~"training|serving"} == 0',
-            "warning",
-            "{{ $labels.job }} does not answer",
-            "{{ $labels.instance }} has not been reached for 5 minutes.",
-            pending="5m",
-        ),
+        Alert("MarioTargetDown", "warning",
+              'up{job!~"training|serving"} == 0',
+              "{{ $labels.job }} does not answer",
+              "{{ $labels.instance }} has not been reached for 5 minutes.", pending="5m"),
         # Always fires: if it stops arriving, no alert arrives.
-        Alert(
-            "MarioWatchdog",
-            "vector(1)",
-            "none",
-            "Alerting works",
-            "This alert always fires; if it stops arriving, no alert arrives.",
-        ),
+        Alert("MarioWatchdog", "none",
+              "vector(1)",
+              "Alerting works",
+              "This alert always fires; if it stops arriving, no alert arrives."),
     ),
-)
+)  # fmt: skip

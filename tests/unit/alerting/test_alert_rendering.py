@@ -18,7 +18,7 @@ from mario.errors import ConfigError
 
 
 def test_a_rule_is_rendered_with_all_that_was_declared() -> None:
-    alert = Alert("MarioLow", "mario:low > 1", "warning", "Low: {{ $value }}", "It is: low", "5m")
+    alert = Alert("MarioLow", "warning", "mario:low > 1", "Low: {{ $value }}", "It is: low", "5m")
     group = replace(STORE_ALERTS, rules=(RecordingRule("mario:low", "vector(2)"), alert))
     assert yaml.safe_load(rules_file(group)) == {
         "groups": [
@@ -44,7 +44,7 @@ def test_a_rule_is_rendered_with_all_that_was_declared() -> None:
 
 
 def test_an_alert_at_once_has_no_pending_period() -> None:
-    alert = Alert("MarioNow", "vector(1)", "info", "Now", "Now")
+    alert = Alert("MarioNow", "info", "vector(1)", "Now", "Now")
     (rule,) = yaml.safe_load(rules_file(replace(STORE_ALERTS, rules=(alert,))))["groups"][0][
         "rules"
     ]
@@ -53,7 +53,7 @@ def test_an_alert_at_once_has_no_pending_period() -> None:
 
 def test_expressions_may_use_declared_metrics_and_recording_rules_only() -> None:
     recorded = RecordingRule("mario:rows", "sum(mario_store_journal_rows)")
-    alert = Alert("MarioRows", 'mario:rows{run="mario_in_a_string"} > 1', "info", "Rows", "Rows")
+    alert = Alert("MarioRows", "info", 'mario:rows{run="mario_in_a_string"} > 1', "Rows", "Rows")
     rendered_files(groups=[replace(STORE_ALERTS, rules=(recorded, alert))], dashboards=[])
     with pytest.raises(ConfigError, match="MarioRows: got the metric mario:rows"):
         rendered_files(groups=[replace(STORE_ALERTS, rules=(alert,))], dashboards=[])
