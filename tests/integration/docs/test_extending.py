@@ -82,5 +82,6 @@ def test_the_parts_train_and_play(tree: Path) -> None:
         tree,
         algorithm={"name": "a2c", "n_steps": 16},
         game={"actions": "hops", "reward": {"name": "calm"}, "max_steps": 12},
+        task="1-1-basics",
     )
     assert play_in(tree, folder) == 3
