@@ -256,8 +256,4 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     """Stop the service and its workers; kill them if they do not stop in time."""
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(timeout=_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        _wait(process, [time.monotonic()])

@@ -289,13 +289,9 @@ def _inference_paths() -> dict[str, Any]:
     }
     paths: dict[str, Any] = {
         "/v2": {"get": _operation("server", "Name and extensions of the server", answer=None)},
-        "/v2/health/live": {
-            "get": _operation("oip_live", "Whether the process is alive", answer=None)
-        },
+        "/v2/health/live": {"get": _operation("oip_live", "Liveness", answer=None)},
         "/v2/health/ready": {
-            "get": _operation(
-                "oip_ready", "Whether a version is loaded", answer=None, errors=(503,)
-            )
+            "get": _operation("oip_ready", "Readiness", answer=None, errors=(503,))
         },
     }
     base = "/v2/models/mario"
@@ -306,7 +302,7 @@ def _inference_paths() -> dict[str, Any]:
                               parameters=given, errors=errors)
         }  # fmt: skip
         paths[path + "/ready"] = {
-            "get": _operation("model_ready" + suffix, "Whether a version is loaded", answer=None,
+            "get": _operation("model_ready" + suffix, "Readiness", answer=None,
                               parameters=given, errors=errors)
         }  # fmt: skip
         paths[path + "/infer"] = {
@@ -322,10 +318,9 @@ def _inference_paths() -> dict[str, Any]:
 
 def _service_paths() -> dict[str, Any]:
     return {
-        "/livez": {"get": _operation("livez", "Whether the process is alive", answer=None)},
+        "/livez": {"get": _operation("livez", "Liveness", answer=None)},
         "/healthz": {"get": _operation("healthz", "As /livez", answer=None)},
-        "/readyz": {"get": _operation("readyz", "Whether a version is loaded", answer=None,
-                                      errors=(503,))},
+        "/readyz": {"get": _operation("readyz", "Readiness", answer=None, errors=(503,))},
         "/card": {"get": _operation("card", "Description of the champion", answer=None,
                                     errors=(503,))},
         "/metrics": {"get": _operation("metrics", "Metrics for Prometheus", answer="text")},
