@@ -12,12 +12,10 @@ from typing import Any
 from flows.decisions import MAX_ATTEMPTS
 from flows.deployments import load_flow
 from flows.parameters import TrainParameters, experiment_name, experiment_run_name
-from flows.prefect_api import TAG
+from flows.prefect_api import TAG, Document
 from flows.stages import DRIFTED_EVENT, PROMOTED_EVENT
 from flows.work_pools import HEARTBEAT_SECONDS
 from mario.errors import FlowError
-
-Document = dict[str, Any]
 
 #: Prefix of the automations' names; any other automation with it is removed from the server.
 PREFIX = "mario: "

@@ -92,14 +92,10 @@ def ending_of_training(
             "Collapsed",
             f"run {run_id} {status} after {steps:,} steps: {reason}; its best checkpoint is kept",
         )
-    if waited:
-        return Ending("CANCELLED", "Interrupted", reason)
-    return Ending(
-        "CANCELLED",
-        "Interrupted",
-        f"run {run_id} was interrupted at {steps:,} steps; go on with: "
-        f"mario train --resume {run_id}",
-    )
+    if not waited:
+        command = f"mario train --resume {run_id}"
+        reason = f"run {run_id} was interrupted at {steps:,} steps; go on with: {command}"
+    return Ending("CANCELLED", "Interrupted", reason)
 
 
 def ending_of_stop(ending: Ending, *, deployed: bool, cancelling: bool) -> Ending:

@@ -22,12 +22,10 @@ from prefect.flows import Flow
 from prefect.utilities.callables import parameter_schema
 
 from flows.decisions import job_variables, resources_for
-from flows.prefect_api import TAG
+from flows.prefect_api import TAG, Document
 from flows.work_pools import IMAGE_HOME
 from mario.config.experiment import load_config
 from mario.errors import ConfigError, FlowError
-
-Document = dict[str, Any]
 
 _VARIABLE = re.compile(r"\{\{\s*\$(\w+)\s*\}\}")
 _SCHEDULE = frozenset({"active", "cron", "day_or", "slug", "timezone"})

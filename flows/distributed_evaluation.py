@@ -12,16 +12,9 @@ from prefect_dask.utils import get_dask_client
 from pydantic import Field
 
 from flows import stages
-from flows.artifacts import show_page
-from flows.decisions import Ending
-from flows.evaluate import EvaluateParameters
-from mario.config.levels import task_levels
+from flows.evaluate import EvaluateParameters, play, show_result
 from mario.errors import ConfigError
-from mario.evaluation.seeds import SeedFamily
-from mario.jobs.context import JobContext
 from mario.jobs.engines.dask import DaskEngine
-from mario.jobs.evaluate import evaluate_family, summary_line
-from mario.jobs.policies import load_policy
 
 
 class DaskEvaluationParameters(EvaluateParameters):
@@ -85,8 +78,7 @@ def evaluate_on_dask(
     played = _played.with_options(task_runner=runner)
     # Only a flow has a task runner, and with it a cluster; a task would not find it.
     line = stages.run_retried(lambda: played(parameters))
-    show_page(f"evaluation-{parameters.task}", f"Evaluation on {parameters.task}", [line])
-    return stages.to_state(Ending("COMPLETED", "Completed", line), line)
+    return show_result(parameters, line)
 
 
 @flow(name="units-on-dask", persist_result=False)
@@ -96,11 +88,5 @@ def _played(parameters: DaskEvaluationParameters) -> str:
     assert running is not None, "only the flow above calls it"
     assert isinstance(running.task_runner, DaskTaskRunner)
     running.task_runner.client  # noqa: B018 - its cluster starts with its first use
-    with JobContext.open() as context:
-        loaded = load_policy(parameters.policy, parameters.task, context)
-        levels = task_levels(parameters.task)
-        family = SeedFamily(parameters.family)
-        with get_dask_client() as client, DaskEngine(client=client) as engine:
-            count = max(parameters.units, len(levels))
-            outcome = evaluate_family(loaded, levels, family, count, context.store, engine=engine)
-        return summary_line(loaded, outcome.records)
+    with get_dask_client() as client, DaskEngine(client=client) as engine:
+        return play(parameters, engine)

@@ -15,6 +15,7 @@ from flows.parameters import FlowParameters, PolicyName
 from mario.config.levels import TaskName, model_name, task_levels
 from mario.evaluation.seeds import SeedFamily
 from mario.jobs.context import JobContext
+from mario.jobs.engines.engine import LOCAL, EvaluationEngine
 from mario.jobs.evaluate import evaluate_family, summary_line
 from mario.jobs.policies import load_policy
 
@@ -40,16 +41,23 @@ def evaluate(parameters: EvaluateParameters = EvaluateParameters()) -> State[Any
     """Play a version under mario-eval-v1 and store every episode."""
     if (too_often := stages.out_of_attempts()) is not None:
         return too_often
+    subject = f"{parameters.policy} on {parameters.task}"
+    line = stages.run_stage("evaluate", subject, lambda: play(parameters))
+    return show_result(parameters, line)
+
+
+def play(parameters: EvaluateParameters, engine: EvaluationEngine = LOCAL) -> str:
+    """Play the units and store every episode; returns the result in one line."""
+    levels = task_levels(parameters.task)
+    count = max(parameters.units, len(levels))
     with JobContext.open() as context:
+        loaded = load_policy(parameters.policy, parameters.task, context)
+        family = SeedFamily(parameters.family)
+        outcome = evaluate_family(loaded, levels, family, count, context.store, engine=engine)
+        return summary_line(loaded, outcome.records)
 
-        def work() -> str:
-            loaded = load_policy(parameters.policy, parameters.task, context)
-            levels = task_levels(parameters.task)
-            family = SeedFamily(parameters.family)
-            count = max(parameters.units, len(levels))
-            outcome = evaluate_family(loaded, levels, family, count, context.store)
-            return summary_line(loaded, outcome.records)
 
-        line = stages.run_stage("evaluate", f"{parameters.policy} on {parameters.task}", work)
-        show_page(f"evaluation-{parameters.task}", f"Evaluation on {parameters.task}", [line])
-        return stages.to_state(Ending("COMPLETED", "Completed", line), line)
+def show_result(parameters: EvaluateParameters, line: str) -> State[Any]:
+    """Show the result of an evaluation in Prefect's page; returns the final state."""
+    show_page(f"evaluation-{parameters.task}", f"Evaluation on {parameters.task}", [line])
+    return stages.to_state(Ending("COMPLETED", "Completed", line), line)

@@ -15,6 +15,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 
 from mario.errors import FlowError
 
+#: A JSON object of Prefect's API.
 Document = dict[str, Any]
 
 #: The tag of all deployments of this project; those of others are left alone.

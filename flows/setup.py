@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from prefect.events.schemas.automations import AutomationCore
 
@@ -24,11 +24,10 @@ from flows.automations import (
 )
 from flows.decisions import differences
 from flows.deployments import load_deployments
-from flows.prefect_api import TAG, Server, is_ours, our_deployments
+from flows.prefect_api import TAG, Document, Server, is_ours, our_deployments
 from flows.work_pools import DATABASE_BLOCK, POOL_TYPES, pool, queues
 from mario.errors import FlowError
 
-Document = dict[str, Any]
 Outcome = Literal["created", "changed", "removed", "unchanged", "waits"]
 
 WEBHOOK_BLOCK = "mario-notifications"
@@ -232,42 +231,42 @@ def _normalised(document: Document) -> Document:
         {name: document[name] for name in ("name", "description", "enabled", "trigger", "actions")}
     )
     normal = core.model_dump(mode="json", exclude={"owner_resource"})
-    for trigger in (normal["trigger"],):
-        for name in ("after", "expect", "for_each"):
-            trigger[name] = sorted(trigger[name])
-        trigger.pop("id", None)
+    trigger = normal["trigger"]
+    trigger |= {name: sorted(trigger[name]) for name in ("after", "expect", "for_each")}
+    trigger.pop("id", None)
     return normal
 
 
 def _apply_pool(server: Server, document: Document) -> Change:
     name = document["name"]
     found = server.call("GET", f"/work_pools/{name}")
-    if found is None:
-        server.call("POST", "/work_pools/", document)
-        return Change("pool", name, "created")
-    if found["type"] != document["type"]:
+    if found is not None and found["type"] != document["type"]:
         raise FlowError(
             f"got a work pool {name!r} of type {found['type']!r}; expected {document['type']!r}; "
             f"remove it (prefect work-pool delete {name}) or rename it"
         )
-    different = differences(document, found)
-    if different:
-        parts = {part: document[part] for part in different}
-        server.call("PATCH", f"/work_pools/{name}", parts)
-    return _changed("pool", name, different)
+    return _create_or_update(server, "pool", name, "/work_pools/", document, found)
 
 
 def _apply_queue(server: Server, pool_name: str, document: Document) -> Change:
+    path = f"/work_pools/{pool_name}/queues/"
+    found = server.call("GET", f"{path}{document['name']}")
     name = f"{pool_name}/{document['name']}"
-    path = f"/work_pools/{pool_name}/queues"
-    found = server.call("GET", f"{path}/{document['name']}")
+    return _create_or_update(server, "queue", name, path, document, found)
+
+
+def _create_or_update(
+    server: Server, kind: str, name: str, path: str, document: Document, found: Document | None
+) -> Change:
+    """Create what was not found at `path`, or update the parts that differ."""
     if found is None:
-        server.call("POST", f"{path}/", document)
-        return Change("queue", name, "created")
+        server.call("POST", path, document)
+        return Change(kind, name, "created")
     different = differences(document, found)
     if different:
-        server.call("PATCH", f"{path}/{document['name']}", {n: document[n] for n in different})
-    return _changed("queue", name, different)
+        parts = {part: document[part] for part in different}
+        server.call("PATCH", f"{path}{document['name']}", parts)
+    return _changed(kind, name, different)
 
 
 def _block(server: Server, kind: str, name: str) -> Document | None:

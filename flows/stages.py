@@ -141,11 +141,7 @@ def state_after_stop(ending: Ending) -> State[Any]:
 def state_after_training(trained: Trained) -> State[Any] | None:
     """The final state of a flow run whose training did not finish; None if it finished."""
     ending = ending_of_training(
-        trained.status,
-        trained.reason,
-        trained.run_id,
-        trained.total_steps,
-        waited=trained.waited,
+        trained.status, trained.reason, trained.run_id, trained.total_steps, waited=trained.waited
     )
     if ending is None:
         return None
@@ -323,16 +319,9 @@ def summarise(
 
     def work() -> jobs.Summarised:
         made = jobs.summary_stage(config, run_id, verdict_id, context)
-        show_judgement(
-            config,
-            judged,
-            context,
-            {
-                "report": file_link(made.report, context),
-                "summary": file_link(made.page, context),
-                "video": file_link(made.video, context),
-            },
-        )
+        files = {"report": made.report, "summary": made.page, "video": made.video}
+        links = {name: file_link(path, context) for name, path in files.items()}
+        show_judgement(config, judged, context, links)
         return made
 
     return run_stage("summary", config.name, work)

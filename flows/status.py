@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
 
 from flows.automations import PREFIX
-from flows.prefect_api import TAG, Server, our_deployments
-
-Document = dict[str, Any]
+from flows.prefect_api import TAG, Document, Server, our_deployments
 
 _LAST_RUNS = 10
 
@@ -44,14 +41,9 @@ def status(server: Server, known: Collection[str] | None = None) -> str:
         if each["name"].startswith(PREFIX)
     ]
     lines.append("last runs")
+    newest = {"sort": "EXPECTED_START_TIME_DESC", "limit": _LAST_RUNS}
     runs = server.call(
-        "POST",
-        "/flow_runs/filter",
-        {
-            "flow_runs": {"tags": {"all_": [TAG]}},
-            "sort": "EXPECTED_START_TIME_DESC",
-            "limit": _LAST_RUNS,
-        },
+        "POST", "/flow_runs/filter", {"flow_runs": {"tags": {"all_": [TAG]}}, **newest}
     )
     lines += [_run(each) for each in runs] or ["  none yet"]
     return "\n".join(lines)

@@ -60,14 +60,7 @@ def worker_command(parameters: SweepParameters) -> list[str]:
     """
     overrides = [word for override in parameters.overrides for word in ("--set", override)]
     command = ["sweep", "run", parameters.name, "--config", parameters.file, *overrides]
-    return [
-        sys.executable,
-        "-m",
-        "flows.child_process",
-        str(os.getpid()),
-        "mario.cli",
-        *command,
-    ]
+    return [sys.executable, "-m", "flows.child_process", str(os.getpid()), "mario.cli", *command]
 
 
 class WorkerOutput:

@@ -13,8 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flows.container_entrypoint import ENTRY_COMMAND, GRACE_SECONDS, SIGTERM_ENVIRONMENT
-
-Document = dict[str, Any]
+from flows.prefect_api import Document
 
 #: Interval of a flow run's heartbeats, in s; Prefect's minimum is 30.
 HEARTBEAT_SECONDS = 30
@@ -101,9 +100,10 @@ def queues(environment: Mapping[str, str] | None = None) -> tuple[Document, ...]
     )
 
 
-def _variable(template: Document, name: str, **schema: Any) -> None:
-    properties = template["variables"]["properties"]
-    properties[name] = {**properties.get(name, {}), **schema}
+def _set_defaults(template: Document, **defaults: Any) -> None:
+    """Set the defaults of job variables that the worker's own template has."""
+    for name, value in defaults.items():
+        template["variables"]["properties"][name]["default"] = value
 
 
 def _process(environment: Mapping[str, str]) -> Document:
@@ -111,7 +111,7 @@ def _process(environment: Mapping[str, str]) -> Document:
 
     template: Document = copy.deepcopy(ProcessWorker.get_default_base_job_template())
     # Addresses come from the worker's own environment, which its child processes inherit.
-    _variable(template, "env", default=run_environment({}))
+    _set_defaults(template, env=run_environment({}))
     return template
 
 
@@ -133,31 +133,25 @@ def _docker(environment: Mapping[str, str]) -> Document:
     if address := environment.get("MARIO_DOCKER_API_URL"):
         # The worker's address of the server may not resolve inside a container.
         variables["PREFECT_API_URL"] = address
-    _variable(template, "env", default=variables)
-    _variable(
-        template, "image", default=environment.get("MARIO_TRAINER_IMAGE") or "mario-trainer:dev"
-    )
-    _variable(template, "image_pull_policy", default="IfNotPresent")
-    _variable(template, "networks", default=[network] if network else [])
-    _variable(template, "volumes", default=volumes)
-    _variable(template, "mem_limit", default="8g")
-    _variable(
+    _set_defaults(
         template,
-        "device_requests",
-        title="Device requests",
-        description="GPUs, as Docker's DeviceRequests; an empty list for none.",
-        type="array",
-        items={"type": "object"},
-        default=[{"Driver": "nvidia", "Count": 1, "Capabilities": [["gpu"]]}],
+        env=variables,
+        image=environment.get("MARIO_TRAINER_IMAGE") or "mario-trainer:dev",
+        image_pull_policy="IfNotPresent",
+        networks=[network] if network else [],
+        volumes=volumes,
+        mem_limit="8g",
     )
-    _variable(
-        template,
-        "shm_size",
-        title="Shared memory",
-        description="Size of /dev/shm, through which PyTorch processes share tensors.",
-        type="string",
-        default="2g",
-    )
+    template["variables"]["properties"] |= {
+        "device_requests": {
+            "title": "Device requests",
+            "description": "GPUs, as Docker's DeviceRequests; an empty list for none.",
+            "type": "array",
+            "items": {"type": "object"},
+            "default": [{"Driver": "nvidia", "Count": 1, "Capabilities": [["gpu"]]}],
+        },
+        "shm_size": _shared_memory("2g"),
+    }
     template["job_configuration"]["container_create_kwargs"] = {
         # Replaces the image's entry point, `mario`; Prefect gives the command.
         "entrypoint": [*ENTRY_COMMAND],
@@ -177,70 +171,62 @@ def _kubernetes(environment: Mapping[str, str]) -> Document:
     from prefect_kubernetes.worker import KubernetesWorker
 
     template: Document = copy.deepcopy(KubernetesWorker.get_default_base_job_template())
-    _variable(template, "env", default=_container_environment(environment))
-    _variable(template, "namespace", default="mario")
-    _variable(template, "service_account_name", default="mario-training")
-    _variable(
+    _set_defaults(
         template,
-        "image",
-        default=environment.get("MARIO_TRAINER_IMAGE") or "mario-trainer:0.1.0-cuda",
+        env=_container_environment(environment),
+        namespace="mario",
+        service_account_name="mario-training",
+        image=environment.get("MARIO_TRAINER_IMAGE") or "mario-trainer:0.1.0-cuda",
+        image_pull_policy="IfNotPresent",
+        finished_job_ttl=86_400,
+        cpu_request="4",
+        cpu_limit="16",
+        memory_request="8Gi",
+        memory_limit="24Gi",
     )
-    _variable(template, "image_pull_policy", default="IfNotPresent")
-    _variable(template, "finished_job_ttl", default=86_400)
-    for name, value in (
-        ("cpu_request", "4"),
-        ("cpu_limit", "16"),
-        ("memory_request", "8Gi"),
-        ("memory_limit", "24Gi"),
-    ):
-        _variable(template, name, default=value)
-    _variable(
-        template,
-        "gpus",
-        title="GPUs",
-        description="How many nvidia.com/gpu the pod asks for.",
-        type="integer",
-        minimum=0,
-        default=1,
-    )
-    _variable(
-        template,
-        "node_selector",
-        title="Node selector",
-        description="Labels of the nodes that may run the pod.",
-        type="object",
-        additionalProperties={"type": "string"},
-        default={"nvidia.com/gpu.present": "true"},
-    )
-    _variable(
-        template,
-        "tolerations",
-        title="Tolerations",
-        description="Taints of nodes that the pod tolerates.",
-        type="array",
-        items={"type": "object"},
-        default=[{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
-    )
-    _variable(
-        template,
-        "runtime_class",
-        title="Runtime class",
-        description="RuntimeClass of the pod, such as nvidia; none: the cluster's default.",
-        anyOf=[{"type": "string"}, {"type": "null"}],
-        default=environment.get("MARIO_RUNTIME_CLASS") or None,
-    )
-    _variable(
-        template,
-        "shared_memory",
-        title="Shared memory",
-        description="Size of /dev/shm, through which PyTorch processes share tensors.",
-        type="string",
-        default="4Gi",
-    )
+    template["variables"]["properties"] |= {
+        "gpus": {
+            "title": "GPUs",
+            "description": "How many nvidia.com/gpu the pod asks for.",
+            "type": "integer",
+            "minimum": 0,
+            "default": 1,
+        },
+        "node_selector": {
+            "title": "Node selector",
+            "description": "Labels of the nodes that may run the pod.",
+            "type": "object",
+            "additionalProperties": {"type": "string"},
+            "default": {"nvidia.com/gpu.present": "true"},
+        },
+        "tolerations": {
+            "title": "Tolerations",
+            "description": "Taints of nodes that the pod tolerates.",
+            "type": "array",
+            "items": {"type": "object"},
+            "default": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+        },
+        "runtime_class": {
+            "title": "Runtime class",
+            "description": "RuntimeClass of the pod, such as nvidia; none: the cluster's default.",
+            "anyOf": [{"type": "string"}, {"type": "null"}],
+            "default": environment.get("MARIO_RUNTIME_CLASS") or None,
+        },
+        "shared_memory": _shared_memory("4Gi"),
+    }
     # Prefect retries, and resumes from the checkpoint; a second pod of the Job would start over.
     template["variables"]["properties"].pop("backoff_limit", None)
     template["job_configuration"]["job_manifest"] = _job_manifest()
     return template
+
+
+def _shared_memory(default: str) -> Document:
+    return {
+        "title": "Shared memory",
+        "description": "Size of /dev/shm, through which PyTorch processes share tensors.",
+        "type": "string",
+        "default": default,
+    }
 
 
 def _job_manifest() -> Document:

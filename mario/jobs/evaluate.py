@@ -130,7 +130,7 @@ def evaluate_family(
         loaded: the policy that plays.
         levels: the levels of the task.
         family: the seed family.
-        count: number of units; rounded up to whole blocks of all levels.
+        count: number of units, at least that of levels; rounded down to whole blocks of all levels.
         store: keeps the episodes.
         source: distinguishes independent seeds of one family.
         environments: units that one process plays at once.
