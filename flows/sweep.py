@@ -31,7 +31,8 @@ from mario.config.sweep import load_sweep
 from mario.errors import FlowError
 from mario.jobs.context import JobContext
 from mario.jobs.stop_signals import stopping_on_signals
-from mario.jobs.sweeps.sweep import describe_best, describe_sweep, open_sweep
+from mario.jobs.sweeps.describe import describe_best, describe_sweep
+from mario.jobs.sweeps.worker import open_sweep
 
 _POLL_SECONDS = 0.5
 #: How much of a failed worker's last output goes into the error.

@@ -30,7 +30,8 @@ def sweep_run(
     from mario.config.sweep import load_sweep
     from mario.jobs.context import JobContext
     from mario.jobs.stop_signals import stopping_on_signals
-    from mario.jobs.sweeps.sweep import describe_best, run_sweep
+    from mario.jobs.sweeps.describe import describe_best
+    from mario.jobs.sweeps.worker import run_sweep
 
     sweep, stop = load_sweep(config, tuple(set_ or ())), threading.Event()
     with JobContext.open() as context:
@@ -48,7 +49,7 @@ def sweep_run(
 def sweep_status(name: NameArgument) -> None:
     """Show every trial of a sweep, and how many are in which state."""
     from mario.jobs.context import JobContext
-    from mario.jobs.sweeps.sweep import describe_sweep
+    from mario.jobs.sweeps.describe import describe_sweep
 
     with JobContext.open() as context:
         typer.echo(describe_sweep(name, context))
@@ -63,7 +64,7 @@ def sweep_best(
 ) -> None:
     """Show the best trial of a sweep, and how to go on with it."""
     from mario.jobs.context import JobContext
-    from mario.jobs.sweeps.sweep import best_config, describe_best
+    from mario.jobs.sweeps.describe import best_config, describe_best
 
     with JobContext.open() as context:
         typer.echo(describe_best(name, context))

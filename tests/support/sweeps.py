@@ -23,7 +23,7 @@ from mario.config.sweep import Sweep, load_sweep
 from mario.jobs.context import JobContext, JobSettings, Waits
 from mario.jobs.stop_signals import stopping_on_signals
 from mario.jobs.sweeps.study import SweepStudy
-from mario.jobs.sweeps.sweep import SweepWorker, run_sweep
+from mario.jobs.sweeps.worker import SweepWorker, run_sweep
 from tests.support.paths import ROOT
 
 #: Trials of a second or two: a tiny network, short episodes, no metrics page.
@@ -76,7 +76,7 @@ def die_elsewhere(runs: Path, sweep: Sweep) -> None:
     worker = SweepWorker("killed", sweep, JobContext(JobSettings.embedded(runs)))
 
     def kill() -> None:
-        study = worker._study.study
+        study = worker.study.study
         while not any(trial.intermediate_values for trial in study.get_trials(deepcopy=False)):
             time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGKILL)

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from mario.errors import ConfigError, FlowError
 from mario.jobs.context import JobContext
-from mario.jobs.sweeps.study import load_trials
+from mario.jobs.sweeps.storage import load_trials
 from mario.store.store import ExperimentStore
 from tests.support.prefect_server import PrefectServer, prefect_server, reporting_to
 from tests.support.sweeps import write_sweep
@@ -63,7 +63,7 @@ def test_a_sweep_runs_two_workers(context: JobContext, tmp_path: Path) -> None:
     path = write_sweep(tmp_path / "sweep.yaml", trials=3, grace_seconds=30)
     said = sweep(SweepParameters(name="flow", file=str(path), workers=2))
     assert "best trial" in said
-    _, trials = load_trials("flow", context.settings.database_url)
+    trials = load_trials("flow", context.settings.database_url)
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * 3
 
 

@@ -23,14 +23,11 @@ import mario.store.process_identity
 from mario.config.sweep import load_sweep
 from mario.errors import ConfigError, StoreError
 from mario.jobs.context import JobContext, JobSettings, Waits
-from mario.jobs.sweeps.study import GIVEN_BACK_ATTRIBUTE, SweepStudy, load_trials, storage_url
-from mario.jobs.sweeps.sweep import (
-    SweepWorker,
-    best_config,
-    describe_best,
-    describe_sweep,
-    run_sweep,
-)
+from mario.jobs.sweeps.describe import best_config, describe_best, describe_sweep
+from mario.jobs.sweeps.storage import load_trials, storage_url
+from mario.jobs.sweeps.study import GIVEN_BACK_ATTRIBUTE, SweepStudy
+from mario.jobs.sweeps.trial import TrialTrainer
+from mario.jobs.sweeps.worker import SweepWorker, run_sweep
 from mario.journal.format import Journal
 from mario.store import migrate, tables
 from mario.store.check import check_store
@@ -78,7 +75,7 @@ def test_two_workers_at_once_share_the_trials(database_url: str, tmp_path: Path)
     for worker in workers:
         worker.join()
     assert not errors
-    _, trials = load_trials("shared", database_url)
+    trials = load_trials("shared", database_url)
     assert [trial.number for trial in trials] == list(range(9))
     assert all(trial.state == TrialState.COMPLETE for trial in trials)
     assert len({trial.params["algorithm.learning_rate"] for trial in trials}) == 9
@@ -95,7 +92,7 @@ def test_the_random_trials_do_not_depend_on_who_asks(tmp_path: Path) -> None:
         sweep = small_sweep(tmp_path, trials=3)
         for _ in range(3):  # a worker of its own for each trial
             SweepStudy("same", sweep, url).next(nothing, learning_rate)
-        proposed.append([trial.params for trial in load_trials("same", url)[1]])
+        proposed.append([trial.params for trial in load_trials("same", url)])
     assert proposed[0] == proposed[1]
 
 
@@ -106,7 +103,7 @@ def test_a_name_stands_for_one_search(tmp_path: Path) -> None:
         SweepStudy("name", small_sweep(tmp_path, small={"algorithm.gamma": 0.9}), url)
     # More trials, or more patience, are the same search.
     finish(SweepStudy("name", small_sweep(tmp_path, trials=4, grace_seconds=9), url))
-    assert len(load_trials("name", url)[1]) == 4
+    assert len(load_trials("name", url)) == 4
     with pytest.raises(StoreError, match="expected one of: name"):
         load_trials("no-such-sweep", url)
 
@@ -125,7 +122,7 @@ def test_a_trial_given_back_is_no_failure_and_keeps_its_values(tmp_path: Path) -
         with pytest.raises(RuntimeError):
             study.next(nothing, give_back)
     finish(study)
-    (trial,) = load_trials("given", url)[1]
+    (trial,) = load_trials("given", url)
     assert trial.state == TrialState.COMPLETE
     assert seen == [trial.params] * 3
 
@@ -144,7 +141,7 @@ def test_a_trial_that_fails_is_tried_so_often_and_keeps_its_place(tmp_path: Path
             study.next(nothing, fail)
     assert study.next(nothing, fail) == "done"
     assert list(failed.values()) == [2, 2]
-    assert [trial.state for trial in load_trials("failing", url)[1]] == [TrialState.FAIL] * 2
+    assert [trial.state for trial in load_trials("failing", url)] == [TrialState.FAIL] * 2
 
 
 def test_a_killed_workers_trial_is_taken_up_once(tmp_path: Path) -> None:
@@ -162,7 +159,7 @@ def test_a_killed_workers_trial_is_taken_up_once(tmp_path: Path) -> None:
         connection.execute(sa.text(silent))
     engine.dispose()
     assert [study.next(nothing, learning_rate) for _ in range(2)] == ["ran", "done"]
-    _, trials = load_trials("killed", url)
+    trials = load_trials("killed", url)
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 3
     taken_up = [trial for trial in trials if trial.system_attrs.get("retry_history")]
     assert [trial.system_attrs["retry_history"] for trial in taken_up] == [[0]]
@@ -177,7 +174,7 @@ def test_a_trial_whose_worker_died_before_any_sign_of_life_is_taken_up(tmp_path:
     assert died.returncode == -signal.SIGKILL, died.stderr
     study = SweepStudy("killed", load_sweep(path), url)
     assert [study.next(nothing, learning_rate) for _ in range(3)] == ["ran", "ran", "done"]
-    _, trials = load_trials("killed", url)
+    trials = load_trials("killed", url)
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 2
     assert [trial.system_attrs.get("retry_history") for trial in trials] == [[0], None]
 
@@ -195,7 +192,7 @@ def test_the_trial_of_a_worker_that_was_killed_on_another_machine_is_not_lost(
     monkeypatch.setattr(mario.store.process_identity, "SILENCE_SECONDS", 10.0)
     context = JobContext(JobSettings.embedded(runs), waits=Waits(settle_seconds=4.0))
     assert run_sweep("killed", load_sweep(path), context).finished
-    _, trials = load_trials("killed", context.settings.database_url)
+    trials = load_trials("killed", context.settings.database_url)
     assert [trial.state for trial in trials].count(TrialState.COMPLETE) == 2
     _, trained = runs_below(context.store, "killed")
     assert sorted([attempt.status for attempt in run.attempts] for run in trained) == [
@@ -249,8 +246,8 @@ def test_a_sweep_that_another_machine_works_on_is_alive(
         time.sleep(1.2 * silence)
         # A worker of this machine joins, as before each of its trials.
         worker = SweepWorker("alive", load_sweep(path), context)
-        with worker._study.alone():
-            worker._keep_parent()
+        with worker.study.alone():
+            worker.parent.keep()
         parent, _ = runs_below(store, "alive")
         assert [attempt.host for attempt in parent.attempts] == ["pod-a"], "nobody took it over"
         report = check_store(store, mark_killed=True)
@@ -263,8 +260,8 @@ def test_a_sweep_that_another_machine_works_on_is_alive(
         found = {reading.run_id: reading.status for reading in report.runs}
         assert found.pop(parent.id) == "killed", "none of its workers is there"
         assert set(found.values()) == {"interrupted"}
-        with worker._study.alone():
-            worker._keep_parent()
+        with worker.study.alone():
+            worker.parent.keep()
         assert store.runs.get(parent.id).status == "running", "and here it goes on"
     finally:
         other.kill()
@@ -285,7 +282,7 @@ def test_trials_are_runs_of_the_store_and_children_in_mlflow(
     # The first worker is stopped in the middle of its first trial, and gives it back.
     stop = threading.Event()
     worker = SweepWorker("small", sweep, context, stop=stop, on_trial=told.append)
-    study = worker._study.study
+    study = worker.study.study
     threading.Thread(target=_stop_in_a_trial, args=(study, stop), daemon=True).start()
     assert not worker.run().finished
     assert "given back" in told[-1]
@@ -318,17 +315,20 @@ def test_a_trial_that_is_ended_before_it_trains_is_given_back(
     sweep = small_sweep(tmp_path, trials=1)
     stop = threading.Event()
 
-    class Held(SweepWorker):
-        def _trained(self, trial: Trial) -> float:
+    told: list[str] = []
+
+    class Held(TrialTrainer):
+        def train(self, trial: Trial, parent_run_id: str | None) -> float:
             threading.Timer(0.5, stop.set).start()
             journal = Journal(context.settings.run_dir(trial.user_attrs["run_id"]) / "journal")
             try:
-                return super()._trained(trial)
+                return super().train(trial, parent_run_id)
             finally:
                 journal.close(empty=False)
 
-    told: list[str] = []
-    assert not Held("small", sweep, context, stop=stop, on_trial=told.append).run().finished
+    worker = SweepWorker("small", sweep, context, stop=stop, on_trial=told.append)
+    worker.trainer = Held("small", sweep, context, stop=stop, on_trial=told.append)
+    assert not worker.run().finished
     assert "given back" in told[-1]
     work = run_sweep("small", sweep, context, on_trial=told.append)
     assert (work.finished, work.trials) == (True, 1)
@@ -380,7 +380,7 @@ def test_hyperband_gives_most_trials_few_steps(tmp_path: Path) -> None:
 
     while study.next(nothing, climb) == "ran":
         pass
-    _, trials = load_trials("bands", url)
+    trials = load_trials("bands", url)
     assert len(trials) == 12
     states = Counter(trial.state for trial in trials)
     assert states.keys() == {TrialState.COMPLETE, TrialState.PRUNED}
@@ -430,7 +430,7 @@ def test_twelve_trials_by_two_workers_of_which_one_is_killed(
         workers[0].wait()
         assert workers[1].wait(timeout=900) == 0, logs[1].name
         parent, children = runs_below(store, "twelve")
-        _, trials = load_trials("twelve", context.settings.database_url)
+        trials = load_trials("twelve", context.settings.database_url)
         # No trial lost: twelve have ended well. None doubled: twelve runs, twelve proposals.
         assert Counter(trial.state for trial in trials).keys() <= {
             TrialState.COMPLETE, TrialState.PRUNED,
