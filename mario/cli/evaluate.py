@@ -57,7 +57,7 @@ def evaluate(
     from mario.config.experiment import load_config
     from mario.evaluation.records import write_jsonl
     from mario.jobs.context import JobContext
-    from mario.jobs.engines.engine import open_engine
+    from mario.jobs.engines.factory import open_engine
     from mario.jobs.evaluate import evaluate_family, summary_line
     from mario.jobs.policies import load_policy
 

@@ -54,7 +54,7 @@ def _judge(
     from mario.cli.experiment_options import task_and_levels
     from mario.config.experiment import load_config
     from mario.config.gate import GateRule
-    from mario.jobs.engines.engine import open_engine
+    from mario.jobs.engines.factory import open_engine
     from mario.jobs.gate import champion_for, judge, load_challenger, verdict_lines
 
     settings = load_config(config) if config is not None else None

@@ -1,4 +1,4 @@
-"""Attempts at a run: a launcher that is killed and started again goes on where the run stands."""
+"""Attempts at a run: a launcher that is killed and started again resumes the same run."""
 
 from __future__ import annotations
 
@@ -31,27 +31,27 @@ from mario.training.run import CONFIG_FILE
 
 log = logging.getLogger(__name__)
 
-#: Start a new run; begin a known one again that never got anywhere; go on from its checkpoint; or
-#: take it as it is.
+#: What an attempt does: start the run (also one that never wrote its configuration), resume it from
+#: its checkpoint, or return its result.
 Step = Literal["start", "resume", "done"]
 
-#: What a process may still do after its run's end was stored: close its sinks, export the policy.
+#: How long a process may close its sinks and export the policy after its run's end was stored.
 ENDING_SECONDS = 45.0
 _SAY_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What training hands on.
+    """The result of an attempt.
 
     Attributes:
         run_id: the run.
         status: finished, interrupted, collapsed or diverged.
-        reason: why, where it did not finish.
+        reason: why it did not finish; empty if it did.
         total_steps: agent steps trained.
-        steps_per_second: their rate in the last attempt; 0 where nothing was left to train.
-        attempt: 1 for the first; more where the run was gone on with.
-        waited: it was ended while it waited for another process, and did not train.
+        steps_per_second: training rate of this attempt; 0 if nothing was left to train.
+        attempt: 1 for the first attempt, one more for each resume.
+        waited: whether it was stopped while it waited for another process, before it trained.
     """
 
     run_id: str
@@ -64,12 +64,12 @@ class Trained:
 
 
 def next_step(status: RunStatus | None, *, has_folder: bool, has_policy: bool) -> Step:
-    """Say what the next attempt at a run has to do.
+    """Decide what the next attempt at a run does.
 
     Args:
-        status: what the store says; None where it does not know the run.
+        status: the run's status in the store; None if the store does not know the run.
         has_folder: whether the run has written its configuration.
-        has_policy: whether it has exported its policy, which is the last thing it does.
+        has_policy: whether the run has exported its policy, its last action.
     """
     if status in (RunStatus.COLLAPSED, RunStatus.DIVERGED):
         return "done"
@@ -83,14 +83,20 @@ def next_step(status: RunStatus | None, *, has_folder: bool, has_policy: bool) -
 def experiment_of_attempt(
     config: ExperimentConfig, run_id: str, context: JobContext
 ) -> ExperimentConfig | None:
-    """The experiment that a run of this id was begun with; None where there is none yet."""
+    """Load the experiment that a run was started with.
+
+    Settings that change no weight are taken from `config`, so that they can be corrected between
+    attempts; the seed stays, and so does the number of environments unless `config` sets it.
+
+    Returns:
+        The experiment of the next attempt; None if the run has not started.
+    """
     if not (context.settings.run_dir(run_id) / CONFIG_FILE).is_file():
         return None
     begun = config_of_run(run_id, context)
-    # What does not change a weight may have been changed meanwhile, to mend what went wrong.
     kept = {"seed": begun.seed}
     if "environments" not in config.model_fields_set:
-        kept["environments"] = begun.environments  # of the machine that it was begun on
+        kept["environments"] = begun.environments  # chosen for the machine that started it
     return config.model_copy(update=kept)
 
 
@@ -101,26 +107,26 @@ def wait_for_turn(
     *,
     clock: Callable[[], float] = time.monotonic,
 ) -> Run | None:
-    """Return once no other process trains a run, however long that takes.
+    """Wait until no other process trains a run.
 
-    A process of this machine is there or not. One of another machine (a container is one) is gone
-    when it has given no sign of life for `mario.store.process_identity.SILENCE_SECONDS`, nor while
-    this process looked on. What a process that is gone left in its journal is delivered first: it
-    may have ended well. Who waits says so in the log, once a minute.
+    A process of this machine can be checked. A process of another machine, such as a container,
+    counts as dead after `mario.store.process_identity.SILENCE_SECONDS` without a heartbeat, of
+    which it was watched for `Waits.settle_seconds`. The journal of a dead process is delivered
+    first, because its run may have ended well. The wait is logged once a minute.
 
     Args:
         context: the store, and how long to wait.
         run_id: the run.
-        stop: set to wait no more.
-        clock: seconds that never go back.
+        stop: set to stop waiting.
+        clock: returns monotonic seconds.
 
     Returns:
-        The run as it is then; None where the store does not know it.
+        The run in its state after the wait; None if the store does not know it.
 
     Raises:
-        RunIsBusy: its process is there, on this machine, and has hung for over an hour.
+        RunIsBusy: a process of this machine trains it, and has hung for over an hour.
         TrainingInterrupted: `stop` was set meanwhile.
-        StoreError: the database does not answer.
+        StoreError: the database is unreachable.
     """
     waits = context.waits
     silent_since = clock()
@@ -145,16 +151,22 @@ def wait_for_turn(
         stop.wait(waits.look_seconds)
         if stop.is_set():
             raise TrainingInterrupted(
-                f"run {run_id} was not gone on with, as process {last.pid} on {last.host} is still "
-                f"at it and waiting was ended on request; later: mario train --resume {run_id}"
+                f"run {run_id} was not resumed: process {last.pid} on {last.host} still trains it, "
+                f"and waiting was ended on request; later: mario train --resume {run_id}"
             )
 
 
 def _not_yet(run_id: str, last: Attempt, settling: bool, hang_seconds: float) -> str | None:
-    """Why nobody else may train a run yet; None where somebody may.
+    """Say why another process may not train a run yet; None if it may.
+
+    Args:
+        run_id: the run.
+        last: its last attempt.
+        settling: whether a process of another machine was watched for too short a time.
+        hang_seconds: `Waits.hang_seconds`.
 
     Raises:
-        RunIsBusy: there is nothing to wait for.
+        RunIsBusy: its process hangs, so waiting is useless.
     """
     try:
         refuse_busy(run_id, last)
@@ -164,9 +176,9 @@ def _not_yet(run_id: str, last: Attempt, settling: bool, hang_seconds: float) ->
             raise
         return str(busy)
     if last.host != host_name():
-        # `mario store check` may have taken a silent one for killed.
+        # `mario store check` may have marked a silent process as killed.
         if last.status in (RunStatus.RUNNING, RunStatus.KILLED) and settling:
-            return f"run {run_id}: whether process {last.pid} on {last.host} stays silent"
+            return f"run {run_id}: process {last.pid} on {last.host} may still be alive"
         return None
     ended = last.ended_at
     if (
@@ -176,7 +188,8 @@ def _not_yet(run_id: str, last: Attempt, settling: bool, hang_seconds: float) ->
         and utc_now() - ended < timedelta(seconds=ENDING_SECONDS)
     ):
         return (
-            f"run {run_id}: process {last.pid} ended it lately ({last.status}) and may still write"
+            f"run {run_id}: process {last.pid} has just ended it ({last.status}) and may still "
+            "write"
         )
     return None
 
@@ -190,21 +203,21 @@ def train_attempt(
     on_progress: OnProgress | None = None,
     on_selection: OnSelection | None = None,
 ) -> Trained:
-    """Train the run of this id: start it, go on with it, or say how it ended.
+    """Start the run of this id, resume it, or return its result.
 
-    Where another process still trains it, that is waited for (see `wait_for_turn`).
+    Waits while another process trains it; see `wait_for_turn`.
 
     Args:
         config: the experiment; the same in every attempt.
         context: settings, store and tracking.
-        run_id: the run's id, chosen by the launcher so that it finds the run again.
-        stop: set to end cleanly with a checkpoint.
+        run_id: the run's id, chosen by the launcher so that each attempt finds the run.
+        stop: set to stop cleanly with a checkpoint.
         on_progress: called after each update.
-        on_selection: called after each judgement on selection seeds.
+        on_selection: called after each evaluation on selection seeds.
 
     Raises:
-        RunIsBusy: another process was quicker to take it.
-        TrainingInterrupted: `stop` was set while another process was waited for.
+        RunIsBusy: another process took it meanwhile.
+        TrainingInterrupted: `stop` was set during the wait.
         TrainingError, CheckpointError, StoreError: see `mario.jobs.train.train_run`.
     """
     known = wait_for_turn(context, run_id, stop or threading.Event())

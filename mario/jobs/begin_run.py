@@ -76,7 +76,7 @@ def begin_run(
         if not (settings.run_dir(resume) / CONFIG_FILE).is_file():
             raise TrainingError(
                 f"run {resume} ({known.status}) has no folder {settings.run_dir(resume)}; expected "
-                "the one it was trained in; set MARIO_RUNS_DIR to where it is"
+                "the folder that it was trained in; set MARIO_RUNS_DIR to its parent"
             )
         _refuse_lost(store, resume, settings.run_dir(resume))
         check_resumable(config, settings.run_dir(resume))
@@ -89,7 +89,7 @@ def begin_run(
         # The run's journal would be delivered to this database.
         raise TrainingError(
             f"{run_dir} holds a run that {store.redacted_url} does not know; expected "
-            "the database that it was begun with; correct MARIO_DATABASE_URL"
+            "the database that it was started with; correct MARIO_DATABASE_URL"
         )
     made = _make_folder(run_dir, settings)
     try:
@@ -133,7 +133,7 @@ def _refuse_lost(store: ExperimentStore, run_id: str, run_dir: Path) -> None:
     if known and not list_checkpoints(folder):
         raise CheckpointError(
             f"{folder}: got no checkpoint, expected the one at {known[-1].total_steps:,} steps "
-            "that the store knows of; bring it back, or start a new run"
+            "that the store knows; restore it, or start a new run"
         )
 
 
@@ -169,7 +169,7 @@ def _make_folder(folder: Path, settings: JobSettings) -> bool:
     except OSError as error:
         raise TrainingError(
             f"{folder}: a run cannot be written there ({error.strerror or error}); expected a "
-            f"folder with room and permission to write; mend {settings.runs_dir}, or set "
+            f"folder with free space and permission to write; repair {settings.runs_dir}, or set "
             "MARIO_RUNS_DIR to another"
         ) from error
     return made

@@ -13,7 +13,8 @@ from mario.config.game import ConsoleName
 from mario.evaluation.records import EpisodeRecord
 from mario.evaluation.seeds import SeedFamily, schedule
 from mario.evaluation.statistics import clopper_pearson
-from mario.jobs.engines.engine import LOCAL, EvaluationEngine
+from mario.jobs.engines.contract import EvaluationEngine
+from mario.jobs.engines.local import LOCAL
 from mario.jobs.policies import LoadedPolicy
 from mario.store.records import EvaluationKey
 from mario.store.store import ExperimentStore

@@ -18,7 +18,8 @@ from mario.evaluation.records import PairedUnit, pair_records
 from mario.evaluation.seeds import SeedFamily, Unit, schedule
 from mario.evaluation.verdict import Verdict
 from mario.jobs.context import JobContext
-from mario.jobs.engines.engine import LOCAL, EvaluationEngine
+from mario.jobs.engines.contract import EvaluationEngine
+from mario.jobs.engines.local import LOCAL
 from mario.jobs.evaluate import evaluate_stored, evaluation_key
 from mario.jobs.network_measurements import NetworkMeasurements, measured_before
 from mario.jobs.policies import LoadedPolicy, load_policy, random_policy

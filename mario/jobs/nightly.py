@@ -12,7 +12,8 @@ from mario.evaluation.drift import Drift, compare_drift
 from mario.evaluation.records import EpisodeRecord
 from mario.evaluation.seeds import SeedFamily
 from mario.jobs.context import JobContext
-from mario.jobs.engines.engine import LOCAL, EvaluationEngine
+from mario.jobs.engines.contract import EvaluationEngine
+from mario.jobs.engines.local import LOCAL
 from mario.jobs.evaluate import evaluate_family
 from mario.jobs.policies import LoadedPolicy, load_policy
 from mario.store.records import Evaluation, Promotion, StoredVerdict

@@ -12,7 +12,7 @@ from mario.evaluation.seeds import SeedFamily
 from mario.evaluation.verdict import Verdict
 from mario.game.video import write_mp4
 from mario.jobs.context import JobContext
-from mario.jobs.engines.engine import open_engine
+from mario.jobs.engines.factory import open_engine
 from mario.jobs.evaluate import evaluate_family, evaluate_stored, evaluation_key, summary_line
 from mario.jobs.gate import (
     OnUnits,

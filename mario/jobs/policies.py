@@ -1,4 +1,4 @@
-"""From what a person types (champion, 3, random, a folder) to a policy that plays."""
+"""Load the policy that a name stands for: champion, challenger, a version, random, a folder."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from mario.policy.policy import Policy, RandomPolicy
 
 @dataclass(frozen=True)
 class LoadedPolicy:
-    """A policy that can play, and what it is called.
+    """A policy with its identity.
 
     Attributes:
-        policy: who plays.
-        digest: identifies it in records: the artefact's digest, or ``random:<actions>``.
-        label: what people call it.
-        version: its registry version, where it has one.
-        artefact: the artefact it was loaded from, where there is one.
+        policy: the policy.
+        digest: its identity in records: the artefact's digest, or ``random:<actions>``.
+        label: its name in messages.
+        version: its registry version; None if it has none.
+        artefact: the artefact that it was loaded from; None for the random policy.
     """
 
     policy: Policy
@@ -34,7 +34,7 @@ class LoadedPolicy:
 
 
 def random_policy(actions: tuple[ActionSpec, ...], frame_skip: int) -> LoadedPolicy:
-    """The random policy over some actions: the baseline a first champion must beat."""
+    """Make the random policy over some actions: the baseline that a first champion must beat."""
     buttons = "".join(f"{action.buttons:02x}" for action in actions)
     return LoadedPolicy(
         RandomPolicy(actions, frame_skip), f"random:{buttons}:{frame_skip}", "random policy"
@@ -49,10 +49,17 @@ def policy_from_artefact(
     threads: int = 1,
     check_golden: bool = True,
 ) -> LoadedPolicy:
-    """Load and verify an artefact folder; `check_golden` also compares its recorded answers.
+    """Load and verify an artefact folder.
+
+    Args:
+        folder: the artefact.
+        label: its name in messages; None is the folder.
+        version: its registry version.
+        threads: threads of one inference.
+        check_golden: also compare the network's answers with the recorded ones.
 
     Raises:
-        ArtefactError: it is missing or broken.
+        ArtefactError: the artefact is missing or broken.
     """
     artefact = load_artefact(folder)
     policy = OnnxPolicy(artefact, threads=threads)
@@ -64,7 +71,7 @@ def policy_from_artefact(
 def load_policy(
     reference: str, task: str, context: JobContext, *, threads: int = 1, check_golden: bool = True
 ) -> LoadedPolicy:
-    """Find the policy a person means.
+    """Load the policy that a name stands for.
 
     Args:
         reference: ``champion``, ``challenger``, a version number, ``random`` (uniform over the
@@ -72,10 +79,10 @@ def load_policy(
         task: the task whose registered model is meant.
         context: settings and registry.
         threads: threads of one inference.
-        check_golden: refuse a network that does not answer as recorded.
+        check_golden: refuse a network whose answers differ from the recorded ones.
 
     Raises:
-        RegistryError: no such version, or the alias points nowhere.
+        RegistryError: there is no such version, or the alias has no version.
         ArtefactError: the version's artefact is missing or broken.
     """
     if reference == "random":

@@ -1,4 +1,4 @@
-"""Promote: the ledger's transaction first, the alias second."""
+"""Promote: write the promotion to the ledger, then move MLflow's alias."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from mario.store.records import Promotion
 def promote_verdict(verdict_id: str, context: JobContext, *, note: str | None = None) -> Promotion:
     """Make the challenger of a stored verdict the champion.
 
-    Repeating it after a kill only brings the alias in line.
+    Repeated after a kill, it only moves the alias.
 
     Args:
         verdict_id: a verdict that says promote.
         context: store and registry.
-        note: why, in words; kept in the ledger.
+        note: the reason, kept in the ledger.
 
     Raises:
-        PromotionConflict: another promoter was first.
+        PromotionConflict: another version was promoted since the verdict.
         RegistryError: the verdict does not say promote, or its challenger is not registered.
     """
     verdict = context.store.evaluations.verdict(verdict_id)

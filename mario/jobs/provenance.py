@@ -1,4 +1,4 @@
-"""Where a run comes from: commit, uncommitted changes, library versions, hardware."""
+"""The provenance of a run: commit, uncommitted changes, library versions, hardware."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ def _git(*arguments: str) -> str | None:
 
 @cache
 def git_commit() -> str:
-    """The commit of the code: from git, else MARIO_GIT_COMMIT (set in the images), else unknown."""
+    """The commit of the code: from Git, else MARIO_GIT_COMMIT (set in images), else ``unknown``."""
     return _git("rev-parse", "HEAD") or os.environ.get("MARIO_GIT_COMMIT") or UNKNOWN_COMMIT
 
 
 def git_diff() -> str | None:
-    """Uncommitted changes of tracked files, cut at 200,000 characters; None when there are none."""
+    """Uncommitted changes of tracked files, cut at 200,000 characters; None without any."""
     diff = _git("diff", "HEAD")
     return diff[:_MAX_DIFF_CHARACTERS] if diff else None
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of the packages that can change a result, and of Python."""
+    """Versions of Python and of the packages that can change a result."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:

@@ -21,10 +21,21 @@ def record_episode(
     *,
     console: str = "native",
 ) -> int:
-    """Play a unit and write it as an MP4; returns the number of pictures.
+    """Play a unit and write it as an MP4 file.
+
+    Args:
+        reference: the policy, as for `load_policy`.
+        task: the task whose registered model is meant.
+        unit: level and seed.
+        output: the file.
+        context: settings and registry.
+        console: the console.
+
+    Returns:
+        The number of pictures.
 
     Raises:
-        RegistryError, ArtefactError: the policy cannot be had.
+        RegistryError, ArtefactError: the policy cannot be loaded.
         ConfigError: unknown level.
         ConsoleError: PyAV is missing.
     """

@@ -1,4 +1,4 @@
-"""Register: a finished run's best policy becomes a version, whole or not at all."""
+"""Register: make the policy of a run a version, completely or not at all."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from mario.errors import RegistryError
 from mario.jobs.context import JobContext
 from mario.store.records import RegisteredVersion
 
-#: The artefact that training leaves in the run's folder.
+#: The folder of the exported artefact inside a run's folder.
 ARTEFACT_FOLDER = "policy"
 
 
 def register_run(run_id: str, context: JobContext) -> RegisteredVersion:
-    """Register the artefact of a run and point the alias `challenger` at it.
+    """Register the artefact of a run and set the alias `challenger` to it.
 
     Registering the same run again returns the same version.
 
     Raises:
-        StoreError: no such run.
-        RegistryError: the run has no policy to register.
+        StoreError: there is no such run.
+        RegistryError: the run has no policy.
         ArtefactError: its artefact is broken.
     """
     store, registry = context.store, context.registry
@@ -27,7 +27,7 @@ def register_run(run_id: str, context: JobContext) -> RegisteredVersion:
     if not folder.is_dir():
         raise RegistryError(
             f"run {run_id} ({run.status}) has no policy in {folder}; expected a run that "
-            "finished; go on with it by `mario train --resume`"
+            "finished; resume it with `mario train --resume`"
         )
     model = model_name(run.task)
     row = registry.register(model, folder, run_id=run_id)

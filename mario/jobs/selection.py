@@ -1,4 +1,4 @@
-"""Selection: the policy under training is judged on selection seeds, for its best checkpoint."""
+"""Selection: evaluate the policy in training on selection seeds, to find its best checkpoint."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from mario.training.result import SelectionScore
 
 
 class _Stopped(Exception):
-    """Ends a selection in the middle of its episodes."""
+    """Stops a selection during its episodes."""
 
 
 def selector(
     config: ExperimentConfig, stop: threading.Event
 ) -> Callable[[Policy], SelectionScore | None] | None:
-    """Judge policies on selection seeds under mario-eval-v1; never on confirmation seeds.
+    """Make the function that scores a policy on selection seeds under mario-eval-v1.
 
     Args:
         config: the experiment.
-        stop: ends a judgement in the middle, which then has no score.
+        stop: ends an evaluation during its episodes; it then returns None.
 
     Returns:
-        The judge; None where the experiment wants no selection.
+        The function; None if the experiment has no selection.
     """
     if config.selection.units == 0:
         return None
@@ -49,7 +49,7 @@ def selector(
                     policy_digest="under training",
                     environments=min(config.evaluation.environments, len(units)),
                     console=config.game.console,
-                    on_step=obey,  # an episode may last for a minute: too long for a stop
+                    on_step=obey,  # an episode may take a minute: too long for a stop
                 )
             )
         except _Stopped:

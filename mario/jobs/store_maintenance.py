@@ -1,4 +1,4 @@
-"""Storekeeping: upgrade, check, import what the older project left, export."""
+"""Maintain the store: upgrade, check, import a legacy database, export."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ log = logging.getLogger(__name__)
 
 
 def upgrade(context: JobContext) -> str:
-    """Create the tables or bring them to this version's shape; describe it."""
+    """Create the tables or upgrade their schema; describe the result."""
     revision = migrate.upgrade(context.settings.database_url)
     return f"{redact(context.settings.database_url)} is at revision {revision}"
 
 
 def check(context: JobContext, *, replay: bool = False) -> tuple[bool, str]:
-    """Verify the store and read every run; runs whose process is gone become `killed`.
+    """Verify the store and read every run; mark runs of dead processes as `killed`.
 
     Args:
         context: settings, store and tracking.
-        replay: first deliver what killed processes left in their journals.
+        replay: first deliver the journals of killed processes.
 
     Returns:
-        Whether no invariant is broken, and the report in words.
+        Whether every invariant holds, and the report as text.
     """
     settings, store = context.settings, context.store
     if replay:
@@ -46,7 +46,7 @@ def check(context: JobContext, *, replay: bool = False) -> tuple[bool, str]:
 
 
 def _tell_mlflow(report: CheckReport, context: JobContext) -> None:
-    """Let MLflow's list say of killed runs what the store says; MLflow may be away."""
+    """Set the status of killed runs in MLflow, if it answers."""
     for reading in report.runs:
         if reading.status != RunStatus.KILLED:
             continue
@@ -55,7 +55,7 @@ def _tell_mlflow(report: CheckReport, context: JobContext) -> None:
             continue
         try:
             mark_ended(context.tracking.uri, run.mlflow_run_id, RunStatus.KILLED, run.ended_at)
-        except RegistryUnavailableError as error:  # nor would it answer for the next one
+        except RegistryUnavailableError as error:  # it would not answer for the next one either
             log.warning("MLflow may still show killed runs as running: %s", error)
             return
         except RegistryError as error:
@@ -63,17 +63,17 @@ def _tell_mlflow(report: CheckReport, context: JobContext) -> None:
 
 
 def import_legacy(source: str, context: JobContext, *, label: str | None = None) -> str:
-    """Read the older project's runs into the store; describe what was read.
+    """Import the runs of the older project into the store; describe the import.
 
     Args:
         source: database URL of the older project.
         context: the store.
-        label: part of the runs' ids; the source database's name if None.
+        label: part of the runs' ids; None is the name of the source database.
     """
     return import_from(source, context.store, label=label).text()
 
 
 def export(folder: Path, context: JobContext) -> str:
-    """Write every table as Parquet; describe it."""
+    """Write every table as a Parquet file; describe the files."""
     counts = export_parquet(context.store, folder)
     return "\n".join(f"{folder / name}.parquet: {rows} rows" for name, rows in counts.items())

@@ -36,13 +36,13 @@ OnProgress = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class TrainOutcome:
-    """How a run ended, and what it left.
+    """The result of a training run.
 
     Attributes:
         run_id: its id in the store.
         run_dir: its folder.
-        result: what the trainer says.
-        artefact: the exported policy's folder; None where the run was interrupted.
+        result: what training returned.
+        artefact: folder of the exported policy; None if none was exported.
     """
 
     run_id: str
@@ -52,7 +52,7 @@ class TrainOutcome:
 
     @property
     def exit_code(self) -> int:
-        """0 finished, 3 collapsed or diverged, 130 interrupted."""
+        """0 if finished, 3 if collapsed or diverged, 130 if interrupted."""
         return _EXIT_CODES[self.result.status]
 
 
@@ -67,26 +67,26 @@ def train_run(
     on_progress: OnProgress | None = None,
     on_selection: OnSelection | None = None,
 ) -> TrainOutcome:
-    """Train an experiment from the start, or go on with a run.
+    """Train an experiment, or resume a run.
 
     Args:
-        config: the experiment; when resuming it must be the run's own.
+        config: the experiment; to resume a run, its own.
         context: settings, store and tracking; disconnected while it trains.
-        resume: id of the run to go on with.
+        resume: id of the run to resume.
         run_id: id of the run to start; None makes one.
         parent_run_id: the run that this one belongs to, such as a sweep's.
-        stop: set to end cleanly with a checkpoint.
+        stop: set to stop cleanly with a checkpoint.
         on_progress: called after each update.
-        on_selection: called after each judgement on selection seeds.
+        on_selection: called after each evaluation on selection seeds.
 
     Raises:
-        TrainingError, CheckpointError: it cannot start or go on.
-        TrainingInterrupted: `stop` was set before it could.
-        StoreError, RegistryError: store or tracking cannot be reached at the start.
+        TrainingError, CheckpointError: the run cannot start or resume.
+        TrainingInterrupted: `stop` was set before it could start.
+        StoreError: the database is unreachable at the start.
     """
     stop = stop or threading.Event()
     settings = context.settings
-    store = context.store  # unreachable, it is an error before journals are read
+    store = context.store  # an unreachable database fails before any journal is read
     replay_journals(settings.database_url, settings.runs_dir, timeout_seconds=10.0)
     run = begin_run(config, context, resume, run_id, parent_run_id)
     run_dir = settings.run_dir(run.id)
@@ -117,7 +117,7 @@ def train_run(
         except (ArtefactError, CheckpointError) as error:
             if result.status == RunStatus.FINISHED:
                 raise
-            # Ruined weights may not even export; the collapse is what there is to say, not that.
+            # Ruined weights may not export; the collapse is the result to report.
             log.warning("no policy exported: %s", error)
     if artefact is not None and config.sinks.mlflow:
         track_policy(context, run, artefact, stop)

@@ -1,4 +1,4 @@
-"""Versions: fetch one, list them, show the ledger, reconcile, roll back."""
+"""Fetch, list, reconcile and roll back registered versions, and show the ledger."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mario.jobs.context import JobContext
 
 @dataclass(frozen=True)
 class FetchedVersion:
-    """A version whose artefact lies in a local folder, verified.
+    """A version whose verified artefact is in a local folder.
 
     Attributes:
         model: ``mario-<task>``.
@@ -28,7 +28,7 @@ class FetchedVersion:
 
 
 def who() -> str:
-    """Name the person and machine for the ledger."""
+    """Name the user and machine, for the ledger."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name
@@ -45,7 +45,7 @@ def fetch_version(reference: str, task: str, context: JobContext) -> FetchedVers
         context: settings and registry.
 
     Raises:
-        RegistryError: no such version, or the registry does not answer.
+        RegistryError: there is no such version, or the registry is unreachable.
         ArtefactError: its artefact is missing or broken.
     """
     registry = context.registry
@@ -54,20 +54,20 @@ def fetch_version(reference: str, task: str, context: JobContext) -> FetchedVers
     try:
         registry.download(resolved, folder)
     except ArtefactError:
-        # Of a server that went away meanwhile MLflow says no more than of a missing file.
+        # MLflow reports an unreachable server like a missing file; asking again tells which it is.
         registry.resolve(model_name(task), resolved.version)
         raise
     return FetchedVersion(resolved.model, resolved.version, folder)
 
 
 def champion_version(task: str, context: JobContext) -> int | None:
-    """The champion's number as the ledger has it; None while there is none."""
+    """The number of the champion in the ledger; None without a champion."""
     champion = context.store.ledger.champion(model_name(task))
     return None if champion is None else champion.version
 
 
 def list_versions(task: str, context: JobContext) -> str:
-    """Describe the versions of a task, one line each."""
+    """Describe the versions of a task, one line for each."""
     found = context.registry.versions(model_name(task))
     if not found:
         return f"{model_name(task)} has no versions yet; train one with `mario pipeline`"
@@ -82,7 +82,7 @@ def list_versions(task: str, context: JobContext) -> str:
 
 
 def show_ledger(task: str, context: JobContext) -> str:
-    """Describe the ledger of a task, one line a row, oldest first."""
+    """Describe the ledger of a task, one line for each row, oldest first."""
     rows = context.store.ledger.history(model_name(task))
     if not rows:
         return f"the ledger of {model_name(task)} is empty; nothing was promoted yet"
@@ -95,7 +95,7 @@ def show_ledger(task: str, context: JobContext) -> str:
 
 
 def reconcile(task: str, context: JobContext) -> str:
-    """Repair what a killed registration or promotion left; describe what was done."""
+    """Repair what a killed registration or promotion left; describe the repairs."""
     repairs = context.registry.reconcile(model_name(task))
     if not repairs:
         return f"{model_name(task)}: MLflow and the ledger agree; nothing to repair"

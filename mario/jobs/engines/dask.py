@@ -1,8 +1,8 @@
-"""Evaluation units on a Dask cluster: a task is a handful of units, the policy travels as bytes.
+"""The Dask engine: plays units on a cluster; a task is some units, the policy is sent as bytes.
 
-Workers play and answer; they know no database. Who launched the evaluation stores what comes back,
-so a worker that is killed has nothing half-written: Dask gives its tasks to others, and a unit that
-is played twice comes out the same and is handed on once.
+Workers know no database: the process that started the evaluation stores the records. If a worker is
+killed, Dask gives its tasks to another; a unit that is played twice gives the same record, which is
+yielded once.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mario.config.evaluation import PROTOCOL
+from mario.config.evaluation import PROTOCOL, EvaluationConfig
 from mario.config.game import ConsoleName
 from mario.errors import ArtefactError, EvaluationError, MarioError
 from mario.evaluation.protocol import play_units
@@ -30,24 +31,24 @@ from mario.policy.onnx import OnnxPolicy
 from mario.policy.policy import Policy, RandomPolicy
 
 #: How long a scheduler, or its first worker, may take to answer.
-_CONNECT_SECONDS = 60.0
-#: A task that took this many workers down with it is not given to another.
+CONNECT_SECONDS = 60.0
+#: A task that ended more workers than this is given to no other.
 _ALLOWED_FAILURES = 3
-#: Tasks for each worker, where there are units enough: the last ones end at about the same time.
+#: Tasks for each worker if there are enough units, so that the last tasks end at about one time.
 _TASKS_A_WORKER = 3
-#: Policies that a worker keeps open: challenger and champion, and what came before them.
+#: Policies that a worker keeps open: challenger, champion and their predecessors.
 _OPEN_POLICIES = 4
 
 
 @dataclass(frozen=True)
 class PolicyPayload:
-    """A policy as it travels to a worker.
+    """A policy as it is sent to a worker.
 
     Attributes:
-        digest: what identifies it; a worker refuses files that do not have it.
-        files: name to content of the artefact's files; empty for the random policy.
-        actions: of the random policy.
-        frame_skip: of the random policy.
+        digest: its identity; a worker refuses files with another digest.
+        files: content of the artefact's files by name; empty for the random policy.
+        actions: actions of the random policy.
+        frame_skip: frame skip of the random policy.
         check_golden: compare the worker's answers with the recorded ones before playing.
     """
 
@@ -59,11 +60,11 @@ class PolicyPayload:
 
 
 def payload_of(loaded: LoadedPolicy) -> PolicyPayload:
-    """Pack a policy for the way to a worker.
+    """Pack a policy to be sent to a worker.
 
     Raises:
-        EvaluationError: it is neither an artefact's nor the random policy.
-        ArtefactError: the artefact's folder is gone or was changed since it was loaded.
+        EvaluationError: it is neither an artefact nor the random policy.
+        ArtefactError: the artefact's folder was deleted or changed since it was loaded.
     """
     if isinstance(loaded.policy, RandomPolicy):
         return PolicyPayload(
@@ -95,7 +96,7 @@ def payload_of(loaded: LoadedPolicy) -> PolicyPayload:
 
 
 def _answers_as_recorded(policy: OnnxPolicy) -> bool:
-    """Whether it does here; where not, the gate's guard says so, and no worker has to."""
+    """Whether the answers here are as recorded; if not, the gate's guard reports it."""
     try:
         policy.check_golden()
     except ArtefactError:
@@ -110,7 +111,7 @@ _opening = threading.Lock()
 
 
 def _policy_from(payload: PolicyPayload) -> Policy:
-    """Open a policy, or take the one that this thread of this worker has open."""
+    """Open a policy, or return the one that this thread has open."""
     key = (payload.digest, threading.get_ident())
     with _opening:
         policy = _open_policies.get(key)
@@ -151,11 +152,11 @@ def play_on_worker(
     """Play a task's units on a worker.
 
     Returns:
-        Each record as `EpisodeRecord.to_dict` writes it, in the order in which they ended.
+        The records as `EpisodeRecord.to_dict` writes them, in the order in which they ended.
 
     Raises:
-        EvaluationError: this worker's protocol is another one, or a unit is impossible.
-        ArtefactError: the policy did not arrive as it was sent, or answers otherwise here.
+        EvaluationError: this worker plays another protocol, or a unit is impossible.
+        ArtefactError: the policy was damaged on the way, or its answers differ here.
     """
     if protocol != PROTOCOL:
         raise EvaluationError(
@@ -177,7 +178,7 @@ def play_on_worker(
 
 
 def same(payload: PolicyPayload) -> PolicyPayload:
-    """Hand the policy on: as a task's result it reaches workers from workers, and is never lost."""
+    """Return the policy: as the result of a task, workers copy it from workers."""
     return payload
 
 
@@ -187,11 +188,11 @@ def same(payload: PolicyPayload) -> PolicyPayload:
 def shares(
     units: Sequence[tuple[str, int]], workers: int, environments: int
 ) -> list[tuple[tuple[str, int], ...]]:
-    """Divide units into tasks: some for each worker, none above four batches.
+    """Divide units into tasks: some for each worker, none larger than four batches.
 
     Args:
         units: (level, seed) each.
-        workers: that play, ≥ 1.
+        workers: number of workers, ≥ 1.
         environments: units that a worker plays at a time, ≥ 1.
 
     Example:
@@ -204,7 +205,7 @@ def shares(
 
 
 def _distributed() -> Any:
-    """Dask's distributed scheduler, which only those who fan out need to have installed."""
+    """Import Dask's distributed scheduler; only this engine needs it installed."""
     try:
         import distributed
     except ImportError as error:
@@ -216,7 +217,7 @@ def _distributed() -> Any:
 
 
 class DaskEngine:
-    """Plays units on a Dask cluster: one on this machine, one that runs, or one handed in.
+    """Plays units on a Dask cluster: one on this machine, a running one, or one handed in.
 
     Example:
         >>> with DaskEngine(workers=2) as engine:  # doctest: +SKIP
@@ -224,14 +225,20 @@ class DaskEngine:
     """
 
     def __init__(
-        self, *, workers: int = 0, scheduler: str | None = None, client: Any | None = None
+        self,
+        *,
+        workers: int = 0,
+        scheduler: str | None = None,
+        client: Any | None = None,
+        connect_seconds: float = CONNECT_SECONDS,
     ) -> None:
         """Prepare; nothing is started or connected before the first units.
 
         Args:
             workers: processes of a cluster on this machine; 0 = one for each core.
-            scheduler: address of a scheduler that runs, such as ``tcp://10.0.0.5:8786``.
-            client: a `distributed.Client`, which stays open; workers and scheduler are its own.
+            scheduler: address of a running scheduler, such as ``tcp://10.0.0.5:8786``.
+            client: a `distributed.Client`, which stays open; `workers` and `scheduler` are unused.
+            connect_seconds: how long a scheduler, or its first worker, may take to answer.
 
         Raises:
             EvaluationError: Dask is not installed.
@@ -240,36 +247,37 @@ class DaskEngine:
         self._wanted = workers or len(os.sched_getaffinity(0))
         self._scheduler = scheduler
         self._client = client
+        self._connect_seconds = connect_seconds
         self._own: list[Any] = []
 
     def __enter__(self) -> DaskEngine:
-        """Nothing is started yet."""
+        """Return the engine; nothing is started yet."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close what was started."""
+        """Close what the engine started."""
         self.close()
 
     def close(self) -> None:
-        """Stop the cluster, or leave the one that was there before."""
+        """Stop the cluster that the engine started; one that ran before continues."""
         for thing in reversed(self._own):
             thing.close()
         if self._own:
             self._own, self._client = [], None
 
     def at_once(self, environments: int) -> int:
-        """A batch for each worker."""
+        """As many units as there are environments on all workers."""
         return environments * self.workers()
 
     def workers(self) -> int:
-        """How many tasks can be worked on at a time, once it has started; before: are wanted."""
+        """The number of tasks worked on at a time; before the start, of workers wanted."""
         if self._client is None and self._scheduler is None:
             return self._wanted
         threads: dict[str, int] = self._connected().nthreads()
         return max(1, sum(threads.values()))
 
     def start(self) -> None:
-        """Start the cluster, or connect to the scheduler; otherwise the first units do.
+        """Start the cluster, or connect to the scheduler, before the first units do.
 
         Raises:
             EvaluationError: the scheduler does not answer, or has no workers.
@@ -284,11 +292,11 @@ class DaskEngine:
         environments: int,
         console: ConsoleName,
     ) -> Iterator[EpisodeRecord]:
-        """Play units; see :class:`mario.jobs.engines.engine.EvaluationEngine`.
+        """Play units; see `mario.jobs.engines.contract.EvaluationEngine`.
 
         Raises:
-            EvaluationError: no cluster answers, a worker's installation differs, or a task took
-                several workers down.
+            EvaluationError: no cluster answers, a worker has another installation, or a task
+                ended several workers.
         """
         if environments < 1:
             raise EvaluationError(
@@ -341,7 +349,7 @@ class DaskEngine:
 
         address: Any = self._scheduler
         if address is None:
-            # Before its scheduler is made, which reads it once.
+            # Set before the scheduler is made, which reads it once.
             with dask.config.set({"distributed.scheduler.allowed-failures": _ALLOWED_FAILURES}):
                 address = self._dask.LocalCluster(
                     n_workers=self._wanted,
@@ -349,17 +357,17 @@ class DaskEngine:
                     processes=True,
                     host="127.0.0.1",
                     dashboard_address="127.0.0.1:0",
-                    # What a task raises reaches us anyway; a worker that is slow to end is no news.
+                    # A task's exception reaches us anyway; a worker that stops slowly is no news.
                     silence_logs=logging.CRITICAL,
-                    # Worker processes are ours alone; a limit by the machine's memory divided by
-                    # its cores would pause them on a machine that is busy otherwise.
+                    # The default limit, memory divided by cores, would pause workers on a machine
+                    # that is busy with other work.
                     memory_limit=0,
                 )
             self._own.append(address)
         try:
-            client = self._dask.Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
+            client = self._dask.Client(address, timeout=self._connect_seconds, set_as_default=False)
             self._own.append(client)
-            client.wait_for_workers(1, timeout=_CONNECT_SECONDS)
+            client.wait_for_workers(1, timeout=self._connect_seconds)
         except (OSError, TimeoutError) as error:
             self.close()
             raise EvaluationError(
@@ -367,3 +375,14 @@ class DaskEngine:
                 "workers; start them with `dask scheduler` and `dask worker ADDRESS`"
             ) from error
         return client
+
+
+@contextmanager
+def open_engine(settings: EvaluationConfig) -> Iterator[DaskEngine]:
+    """Open the engine; its cluster starts with the first units and stops with the block.
+
+    Raises:
+        EvaluationError: Dask is not installed.
+    """
+    with DaskEngine(workers=settings.workers, scheduler=settings.scheduler) as engine:
+        yield engine

@@ -13,7 +13,7 @@ from mario.config.gate import GateRule
 from mario.errors import EvaluationError
 from mario.evaluation.records import EpisodeRecord
 from mario.jobs.context import JobContext, JobSettings
-from mario.jobs.engines.engine import LOCAL
+from mario.jobs.engines.local import LOCAL
 from mario.jobs.gate import champion_for, judge
 from mario.jobs.nightly import check_champion, drift_lines
 from mario.jobs.policies import LoadedPolicy, load_policy

@@ -18,8 +18,10 @@ from mario.config.identities import identity_of_test
 from mario.errors import ArtefactError, ConfigError, EvaluationError
 from mario.evaluation.records import EpisodeRecord
 from mario.game.smb.actions import action_set
+from mario.jobs.engines.contract import EvaluationEngine
 from mario.jobs.engines.dask import DaskEngine, payload_of, play_on_worker, shares
-from mario.jobs.engines.engine import LOCAL, EvaluationEngine, open_engine
+from mario.jobs.engines.factory import open_engine
+from mario.jobs.engines.local import LOCAL
 from mario.jobs.evaluate import evaluate_stored, evaluation_key, units_of
 from mario.jobs.gate import play_gate
 from mario.jobs.policies import LoadedPolicy, policy_from_artefact, random_policy
@@ -218,8 +220,7 @@ def test_engines_are_chosen_by_configuration() -> None:
             engine_settings(None, engine, workers, scheduler)
 
 
-def test_a_scheduler_that_is_not_there(good: LoadedPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mario.jobs.engines.dask._CONNECT_SECONDS", 0.5)
-    engine = DaskEngine(scheduler="tcp://127.0.0.1:1")
+def test_a_scheduler_that_does_not_answer_is_an_error(good: LoadedPolicy) -> None:
+    engine = DaskEngine(scheduler="tcp://127.0.0.1:1", connect_seconds=0.5)
     with pytest.raises(EvaluationError, match="dask scheduler"):
         list(engine.play(good, UNITS[:1], environments=1, console="native"))
