@@ -15,7 +15,8 @@ from flows.parameters import FlowParameters, PolicyName
 from mario.config.levels import TaskName, model_name, task_levels
 from mario.evaluation.seeds import SeedFamily
 from mario.jobs.context import JobContext
-from mario.jobs.engines.engine import LOCAL, EvaluationEngine
+from mario.jobs.engines.contract import EvaluationEngine
+from mario.jobs.engines.local import LOCAL
 from mario.jobs.evaluate import evaluate_family, summary_line
 from mario.jobs.policies import load_policy
 

@@ -1,4 +1,4 @@
-"""Compare: recipes, not versions: several training seeds each, with intervals that repeat."""
+"""Compare training recipes, each over several training seeds, with reproducible intervals."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mario.pages.layout import write_page
 
 @dataclass(frozen=True)
 class Recipe:
-    """One recipe: a name and the policies that it gave, one for each training seed."""
+    """A recipe: its name and its policies, one for each training seed."""
 
     name: str
     policies: tuple[str, ...]
@@ -35,14 +35,14 @@ def parse_recipe(text: str) -> Recipe:
     """Read ``NAME=POLICY,POLICY,…``; a policy is a version number or an artefact folder.
 
     Raises:
-        EvaluationError: it is not of that form, or names fewer than two policies.
+        EvaluationError: the text has another form, or names fewer than two policies.
     """
     name, separator, rest = text.partition("=")
     policies = tuple(part.strip() for part in rest.split(",") if part.strip())
     if not separator or not name or len(policies) < 2:
         raise EvaluationError(
             f"got recipe {text!r}; expected NAME=POLICY,POLICY,… with a policy for each of at "
-            "least two training seeds; one run says nothing about a recipe"
+            "least two training seeds; one run tells nothing about a recipe"
         )
     return Recipe(name, policies)
 
@@ -57,19 +57,20 @@ def compare_recipes(
     seed: int = 0,
     console: ConsoleName = "native",
 ) -> Comparison:
-    """Play every policy of every recipe on the same screening units and compare the recipes.
+    """Play every policy of every recipe on the same screening units, and compare the recipes.
 
     Args:
         recipes: at least two, the baseline first.
-        task: names the levels, and the registered model where policies are version numbers.
-        context: store and registry; finished episodes are not played again.
+        task: the levels, and the registered model of policies that are version numbers.
+        context: store and registry; stored episodes are not played again.
         units: units for each policy.
         metric: `score`, `clear` or `progress`.
-        seed: of the bootstrap; the same seed gives the same intervals.
-        console: which emulator.
+        seed: seed of the bootstrap; the same seed gives the same intervals.
+        console: the console.
 
     Raises:
-        EvaluationError: fewer than two recipes, the same recipe or policy twice, another metric.
+        EvaluationError: there are fewer than two recipes, a recipe or policy appears twice, or the
+            metric is unknown.
     """
     if metric not in METRICS:
         raise EvaluationError(f"got metric {metric!r}; expected one of {', '.join(METRICS)}")

@@ -1,4 +1,4 @@
-"""Evaluate: play units under mario-eval-v1, every finished episode stored once, resumable."""
+"""Evaluate: play units under mario-eval-v1 and store every finished episode once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mario.jobs.policies import LoadedPolicy
 from mario.store.records import EvaluationKey
 from mario.store.store import ExperimentStore
 
-#: Episodes are stored in groups of this many seconds, so that a killed job loses no more.
+#: Episodes are stored about this often, which bounds what a killed job loses.
 _STORE_EVERY_SECONDS = 2.0
 
 OnProgress = Callable[[int, int], None]
@@ -31,7 +31,7 @@ class EvaluationOutcome:
 
     Attributes:
         evaluation_id: its id in the store.
-        records: one for each unit, in the order asked for.
+        records: the record of each unit, in the order of the units.
     """
 
     evaluation_id: str
@@ -60,34 +60,32 @@ def evaluate_stored(
     environments: int = 8,
     console: ConsoleName = "native",
     planned_units: int | None = None,
-    run_id: str | None = None,
     finish: bool = True,
     engine: EvaluationEngine = LOCAL,
     on_progress: OnProgress | None = None,
 ) -> EvaluationOutcome:
-    """Play what is not stored yet of some units, and return the records of all of them.
+    """Play the units that are not stored yet, and return the records of all units.
 
     Args:
-        loaded: who plays.
+        loaded: the policy that plays.
         units: (level, seed) each, every unit once.
         key: the evaluation that they belong to.
-        store: where finished episodes are looked up and kept.
+        store: keeps the episodes.
         environments: units that one process plays at once.
-        console: which emulator.
-        planned_units: how many units the whole evaluation has; None: these.
-        run_id: the training run it belongs to.
-        finish: mark the evaluation finished at the end.
-        engine: where they are played; changes no record.
+        console: the console.
+        planned_units: number of units of the whole evaluation; None is the number of `units`.
+        finish: mark the evaluation as finished at the end.
+        engine: where the units are played; changes no record.
         on_progress: called with (finished, all) after each episode.
 
     Raises:
-        EvaluationError, StoreError: see the protocol and the store.
+        EvaluationError: a unit is impossible, or the engine cannot play.
+        StoreError: the store is unreachable.
     """
     evaluation = store.evaluations.open(
         key,
         planned_units=planned_units or len(units),
         policy_label=loaded.label,
-        run_id=run_id,
     )
     records = {record.unit: record for record in store.evaluations.records(evaluation.id)}
     missing = [unit for unit in units if unit not in records]
@@ -154,13 +152,13 @@ def evaluate_family(
 def units_of(
     levels: Sequence[str], family: SeedFamily, source: str, count: int
 ) -> tuple[tuple[str, int], ...]:
-    """The first `count` units of a family, whole blocks of all levels."""
+    """List the first units of a seed family: `count`, rounded down to whole blocks of all levels."""
     blocks = schedule(levels, family, key=source, units=count)
     return tuple(unit.key for block in blocks for unit in block)
 
 
 def summary_line(loaded: LoadedPolicy, records: Sequence[EpisodeRecord]) -> str:
-    """Say an evaluation in one line."""
+    """Describe an evaluation in one line."""
     clears = sum(record.cleared for record in records)
     low, high = clopper_pearson(clears, len(records))
     furthest = np.array([record.furthest_px for record in records])

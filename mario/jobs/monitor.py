@@ -1,7 +1,7 @@
-"""Shows on a metrics page what the database says of the loop: champions, verdicts, evaluations.
+"""Export the state of the loop to Prometheus: champions, verdicts, evaluations.
 
-Flows are short-lived processes that nobody could ask for metrics; what they leave in the store is
-read here, again and again, so that the page also shows what was done by hand and survives restarts.
+Flows end before Prometheus could scrape them. This page reads their results from the store at each
+poll, so it also shows what commands did, and survives restarts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class LoopMonitor:
-    """Brings the metrics of the loop up to date with the store; one object a process.
+    """Updates the metrics of the loop from the store; one object for each process.
 
     Args:
         instruments: where it is shown.
@@ -46,7 +46,7 @@ class LoopMonitor:
         self._seen_nights: dict[str, tuple[str, str]] = {}
 
     def refresh(self, context: JobContext) -> None:
-        """Read what is new.
+        """Read what changed since the last call.
 
         Raises:
             StoreError: the database does not answer.
@@ -76,14 +76,14 @@ class LoopMonitor:
         try:
             in_line = context.registry.mlflow.aliases(model).get(CHAMPION) == champion
         except MarioError as error:
-            # Not known is not the same as out of line: the series leaves the page.
+            # An unknown alias is not a wrong alias: remove the series.
             log.warning("the alias of %s cannot be read: %s", model, error)
             self._instruments.forget("mario_champion_alias_in_line", model=model)
             return
         self._metrics.alias_in_line(model, in_line)
 
     def _night(self, store: ExperimentStore, champion: Promotion) -> None:
-        """Compare the champion's last night with its baseline, as `mario.jobs.nightly` does."""
+        """Compare the champion's last night with its baseline; see `mario.jobs.nightly`."""
         found = newest_night(store.evaluations.list(policy_digest=champion.digest))
         model = champion.model
         seen = (str(champion.version), found[1].id if found else "")
@@ -162,14 +162,14 @@ def monitor(
     stop: threading.Event | None = None,
     on_page: Callable[[str], None] | None = None,
 ) -> None:
-    """Show the page until `stop` is set; a database that is away is asked again, not given up.
+    """Serve the page until `stop` is set; an unreachable database is tried again at each poll.
 
     Args:
         context: store and registry; disconnected between two readings.
         host: address to bind.
         port: 0 takes a free one.
-        poll_seconds: how often the store is read, and the server of PREFECT_API_URL.
-        stop: ends it; None runs until the process is ended.
+        poll_seconds: time between two readings of the store and of the server of PREFECT_API_URL.
+        stop: set to return; None serves until the process ends.
         on_page: called once with the page's URL.
 
     Raises:

@@ -1,7 +1,7 @@
-"""Shows on the loop's metrics page what a Prefect server says of its flow runs.
+"""Export the flow runs of a Prefect server to Prometheus.
 
-A flow run is a process that is gone when anybody asks; the server remembers it. Runs of
-`mario pipeline` without a server (PREFECT_API_URL) are seen by nobody.
+A flow run is a process that has ended before Prometheus asks, but the server remembers it. Runs of
+`mario pipeline` without a server (PREFECT_API_URL) are not exported.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from typing import Any
 from mario.errors import FlowError
 from mario.telemetry.loop import LoopMetrics
 
-#: Flow runs that ended before are history, not monitoring.
+#: Flow runs that ended earlier are not counted.
 _LOOK_BACK = timedelta(days=30)
-#: Ends are written a little after they happen, and clocks differ a little.
+#: An end is stored shortly after it happens, and clocks differ.
 _OVERLAP = timedelta(minutes=10)
 _PAGE = 200
 _TAG = "mario"
-#: Names of states that say more than their type.
+#: State names that are more specific than their type.
 _NAMED = ("collapsed", "drifted", "interrupted")
 
 
 def state_label(state_type: str, state_name: str) -> str:
-    """How a final state is counted: by its own name where that says more than its type."""
+    """The label of a final state: its name if that is more specific than its type."""
     name = state_name.lower()
     return name if name in _NAMED else state_type.lower()
 
 
 class FlowMonitor:
-    """Counts flow runs that ended; one object a process.
+    """Counts the flow runs that ended; one object for each process.
 
     Args:
         api_url: `PREFECT_API_URL`.
@@ -48,16 +48,16 @@ class FlowMonitor:
         self._flows: dict[str, str] = {}
 
     def refresh(self) -> None:
-        """Read what ended since the last time.
+        """Read the flow runs that ended since the last call.
 
         Raises:
-            FlowError: the server does not answer.
+            FlowError: the server is unreachable.
         """
         newest = self._since
         for run in self._ended():
             ended = datetime.fromisoformat(run["end_time"])
             newest = max(newest, ended - _OVERLAP)
-            # A run that crashed and went on ends more than once.
+            # A run that crashed and was scheduled again ends more than once.
             key = (run["id"], run["run_count"])
             if key in self._seen:
                 continue
@@ -119,5 +119,5 @@ class FlowMonitor:
         except (urllib.error.URLError, OSError, json.JSONDecodeError) as error:
             raise FlowError(
                 f"the Prefect server at {self._url} does not answer {path} ({error}); expected it "
-                "to be up; start it, or correct PREFECT_API_URL"
+                "to run; start it, or correct PREFECT_API_URL"
             ) from None

@@ -1,4 +1,4 @@
-"""Nightly: does the champion still play as it did when it became one?"""
+"""Nightly: check that the champion plays as it did when it was promoted."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from mario.store.records import Evaluation, Promotion, StoredVerdict
 from mario.store.store import ExperimentStore
 from mario.store.vocabulary import EvaluationStatus
 
-#: Units of the promotion that are played again: each must repeat exactly.
+#: Units of the promotion that are replayed; each must repeat exactly.
 _REPLAYED_UNITS = 4
-#: Names the seeds of the baseline; every champion's is played on the same.
+#: Seed source of the baseline, the same for every champion; prefix of a night's seed source.
 _BASELINE = "nightly baseline"
 _NIGHT = "nightly "
-#: Chance of an alarm by a night's fresh units where nothing changed.
+#: Probability of a false alarm in one night.
 DRIFT_ALPHA = 0.001
 
 
 @dataclass(frozen=True)
 class NightlyCheck:
-    """What a night's look at the champion found.
+    """The result of a nightly check.
 
     Attributes:
         model: ``mario-<task>``.
         version: the champion.
-        verdict_id: the verdict that made it champion; some of its units are played again.
-        baseline_id: the units in the store that the fresh ones are compared with.
-        evaluation_id: the fresh units in the store.
+        verdict_id: the verdict that promoted it; some of its units are replayed.
+        baseline_id: the stored evaluation that the fresh units are compared with.
+        evaluation_id: the stored evaluation of the fresh units.
         drift: the comparison.
     """
 
@@ -62,24 +62,24 @@ def check_champion(
 ) -> NightlyCheck:
     """Play fresh units with the champion and compare them with its baseline.
 
-    The baseline is played once, by the first check after the promotion, and as many units as a
-    night has. The promotion's own units will not do for it: the gate stopped because they went
-    well. They are what is replayed, so that what changed between promotion and baseline is seen.
+    The first check after a promotion plays the baseline, with as many units as a night. The units
+    of the promotion cannot be the baseline, because the gate stopped when they looked good; some
+    of them are replayed, to detect a change between promotion and baseline.
 
-    The fresh seeds are derived from the night's name: each night has its own, and a check that was
-    killed goes on with the same.
+    Fresh seeds are derived from the name of the night, so a check that was killed resumes with the
+    same seeds.
 
     Args:
-        task: whose champion.
-        night: names the seeds, usually the date.
+        task: the task whose champion is checked.
+        night: name of the night, usually its date.
         context: store and registry.
         units: fresh units, and units of the baseline; whole blocks of all levels.
-        alpha: chance of an alarm by the fresh units where nothing changed.
+        alpha: probability of a false alarm.
         environments: units played at once.
-        engine: where they are played.
+        engine: where units are played.
 
     Raises:
-        EvaluationError: there is no champion, or no verdict that promoted it.
+        EvaluationError: there is no champion, or no verdict promoted it.
     """
     store = context.store
     champion, verdict = _promotion(store, task)
@@ -112,13 +112,13 @@ def check_champion(
 
 
 def newest_night(evaluations: Iterable[Evaluation]) -> tuple[Evaluation, Evaluation] | None:
-    """The baseline and the newest night among a policy's evaluations, both played to the end.
+    """Find the baseline and the newest night among the finished evaluations of a policy.
 
     Args:
-        evaluations: of one policy, the newest first, as the store lists them.
+        evaluations: the policy's evaluations, newest first, as the store lists them.
 
     Returns:
-        What `check_champion` compared last; None before its first look.
+        The two that `check_champion` compared last; None before the first check.
     """
     done = [
         each
@@ -131,7 +131,7 @@ def newest_night(evaluations: Iterable[Evaluation]) -> tuple[Evaluation, Evaluat
         for each in done
         if each.key.seed_source.startswith(_NIGHT) and each.key.seed_source != _BASELINE
     ]
-    # Of a task whose levels changed there may be one for each list of levels.
+    # A task whose levels changed has a baseline for each list of levels.
     for night in nights[:1]:
         for baseline in baselines:
             if baseline.key.levels == night.key.levels:
@@ -140,12 +140,12 @@ def newest_night(evaluations: Iterable[Evaluation]) -> tuple[Evaluation, Evaluat
 
 
 def _promotion(store: ExperimentStore, task: str) -> tuple[Promotion, StoredVerdict]:
-    """The champion, and the verdict that made it one (before a rollback, where there was one)."""
+    """The champion and the verdict that promoted it (before a rollback, if there was one)."""
     model = model_name(task)
     champion = store.ledger.champion(model)
     if champion is None:
         raise EvaluationError(
-            f"{model} has no champion; expected one to look after; promote one by `mario pipeline`"
+            f"{model} has no champion; expected one to check; promote one with `mario pipeline`"
         )
     verdicts = [
         verdict
@@ -167,7 +167,7 @@ def _replay(
     environments: int,
     engine: EvaluationEngine,
 ) -> list[tuple[EpisodeRecord, EpisodeRecord]]:
-    """Play units again; each as it was and as it is now."""
+    """Replay units; returns the record of each then and now."""
     units = [record.unit for record in first]
     again = {
         record.unit: record
@@ -177,7 +177,7 @@ def _replay(
 
 
 def drift_lines(check: NightlyCheck) -> list[str]:
-    """Say a night's finding in a few lines."""
+    """Describe a nightly check in a few lines."""
     drift = check.drift
     word = "DRIFTED" if drift.drifted else "steady"
     return [

@@ -1,4 +1,4 @@
-"""The stages of the pipeline: small functions over ids, so that any launcher can string them up."""
+"""The stages of the pipeline: functions over ids, so that any launcher can run them in order."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from mario.store.store import ExperimentStore
 
 @dataclass(frozen=True)
 class Judged:
-    """What the gate stage hands on.
+    """The result of the gate stage.
 
     Attributes:
-        verdict_id: the stored verdict; None where the version is the policy of a champion that no
-            verdict made champion (the first one may be promoted by hand).
-        decision: promote, reject or inconclusive; `same` where the version is the champion's own
-            policy, and `verdict_id` the verdict that made it champion.
-        lines: the verdict in words.
-        is_champion: whether this very version is champion now, by this verdict.
+        verdict_id: the stored verdict; None if the version is the policy of a champion that was
+            promoted without a verdict.
+        decision: promote, reject or inconclusive; `same` if the version is the champion's own
+            policy, and `verdict_id` is then the verdict that promoted it.
+        lines: the verdict as text.
+        is_champion: whether this version is the champion now, by this verdict.
     """
 
     verdict_id: str | None
@@ -49,10 +49,10 @@ class Judged:
 
 
 def prepare(config: ExperimentConfig, context: JobContext) -> tuple[str, ...]:
-    """Bring store and registry into shape, and repair what a killed pipeline left.
+    """Create store and registry where missing, and repair what a killed pipeline left.
 
     Returns:
-        What was repaired, in words.
+        A line for each repair.
     """
     context.settings.runs_dir.mkdir(parents=True, exist_ok=True)
     repairs = context.registry.reconcile(model_name(config.task))
@@ -60,17 +60,17 @@ def prepare(config: ExperimentConfig, context: JobContext) -> tuple[str, ...]:
 
 
 def register_stage(run_id: str, context: JobContext) -> int:
-    """Register the run's policy; returns the version's number."""
+    """Register the policy of a run; returns the number of its version."""
     version = register_run(run_id, context).version
     assert version is not None, "a complete registration has a number"
     return version
 
 
 def screen_stage(config: ExperimentConfig, version: int, context: JobContext) -> str:
-    """A quick look on screening seeds; returns the evaluation in one line.
+    """Play a version on screening seeds; returns the evaluation in one line.
 
-    A network that does not answer as recorded is played all the same: the gate refuses it, with the
-    number in a verdict, where an error here would leave none.
+    A network whose answers differ from the recorded ones is played all the same: the gate rejects
+    it with a verdict, which an error here would prevent.
     """
     loaded = load_policy(str(version), config.task, context, check_golden=False)
     levels = config.level_names
@@ -96,7 +96,7 @@ def gate_stage(
     *,
     on_units: OnUnits | None = None,
 ) -> Judged:
-    """Judge the version against whoever is champion now."""
+    """Test a version against the current champion."""
     with open_engine(config.evaluation) as engine:
         challenger = load_challenger(str(version), config.task, context)
         champion = champion_for(challenger, config.task, context)
@@ -123,13 +123,13 @@ def _same_policy(
     challenger: LoadedPolicy,
     champion: LoadedPolicy,
 ) -> Judged:
-    """A version that is the champion's very policy: the verdict that promoted it still stands.
+    """Return the verdict that promoted the champion, of which the version is the same policy.
 
-    It comes from training again with the same configuration, seed and commit, or from going on
-    after a kill between the ledger and the alias.
+    This happens when training is repeated with the same configuration, seed and commit, and when a
+    pipeline resumes after a kill between ledger and alias.
     """
     rows = store.ledger.history(model_name(config.task))
-    # Not the last row alone: a rollback made it champion again, and has no verdict of its own.
+    # Not only the last row: a rollback may have made it champion again, without a verdict.
     stands = [row.verdict_id for row in rows if row.digest == champion.digest and row.verdict_id]
     line = (
         f"SAME: {challenger.label} is the policy of {champion.label}, byte for byte; there is "
@@ -143,10 +143,13 @@ def _same_policy(
 
 
 def next_seed(config: ExperimentConfig, run_id: str, context: JobContext) -> ExperimentConfig:
-    """The experiment with a seed that no other run of the task has: its own, or the next free one.
+    """Reserve a seed that no other run of the task has: the experiment's, or the next free one.
 
-    The seed is the run's from now on: pipelines that begin together get different ones, and a run
-    that is killed before it trained gets the same one again.
+    Pipelines that begin at the same time get different seeds; a run that is killed before it
+    trained gets the same seed again.
+
+    Returns:
+        The experiment with that seed.
     """
     seed = context.store.runs.reserve_seed(run_id, config.task, config.seed)
     return config.model_copy(update={"seed": seed})
@@ -154,12 +157,12 @@ def next_seed(config: ExperimentConfig, run_id: str, context: JobContext) -> Exp
 
 @dataclass(frozen=True)
 class Summarised:
-    """Where the pages and the video are.
+    """The files that the summary stage wrote.
 
     Attributes:
         page: the HTML summary.
-        report: the verdict's own page, with every number; the same as JSON is beside it.
-        video: the MP4 of the challenger's median episode.
+        report: the page of the verdict, with every number; its JSON is beside it.
+        video: the MP4 file of the challenger's median episode.
     """
 
     page: Path
@@ -170,7 +173,7 @@ class Summarised:
 def summary_stage(
     config: ExperimentConfig, run_id: str, verdict_id: str, context: JobContext
 ) -> Summarised:
-    """Record the median episode and write the summary page into the run's folder."""
+    """Write the summary, the verdict's page and the video of the median episode."""
     store = context.store
     stored = store.evaluations.verdict(verdict_id)
     verdict = Verdict.from_dict(dict(stored.detail))
@@ -200,7 +203,7 @@ def summary_stage(
     now = store.ledger.champion(model_name(config.task))
     run_dir = context.settings.run_dir(run_id)
     video = run_dir / "median-episode.mp4"
-    # The episode that the verdict's page shows as the median, too.
+    # The same episode as the median on the page of the verdict.
     median = pick_episodes(pairs, verdict.rule.primary)["median"]
     frames = record_frames(challenger.policy, median.unit, config.game.console)
     write_mp4(video, frames, challenger.policy.frame_skip)

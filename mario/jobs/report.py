@@ -1,4 +1,4 @@
-"""Report: a stored verdict's page with videos, and its JSON, made again from the store."""
+"""Report: the page of a stored verdict, with videos, and its JSON, made from the store."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ def report_verdict(
         verdict_id: a stored verdict.
         context: settings, store and registry.
         output: the HTML file; None puts it into ``runs/reports``.
-        console: which emulator films the episodes.
+        console: the console that records the videos.
 
     Returns:
         The page.
 
     Raises:
-        EvaluationError: `output` ends in ``.json``, which is the other file's name.
-        StoreError: no such verdict. RegistryError, ArtefactError: its challenger cannot be had,
-            so that no videos can be made.
+        EvaluationError: `output` ends in ``.json``, the name of the other file.
+        StoreError: there is no such verdict.
+        RegistryError, ArtefactError: its challenger cannot be loaded to record the videos.
     """
     target = output or context.settings.runs_dir / "reports" / f"{verdict_id}.html"
     if target.suffix == ".json":
@@ -61,7 +61,7 @@ def report_verdict(
     task = task_of_model(stored.model)
     videos: list[Video] = []
     if stored.challenger_version is not None:
-        # A verdict that says the network answers otherwise than trained has a page, too.
+        # A verdict that rejects a network for its answers needs a page, too.
         challenger = load_policy(str(stored.challenger_version), task, context, check_golden=False)
         videos = [
             _film(name, record, challenger, console)
@@ -85,7 +85,7 @@ def report_verdict(
 def counted_pairs(
     store: ExperimentStore, stored: StoredVerdict, verdict: Verdict
 ) -> tuple[PairedUnit, ...]:
-    """The stored pairs that a verdict counted, in order of play."""
+    """Load the pairs of episodes that a verdict counted, in order of play."""
     test_key = store.evaluations.test_key(stored)
     units = units_of(verdict.levels, SeedFamily.CONFIRMATION, test_key, verdict.units)
     return pair_records(
@@ -115,8 +115,8 @@ def _label(model: str, version: int | None, otherwise: str) -> str:
 def _command(stored: StoredVerdict) -> str:
     if stored.challenger_version is None:
         return (
-            "# The challenger was no registered version, so there is nothing to load and no film:\n"
-            f"# {stored.challenger_digest}. Register it and judge it again with `mario gate`."
+            "# The challenger was no registered version, so there is no policy to load:\n"
+            f"# {stored.challenger_digest}. Register it and test it again with `mario gate`."
         )
     return f"mario gate --again {stored.id}"
 
