@@ -1,4 +1,4 @@
-"""`mario sweep …`: look for better hyperparameters with any number of workers."""
+"""`mario sweep …`: search for better hyperparameters with any number of workers."""
 
 from __future__ import annotations
 
@@ -12,21 +12,27 @@ from mario.cli.options import SetOption
 
 sweep_app = typer.Typer(no_args_is_help=True, help="Search for better hyperparameters.")
 
-NameArgument = Annotated[str, typer.Argument(help="What the sweep is called.")]
+NameArgument = Annotated[str, typer.Argument(help="The sweep's name.")]
 
 
 @sweep_app.command("run")
 def sweep_run(
     name: NameArgument,
     config: Annotated[
-        Path, typer.Option("--config", "-c", help="The sweep's YAML, such as configs/sweeps/….")
+        Path,
+        typer.Option(
+            "--config", "-c", help="The sweep's YAML file, such as configs/sweeps/ppo_1-1.yaml."
+        ),
     ],
     set_: SetOption = None,
     max_trials: Annotated[
-        int | None, typer.Option(min=1, help="End this worker after so many trials of its own.")
+        int | None, typer.Option(min=1, help="Stop this worker after so many trials.")
     ] = None,
 ) -> None:
-    """Work on a sweep until all trials have ended; run it as often, and wherever, as you like."""
+    """Run one worker of a sweep until all trials have ended.
+
+    Run the command as often as you like, on as many machines as you like: workers share the trials.
+    """
     from mario.config.sweep import load_sweep
     from mario.jobs.context import JobContext
     from mario.jobs.stop_signals import stopping_on_signals
@@ -47,7 +53,7 @@ def sweep_run(
 
 @sweep_app.command("status")
 def sweep_status(name: NameArgument) -> None:
-    """Show every trial of a sweep, and how many are in which state."""
+    """Show the trials of a sweep and their states."""
     from mario.jobs.context import JobContext
     from mario.jobs.sweeps.describe import describe_sweep
 
@@ -59,10 +65,11 @@ def sweep_status(name: NameArgument) -> None:
 def sweep_best(
     name: NameArgument,
     output: Annotated[
-        Path | None, typer.Option(help="Also write the best trial's experiment as YAML.")
+        Path | None,
+        typer.Option(help="Also write the experiment of the best trial to this YAML file."),
     ] = None,
 ) -> None:
-    """Show the best trial of a sweep, and how to go on with it."""
+    """Show the best trial of a sweep and how to use it."""
     from mario.jobs.context import JobContext
     from mario.jobs.sweeps.describe import best_config, describe_best
 

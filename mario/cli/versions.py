@@ -1,4 +1,4 @@
-"""`mario registry …` and `mario store …`: versions, champions, the ledger, and the SQL store."""
+"""`mario registry …` and `mario store …`: versions, champions, the ledger and the SQL store."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ import typer
 
 from mario.cli.options import TaskOption
 
-registry_app = typer.Typer(no_args_is_help=True, help="Versions, champions and the ledger.")
-store_app = typer.Typer(no_args_is_help=True, help="The SQL store of runs and verdicts.")
+registry_app = typer.Typer(
+    no_args_is_help=True, help="Show versions and the ledger, roll back, repair."
+)
+store_app = typer.Typer(
+    no_args_is_help=True, help="Upgrade, check, import and export the SQL store."
+)
 
 
 @registry_app.command("list")
 def registry_list(task: TaskOption = "1-1") -> None:
-    """List the versions of a task, the champion marked."""
+    """List the versions of a task; the champion is marked."""
     from mario.jobs.context import JobContext
     from mario.jobs.versions import list_versions
 
@@ -35,7 +39,10 @@ def registry_ledger(task: TaskOption = "1-1") -> None:
 
 @registry_app.command("reconcile")
 def registry_reconcile(task: TaskOption = "1-1") -> None:
-    """Bring MLflow in line with the ledger, and clear what a killed registration left."""
+    """Repair MLflow after a kill.
+
+    Moves the alias to the champion of the ledger and removes what a killed registration left.
+    """
     from mario.jobs.context import JobContext
     from mario.jobs.versions import reconcile
 
@@ -45,9 +52,11 @@ def registry_reconcile(task: TaskOption = "1-1") -> None:
 
 @registry_app.command("rollback")
 def registry_rollback(
-    version: Annotated[int | None, typer.Option(help="Default: the champion before.")] = None,
+    version: Annotated[
+        int | None, typer.Option(help="The version; default: the previous champion.")
+    ] = None,
     task: TaskOption = "1-1",
-    note: Annotated[str, typer.Option(help="Why; kept in the ledger.")] = "",
+    note: Annotated[str, typer.Option(help="The reason; kept in the ledger.")] = "",
 ) -> None:
     """Make an earlier version the champion again."""
     from mario.jobs.context import JobContext
@@ -59,7 +68,7 @@ def registry_rollback(
 
 @store_app.command("upgrade")
 def store_upgrade() -> None:
-    """Create the tables, or bring them to this version's shape."""
+    """Create the tables, or upgrade their schema."""
     from mario.jobs.context import JobContext
     from mario.jobs.store_maintenance import upgrade
 
@@ -70,10 +79,13 @@ def store_upgrade() -> None:
 @store_app.command("check")
 def store_check(
     replay: Annotated[
-        bool, typer.Option(help="First deliver what killed runs left in their journals.")
+        bool, typer.Option(help="First deliver the journals of killed runs.")
     ] = False,
 ) -> None:
-    """Verify every invariant of the store; exit code 2 where one is broken."""
+    """Verify every invariant of the store.
+
+    The exit code is 2 if one is broken.
+    """
     from mario.jobs.context import JobContext
     from mario.jobs.store_maintenance import check
 
@@ -88,10 +100,13 @@ def store_import_legacy(
     source: Annotated[str, typer.Argument(help="Database URL of the older project.")],
     label: Annotated[
         str | None,
-        typer.Option(help="Part of the runs' ids; default: the database's name."),
+        typer.Option(help="Part of the runs' ids; default: the name of the database."),
     ] = None,
 ) -> None:
-    """Read the runs of the older Mario project (experiments, episodes, …) into the store."""
+    """Import the runs of the older Mario project.
+
+    Reads its experiments, episodes and metrics into the store.
+    """
     from mario.jobs.context import JobContext
     from mario.jobs.store_maintenance import import_legacy
 
@@ -101,9 +116,9 @@ def store_import_legacy(
 
 @store_app.command("export")
 def store_export(
-    folder: Annotated[Path, typer.Argument(help="Folder for the Parquet files.")],
+    folder: Annotated[Path, typer.Argument(help="The folder to write to.")],
 ) -> None:
-    """Write every table as Parquet."""
+    """Write every table as a Parquet file."""
     from mario.jobs.context import JobContext
     from mario.jobs.store_maintenance import export
 

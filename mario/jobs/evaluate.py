@@ -152,7 +152,7 @@ def evaluate_family(
 def units_of(
     levels: Sequence[str], family: SeedFamily, source: str, count: int
 ) -> tuple[tuple[str, int], ...]:
-    """List the first units of a seed family: `count`, rounded down to whole blocks of all levels."""
+    """List the first `count` units of a seed family, rounded down to whole blocks of all levels."""
     blocks = schedule(levels, family, key=source, units=count)
     return tuple(unit.key for block in blocks for unit in block)
 

@@ -16,7 +16,7 @@ from mario.tracking.mlflow_client import (
     CHAMPION,
     TAG_REGISTRATION,
     TAG_STATE,
-    is_away,
+    is_unreachable,
     prepare_tracking,
     tracking_client,
 )
@@ -68,7 +68,7 @@ class MlflowRegistry:
             yield
         except MlflowException as error:
             text = str(error).splitlines()[0][:300]
-            kind = RegistryUnavailableError if is_away(error) else RegistryError
+            kind = RegistryUnavailableError if is_unreachable(error) else RegistryError
             raise kind(
                 f"cannot {doing} at {self.tracking_uri} ({text}); expected a registry that "
                 "answers; start MLflow, or name another with MLFLOW_TRACKING_URI"

@@ -39,9 +39,10 @@ _GAME = "gym-super-mario-bros==7.4.0"
 
 
 def data_lineage(config: ExperimentConfig) -> dict[str, dict[str, Any]]:
-    """What a run is trained and selected on, by MLflow's context: levels, seeds, protocol.
+    """Describe the data of training and of selection, by MLflow's context.
 
-    Every episode follows from it: the game is deterministic, and all chance comes from the seeds.
+    Levels, seeds and protocol determine every episode: the game is deterministic, and the seeds
+    are the only source of chance.
     """
     game = config.game
     training = {
@@ -61,23 +62,23 @@ def data_lineage(config: ExperimentConfig) -> dict[str, dict[str, Any]]:
         "protocol": PROTOCOL,
         "seed_scheme": SEED_SCHEME,
         "seed_family": SeedFamily.SELECTION,
-        # As text: JSON's readers in browsers have 53 bits.
+        # As text: a browser reads JSON numbers with 53 bits.
         "units": [[level, str(seed)] for level, seed in selection_units(config)],
     }
     return {"training": training, "selection": selection}
 
 
 class MlflowSink(BaseSink):
-    """Reports to MLflow through the journalled writer, which survives MLflow's absence."""
+    """Reports to MLflow through the journalled writer, which survives outages of MLflow."""
 
     name: ClassVar[str] = "mlflow"
 
     def __init__(self, writer: TrackingWriter) -> None:
-        """Report through a writer, closed at the run's end."""
+        """Report through a writer, which is closed when the run ends."""
         self._writer = writer
 
     def on_start(self, start: RunStart) -> None:
-        """Log parameters, the configuration, and the games as the data it is trained on."""
+        """Log parameters, configuration, and the games as training data."""
         config = start.config
         self._writer.parameters(flatten(config.model_dump(mode="json")))
         self._writer.tags({"mario.config_hash": config.content_hash(), **_plain(start.hardware)})
@@ -88,7 +89,7 @@ class MlflowSink(BaseSink):
             )
 
     def on_health(self, sample: HealthSample, health: Health) -> None:
-        """Log the signals; a change of state becomes a tag."""
+        """Log the signals; a change of health becomes a tag."""
         self._writer.metrics(sample.total_steps, health_metrics(sample))
         if health.changed:
             self._writer.tags(
@@ -101,7 +102,7 @@ class MlflowSink(BaseSink):
         self._writer.metrics(selection.total_steps, {"selection/score": selection.score, **numbers})
 
     def on_checkpoint(self, checkpoint: CheckpointWritten) -> None:
-        """Note where the best checkpoint is: a run that never exports a policy has that."""
+        """Tag the place of the best checkpoint, which a run without an exported policy has."""
         if checkpoint.kind == CheckpointKind.BEST:
             self._writer.tags(
                 {
@@ -117,11 +118,11 @@ class MlflowSink(BaseSink):
         self._writer.metrics(progress.total_steps, progress_metrics(progress))
 
     def flush(self) -> bool:
-        """Make what was written durable on this disk, or a run resumed from here lacks it."""
+        """Make the reports durable on this disk; a run resumed from here would not repeat them."""
         return self._writer.sync()
 
     def on_end(self, end: RunEnd) -> None:
-        """Log how it ended, and wait a little for MLflow."""
+        """Log the end, and wait a little for MLflow."""
         if end.reason:
             self._writer.tags({"mario.status_reason": end.reason})
         self._writer.end(end.status)

@@ -1,8 +1,8 @@
-"""How this system meets MLflow: connect, experiments, and the model folder that MLflow can serve.
+"""The MLflow client: connections, experiments, and the model folder that MLflow can serve.
 
-An embedded MLflow is a SQLite file. Its tables are made aside and renamed into place, because
-MLflow's own set-up of a new file is dozens of transactions: a process killed among them would
-leave a file that no MLflow opens again.
+An embedded MLflow is a SQLite file. Its tables are created in another file that is renamed into
+place, because MLflow creates them in dozens of transactions: a process killed between two of them
+would leave a file that no MLflow opens again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TAG_RUN = "mario.run_id"
 TAG_STATUS = "mario.status"
 TAG_POLICY = "mario.policy"
 
-# MLflow's defaults retry a dead server for minutes; a job says so within seconds instead.
+# By default MLflow retries an unreachable server for minutes; a job reports it within seconds.
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
@@ -44,12 +44,12 @@ _ENVIRONMENT = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-# What `mlflow models serve` and a reader of the version need, and nothing that trains.
+# What `mlflow models serve` needs, without the packages that train.
 _SERVING_PACKAGES = ("mlflow", "numpy", "onnx", "onnxruntime")
 
 
 def quiet_mlflow() -> None:
-    """Set MLflow's environment where the user has not: no telemetry, short waits, no banners."""
+    """Set the variables that the user has not set: no telemetry, short waits, no banners."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
@@ -58,10 +58,10 @@ def quiet_mlflow() -> None:
 
 @cache
 def tracking_client(tracking_uri: str) -> MlflowClient:
-    """The MLflow client of an address; one for each address and process.
+    """The MLflow client of an address, one for each address in a process.
 
     Raises:
-        RegistryError: if the address is none that this system works with, or does not answer.
+        RegistryError: the address is invalid, or MLflow is unreachable.
     """
     embedded_path(tracking_uri)
     prepare_tracking(tracking_uri)
@@ -77,24 +77,24 @@ def tracking_client(tracking_uri: str) -> MlflowClient:
         ) from error
 
 
-def is_away(error: MlflowException) -> bool:
-    """Whether MLflow did not answer at all, so that the same call may succeed later.
+def is_unreachable(error: MlflowException) -> bool:
+    """Whether MLflow did not answer, so that the same call may succeed later.
 
-    A server's own refusal is a RestException with a code; what never came through is the plain
-    exception, with INTERNAL_ERROR for want of a better one (mlflow/utils/rest_utils.py).
+    A refusal by the server is a RestException with a code; a call that was not answered raises the
+    plain exception with the code INTERNAL_ERROR (mlflow/utils/rest_utils.py).
     """
     from mlflow.exceptions import MlflowException
 
-    if error.error_code == "TEMPORARILY_UNAVAILABLE":  # also a database that is away
+    if error.error_code == "TEMPORARILY_UNAVAILABLE":  # also: its database is unreachable
         return True
     return type(error) is MlflowException and error.error_code == "INTERNAL_ERROR"
 
 
 def embedded_path(tracking_uri: str) -> Path | None:
-    """The SQLite file of an embedded MLflow, or None for a server.
+    """The SQLite file of an embedded MLflow; None for a server.
 
     Raises:
-        RegistryError: if the address is neither.
+        RegistryError: the address is neither.
     """
     parsed = urlparse(tracking_uri)
     if parsed.scheme == "sqlite" and parsed.path.lstrip("/"):
@@ -110,14 +110,14 @@ def embedded_path(tracking_uri: str) -> Path | None:
 
 
 def prepare_tracking(tracking_uri: str, artifact_dir: Path | None = None) -> None:
-    """Make an embedded MLflow's file whole, if it is not there yet.
+    """Create the files of an embedded MLflow where they are missing.
 
     Args:
-        tracking_uri: address; a server's is left alone.
+        tracking_uri: its address; nothing is done for a server.
         artifact_dir: folder to create for the artefacts.
 
     Raises:
-        RegistryError: if the file or folder cannot be made.
+        RegistryError: the file or folder cannot be created.
     """
     quiet_mlflow()
     path = embedded_path(tracking_uri)
@@ -130,7 +130,7 @@ def prepare_tracking(tracking_uri: str, artifact_dir: Path | None = None) -> Non
         if path.exists():
             return
         with (path.parent / f".{path.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # two first runs at once: the second finds the file
+            fcntl.flock(lock, fcntl.LOCK_EX)  # of two first runs at once, the second finds the file
             if not path.exists():
                 _create_database(path)
     except OSError as error:
@@ -173,7 +173,7 @@ def _create_database(path: Path) -> None:
     from sqlalchemy.pool import NullPool
 
     for stale in path.parent.glob(f".{path.name}.*.new*"):
-        stale.unlink(missing_ok=True)  # we hold the lock, so whoever made it was killed
+        stale.unlink(missing_ok=True)  # we hold the lock, so its process was killed
     with tempfile.NamedTemporaryFile(
         dir=path.parent, prefix=f".{path.name}.", suffix=".new", delete=False
     ) as file:
@@ -186,7 +186,7 @@ def _create_database(path: Path) -> None:
 
 
 def ensure_experiment(client: MlflowClient, name: str, artifact_dir: Path | None) -> str:
-    """Find or make an experiment; an embedded one keeps its artefacts under ``artifact_dir``.
+    """Find or create an experiment; an embedded one keeps its artefacts under `artifact_dir`.
 
     Returns:
         The experiment's id.
@@ -211,21 +211,21 @@ def ensure_experiment(client: MlflowClient, name: str, artifact_dir: Path | None
 
 
 def write_model_folder(artefact: Artefact, folder: Path, *, with_archive: bool = True) -> Path:
-    """Write an artefact as an MLflow model: its own files, and MLflow's descriptions beside them.
+    """Write an artefact as an MLflow model: its files, with MLflow's descriptions beside them.
 
-    The ONNX file stands in the folder once, under its own name, so that its digest stays; the
-    flavours ``onnx`` and ``python_function`` point at it, and `mlflow models serve` works.
+    The ONNX file keeps its name and so its digest; the flavours ``onnx`` and ``python_function``
+    refer to it, so that `mlflow models serve` works.
 
     Args:
-        artefact: a verified artefact; its folder must still be there.
-        folder: a folder to create.
-        with_archive: also the archive for going on with training, where the artefact has one.
+        artefact: a verified artefact; its folder must still exist.
+        folder: the folder to create.
+        with_archive: include the archive for further training, if the artefact has one.
 
     Returns:
         The folder.
 
     Raises:
-        RegistryError: if MLflow's full package is not installed (serving images lack it).
+        RegistryError: MLflow's full package is not installed (serving images lack it).
     """
     try:
         import numpy as np

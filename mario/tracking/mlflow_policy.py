@@ -1,8 +1,8 @@
-"""A run's policy as an MLflow model: what came out of a run, whether or not it is ever registered.
+"""Log the policy of a run as an MLflow model, whether or not it is registered later.
 
-MLflow's lineage is run -> outputs -> logged model; the model's page names the run, and the run's
-the model (https://mlflow.org/docs/latest/ml/mlflow-3/). Every step looks first whether an earlier
-delivery took it, since a delivery may repeat.
+MLflow's lineage is run -> outputs -> logged model: the page of the model names the run, and the
+page of the run names the model (https://mlflow.org/docs/latest/ml/mlflow-3/). A delivery may be
+repeated, so every step first checks whether it was done before.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ _MODEL_TYPE = "policy"
 
 
 def log_policy(client: MlflowClient, mlflow_run_id: str, folder: Path, digest: str) -> str:
-    """Log an artefact as the model that an MLflow run put out; again changes nothing.
+    """Log an artefact as the output of an MLflow run; a repetition changes nothing.
 
     Args:
-        client: of the tracking server.
+        client: the client of the tracking server.
         mlflow_run_id: the run.
         folder: the artefact.
-        digest: what the artefact must have: the folder may hold another by now.
+        digest: the digest that it must have: the folder may hold another artefact by now.
 
     Returns:
-        The logged model's id; ``models:/<id>`` loads it.
+        The id of the logged model; ``models:/<id>`` loads it.
 
     Raises:
-        ArtefactError: the folder is gone, damaged, or holds another policy.
+        ArtefactError: the folder is missing, damaged, or holds another policy.
         RegistryError: MLflow's full package is not installed.
-        MlflowException: MLflow does not answer or refuses.
+        MlflowException: MLflow is unreachable or refuses.
     """
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
@@ -45,7 +45,7 @@ def log_policy(client: MlflowClient, mlflow_run_id: str, folder: Path, digest: s
     if artefact.digest != digest:
         raise ArtefactError(
             f"{folder}: got the policy {artefact.digest[:12]}, expected {digest[:12]}, which the "
-            "run ended with; it was exported anew since, and that one is logged in its turn"
+            "run ended with; another one was exported since, and is logged by its own record"
         )
     run = client.get_run(mlflow_run_id)
     model = _find(client, run, digest) or _create(client, run, artefact)
@@ -63,7 +63,7 @@ def log_policy(client: MlflowClient, mlflow_run_id: str, folder: Path, digest: s
 
 
 def _find(client: MlflowClient, run: Run, digest: str) -> LoggedModel | None:
-    """The model that an earlier delivery made, whole or not."""
+    """Find the model that an earlier delivery created, complete or not."""
     models = client.search_logged_models(
         [run.info.experiment_id], filter_string=f"name = '{_name(run)}'"
     )
@@ -93,5 +93,5 @@ def _create(client: MlflowClient, run: Run, artefact: Artefact) -> LoggedModel:
 
 
 def _name(run: Run) -> str:
-    """By the store's id: letters, digits and dashes, all of which MLflow allows in a name."""
+    """Name the model after the run's id in the store, which has only characters MLflow allows."""
     return f"policy-{run.data.tags.get(TAG_RUN, run.info.run_id)}"

@@ -1,7 +1,7 @@
-"""MLflow's writer: metrics, tags and files of a run, journalled, in batches, from its own thread.
+"""Write metrics, tags and files of a run to MLflow through a journal, in batches, from a thread.
 
-Everything is idempotent, so that a batch may be sent twice: the MLflow run is found by the tag
-``mario.run_id`` before one is made, metrics carry their time and step, tags and files overwrite.
+Every call is idempotent, so that a batch may be sent twice: the MLflow run is searched by the tag
+``mario.run_id`` before it is created, metrics carry time and step, tags and files overwrite.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from mario.tracking.mlflow_client import (
     TAG_RUN,
     TAG_STATUS,
     ensure_experiment,
-    is_away,
+    is_unreachable,
     tracking_client,
 )
 from mario.tracking.mlflow_policy import log_policy
@@ -47,7 +47,7 @@ _METRICS_A_BATCH, _PARAMETERS_A_BATCH, _TAGS_A_BATCH = 900, 90, 90
 _PARAMETER_CHARACTERS, _TAG_CHARACTERS = 6_000, 5_000
 _HOPELESS = frozenset({"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST"})
 
-#: How a run's end reads in MLflow's own list; the tag ``mario.status`` has the exact word.
+#: The status in MLflow's list of runs; the tag ``mario.status`` has the exact status.
 MLFLOW_STATUS: Mapping[str, str] = {
     RunStatus.RUNNING: "RUNNING",
     RunStatus.FINISHED: "FINISHED",
@@ -60,24 +60,24 @@ MLFLOW_STATUS: Mapping[str, str] = {
 
 
 class TrackingWriter:
-    """Reports one training run to MLflow without ever making training wait.
+    """Reports one training run to MLflow; no call waits for MLflow.
 
     Args:
-        tracking_uri: address of MLflow; it need not answer now.
+        tracking_uri: address of MLflow, which may be unreachable.
         folder: the run's folder; the journal is ``folder/journal-mlflow``.
-        run_id: the run's id in the store; a resumed run goes on in the same MLflow run.
-        experiment: MLflow experiment, made if need be.
-        run_name: what people call the run.
-        started_at: when the run began, for MLflow's list; None: when MLflow hears of it.
+        run_id: the run's id in the store; a resumed run continues the same MLflow run.
+        experiment: MLflow experiment; created if missing.
+        run_name: the name of the MLflow run.
+        started_at: when the run began; None is the time of the first delivery.
         artifact_dir: where an embedded MLflow keeps artefacts.
         on_run: called once with the MLflow run's id, from the writer's thread.
-        replaying: only deliver what an earlier process left; the run is not going on.
-        on_failure: called, from the writer's thread, for each batch that MLflow did not take.
+        replaying: only deliver the journal of an earlier process; the run does not continue.
+        on_failure: called, from the writer's thread, for each batch that MLflow did not accept.
         flush_seconds: how long numbers may wait to become a batch.
-        patience: how long another process may take to let go of the journal.
+        patience: how long to wait for another process that holds the journal.
 
     Raises:
-        StoreError: if the journal cannot be opened.
+        StoreError: the journal cannot be opened.
     """
 
     def __init__(
@@ -119,13 +119,13 @@ class TrackingWriter:
 
     @property
     def mlflow_run_id(self) -> str | None:
-        """The MLflow run's id, once MLflow has answered."""
+        """The MLflow run's id; None before the first delivery."""
         return self._mlflow_run_id
 
     def metrics(
         self, step: int, values: Mapping[str, float], *, unix_seconds: float | None = None
     ) -> None:
-        """Report numbers at a step (agent steps of the run); non-finite ones are kept as NaN."""
+        """Report numbers at a step (agent steps of the run); non-finite ones become NaN."""
         at = time.time() if unix_seconds is None else unix_seconds
         record = {
             "metric": {
@@ -138,7 +138,7 @@ class TrackingWriter:
         self._writer.put([record])
 
     def parameters(self, values: Mapping[str, Any]) -> None:
-        """Report parameters; MLflow lets none change, so a changed one becomes a tag."""
+        """Report parameters; MLflow allows no change, so a changed parameter becomes a tag."""
         self._writer.put([{"param": {name: str(value) for name, value in values.items()}}])
 
     def tags(self, values: Mapping[str, str]) -> None:
@@ -146,7 +146,7 @@ class TrackingWriter:
         self._writer.put([{"tag": {name: str(value) for name, value in values.items()}}])
 
     def file(self, path: Path | str, folder: str = "") -> None:
-        """Upload a file or folder; it must stay where it is until then."""
+        """Upload a file or folder, which must not move before it is delivered."""
         self._writer.put([{"file": str(Path(path).resolve()), "folder": folder}])
 
     def dataset(
@@ -157,7 +157,7 @@ class TrackingWriter:
         *,
         context: str = "training",
     ) -> None:
-        """Note what the run is trained or selected on, as an MLflow dataset input (lineage)."""
+        """Report the data of training or selection, as an MLflow dataset input."""
         self._writer.put(
             [
                 {
@@ -170,30 +170,30 @@ class TrackingWriter:
         )
 
     def policy(self, artefact: Artefact) -> None:
-        """Note what the run ended with: an MLflow model of the run, and its digest as a tag.
+        """Report the policy of the run: as an MLflow model, with its digest as a tag.
 
-        The artefact's folder must stay where it is until then.
+        The artefact's folder must not move before it is delivered.
         """
         folder = str(artefact.folder.resolve())
         self.tags({TAG_DIGEST: artefact.digest, TAG_POLICY: folder})
         self._writer.put([{"policy": folder, "digest": artefact.digest}])
 
     def end(self, status: RunStatus) -> None:
-        """Report how the run ended, and that it did now, whenever MLflow hears of it."""
+        """Report the status with which the run ends now, whenever it is delivered."""
         at = _unix_milliseconds(datetime.now(UTC))
         self._writer.put([{"tag": {TAG_STATUS: status}, "status": status, "at": at}])
 
     def sync(self) -> bool:
-        """Make what was put so far durable; call it before a checkpoint that builds on it.
+        """Make the reports so far durable; call it before a checkpoint that depends on them.
 
         Returns:
-            Whether it is; False where neither disk nor MLflow takes it now. Numbers that were lost
-            are no reason to write no checkpoint.
+            Whether they are durable; False if neither disk nor MLflow accepts them now. Reports
+            that are lost for good do not count.
         """
         return self._writer.sync()
 
     def flush(self, timeout_seconds: float = 10.0) -> bool:
-        """Wait until everything put so far is in MLflow; False if that takes too long."""
+        """Wait until MLflow has all reports so far; returns False if that takes longer."""
         return self._writer.flush(timeout_seconds)
 
     def close(self, timeout_seconds: float = 8.0) -> WriterReport:
@@ -201,7 +201,7 @@ class TrackingWriter:
         return self._writer.close(timeout_seconds)
 
     def report(self) -> WriterReport:
-        """Counts so far."""
+        """Return the counts so far."""
         return self._writer.report()
 
     def __enter__(self) -> Self:
@@ -260,7 +260,7 @@ class TrackingWriter:
         if self._on_run is not None:
             try:
                 self._on_run(mlflow_run_id)
-            except MarioError as error:  # told again at the next delivery
+            except MarioError as error:  # repeated at the next delivery
                 raise DeliveryUnavailableError(str(error)) from error
         self._mlflow_run_id = mlflow_run_id
         return mlflow_run_id
@@ -306,20 +306,20 @@ class TrackingWriter:
             elif path.is_file():
                 client.log_artifact(run, str(path), record["folder"] or None)
             else:
-                raise DeliveryRefusedError(f"{path} is gone; it cannot be uploaded")
+                raise DeliveryRefusedError(f"{path} is missing; it cannot be uploaded")
         if "dataset" in record:
             client.log_inputs(run, [_dataset_input(record)])
         if "policy" in record:
             try:
                 log_policy(client, run, Path(record["policy"]), record["digest"])
-            except (ArtefactError, RegistryError) as error:  # it will not get better
+            except (ArtefactError, RegistryError) as error:  # a retry cannot succeed
                 raise DeliveryRefusedError(str(error)) from error
         if "status" in record:
             status = MLFLOW_STATUS.get(record["status"], "FAILED")
             if status == "RUNNING":
                 client.update_run(run, status="RUNNING")
             else:
-                # A journal of an earlier version has no time: then it is now.
+                # A journal of an earlier version has no time: MLflow takes the current one.
                 client.set_terminated(run, status=status, end_time=record.get("at"))
 
 
@@ -357,13 +357,13 @@ def _unix_milliseconds(moment: datetime) -> int:
 def mark_ended(
     tracking_uri: str, mlflow_run_id: str, status: str, ended_at: datetime | None
 ) -> None:
-    """Give an MLflow run the end that the store knows, for a process that died silently.
+    """Set the end of an MLflow run as the store has it, for a process that was killed.
 
-    Nothing is written where it has that already.
+    Nothing is written if MLflow has it already.
 
     Raises:
-        RegistryUnavailableError: if MLflow does not answer.
-        RegistryError: if it does not know the run.
+        RegistryUnavailableError: MLflow is unreachable.
+        RegistryError: it does not know the run.
     """
     from mlflow.exceptions import MlflowException
 
@@ -381,7 +381,7 @@ def mark_ended(
         client.set_tag(mlflow_run_id, TAG_STATUS, status)
         client.set_terminated(mlflow_run_id, status=shown, end_time=end)
     except MlflowException as error:
-        kind = RegistryUnavailableError if is_away(error) else RegistryError
+        kind = RegistryUnavailableError if is_unreachable(error) else RegistryError
         raise kind(
             f"cannot mark run {mlflow_run_id} as {status} at {tracking_uri} "
             f"({str(error).splitlines()[0][:200]}); expected an MLflow that answers"

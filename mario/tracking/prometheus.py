@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 class PrometheusSink(BaseSink):
-    """Shows the run on a metrics page of its own while it lives."""
+    """Serves a metrics page of the run while it trains."""
 
     name: ClassVar[str] = "prometheus"
 
@@ -49,10 +49,10 @@ class PrometheusSink(BaseSink):
 
         Args:
             run_id: label of every series.
-            instruments: what the page shows; the store's writer counts there too.
+            instruments: the metrics of the page; the store's writer counts there, too.
             host: address to bind.
-            port: 0 takes a free one.
-            targets: folder that Prometheus watches for pages.
+            port: port to bind; 0 takes a free one.
+            targets: folder where Prometheus looks for pages.
         """
         self._instruments = instruments
         self._metrics = TrainingMetrics(self._instruments, run_id)
@@ -63,7 +63,7 @@ class PrometheusSink(BaseSink):
         self._lengths_steps: deque[int] = deque(maxlen=WINDOW_EPISODES)
 
     def on_start(self, start: RunStart) -> None:
-        """Open the page; a port that is taken costs the page, not the run."""
+        """Open the page; if its port is taken, the run trains without it."""
         config = start.config
         self._steps = start.start_steps
         self._metrics.start(
@@ -88,7 +88,7 @@ class PrometheusSink(BaseSink):
             self._lengths_steps.append(record.length_steps)
 
     def on_health(self, sample: HealthSample, health: Health) -> None:
-        """Show the signals and the state."""
+        """Show signals and health."""
         self._metrics.update(
             entropy_ratio=sample.entropy_ratio,
             dominant_action_ratio=sample.dominant_action_share,
@@ -112,7 +112,7 @@ class PrometheusSink(BaseSink):
         self._metrics.checkpoint("written", checkpoint.seconds)
 
     def on_incident(self, incident: Incident) -> None:
-        """Count it."""
+        """Count the incident."""
         if incident.kind == "rollback":
             self._metrics.rolled_back()
         elif incident.kind == "checkpoint_failed":
@@ -123,7 +123,7 @@ class PrometheusSink(BaseSink):
             self._metrics.sink_error(incident.sink)
 
     def on_progress(self, progress: Progress) -> None:
-        """Show rate and means."""
+        """Show rates and means."""
         self._metrics.steps(progress.total_steps - self._steps)
         self._steps = progress.total_steps
         if progress.mean_furthest_px is not None and progress.mean_return is not None:

@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 
 class StoreSink(BaseSink):
-    """Writes episodes, health, checkpoints and the end of a run through the journaled writer."""
+    """Writes episodes, health, checkpoints and the end of a run through the journalled writer."""
 
     name: ClassVar[str] = "store"
 
@@ -55,12 +55,12 @@ class StoreSink(BaseSink):
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
         hang_seconds: float = HANG_SECONDS,
     ) -> None:
-        """Write rows of one attempt.
+        """Write the rows of one attempt.
 
         Args:
             writer: the journaled writer of the run; closed at the run's end.
             run_id: the run.
-            attempt: the attempt, as the store counts them.
+            attempt: number of the attempt in the store.
             runs_dir: checkpoint paths are stored relative to it.
             heartbeat_seconds: between two heartbeats.
             hang_seconds: without progress, after which there is no heartbeat.
@@ -76,24 +76,24 @@ class StoreSink(BaseSink):
         self._ended = threading.Event()
 
     def _put(self, rows: Sequence[TrainingEntry]) -> None:
-        with self._lock:  # signs of life come from a thread of their own
+        with self._lock:  # heartbeats come from another thread
             self._writer.put(rows)
 
     def _beat(self) -> None:
-        """Give signs of life, however long an update or a selection takes."""
+        """Give heartbeats, however long an update or a selection takes."""
         while not self._ended.wait(self._heartbeat_seconds):
             if time.monotonic() - self._heard_at < self._hang_seconds:
                 self.beat()
 
     def beat(self) -> None:
-        """Give a sign of life."""
+        """Give a heartbeat."""
         row = Heartbeat(run_id=self._run_id, attempt=self._attempt, total_steps=self._steps)
         with self._lock:
             if not self._ended.is_set():
                 self._writer.put([row])
 
     def on_start(self, start: RunStart) -> None:
-        """Store which checkpoint the attempt goes on from."""
+        """Store the number of steps that the attempt starts from."""
         self._state = start.state
         self._put(
             [
@@ -103,14 +103,14 @@ class StoreSink(BaseSink):
             ]
         )
         self._steps, self._heard_at = start.start_steps, time.monotonic()
-        threading.Thread(target=self._beat, name="signs of life", daemon=True).start()
+        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
     def on_episodes(self, episodes: Sequence[EpisodeRecord]) -> None:
         """Store the episodes."""
         self._put([self._episode(record) for record in episodes])
 
     def on_health(self, sample: HealthSample, health: Health) -> None:
-        """Store the sample, and the change of state where there is one."""
+        """Store the sample, and the change of health if there is one."""
         state = health.state
         common = {
             "run_id": self._run_id,
@@ -170,12 +170,12 @@ class StoreSink(BaseSink):
         )
 
     def on_progress(self, progress: Progress) -> None:
-        """Give a sign of life."""
+        """Give a heartbeat."""
         self._steps, self._heard_at = progress.total_steps, time.monotonic()
         self.beat()
 
     def flush(self) -> bool:
-        """Make what was written durable on this disk."""
+        """Make the rows so far durable on this disk."""
         return self._writer.sync()
 
     def on_end(self, end: RunEnd) -> None:

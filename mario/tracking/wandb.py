@@ -20,9 +20,9 @@ from mario.training.sinks import RunEnd, RunStart, patience_seconds, wait_patien
 
 log = logging.getLogger(__name__)
 
-#: Records that wait for Weights & Biases, a few for each update; hours of a network that is away.
+#: Records that may wait, a few for each update; enough for hours without a network.
 _WAITING = 20_000
-#: What wandb's service may take, at the end of the process, beyond the sink's own patience.
+#: How long wandb's service may delay the end of the process, after the sink has waited.
 _EXIT_SECONDS = 1.0
 _SERVICE = "wandb-core"
 
@@ -30,18 +30,18 @@ _SERVICE = "wandb-core"
 class WandbSink(NumbersSink):
     """Logs to Weights & Biases, online or into files that `wandb sync` sends later.
 
-    All of it happens in a thread of its own: with the network away, opening a run takes minutes.
+    A thread makes all calls of wandb: without a network, opening a run takes minutes.
     """
 
     name: ClassVar[str] = "wandb"
 
     def __init__(self, run_id: str, run_dir: Path, mode: Literal["offline", "online"]) -> None:
-        """Prepare; needs the package wandb. The run opens with the training's start.
+        """Prepare; needs the package wandb. The run opens when training starts.
 
         Args:
-            run_id: the run's id, so that a resumed run goes on in the same place.
+            run_id: the run's id; a resumed run continues the same wandb run.
             run_dir: where files are kept.
-            mode: whether it is sent now, or later by `wandb sync`.
+            mode: `online` sends now, `offline` leaves it to `wandb sync`.
         """
         import wandb
 
@@ -57,14 +57,14 @@ class WandbSink(NumbersSink):
         self._failure = ""
 
     def on_start(self, start: RunStart) -> None:
-        """Begin to open the run."""
+        """Open the run, in the thread."""
         self._thread = threading.Thread(
             target=self._work, args=(start,), name="write-wandb", daemon=True
         )
         self._thread.start()
 
     def on_end(self, end: RunEnd) -> None:
-        """Close the run, and wait a little for what is not sent."""
+        """Close the run, and wait a little for what is not sent yet."""
         if self._thread is None or self._failure:
             return
         self._exit_code = 0 if end.status == RunStatus.FINISHED else 1
@@ -74,7 +74,7 @@ class WandbSink(NumbersSink):
             _bound_exit()
 
     def _close(self, seconds: float) -> bool:
-        """Wait so long for the thread to take all there is and end; whether it has."""
+        """Wait up to `seconds` for the thread to log everything and end; returns whether it has."""
         assert self._thread is not None
         if not self._told_end:
             try:
@@ -86,10 +86,10 @@ class WandbSink(NumbersSink):
         return not self._thread.is_alive()
 
     def _write(self, numbers: dict[str, float], steps: int) -> None:
-        """Hand numbers to the thread.
+        """Pass numbers to the thread.
 
         Raises:
-            ConnectionError: the run could not be opened, or so much waits that it must be dropped.
+            ConnectionError: the run could not be opened, or too many records wait.
         """
         if self._failure:
             raise ConnectionError(self._failure)
@@ -101,7 +101,7 @@ class WandbSink(NumbersSink):
             ) from None
 
     def _work(self, start: RunStart) -> None:
-        """Open the run, log what comes, close it: the thread."""
+        """Open the run, log the records, close it: the work of the thread."""
         try:
             run = self._wandb.init(
                 project="mario",
@@ -111,15 +111,15 @@ class WandbSink(NumbersSink):
                 dir=str(self._run_dir),
                 name=start.config.name,
                 config=start.config.model_dump(mode="json"),
-                # Its summary on the terminal would hide this project's own.
+                # Its summary on the terminal would hide ours.
                 settings=self._wandb.Settings(silent=True),
             )
             while (numbers := self._waiting.get()) is not None:
                 run.log(numbers)
             run.finish(exit_code=self._exit_code)
-        except Exception as error:  # a library of others in a thread of ours
+        except Exception as error:  # a third-party library in our thread
             self._failure = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-            if not self._left_behind:  # that was said, and the log may be closed by now
+            if not self._left_behind:  # that was logged, and the log may be closed by now
                 log.warning("Weights & Biases is left out: %s", self._failure)
 
 
@@ -131,11 +131,11 @@ def open_sink(opening: SinkOpening) -> WandbSink:
 
 
 def _bound_exit() -> None:
-    """Let the process end soon although wandb's service does not.
+    """Bound the time that wandb's service delays the end of the process.
 
-    wandb waits at exit for its service, a child process, and that for a network that is away: 84 s
-    with a server that never answers, whatever its settings (`finish_timeout`, `init_timeout`). What
-    the service had from the run is on the disk, for `wandb sync`.
+    At exit wandb waits for its service, a child process, which waits for the network: 84 s with a
+    server that never answers, whatever its settings (`finish_timeout`, `init_timeout`). The records
+    that the service has received are on the disk, for `wandb sync`.
     """
     leaving = threading.Event()
 
@@ -146,14 +146,14 @@ def _bound_exit() -> None:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
 
-    # Begun now: at exit newer Pythons start no thread. Hooks run last in, first out, so that this
-    # one comes before wandb's, which waits.
+    # The thread starts now: newer Python versions start none at exit. Exit hooks run in reverse
+    # order, so this one runs before wandb's, which waits.
     threading.Thread(target=watch, name="end-wandb", daemon=True).start()
     atexit.register(leaving.set)
 
 
 def _services() -> list[int]:
-    """Service processes of wandb that this process has started; none where there is no /proc."""
+    """List the processes of wandb's service that this process started; empty without /proc."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):

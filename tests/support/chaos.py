@@ -1,4 +1,4 @@
-"""The trainer as a process that a test starts, watches, kills with SIGKILL and starts again."""
+"""The trainer as a process that a test starts, watches, kills and starts again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PATIENCE_SECONDS = 300.0
 
 
 class Trainer:
-    """One training run through `mario train`, however many processes it takes.
+    """One training run of `mario train`, over any number of processes.
 
     Attributes:
         kills: how often it was killed.
@@ -61,7 +61,7 @@ class Trainer:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Where `mario` finds database, tracking and folder."""
+        """The variables that tell `mario` the addresses and the folder."""
         return {
             **os.environ,
             "PYTHONPATH": str(ROOT),
@@ -79,7 +79,7 @@ class Trainer:
         )  # fmt: skip
 
     def ensure_running(self) -> None:
-        """Start it, or resume it where it was killed; nothing where it runs."""
+        """Start the trainer, or resume its run; do nothing if it runs."""
         if self.alive:
             return
         what = ("--resume", self.run_id) if self.run_id else (
@@ -98,18 +98,18 @@ class Trainer:
         (self.run_id,) = self._runs() - self._others
 
     def wait_for_checkpoints(self, count: int) -> None:
-        """Wait until the run has got on by so many new checkpoints."""
+        """Wait for so many new checkpoints."""
         for _ in range(count):
             before = self.newest_steps()
             self._wait(lambda before=before: self.newest_steps() > before, "a checkpoint")
 
     def wait_for_words(self, *words: str) -> None:
-        """Wait until the trainer has said one of these once more."""
+        """Wait until the trainer has logged one of these once more."""
         before = self.said(*words)
         self._wait(lambda: self.said(*words) > before, " or ".join(map(repr, words)))
 
     def said(self, *words: str) -> int:
-        """How often the trainer has said one of these."""
+        """How often the trainer has logged these."""
         log = self.log.read_text(errors="replace")
         return sum(log.count(one) for one in words)
 
@@ -119,7 +119,7 @@ class Trainer:
         return int(names[0].split("-")[1]) if names else -1
 
     def kill(self) -> None:
-        """SIGKILL; then every checkpoint that is to be seen must be whole."""
+        """Send SIGKILL, and check that every checkpoint is complete."""
         assert self._process is not None
         assert self._process.poll() is None, f"ended by itself\n{self.tail()}"
         os.killpg(self._process.pid, signal.SIGKILL)
@@ -127,25 +127,25 @@ class Trainer:
         self.kills += 1
         for folder in (CHECKPOINTS_FOLDER, BEST_FOLDER):
             for path in list_checkpoints(self.folder / folder):
-                read_checkpoint(path)  # raises where it is not
+                read_checkpoint(path)  # raises if it is not
 
     def damage_newest_checkpoint(self) -> None:
-        """Cut the newest checkpoint in half, as a bad disk would."""
+        """Cut the newest checkpoint in half."""
         newest = list_checkpoints(self.folder / CHECKPOINTS_FOLDER)[0] / TENSORS_FILE
         newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
 
     def finish(self) -> int:
-        """Wait for its end; the exit code."""
+        """Wait until the trainer ends; returns its exit code."""
         assert self._process is not None
         return self._process.wait(4 * PATIENCE_SECONDS)
 
     def ask_to_end(self) -> None:
-        """SIGTERM, as an operator or Kubernetes would."""
+        """Send SIGTERM."""
         assert self._process is not None
         self._process.send_signal(signal.SIGTERM)
 
     def stop(self) -> None:
-        """End it, whatever it does."""
+        """Kill the trainer if it runs."""
         if self._process is not None and self.alive:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
@@ -161,5 +161,5 @@ class Trainer:
             time.sleep(0.01)
 
     def tail(self) -> str:
-        """The end of what it said."""
+        """The end of the log."""
         return self.log.read_text(errors="replace")[-3000:]

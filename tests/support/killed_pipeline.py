@@ -1,4 +1,4 @@
-"""The stages after training, in a process that kills itself at a named moment.
+"""Run the stages after training in a process that kills itself at a named moment.
 
     python -m tests.support.killed_pipeline RUNS_DIR MOMENT
 
@@ -41,7 +41,7 @@ MOMENTS: dict[str, tuple[str, str, str]] = {
 
 
 def arm(moment: str) -> None:
-    """Replace the moment's function by one that dies."""
+    """Replace the function of a moment by one that kills the process."""
     import importlib
 
     module, owner, name = MOMENTS[moment]
@@ -58,7 +58,7 @@ def arm(moment: str) -> None:
 
 
 def config() -> ExperimentConfig:
-    """A short experiment; its training is never run."""
+    """A short experiment, which is not trained."""
     gate = GateRule(primary="progress", alpha=0.4, max_units=100, min_units=8)
     return parse_config(
         {

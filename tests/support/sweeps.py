@@ -1,4 +1,4 @@
-"""Small sweeps for tests, a worker that dies in the middle of a trial, and one that goes on.
+"""Small sweeps for tests, a worker that dies during a trial, and one on another machine.
 
 python -m tests.support.sweeps DATABASE_URL SWEEP_YAML [unclaimed]
 python -m tests.support.sweeps RUNS_FOLDER SWEEP_YAML elsewhere
@@ -71,7 +71,7 @@ def small_sweep(folder: Path, **changes: Any) -> Sweep:
 
 
 def die_elsewhere(runs: Path, sweep: Sweep) -> None:
-    """Train a trial as a container does, under a host name of its own, and die in its middle."""
+    """Train a trial under another host name, as in a container, and die during it."""
     socket.gethostname = lambda: "pod-a"
     worker = SweepWorker("killed", sweep, JobContext(JobSettings.embedded(runs)))
 
@@ -86,7 +86,7 @@ def die_elsewhere(runs: Path, sweep: Sweep) -> None:
 
 
 def live_elsewhere(runs: Path, sweep: Sweep) -> None:
-    """Work as a container does, under a host name of its own, until it is told to end."""
+    """Work on a sweep under another host name, as in a container, until stopped."""
     socket.gethostname = lambda: "pod-a"
     context = JobContext(JobSettings.embedded(runs), waits=Waits(heartbeat_seconds=0.5))
     stop = threading.Event()
@@ -95,7 +95,7 @@ def live_elsewhere(runs: Path, sweep: Sweep) -> None:
 
 
 def main() -> None:
-    """Claim a trial, say its number, and die by SIGKILL; `unclaimed`: before that."""
+    """Claim a trial, print its number, and die by SIGKILL; with `unclaimed`, before the claim."""
     if sys.argv[3:] == ["elsewhere"]:
         die_elsewhere(Path(sys.argv[1]), load_sweep(sys.argv[2]))
     if sys.argv[3:] == ["alive-elsewhere"]:
@@ -110,7 +110,7 @@ def main() -> None:
     study = SweepStudy("killed", load_sweep(sys.argv[2]), sys.argv[1])
     if sys.argv[3:] == ["unclaimed"]:
         with study.alone():
-            study.study.ask()  # as a worker does before it gives any sign of life
+            study.study.ask()  # as a worker does before its first heartbeat
             os.kill(os.getpid(), signal.SIGKILL)
     study.next(lambda trial: None, die)
 

@@ -1,4 +1,4 @@
-"""A sweep in MLflow: one parent run, and what became of each trial below it."""
+"""A sweep in MLflow: one parent run, with the run of each trial as its child."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _PARAMETERS_A_BATCH, _PARAMETER_CHARACTERS = 90, 6_000
 
 
 def begin_sweep_run(tracking: MlflowTracking, run: Run, definition: Mapping[str, Any]) -> str:
-    """Make the parent run, or find it where it was made before a kill.
+    """Create the parent run, or find the one that a killed worker created.
 
     Args:
-        tracking: MLflow.
+        tracking: the MLflow server.
         run: the sweep's own run in the store.
-        definition: the sweep, as its parameters.
+        definition: the sweep's definition, logged as parameters.
 
     Returns:
         The MLflow run's id.
 
     Raises:
-        RegistryError: MLflow does not answer.
+        RegistryError: MLflow is unreachable.
     """
     from mlflow.entities import Param
     from mlflow.exceptions import MlflowException
@@ -55,7 +55,7 @@ def begin_sweep_run(tracking: MlflowTracking, run: Run, definition: Mapping[str,
                 made.info.run_id, params=parameters[start : start + _PARAMETERS_A_BATCH]
             )
     except MlflowException as error:
-        raise _away(tracking, error) from error
+        raise _unreachable(tracking, error) from error
     return str(made.info.run_id)
 
 
@@ -67,17 +67,17 @@ def describe_trial(
     state: str,
     score: float,
 ) -> None:
-    """Tag a trial's run with what became of it.
+    """Tag the run of a trial with the trial's end and score.
 
     Raises:
-        RegistryError: MLflow does not answer, or has not taken the run yet.
+        RegistryError: MLflow is unreachable, or has no run of the trial yet.
     """
     from mlflow.exceptions import MlflowException
 
     if mlflow_run_id is None:
         raise RegistryError(
             f"trial {number} of {sweep} has no run at {tracking.uri} yet; expected MLflow "
-            "to answer while it was trained; its journal is delivered with the next start"
+            "to answer while it was trained; its journal is delivered at the next start"
         )
     client = tracking.client
     tags = {TAG_SWEEP: sweep, TAG_TRIAL: str(number), TAG_TRIAL_STATE: state}
@@ -86,16 +86,16 @@ def describe_trial(
             client.set_tag(mlflow_run_id, name, value)
         client.log_metric(mlflow_run_id, "sweep/score", score)
     except MlflowException as error:
-        raise _away(tracking, error) from error
+        raise _unreachable(tracking, error) from error
 
 
 def end_sweep_run(
     tracking: MlflowTracking, mlflow_run_id: str, trials: int, best: float | None
 ) -> None:
-    """End the parent run.
+    """Finish the parent run.
 
     Raises:
-        RegistryError: MLflow does not answer.
+        RegistryError: MLflow is unreachable.
     """
     from mlflow.exceptions import MlflowException
 
@@ -107,10 +107,10 @@ def end_sweep_run(
         client.set_tag(mlflow_run_id, TAG_STATUS, RunStatus.FINISHED)
         client.set_terminated(mlflow_run_id)
     except MlflowException as error:
-        raise _away(tracking, error) from error
+        raise _unreachable(tracking, error) from error
 
 
-def _away(tracking: MlflowTracking, error: Exception) -> RegistryError:
+def _unreachable(tracking: MlflowTracking, error: Exception) -> RegistryError:
     return RegistryError(
         f"MLflow at {tracking.uri} does not answer ({str(error).splitlines()[0][:200]}); "
         "expected it to; start it, name another with MLFLOW_TRACKING_URI, or leave it out with "

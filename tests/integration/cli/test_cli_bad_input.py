@@ -1,4 +1,4 @@
-"""Bad input on the command line: one line that tells what to do, exit code 2, no traceback."""
+"""Bad input on the command line: one line that says what to do, exit code 2, no traceback."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Run = Callable[..., str]
 def refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Run:
-    """Run the command line and return its one line of complaint."""
+    """Run the command line and return its one line on standard error."""
     monkeypatch.setenv("MARIO_RUNS_DIR", str(tmp_path / "runs"))
     monkeypatch.delenv("MARIO_DATABASE_URL", raising=False)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -78,7 +78,7 @@ def test_broken_configs(kind: str, refused: Run, tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists(), "nothing half-written stays"
 
 
-def test_config_that_is_not_there_names_those_that_are(refused: Run) -> None:
+def test_a_missing_config_lists_the_existing_ones(refused: Run) -> None:
     assert "demo.yaml" in refused("pipeline", "--config", "configs/dmeo.yaml")
 
 
@@ -94,8 +94,8 @@ def test_unknown_seed_family(refused: Run) -> None:
     assert "screening" in refused("evaluate", "random", "--family", "training")
 
 
-def test_confirmation_units_are_the_gates_alone(refused: Run) -> None:
-    """Who could look at them beforehand could choose by them whom to send to the gate."""
+def test_only_the_gate_plays_confirmation_units(refused: Run) -> None:
+    """Otherwise challengers could be chosen by the units that test them."""
     assert "mario gate" in refused("evaluate", "random", "--family", "confirmation")
 
 
@@ -104,7 +104,7 @@ def test_unknown_run(refused: Run) -> None:
 
 
 def attempts_of(context: JobContext, run_id: str) -> list[str]:
-    """How the store says that each attempt ended, and, last, the run."""
+    """The status of each attempt in the store, and of the run."""
 
     store = context.store
     run = store.runs.get(run_id)
@@ -136,10 +136,10 @@ def test_a_folder_that_cannot_be_written_leaves_no_run(
         assert store.runs.list() == ()
 
 
-def test_no_training_begins_while_the_database_is_away(
+def test_no_training_starts_while_the_database_is_unreachable(
     refused: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither a new run nor the next attempt at one; and nothing half-written stays."""
+    """Neither a new run nor another attempt; nothing half-written remains."""
     url = "postgresql+psycopg2://me:secret@127.0.0.1:9/mario"
     monkeypatch.setenv("MARIO_DATABASE_URL", url)
     line = refused("train", "--config", "configs/smoke.yaml")
@@ -153,10 +153,10 @@ def test_no_training_begins_while_the_database_is_away(
     assert [path.name for path in folder.iterdir()] == ["config.yaml"]
 
 
-def test_a_run_is_gone_on_with_as_it_is_configured(
+def test_a_run_is_resumed_with_its_own_configuration(
     refused: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From another folder, with what changes no weight changed; anything else is refused."""
+    """From another folder; only settings that change no weight may be overridden."""
     import threading
 
     from typer.testing import CliRunner
@@ -194,7 +194,7 @@ def test_a_run_is_gone_on_with_as_it_is_configured(
 
 
 def test_corrupt_checkpoint(refused: Run, tmp_path: Path) -> None:
-    """Every checkpoint of a run is damaged: nothing is resumed from a wreck."""
+    """A run whose checkpoints are all damaged is not resumed."""
     import threading
 
     from mario.config.experiment import load_config
@@ -215,14 +215,14 @@ def test_corrupt_checkpoint(refused: Run, tmp_path: Path) -> None:
     assert attempts_of(context, outcome.run_id) == ["interrupted"], "nothing was written"
 
 
-def test_database_that_is_not_there(refused: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_database(refused: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MARIO_DATABASE_URL", "postgresql+psycopg2://me:secret@127.0.0.1:9/mario")
     line = refused("store", "check")
     assert "127.0.0.1" in line
     assert "secret" not in line
 
 
-def test_database_url_that_is_none(refused: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_database_url(refused: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MARIO_DATABASE_URL", "runs/mario.db")
     assert "sqlite:///" in refused("store", "check")
 
@@ -253,5 +253,5 @@ def test_version_without_artefact(refused: Run, tmp_path: Path) -> None:
         ("compare", "a=1", "b=2"),
     ],
 )
-def test_things_that_are_not_there(arguments: tuple[str, ...], refused: Run) -> None:
+def test_missing_things(arguments: tuple[str, ...], refused: Run) -> None:
     assert "expected" in refused(*arguments)

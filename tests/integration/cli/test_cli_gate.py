@@ -1,4 +1,4 @@
-"""`mario gate` and `mario compare` as people run them: exit codes, page and JSON."""
+"""`mario gate` and `mario compare`: exit codes, page and JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mario.jobs.context import JobContext
 from mario.jobs.versions import champion_version
 from tests.support.policies import GOOD, POOR, write_odds_policy
 
-# A generous level keeps the test short; a second challenger is tested at a stricter one.
+# A high α keeps the test short; the second challenger is tested at a lower one.
 EXPERIMENT = (
     "{name: short, total_steps: 1, task: 1-1, "
     "gate: {primary: progress, alpha: 0.4, min_units: 8, max_units: 100}}"
@@ -55,7 +55,7 @@ def mario(
     return run
 
 
-def test_the_gate_ends_with_0_for_a_promotion_and_with_4_otherwise(
+def test_the_gate_exits_with_0_for_a_promotion_and_with_4_otherwise(
     context: JobContext, mario: Mario, tmp_path: Path
 ) -> None:
     config = tmp_path / "experiment.yaml"
@@ -84,7 +84,7 @@ def test_the_gate_ends_with_0_for_a_promotion_and_with_4_otherwise(
     spent = [verdict.detail["rule"]["alpha"] for verdict in stored]
     assert declared > spent[0] > spent[1], "each challenger has less of the declared level"
     assert champion_version("1-1", context) is None, "the gate judges; `mario promote` promotes"
-    # The command that a verdict's page gives for repeating it.
+    # The command on the page of the verdict repeats it.
     for verdict, code in zip(stored, (0, 4), strict=True):
         again = mario("gate", "--again", verdict.id)
         assert again.code == code, again.out + again.err
@@ -98,7 +98,7 @@ def test_the_gate_ends_with_0_for_a_promotion_and_with_4_otherwise(
     assert len(store.evaluations.verdicts("mario-1-1")) == 2, "a repetition is no verdict"
 
 
-def test_an_unregistered_challenger_is_refused_before_its_test_is_paid(
+def test_an_unregistered_challenger_is_refused_before_alpha_is_spent(
     context: JobContext, mario: Mario, tmp_path: Path
 ) -> None:
     write_odds_policy(tmp_path / "good", GOOD)
@@ -146,7 +146,7 @@ def test_a_comparison_of_two_recipes_as_page_and_as_json(mario: Mario, tmp_path:
     assert better["probability"][0] == 1
     assert [warning for warning in document["warnings"] if "fewer than 5" in warning]
 
-    # The page's own command repeats it, whatever the folders are called.
+    # The command on the page repeats it, whatever the names of the folders.
     shown = re.search(r"mario compare .*", unescape(html))
     assert shown is not None
     printed = shlex.split(shown.group().split("</pre>")[0])

@@ -1,4 +1,4 @@
-"""One real `mario train`: what it prints, what the store knows of it, what MLflow can trace.
+"""One real `mario train`: its output, its rows in the store, its lineage in MLflow.
 
 Once embedded, once with a real PostgreSQL and a real MLflow server.
 """
@@ -41,7 +41,7 @@ COMMITTED, CHANGED = "gamma: 0.95\n", "gamma: 0.9\n"
 
 @dataclass(frozen=True)
 class Trained:
-    """A run that `mario train` brought to its end.
+    """A run that `mario train` finished.
 
     Attributes:
         trainer: the process that it was.
@@ -55,13 +55,13 @@ class Trained:
 
     @property
     def mlflow_run(self) -> Any:
-        """What MLflow has of it."""
+        """The run in MLflow."""
         assert self.run.mlflow_run_id is not None
         return tracking_client(self.trainer.settings.tracking_uri).get_run(self.run.mlflow_run_id)
 
 
 def changed_repository(folder: Path) -> tuple[Path, str]:
-    """A repository with one commit and one uncommitted change; its place and the commit."""
+    """Make a repository with one commit and one uncommitted change; returns folder and commit."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-c", "user.name=t", "-c", "user.email=t@localhost", *arguments]
@@ -112,7 +112,7 @@ def trained(
         trainer.ensure_running()
         trainer.wait_for_run()
         assert trainer.finish() == 0, trainer.tail()
-        deliver_all(settings)  # what a new MLflow did not take in time
+        deliver_all(settings)  # a new MLflow may be slow to accept its records
         with ExperimentStore.open(settings.database_url) as store:
             run = store.runs.get(trainer.run_id)
         yield Trained(trainer, commit, run)
@@ -138,7 +138,7 @@ def test_one_readable_line_for_each_evaluation(trained: Trained) -> None:
         assert (match[5] is not None) == row.is_best
 
 
-def test_the_store_knows_where_the_run_comes_from(trained: Trained) -> None:
+def test_the_store_has_the_provenance_of_the_run(trained: Trained) -> None:
     run = trained.run
     assert run.git_commit == trained.commit
     assert run.git_diff is not None
@@ -159,7 +159,7 @@ def test_the_store_knows_where_the_run_comes_from(trained: Trained) -> None:
     assert run.status == "finished"
 
 
-def test_mlflow_knows_what_it_was_trained_and_selected_on(trained: Trained) -> None:
+def test_mlflow_has_the_data_of_training_and_selection(trained: Trained) -> None:
     found = {
         given.tags[0].value: given.dataset for given in trained.mlflow_run.inputs.dataset_inputs
     }
@@ -172,7 +172,7 @@ def test_mlflow_knows_what_it_was_trained_and_selected_on(trained: Trained) -> N
     assert all("gym-super-mario-bros" in dataset.source for dataset in found.values())
 
 
-def test_mlflow_leads_to_the_policy_of_a_run_that_nobody_registered(
+def test_mlflow_links_an_unregistered_run_to_its_policy(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlflow.artifacts import download_artifacts
@@ -184,7 +184,7 @@ def test_mlflow_leads_to_the_policy_of_a_run_that_nobody_registered(
     client = tracking_client(settings.tracking_uri)
     assert client.search_registered_models() == []
 
-    # From the run to the model that it put out, and from the model back to the run.
+    # From the run to its model, and from the model to the run.
     (output,) = run.outputs.model_outputs
     assert output.step == kept.manifest.training_steps
     model = client.get_logged_model(output.model_id)
@@ -195,7 +195,7 @@ def test_mlflow_leads_to_the_policy_of_a_run_that_nobody_registered(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", settings.tracking_uri)  # as a person would
     fetched = download_artifacts(f"models:/{output.model_id}", dst_path=str(tmp_path))
     assert load_artefact(fetched).digest == kept.digest
-    assert not (Path(fetched) / "model.zip").exists()  # a pickle stays where it was made
+    assert not (Path(fetched) / "model.zip").exists()  # a pickle is not uploaded
 
     # And to the checkpoint that it was exported from.
     best = Path(run.data.tags["mario.best_checkpoint"])

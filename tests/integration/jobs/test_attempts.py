@@ -1,7 +1,7 @@
-"""An attempt at a run waits for the process that still trains it, and takes no living one for dead.
+"""An attempt at a run waits for the process that still trains it.
 
-Processes of other machines are played by rows: their host is another's, their signs of life are
-written by the sink that training uses.
+Rows stand for processes of other machines: their host is another's, and the sink of training writes
+their heartbeats.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def context(database_url: str, tmp_path: Path) -> Iterator[JobContext]:
 
 
 def elsewhere(store: ExperimentStore, silent_seconds: float) -> Run:
-    """A run of a container that was heard of so long ago."""
+    """A run of a container whose last heartbeat is so long ago."""
     run = store.runs.start(new_run())
     heard = utc_now() - timedelta(seconds=silent_seconds)
     with writing(store.engine) as connection:
@@ -66,7 +66,7 @@ def training(
     heartbeat_seconds: float,
     hang_seconds: float = HANG_SECONDS,
 ) -> Iterator[StoreSink]:
-    """Have the sink of the process that trains a run, while that is in a long update."""
+    """The sink of a process that trains a run and is in a long update."""
     config = load_config(ROOT / "configs/smoke.yaml")
     sink = StoreSink(
         StoreWriter(context.settings.database_url, folder), run.id, 1, folder,
@@ -84,18 +84,18 @@ def test_a_run_that_nobody_trains_is_not_waited_for(
     store: ExperimentStore, context: JobContext
 ) -> None:
     assert wait_for_turn(context, "run-unknown", threading.Event()) is None
-    run = store.runs.start(new_run())  # by this very process
+    run = store.runs.start(new_run())  # by this process
     found = wait_for_turn(context, run.id, threading.Event())
     assert found is not None
     assert found.id == run.id
 
 
 class Clock:
-    """Time that passes when a test says so, for who waits.
+    """A clock that a test moves.
 
     Attributes:
         now: seconds.
-        looks: how often it was looked at.
+        looks: how often it was read.
     """
 
     def __init__(self) -> None:
@@ -107,10 +107,10 @@ class Clock:
         return self.now
 
 
-def test_a_process_elsewhere_that_gives_signs_of_life_is_waited_for(
+def test_a_process_elsewhere_with_heartbeats_is_waited_for(
     store: ExperimentStore, context: JobContext, tmp_path: Path
 ) -> None:
-    """It was long silent (its database was away): it is heard again, and then it ends."""
+    """It was silent for long, because its database was unreachable; then its heartbeats return."""
     run = elsewhere(store, SILENCE_SECONDS + 60)
     clock = Clock()
     looking = JobContext(context.settings, waits=Waits(look_seconds=0.1, settle_seconds=6.0))
@@ -123,7 +123,7 @@ def test_a_process_elsewhere_that_gives_signs_of_life_is_waited_for(
     assert wait_until(lambda: clock.looks >= 3, 60)
     clock.now += 4.0
     with training(context, run, tmp_path / "training", heartbeat_seconds=0.3):
-        for _ in range(4):  # between two of these a sign of life is seen
+        for _ in range(4):  # a heartbeat is seen between two of these
             before = store.runs.get(run.id).attempts[-1].heartbeat_at
 
             def beaten(before: datetime = before) -> bool:
@@ -134,14 +134,14 @@ def test_a_process_elsewhere_that_gives_signs_of_life_is_waited_for(
             assert wait_until(lambda looks=looks: clock.looks >= looks + 2, 60)
             clock.now += 4.0
         assert wait_until(lambda looks=clock.looks: clock.looks >= looks + 2, 60)
-        assert waiting.is_alive(), "it would have been taken for dead by now"
+        assert waiting.is_alive(), "without heartbeats it would count as dead by now"
     waiting.join(120)
     looking.disconnect()
     assert found[0] is not None
     assert [attempt.status for attempt in found[0].attempts] == ["interrupted"]
 
 
-def test_a_process_elsewhere_that_stays_silent_is_gone(
+def test_a_process_elsewhere_that_stays_silent_counts_as_dead(
     store: ExperimentStore, context: JobContext
 ) -> None:
     run = elsewhere(store, SILENCE_SECONDS + 1)
@@ -149,11 +149,11 @@ def test_a_process_elsewhere_that_stays_silent_is_gone(
     settling = JobContext(context.settings, waits=Waits(settle_seconds=3.0))
     assert wait_for_turn(settling, run.id, threading.Event()) is not None
     settling.disconnect()
-    assert time.monotonic() - begun >= 3.0, "it is given the time to be heard of"
+    assert time.monotonic() - begun >= 3.0, "it has time for a heartbeat"
     assert store.runs.resume(run.id, start_steps=0).attempts[-1].attempt == 2
 
 
-def test_waiting_ends_on_request_and_says_whom_it_waits_for(
+def test_waiting_ends_on_request_and_logs_the_process(
     store: ExperimentStore, context: JobContext, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = elsewhere(store, 0)
@@ -168,7 +168,7 @@ def test_waiting_ends_on_request_and_says_whom_it_waits_for(
 def test_a_process_that_has_ended_its_run_may_still_write(
     store: ExperimentStore, context: JobContext
 ) -> None:
-    """It closes its sinks and exports the policy; who is quicker would train without MLflow."""
+    """It closes its sinks and exports the policy; a faster attempt would train without MLflow."""
     run = store.runs.start(new_run())
     with subprocess.Popen(["sleep", "60"]) as ending:
         now = utc_now()
@@ -184,10 +184,10 @@ def test_a_process_that_has_ended_its_run_may_still_write(
         assert time.monotonic() - begun >= 3.0
 
 
-def test_a_silent_process_that_was_taken_for_killed_is_heard_of_again(
+def test_a_silent_process_that_was_marked_as_killed_gives_heartbeats_again(
     store: ExperimentStore, context: JobContext, tmp_path: Path
 ) -> None:
-    """`mario store check` marks it; its database was away, not the process."""
+    """`mario store check` marks it although only its database was unreachable."""
     run = elsewhere(store, SILENCE_SECONDS + 60)
     assert not check_store(store, mark_killed=True).findings
     assert store.runs.get(run.id).status == "killed"
@@ -203,8 +203,8 @@ def test_a_silent_process_that_was_taken_for_killed_is_heard_of_again(
     assert store.runs.get(run.id).status == "interrupted"
 
 
-def test_an_old_sign_of_life_that_comes_late_revives_nobody(store: ExperimentStore) -> None:
-    """From the journal of a process that was killed."""
+def test_an_old_heartbeat_that_arrives_late_revives_no_run(store: ExperimentStore) -> None:
+    """It comes from the journal of a killed process."""
     run = elsewhere(store, SILENCE_SECONDS + 60)
     assert store.runs.mark_killed(run.id, "its process is gone")
     old = utc_now() - timedelta(seconds=SILENCE_SECONDS + 30)
@@ -212,7 +212,7 @@ def test_an_old_sign_of_life_that_comes_late_revives_nobody(store: ExperimentSto
     assert store.runs.get(run.id).status == "killed"
 
 
-def test_a_late_sign_of_life_of_a_process_of_this_machine_that_is_gone_revives_nobody(
+def test_a_late_heartbeat_of_a_dead_process_of_this_machine_revives_no_run(
     store: ExperimentStore,
 ) -> None:
     with subprocess.Popen(["true"]) as gone:
@@ -229,10 +229,10 @@ def test_a_late_sign_of_life_of_a_process_of_this_machine_that_is_gone_revives_n
     assert store.runs.get(run.id).status == "killed"
 
 
-def test_what_a_process_that_is_gone_left_in_its_journal_is_delivered_before_it_is_waited_for(
+def test_the_journal_of_a_dead_process_is_delivered_before_the_wait(
     store: ExperimentStore, context: JobContext
 ) -> None:
-    """A pod that was told to end while the database was away: its end is on the volume only."""
+    """A pod was stopped while the database was unreachable: only its volume has the end."""
     run = elsewhere(store, 10)
     journal = Journal(context.settings.run_dir(run.id) / "journal")
     end = AttemptEnd(run_id=run.id, attempt=1, status="interrupted", end_steps=64, reason="stopped")
@@ -240,7 +240,7 @@ def test_what_a_process_that_is_gone_left_in_its_journal_is_delivered_before_it_
     journal.close(empty=False)
     begun = time.monotonic()
     found = wait_for_turn(context, run.id, threading.Event())
-    assert time.monotonic() - begun < SILENCE_SECONDS / 2, "not for as long as it could be silent"
+    assert time.monotonic() - begun < SILENCE_SECONDS / 2, "not for the whole silence limit"
     assert found is not None
     assert found.attempts[-1].status == "interrupted"
 
@@ -263,7 +263,7 @@ def test_a_process_of_this_machine_that_hangs_is_not_waited_for(
             hung.kill()
 
 
-def test_training_gives_signs_of_life_while_an_update_takes_long_and_none_after_its_end(
+def test_training_gives_heartbeats_during_a_long_update_and_none_after_its_end(
     store: ExperimentStore, context: JobContext, tmp_path: Path
 ) -> None:
     run = store.runs.start(new_run())
@@ -281,7 +281,7 @@ def test_training_gives_signs_of_life_while_an_update_takes_long_and_none_after_
     assert store.runs.get(run.id).attempts[-1] == ended
 
 
-def test_training_that_hangs_gives_no_signs_of_life(
+def test_training_that_hangs_gives_no_heartbeats(
     store: ExperimentStore, context: JobContext, tmp_path: Path
 ) -> None:
     run = store.runs.start(new_run())
@@ -290,7 +290,7 @@ def test_training_that_hangs_gives_no_signs_of_life(
     ) as sink:
 
         def heard_at() -> datetime:
-            assert sink._writer.flush(60)  # what there is
+            assert sink._writer.flush(60)  # all heartbeats so far
             return store.runs.get(run.id).attempts[-1].heartbeat_at
 
         def silent() -> bool:
@@ -298,4 +298,4 @@ def test_training_that_hangs_gives_no_signs_of_life(
             time.sleep(1.5)
             return heard_at() == before
 
-        assert wait_until(silent, 60)  # signs of life, then none
+        assert wait_until(silent, 60)  # heartbeats, then none

@@ -1,4 +1,4 @@
-"""Register, judge and promote on the real game, store and MLflow; policies of known skill."""
+"""Register, test and promote policies of known skill on the real game, store and MLflow."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mario.jobs.versions import champion_version, reconcile, rollback, show_ledg
 from tests.support.killed_pipeline import config
 from tests.support.policies import GOOD, POOR, write_odds_policy
 
-# A generous level keeps the tests short; each further challenger is tested at a stricter one.
+# A high α keeps the tests short; each further challenger is tested at a lower one.
 RULE = GateRule(primary="progress", alpha=0.4, max_units=100, min_units=8)
 MODEL, TASK, LEVELS = "mario-1-1", "1-1", ("1-1",)
 
@@ -76,7 +76,7 @@ def test_the_loop_from_first_champion_to_rollback(context: JobContext, tmp_path:
     with pytest.raises(EvaluationError, match="HTML"):
         report_verdict(first.verdict_id, context, tmp_path / "page.json")
 
-    # Promoting again what is champion already changes nothing; an older version needs a rollback.
+    # Promoting the champion again changes nothing; an older version needs a rollback.
     promote_verdict(first.verdict_id, context)
     assert show_ledger(TASK, context).count("\n") == 0
     with pytest.raises(RegistryError, match="roll"):
@@ -84,7 +84,7 @@ def test_the_loop_from_first_champion_to_rollback(context: JobContext, tmp_path:
 
 
 @pytest.mark.slow
-def test_judging_again_goes_on_where_it_was_and_says_the_same(
+def test_a_repeated_test_resumes_and_gives_the_same_verdict(
     context: JobContext, tmp_path: Path
 ) -> None:
     good = register(context, tmp_path / "good", GOOD)
@@ -104,7 +104,7 @@ def test_judging_again_goes_on_where_it_was_and_says_the_same(
 def test_a_verdict_against_a_former_champion_promotes_nobody(
     context: JobContext, tmp_path: Path
 ) -> None:
-    """Two challengers judged against the same champion: the second verdict is out of date."""
+    """Of two challengers tested against the same champion, the second verdict is outdated."""
     versions = [
         register(context, tmp_path / "a", GOOD),
         register(context, tmp_path / "b", (0.01, *GOOD[1:])),
@@ -117,20 +117,20 @@ def test_a_verdict_against_a_former_champion_promotes_nobody(
     assert champion_version(TASK, context) == versions[0]
     assert "agree" in reconcile(TASK, context)
 
-    # Judged again it meets the new champion on units where nobody saw it win.
+    # Tested again, it meets the new champion on other units.
     before = {pair.challenger.unit for pair in outcomes[1].pairs}
     again = judged(context, versions[1])
     assert again.champion.version == versions[0]
     assert not before & {pair.challenger.unit for pair in again.pairs}
-    assert again.verdict.rule.alpha < RULE.alpha, "and has paid for it"
+    assert again.verdict.rule.alpha < RULE.alpha, "and has spent further α"
     same, _ = repeat_verdict(again.verdict_id, context)
     assert same
 
 
-def test_a_champions_own_policy_is_not_judged_whoever_promoted_it(
+def test_the_policy_of_the_champion_is_not_tested_against_itself(
     context: JobContext, tmp_path: Path
 ) -> None:
-    """By hand, by a verdict, by a rollback: the same bytes again are SAME, and nothing fails."""
+    """Whether promoted by hand, by a verdict or by a rollback, the same bytes give SAME."""
     experiment = config()
 
     def twin(folder: str, key: str) -> int:
@@ -154,7 +154,7 @@ def test_a_champions_own_policy_is_not_judged_whoever_promoted_it(
     promote_verdict(promoting.verdict_id, context)
     itself = gate_stage(experiment, good, context)
     assert (itself.verdict_id, itself.decision) == (promoting.verdict_id, "same")
-    assert itself.is_champion, "an attempt that was killed after the ledger goes on from here"
+    assert itself.is_champion, "an attempt that was killed after the ledger resumes from here"
     other = gate_stage(experiment, twin("good", "twin-2"), context)
     assert (other.verdict_id, other.is_champion) == (promoting.verdict_id, False)
 
@@ -164,7 +164,7 @@ def test_a_champions_own_policy_is_not_judged_whoever_promoted_it(
     assert (again.verdict_id, again.is_champion) == (promoting.verdict_id, False)
 
 
-def test_evaluation_goes_on_where_it_was_broken_off(context: JobContext, tmp_path: Path) -> None:
+def test_an_interrupted_evaluation_resumes(context: JobContext, tmp_path: Path) -> None:
     write_odds_policy(tmp_path / "p", GOOD)
     loaded = policy_from_artefact(tmp_path / "p")
     units = units_of(LEVELS, "screening", "", 10)
@@ -204,6 +204,6 @@ def test_a_version_without_artefact_is_refused(context: JobContext, tmp_path: Pa
 
 
 @pytest.mark.parametrize("reference", ["champion", "challenger", "7", "nonsense"])
-def test_policies_that_are_not_there_say_what_to_do(context: JobContext, reference: str) -> None:
+def test_a_missing_policy_says_what_to_do(context: JobContext, reference: str) -> None:
     with pytest.raises(RegistryError, match="expected"):
         load_policy(reference, TASK, context)

@@ -1,4 +1,4 @@
-"""The nightly look on the real game: an honest champion is steady, another player in it is not."""
+"""The nightly check on the real game: a champion is steady until another policy answers for it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RULE = GateRule(primary="progress", alpha=0.4, max_units=100, min_units=8)
 
 @dataclass(frozen=True)
 class Swapped:
-    """An engine in which somebody else answers for the policy: a damaged library."""
+    """An engine in which another policy answers, as with a damaged library."""
 
     other: LoadedPolicy
 
@@ -64,7 +64,9 @@ def context(tmp_path: Path) -> JobContext:
     return context
 
 
-def test_the_baseline_had_no_part_in_the_promotion(context: JobContext, tmp_path: Path) -> None:
+def test_the_baseline_shares_no_units_with_the_promotion(
+    context: JobContext, tmp_path: Path
+) -> None:
     first = check_champion(TASK, "2026-11-01", context, units=UNITS)
     second = check_champion(TASK, "2026-11-02", context, units=UNITS)
     assert not first.drift.drifted, first.drift.reasons
@@ -78,7 +80,7 @@ def test_the_baseline_had_no_part_in_the_promotion(context: JobContext, tmp_path
         for evaluation in (verdict.challenger_evaluation_id, first.baseline_id,
                            first.evaluation_id, second.evaluation_id)
     )  # fmt: skip
-    # Its size is the night's, not what the gate stopped at because it went well.
+    # Its size is that of a night, not of the test, which stopped when it looked good.
     assert len(baseline) == len(nights[0]) == len(nights[1]) == UNITS != len(promotion)
     assert (second.drift.units_before, second.drift.units_now) == (UNITS, UNITS)
     assert len(promotion | baseline | nights[0] | nights[1]) == 3 * UNITS + len(promotion)
@@ -93,7 +95,7 @@ def test_the_baseline_had_no_part_in_the_promotion(context: JobContext, tmp_path
     assert "DRIFTED" in drift_lines(changed)[0]
 
 
-def test_what_was_never_promoted_is_not_looked_after(tmp_path: Path) -> None:
+def test_a_task_without_a_champion_is_not_checked(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="no champion"):
         check_champion(
             TASK,

@@ -1,4 +1,4 @@
-"""`mario monitor` over a real store and a real MLflow file: what the page says is what they say."""
+"""`mario monitor` on a real store and a real MLflow file: the page shows their state."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_the_page_follows_the_store(context: JobContext) -> None:
     registered(store, 1, DIGESTS[1])
     first = verdict(store, (1, DIGESTS[1]), (None, "random:80:4"))
     store.ledger.promote(MODEL, 1, verdict_id=first, promoted_by="test")
-    for _ in range(2):  # a second look counts nothing twice
+    for _ in range(2):  # a second reading counts nothing twice
         loop.refresh(context)
         champion = {**model, "version": "1", "digest": DIGESTS[1]}
         assert get("mario_champion_info", champion) == 1
@@ -58,7 +58,7 @@ def test_the_page_follows_the_store(context: JobContext) -> None:
     assert played == sum(
         each.finished_units for each in store.evaluations.list(policy_digest=DIGESTS[1])
     )
-    # The ledger was written by hand: no alias follows it, and the page says so.
+    # The ledger was written without moving the alias, and the page shows that.
     assert get("mario_champion_alias_in_line", model) == 0
     registered(store, 2, DIGESTS[2])
     second = verdict(store, (2, DIGESTS[2]), (1, DIGESTS[1]))
@@ -71,7 +71,7 @@ def test_the_page_follows_the_store(context: JobContext) -> None:
 
 
 def play(store: ExperimentStore, digest: str, source: str, first: int, cleared: int) -> None:
-    """Store an evaluation of 60 units on seeds of its own, of which some cleared."""
+    """Store an evaluation of 60 units on new seeds, of which some cleared."""
     key = evaluation_key(digest, source, "screening")
     evaluation = store.evaluations.open(key, planned_units=60)
     store.evaluations.add(
@@ -101,10 +101,10 @@ def test_drift_is_measured_against_the_nightly_baseline(context: JobContext) -> 
     registered(store, 1, DIGESTS[1])
     first = verdict(store, (1, DIGESTS[1]), (None, "random:80:4"))
     store.ledger.promote(MODEL, 1, verdict_id=first, promoted_by="test")
-    play(store, DIGESTS[1], "", 0, cleared=60)  # a screening is no night
+    play(store, DIGESTS[1], "", 0, cleared=60)  # a screening is not a nightly check
     loop.refresh(context)
     assert get("drift_p_value", **champion) is None
-    # The policy clears half of what it plays, however well its promotion went.
+    # The policy clears half of its units, although its promotion looked better.
     play(store, DIGESTS[1], "nightly baseline", 100, cleared=30)
     play(store, DIGESTS[1], "nightly 2026-11-01", 200, cleared=28)
     loop.refresh(context)
@@ -121,7 +121,7 @@ def test_drift_is_measured_against_the_nightly_baseline(context: JobContext) -> 
     assert worse is not None
     assert baseline > steady > worse
     assert get("baseline_score", **champion) == baseline
-    # The next champion begins anew.
+    # The next champion starts without a night.
     registered(store, 2, DIGESTS[2])
     second = verdict(store, (2, DIGESTS[2]), (1, DIGESTS[1]))
     store.ledger.promote(MODEL, 2, verdict_id=second, promoted_by="test")

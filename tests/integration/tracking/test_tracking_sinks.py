@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases (offline): a real run is read back from the files they leave."""
+"""TensorBoard and Weights & Biases (offline): a real run is read back from their files."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_wandb_offline_has_every_update(tmp_path: Path) -> None:
             exits += record.HasField("exit")
         return steps, exits
 
-    # wandb writes the file in a process of its own, which may lag behind on a busy machine.
+    # Another process writes wandb's file and may lag behind on a busy machine.
     deadline = time.monotonic() + 60
     steps, exits = read()
     while not exits and time.monotonic() < deadline:
@@ -69,10 +69,10 @@ def test_wandb_offline_has_every_update(tmp_path: Path) -> None:
     assert exits == 1
 
 
-def test_a_wandb_that_hangs_costs_the_run_nothing(
+def test_a_hanging_wandb_does_not_delay_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Opening a run at a server that never answers takes wandb over a minute."""
+    """With a server that never answers, wandb takes over a minute to open a run."""
     pytest.importorskip("wandb")
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
@@ -97,7 +97,7 @@ def test_a_wandb_that_hangs_costs_the_run_nothing(
         assert len(listener.health) == 5
         # A bound against hanging, not a measurement: wandb itself waits for 90 s and more.
         assert time.monotonic() - before < 60
-        # What waits is bounded, and a record that is dropped is a failure that is counted.
+        # The queue is bounded; each dropped record is counted as a failure.
         for _ in range(_WAITING):
             with suppress(ConnectionError):
                 sink._write({"x": 1.0}, 1)

@@ -1,4 +1,4 @@
-"""MLflow's writer on a real MLflow (SQLite file), and once through a real `mlflow server`."""
+"""The MLflow writer on a real MLflow (SQLite file), and once on a real `mlflow server`."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_a_resumed_run_is_the_same_run(tracking_uri: str, tmp_path: Path) -> Non
     client = tracking_client(tracking_uri)
     assert client.get_run(first).info.status == "KILLED"
     with _writer(tracking_uri, tmp_path) as writer:
-        writer.parameters({"lr": 2})  # MLflow lets no parameter change
+        writer.parameters({"lr": 2})  # MLflow allows no change of a parameter
         writer.metrics(1, {"return": 1.0}, unix_seconds=1.0)
         writer.metrics(2, {"return": 2.0}, unix_seconds=2.0)
         assert writer.flush(60)
@@ -121,9 +121,7 @@ def test_a_resumed_run_is_the_same_run(tracking_uri: str, tmp_path: Path) -> Non
     assert (info.status, info.end_time) == ("KILLED", milliseconds(monday))
 
 
-def test_a_policy_is_logged_once_however_often_it_is_delivered(
-    tracking_uri: str, tmp_path: Path
-) -> None:
+def test_a_policy_is_logged_once_even_if_delivered_again(tracking_uri: str, tmp_path: Path) -> None:
     artefact = write_test_artefact(tmp_path / "policy", seed=1)
     for _ in range(2):
         with _writer(tracking_uri, tmp_path) as writer:
@@ -137,13 +135,13 @@ def test_a_policy_is_logged_once_however_often_it_is_delivered(
     (model,) = client.search_logged_models([run.info.experiment_id])
     assert (model.model_id, str(model.status)) == (output.model_id, "READY")
     assert model.tags["mario.digest"] == run.data.tags["mario.digest"] == artefact.digest
-    # A delivery that was killed after it had made the model goes on with that model.
+    # A delivery that was killed after it created the model continues with that model.
     half = write_test_artefact(tmp_path / "half", seed=2)
     client.create_logged_model(
         run.info.experiment_id, name=model.name, source_run_id=run_id,
         tags={"mario.digest": half.digest},
     )  # fmt: skip
-    # And what is not that policy any more is refused, and does not hold up the rest.
+    # A folder with another policy by now is refused and does not delay the rest.
     gone = write_test_artefact(tmp_path / "gone", seed=3)
     shutil.rmtree(gone.folder)
     write_test_artefact(gone.folder, seed=4)
@@ -170,10 +168,10 @@ def server(tmp_path: Path, empty_mlflow: Path) -> Iterator[MlflowServer]:
     server.kill()
 
 
-def test_what_mlflow_missed_is_replayed(
+def test_the_journal_of_an_outage_is_replayed(
     tracking_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run ended while MLflow was away; `mario store check --replay` tells it afterwards."""
+    """A run ended while MLflow was unreachable; `mario store check --replay` delivers the end."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     away = JobContext(
         JobSettings(tmp_path, f"sqlite:///{tmp_path}/mario.db", f"http://127.0.0.1:{free_port()}")
@@ -206,7 +204,7 @@ def milliseconds(moment: datetime) -> int:
 
 
 def killed_days_ago(store: ExperimentStore, mlflow_run_id: str, days: int) -> Run:
-    """A run whose process is gone, and was heard of last some days ago."""
+    """A run of a dead process with its last heartbeat some days ago."""
     with subprocess.Popen(["true"]) as gone:
         gone.wait()
     run = store.runs.start(new_run(mlflow_run_id=mlflow_run_id))
@@ -219,10 +217,10 @@ def killed_days_ago(store: ExperimentStore, mlflow_run_id: str, days: int) -> Ru
     return store.runs.get(run.id)
 
 
-def test_a_killed_run_ended_when_it_was_last_heard_of(
+def test_a_killed_run_ended_with_its_last_heartbeat(
     tracking_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not when somebody looked; and who looks again writes nothing."""
+    """Not when it was checked; a second check writes nothing."""
     with _writer(tracking_uri, tmp_path) as writer:
         assert writer.flush(60)
         mlflow_run = writer.mlflow_run_id
@@ -248,7 +246,7 @@ def test_a_killed_run_ended_when_it_was_last_heard_of(
     assert written == [mlflow_run]
 
 
-def test_an_mlflow_that_is_away_is_asked_once_for_all_killed_runs(
+def test_an_unreachable_mlflow_is_asked_once_for_all_killed_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -281,7 +279,7 @@ def test_a_checkpoint_waits_for_numbers_that_a_full_disk_keeps_in_memory(tmp_pat
         assert sink.flush()
         disk.fill()
         writer.metrics(128, {f"health/number_{i}": 1.0 for i in range(1_000)})
-        # Killed now and resumed from a checkpoint written now, the run would lack these for ever.
+        # If the run were killed now and resumed from a checkpoint, these would be lost.
         assert not sink.flush()
         disk.free()
         assert sink.flush()
@@ -290,7 +288,7 @@ def test_a_checkpoint_waits_for_numbers_that_a_full_disk_keeps_in_memory(tmp_pat
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # three starts of a server that takes 7 s alone and minutes in company
 def test_a_real_server_is_killed_and_comes_back(server: MlflowServer, tmp_path: Path) -> None:
-    """Metrics and the end are reported while it is away; registration and promotion follow."""
+    """Metrics and the end are reported during the outage; registration and promotion follow."""
     with ExperimentStore.open(f"sqlite:///{tmp_path}/mario.db") as store:
         run = store.runs.start(new_run())
 
@@ -323,7 +321,7 @@ def test_a_real_server_is_killed_and_comes_back(server: MlflowServer, tmp_path: 
         resolved = registry.resolve(MODEL)
         assert registry.download(resolved, tmp_path / "policy").digest == artefact.digest
         assert registry.mlflow.aliases(MODEL) == {"champion": 1}
-        # With the server away the ledger still moves; the alias follows when it is back.
+        # During an outage the ledger changes; the alias follows when the server is back.
         second = write_test_artefact(tmp_path / "artefact-2", seed=2)
         row = registry.register(MODEL, second.folder)
         verdict_id = verdict(store, (2, row.digest), (1, artefact.digest))
@@ -358,7 +356,7 @@ def test_mlflow_models_serve_answers(tracking_uri: str, tmp_path: Path) -> None:
         **os.environ,
         "MLFLOW_TRACKING_URI": tracking_uri,
         "MLFLOW_DISABLE_TELEMETRY": "true",
-        # It starts uvicorn by its name.
+        # It finds uvicorn on the PATH.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     with (tmp_path / "serve.log").open("wb") as log:

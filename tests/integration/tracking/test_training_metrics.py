@@ -1,4 +1,4 @@
-"""Real training runs on the metrics page: every metric that a board or an alert shows is set."""
+"""Real training runs on the metrics page: every metric of a dashboard or an alert is set."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ def test_a_real_run_sets_every_metric(algorithm: dict[str, Any], tmp_path: Path)
     expected = {metric.name for metric in (*TRAINING_METRICS, *STORE_METRICS)} - SOMETIMES
     expected -= {f"mario_training_{name}" for name in OTHERS[algorithm["name"]]}
     missing = expected - shown(page._instruments)
-    # Rows were replayed or a batch refused in no such run.
+    # In this run no rows are replayed and no batch is refused.
     assert missing <= {"mario_store_journal_replayed_rows_total"}
     get = page._instruments.registry.get_sample_value
     labels = {"run": run.id}
     assert get("mario_training_steps_total", labels) == 640
-    # What took the time is known: rollouts and updates, and neither is the other.
+    # The seconds of rollouts and of updates are both known, and differ.
     for name in ("rollout", "update"):
         spent = get(f"mario_training_{name}_seconds_sum", labels)
         assert spent is not None
@@ -69,7 +69,7 @@ def test_a_real_run_sets_every_metric(algorithm: dict[str, Any], tmp_path: Path)
     assert lengths is not None
     assert 1 <= lengths <= 12
     assert get("mario_training_clear_ratio", labels) == 0
-    # What is alerted on begins at 0: the first failure is an increase.
+    # Metrics with alerts start at 0, so that the first failure is an increase.
     for sink in ("store", "mlflow", "tensorboard", "wandb"):
         assert get("mario_training_sink_errors_total", {**labels, "sink": sink}) == 0
     written = len(listener.checkpoints)
@@ -79,7 +79,7 @@ def test_a_real_run_sets_every_metric(algorithm: dict[str, Any], tmp_path: Path)
 
 
 class FailingTracker(BaseSink):
-    """Stands where Weights & Biases does, and raises."""
+    """Takes the place of Weights & Biases, and raises."""
 
     name = "wandb"
 
@@ -88,13 +88,13 @@ class FailingTracker(BaseSink):
 
 
 class FullDisk(BaseSink):
-    """Can make nothing durable."""
+    """Cannot make anything durable."""
 
     def flush(self) -> bool:
         return False
 
 
-def test_what_goes_wrong_is_counted(tmp_path: Path) -> None:
+def test_failures_are_counted(tmp_path: Path) -> None:
     instruments = InstrumentSet()
 
     def count(name: str, **labels: str) -> float | None:
@@ -109,7 +109,7 @@ def test_what_goes_wrong_is_counted(tmp_path: Path) -> None:
     sinks = [PrometheusSink("r", instruments), FailingTracker(), FullDisk()]
     result = train(
         config, tmp_path / "run", sinks=sinks, select=lambda _: SelectionScore(0.5),
-        # Thresholds under which every run is collapsed: what is tested is what is said then.
+        # Thresholds under which every run counts as collapsed.
         rules=HealthRules(dominant_share=0.0, patience=3, warmup_updates=1),
     )  # fmt: skip
     assert result.status == "collapsed"
@@ -130,7 +130,7 @@ def test_what_goes_wrong_is_counted(tmp_path: Path) -> None:
     assert instruments.registry.get_sample_value("mario_training_checkpoints_total", skipped) == 1
 
 
-def test_an_mlflow_that_is_away_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_mlflow_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     embedded = JobContext(JobSettings.embedded(tmp_path / "runs"))
     away = JobContext(

@@ -175,11 +175,12 @@ def test_a_policy_that_the_disk_does_not_take_can_be_exported_later(
 def test_a_collapse_on_a_full_disk_is_still_a_collapse(
     context: JobContext, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    from mario.config.run_states import HealthState
     from mario.training.collapse_detector import Health
 
     monkeypatch.setattr(
         "mario.training.collapse_detector.CollapseDetector.update",
-        lambda *_: Health("collapsed", ("no reason",), True, ("entropy",)),
+        lambda *_: Health(HealthState.COLLAPSED, ("no reason",), True, ("entropy",)),
     )
     fill_the_disk(monkeypatch)
     config = CONFIG.model_copy(update={"collapse": CollapseConfig(action="stop")})

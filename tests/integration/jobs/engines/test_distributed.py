@@ -1,4 +1,4 @@
-"""Evaluation on a real Dask cluster: the same records, each stored once, whatever happens to it."""
+"""Evaluation on a real Dask cluster: the records of the local engine, each stored once."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def poor(tmp_path_factory: pytest.TempPathFactory) -> LoadedPolicy:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """A cluster that runs already, as on other machines: two worker processes behind an address."""
+    """A running cluster, as on other machines: two worker processes behind an address."""
     from distributed import LocalCluster
 
     with LocalCluster(
@@ -109,7 +109,7 @@ def test_a_killed_worker_changes_nothing(good: LoadedPolicy, cluster: Any, tmp_p
     assert there == here
 
 
-def test_an_interrupted_evaluation_goes_on_on_another_engine(
+def test_an_interrupted_evaluation_continues_on_another_engine(
     good: LoadedPolicy, cluster: Any, tmp_path: Path
 ) -> None:
     url = f"sqlite:///{tmp_path / 'mario.db'}"
@@ -146,7 +146,7 @@ def test_the_gate_plays_on_a_cluster_and_decides_the_same(
     here = judge(LOCAL, "here")
     with DaskEngine(scheduler=cluster.scheduler_address) as engine:
         there = judge(engine, "there")
-    # A cluster plays more units ahead; those after the stop are not counted.
+    # A cluster plays more units in advance; those after the stop are not counted.
     shorter = min(len(here), len(there))
     assert there[:shorter] == here[:shorter]
 
@@ -172,7 +172,7 @@ def test_tasks_hold_every_unit_once_and_in_order() -> None:
     assert len(shares(UNITS, 4, 8)) >= 4
 
 
-def test_a_worker_refuses_what_is_not_what_was_sent(good: LoadedPolicy) -> None:
+def test_a_worker_refuses_a_policy_that_changed_on_the_way(good: LoadedPolicy) -> None:
     payload = payload_of(good)
     played = play_on_worker(payload, UNITS[:1], 1, "native", PROTOCOL)
     assert EpisodeRecord.from_dict(played[0]).unit == UNITS[0]
@@ -197,7 +197,7 @@ def test_a_changed_folder_is_not_sent(tmp_path: Path) -> None:
         payload_of(loaded)
 
 
-def test_the_random_policy_travels_without_files() -> None:
+def test_the_random_policy_is_sent_without_files() -> None:
     specs = tuple(ActionSpec(name=a.name, buttons=a.buttons) for a in action_set("simple"))
     loaded = random_policy(specs, frame_skip=4)
     played = play_on_worker(payload_of(loaded), UNITS[:1], 1, "native", PROTOCOL)

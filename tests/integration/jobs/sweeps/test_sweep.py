@@ -1,4 +1,4 @@
-"""Sweeps: every trial once, whoever runs it or dies; each a run of ours and a child in MLflow."""
+"""Sweeps: each trial counts once although workers die; it is a run in the store and in MLflow."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def finish(study: SweepStudy) -> None:
 
 
 def test_two_workers_at_once_share_the_trials(database_url: str, tmp_path: Path) -> None:
-    sweep = small_sweep(tmp_path, trials=9, grace_seconds=600)  # nobody dies here
+    sweep = small_sweep(tmp_path, trials=9, grace_seconds=600)  # no worker dies in this test
     errors: list[Exception] = []
 
     def work() -> None:
@@ -79,12 +79,12 @@ def test_two_workers_at_once_share_the_trials(database_url: str, tmp_path: Path)
     assert [trial.number for trial in trials] == list(range(9))
     assert all(trial.state == TrialState.COMPLETE for trial in trials)
     assert len({trial.params["algorithm.learning_rate"] for trial in trials}) == 9
-    # The store's own tables are where they were: Optuna's have a place of their own.
+    # The store's tables are untouched: Optuna's are in another place.
     with ExperimentStore.open(database_url) as store:
         assert check_store(store).sound
 
 
-def test_the_random_trials_do_not_depend_on_who_asks(tmp_path: Path) -> None:
+def test_the_random_trials_do_not_depend_on_the_worker(tmp_path: Path) -> None:
     proposed = []
     for name in ("one", "other"):
         (tmp_path / name).mkdir()
@@ -96,19 +96,19 @@ def test_the_random_trials_do_not_depend_on_who_asks(tmp_path: Path) -> None:
     assert proposed[0] == proposed[1]
 
 
-def test_a_name_stands_for_one_search(tmp_path: Path) -> None:
+def test_a_name_belongs_to_one_definition(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'mario.db'}"
     finish(SweepStudy("name", small_sweep(tmp_path, trials=2), url))
     with pytest.raises(ConfigError, match="another name"):
         SweepStudy("name", small_sweep(tmp_path, small={"algorithm.gamma": 0.9}), url)
-    # More trials, or more patience, are the same search.
+    # More trials or a longer grace period do not change the definition.
     finish(SweepStudy("name", small_sweep(tmp_path, trials=4, grace_seconds=9), url))
     assert len(load_trials("name", url)) == 4
     with pytest.raises(StoreError, match="expected one of: name"):
         load_trials("no-such-sweep", url)
 
 
-def test_a_trial_given_back_is_no_failure_and_keeps_its_values(tmp_path: Path) -> None:
+def test_a_trial_given_back_has_not_failed_and_keeps_its_values(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'mario.db'}"
     study = SweepStudy("given", small_sweep(tmp_path, trials=1, max_retries=0), url)
     seen = []
@@ -127,7 +127,7 @@ def test_a_trial_given_back_is_no_failure_and_keeps_its_values(tmp_path: Path) -
     assert seen == [trial.params] * 3
 
 
-def test_a_trial_that_fails_is_tried_so_often_and_keeps_its_place(tmp_path: Path) -> None:
+def test_a_failing_trial_is_retried_up_to_the_limit_and_keeps_its_place(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'mario.db'}"
     study = SweepStudy("failing", small_sweep(tmp_path, trials=2, max_retries=1), url)
     failed: Counter[float] = Counter()
@@ -144,7 +144,7 @@ def test_a_trial_that_fails_is_tried_so_often_and_keeps_its_place(tmp_path: Path
     assert [trial.state for trial in load_trials("failing", url)] == [TrialState.FAIL] * 2
 
 
-def test_a_killed_workers_trial_is_taken_up_once(tmp_path: Path) -> None:
+def test_the_trial_of_a_killed_worker_is_repeated_once(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'mario.db'}"
     path = write_sweep(tmp_path / "sweep.yaml", trials=3, grace_seconds=600)
     command = [sys.executable, "-m", "tests.support.sweeps", url, str(path)]
@@ -154,7 +154,7 @@ def test_a_killed_workers_trial_is_taken_up_once(tmp_path: Path) -> None:
     claims = [study.next(nothing, learning_rate) for _ in range(4)]
     assert claims == ["ran", "ran", "wait", "wait"]  # it could still be alive
     engine = sa.create_engine(storage_url(url))
-    with engine.begin() as connection:  # and then it has been silent for longer
+    with engine.begin() as connection:  # pretend a longer silence
         silent = "UPDATE trial_heartbeats SET heartbeat = datetime(heartbeat, '-601 seconds')"
         connection.execute(sa.text(silent))
     engine.dispose()
@@ -166,7 +166,7 @@ def test_a_killed_workers_trial_is_taken_up_once(tmp_path: Path) -> None:
     assert taken_up[0].user_attrs["values"] in died.stdout
 
 
-def test_a_trial_whose_worker_died_before_any_sign_of_life_is_taken_up(tmp_path: Path) -> None:
+def test_a_trial_whose_worker_died_before_its_first_heartbeat_is_repeated(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'mario.db'}"
     path = write_sweep(tmp_path / "sweep.yaml", trials=2)
     command = [sys.executable, "-m", "tests.support.sweeps", url, str(path), "unclaimed"]
@@ -182,13 +182,13 @@ def test_a_trial_whose_worker_died_before_any_sign_of_life_is_taken_up(tmp_path:
 def test_the_trial_of_a_worker_that_was_killed_on_another_machine_is_not_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Optuna takes it for dead long before the store does: its run is waited for, not failed."""
+    """Optuna counts it as dead long before the store does: its run is waited for, not failed."""
     runs, small = tmp_path / "runs", {"sinks.mlflow": False, "total_steps": 1024}
     path = write_sweep(tmp_path / "sweep.yaml", trials=2, small=small)
     command = [sys.executable, "-m", "tests.support.sweeps", str(runs), str(path), "elsewhere"]
     died = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert died.returncode == -signal.SIGKILL, died.stderr
-    # Scaled down as the sweep's own 3 s of grace are: silent, and seen silent, for longer.
+    # Shorter than in production, but longer than the 3 s of grace of the sweep.
     monkeypatch.setattr(mario.store.process_identity, "SILENCE_SECONDS", 10.0)
     context = JobContext(JobSettings.embedded(runs), waits=Waits(settle_seconds=4.0))
     assert run_sweep("killed", load_sweep(path), context).finished
@@ -201,10 +201,10 @@ def test_the_trial_of_a_worker_that_was_killed_on_another_machine_is_not_lost(
     ]
 
 
-def test_a_sweeps_run_lives_as_long_as_any_worker_gives_signs_of_life(
+def test_the_run_of_a_sweep_is_alive_while_any_worker_gives_heartbeats(
     store: ExperimentStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever began it: on its own machine its process is gone, elsewhere nobody can ask."""
+    """The process that began it has ended, and on another machine it could not be checked."""
     run = store.runs.start(new_run(algorithm="sweep"))
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
@@ -229,7 +229,7 @@ def test_a_sweeps_run_lives_as_long_as_any_worker_gives_signs_of_life(
 def test_a_sweep_that_another_machine_works_on_is_alive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Here nobody can ask for its worker; it trains one trial for longer than the silence limit."""
+    """Its worker cannot be checked here, and trains one trial for longer than the silence limit."""
     silence = 10.0
     monkeypatch.setattr(mario.store.process_identity, "SILENCE_SECONDS", silence)
     runs = tmp_path / "runs"
@@ -249,7 +249,7 @@ def test_a_sweep_that_another_machine_works_on_is_alive(
         with worker.study.alone():
             worker.parent.keep()
         parent, _ = runs_below(store, "alive")
-        assert [attempt.host for attempt in parent.attempts] == ["pod-a"], "nobody took it over"
+        assert [attempt.host for attempt in parent.attempts] == ["pod-a"], "no worker took it over"
         report = check_store(store, mark_killed=True)
         assert {reading.status for reading in report.runs} == {"running"}, report.text()
         assert other.poll() is None
@@ -258,11 +258,11 @@ def test_a_sweep_that_another_machine_works_on_is_alive(
         time.sleep(1.2 * silence)
         report = check_store(store, mark_killed=True)
         found = {reading.run_id: reading.status for reading in report.runs}
-        assert found.pop(parent.id) == "killed", "none of its workers is there"
+        assert found.pop(parent.id) == "killed", "no worker is left"
         assert set(found.values()) == {"interrupted"}
         with worker.study.alone():
             worker.parent.keep()
-        assert store.runs.get(parent.id).status == "running", "and here it goes on"
+        assert store.runs.get(parent.id).status == "running", "a worker of this machine resumes it"
     finally:
         other.kill()
         other.wait()
@@ -279,7 +279,7 @@ def test_trials_are_runs_of_the_store_and_children_in_mlflow(
 ) -> None:
     sweep = small_sweep(tmp_path, trials=2)
     told: list[str] = []
-    # The first worker is stopped in the middle of its first trial, and gives it back.
+    # The first worker is stopped during its first trial and gives it back.
     stop = threading.Event()
     worker = SweepWorker("small", sweep, context, stop=stop, on_trial=told.append)
     study = worker.study.study
@@ -308,10 +308,10 @@ def test_trials_are_runs_of_the_store_and_children_in_mlflow(
     assert best_config("small", context).algorithm.name == "ppo"
 
 
-def test_a_trial_that_is_ended_before_it_trains_is_given_back(
+def test_a_trial_that_is_stopped_before_it_trains_is_given_back(
     context: JobContext, tmp_path: Path
 ) -> None:
-    """Somebody has its journal, and the worker is told to end while it waits for that."""
+    """The worker is stopped while it waits for the journal of the trial."""
     sweep = small_sweep(tmp_path, trials=1)
     stop = threading.Event()
 
@@ -431,14 +431,14 @@ def test_twelve_trials_by_two_workers_of_which_one_is_killed(
         assert workers[1].wait(timeout=900) == 0, logs[1].name
         parent, children = runs_below(store, "twelve")
         trials = load_trials("twelve", context.settings.database_url)
-        # No trial lost: twelve have ended well. None doubled: twelve runs, twelve proposals.
+        # No trial is lost: twelve are complete. None is doubled: twelve runs, twelve proposals.
         assert Counter(trial.state for trial in trials).keys() <= {
             TrialState.COMPLETE, TrialState.PRUNED,
         }  # fmt: skip
         assert len(trials) == len(children) == 12
         assert {trial.user_attrs["run_id"] for trial in trials} == {run.id for run in children}
         assert len({str(trial.params) for trial in trials}) == 12
-        # The killed one is one run of two attempts, with every episode of both.
+        # The trial of the killed worker is one run with two attempts and the episodes of both.
         attempts = {run.id: [a.status for a in run.attempts] for run in children}
         assert attempts.pop(killed_run)[0] == "killed"
         assert all(len(each) == 1 for each in attempts.values())
@@ -460,7 +460,7 @@ def test_twelve_trials_by_two_workers_of_which_one_is_killed(
 def _wait_for_a_checkpoint(
     store: ExperimentStore, context: JobContext, worker: subprocess.Popen[Any]
 ) -> str:
-    """The run that a worker is in the middle of: begun, with a checkpoint, not ended."""
+    """Wait until a worker has a checkpoint of a run that has not ended; returns the run's id."""
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         assert worker.poll() is None
