@@ -246,7 +246,7 @@ def screen(config: ExperimentConfig, version: int, context: JobContext) -> str:
 
 def judge_and_promote(
     config: ExperimentConfig, version: int, context: JobContext
-) -> tuple[jobs.Judged, Promotion | None]:
+) -> tuple[jobs.GateResult, Promotion | None]:
     """Judge a version, and promote it if the gate says so.
 
     If another version is promoted meanwhile, this one is judged again, against the new champion.
@@ -309,15 +309,15 @@ def emit_model_event(event: str, model: str, version: int, payload: dict[str, An
 
 
 def summarise(
-    config: ExperimentConfig, run_id: str, judged: jobs.Judged, context: JobContext
-) -> jobs.Summarised | None:
+    config: ExperimentConfig, run_id: str, judged: jobs.GateResult, context: JobContext
+) -> jobs.SummaryFiles | None:
     """Write the summary page, the report and the video, and show the verdict in Prefect's page."""
     verdict_id = judged.verdict_id
     if verdict_id is None:
         show_judgement(config, judged, context, {})
         return None
 
-    def work() -> jobs.Summarised:
+    def work() -> jobs.SummaryFiles:
         made = jobs.summary_stage(config, run_id, verdict_id, context)
         files = {"report": made.report, "summary": made.page, "video": made.video}
         links = {name: file_link(path, context) for name, path in files.items()}
@@ -328,7 +328,7 @@ def summarise(
 
 
 def show_judgement(
-    config: ExperimentConfig, judged: jobs.Judged, context: JobContext, links: dict[str, str]
+    config: ExperimentConfig, judged: jobs.GateResult, context: JobContext, links: dict[str, str]
 ) -> None:
     """Show a verdict in Prefect's page, with links to its files and its MLflow run."""
     model, verdict_id = model_name(config.task), judged.verdict_id

@@ -30,7 +30,7 @@ from mario.store.store import ExperimentStore
 
 
 @dataclass(frozen=True)
-class Judged:
+class GateResult:
     """The result of the gate stage.
 
     Attributes:
@@ -95,7 +95,7 @@ def gate_stage(
     context: JobContext,
     *,
     on_units: OnUnits | None = None,
-) -> Judged:
+) -> GateResult:
     """Test a version against the current champion."""
     with open_engine(config.evaluation) as engine:
         challenger = load_challenger(str(version), config.task, context)
@@ -114,7 +114,7 @@ def gate_stage(
             engine=engine,
             on_units=on_units,
         )
-    return Judged(outcome.verdict_id, outcome.verdict.decision, tuple(verdict_lines(outcome)))
+    return GateResult(outcome.verdict_id, outcome.verdict.decision, tuple(verdict_lines(outcome)))
 
 
 def _same_policy(
@@ -122,7 +122,7 @@ def _same_policy(
     config: ExperimentConfig,
     challenger: LoadedPolicy,
     champion: LoadedPolicy,
-) -> Judged:
+) -> GateResult:
     """Return the verdict that promoted the champion, of which the version is the same policy.
 
     This happens when training is repeated with the same configuration, seed and commit, and when a
@@ -136,10 +136,12 @@ def _same_policy(
         "nothing to judge (another seed gives another policy: --set seed=…)"
     )
     if not stands:
-        return Judged(None, "same", (line, f"- {champion.label} was promoted without a verdict"))
+        return GateResult(
+            None, "same", (line, f"- {champion.label} was promoted without a verdict")
+        )
     now = rows[-1]
     is_champion = (now.version, now.verdict_id) == (challenger.version, stands[-1])
-    return Judged(stands[-1], "same", (line,), is_champion)
+    return GateResult(stands[-1], "same", (line,), is_champion)
 
 
 def next_seed(config: ExperimentConfig, run_id: str, context: JobContext) -> ExperimentConfig:
@@ -156,7 +158,7 @@ def next_seed(config: ExperimentConfig, run_id: str, context: JobContext) -> Exp
 
 
 @dataclass(frozen=True)
-class Summarised:
+class SummaryFiles:
     """The files that the summary stage wrote.
 
     Attributes:
@@ -172,7 +174,7 @@ class Summarised:
 
 def summary_stage(
     config: ExperimentConfig, run_id: str, verdict_id: str, context: JobContext
-) -> Summarised:
+) -> SummaryFiles:
     """Write the summary, the verdict's page and the video of the median episode."""
     store = context.store
     stored = store.evaluations.verdict(verdict_id)
@@ -223,4 +225,4 @@ def summary_stage(
         if now is None
         else f"the champion of {now.model} is version {now.version}",
     )
-    return Summarised(page, report, video)
+    return SummaryFiles(page, report, video)

@@ -25,7 +25,7 @@ from mario.config.experiment import load_config
 from mario.errors import ArtefactError, RegistryUnavailableError
 from mario.jobs import versions
 from mario.jobs.context import JobContext, JobSettings
-from mario.jobs.pipeline import Judged, gate_stage
+from mario.jobs.pipeline import GateResult, gate_stage
 from mario.jobs.promote import promote_verdict
 from mario.jobs.versions import fetch_version
 from mario.store import migrate
@@ -211,9 +211,9 @@ def test_a_version_judged_against_a_former_champion_is_judged_again(
     config = load_config(SMOKE, GATE)
     other = gate_stage(config, 3, context)
     assert other.decision == "promote"
-    judgements: list[Judged] = []
+    judgements: list[GateResult] = []
 
-    def gate(*arguments: Any) -> Judged:
+    def gate(*arguments: Any) -> GateResult:
         judgements.append(gate_stage(*arguments))
         if len(judgements) == 1:
             promote_verdict(str(other.verdict_id), context)
