@@ -33,12 +33,12 @@ from mario.game.batch.native import NativeBatch
 from mario.game.console.cartridge import rom_path
 from mario.game.console.native import NativeConsole
 from mario.game.console.nes_py import NesPyConsole
-from mario.game.smb.actions import action_set
+from mario.game.smb.actions import button_bytes
 from mario.game.smb.observations.pixels import OBSERVATION_SHAPE
 from mario.game.smb.stage import start_level
 from tests.support.stock_env import UsualStack
 
-BUTTONS = tuple(action.buttons for action in action_set("simple"))
+BUTTONS = button_bytes("simple")
 LEVEL = "1-1"
 # nes-py's button bits, most significant first, as positions in cynes' byte and libretro's mask.
 _CYNES = (0x01, 0x02, 0x04, 0x08, 0x10, 0x20, 0x40, 0x80)

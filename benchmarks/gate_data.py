@@ -30,7 +30,6 @@ from mario.game.batch.contract import BatchStep
 from mario.game.console.contract import UInt8Array
 from mario.game.smb.actions import action_set
 from mario.jobs.policies import LoadedPolicy, policy_from_artefact, random_policy
-from mario.policy.manifest import ActionSpec
 
 BASELINES: dict[str, tuple[str, ...]] = {
     "random": (),
@@ -43,10 +42,10 @@ DATA = Path(__file__).resolve().parent / "data" / "gate"
 def load(reference: str, config: ExperimentConfig | None, aside: Path) -> tuple[str, LoadedPolicy]:
     """Name and policy of one command-line argument."""
     if reference in BASELINES:
-        buttons = {action.name: action.buttons for action in action_set("simple")}
-        chosen = BASELINES[reference] or tuple(buttons)
+        by_name = {action.name: action for action in action_set("simple")}
+        chosen = BASELINES[reference] or tuple(by_name)
         # A name that stands twice is drawn twice as often.
-        specs = tuple(ActionSpec(name=name, buttons=buttons[name]) for name in chosen)
+        specs = tuple(by_name[name] for name in chosen)
         return reference, random_policy(specs, frame_skip=4)
     name, separator, place = reference.partition("=")
     if not separator or not name:

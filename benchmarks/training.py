@@ -32,14 +32,14 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from benchmarks._report import Row, cores, finish, print_table, spread, target
 from mario.config.experiment import ExperimentConfig, parse_config
-from mario.game.smb.actions import action_set
+from mario.game.smb.actions import button_bytes
 from mario.training.algorithms.factory import build_algorithm
 from mario.training.networks import choose_device, choose_precision
 from mario.training.sb3_vec_env import make_vec_env
 from mario.training.threads import set_threads
 from tests.support.stock_env import UsualStack
 
-BUTTONS = tuple(action.buttons for action in action_set("simple"))
+BUTTONS = button_bytes("simple")
 STEPS, ENVIRONMENTS, BATCH, EPOCHS = 128, 16, 256, 4
 USUAL_ENVIRONMENTS = 8
 AUTO = choose_precision("auto", choose_device("auto"))  # what the default means on this machine

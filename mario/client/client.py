@@ -256,8 +256,9 @@ class MarioClient:
         try:
             from mario.config.faults import parse_settings
             from mario.config.game import GameConfig
-            from mario.game.batch.contract import EndReason, EpisodeSpec
+            from mario.game.batch.contract import EpisodeSpec
             from mario.game.batch.factory import open_batch
+            from mario.game.smb.end_reason import EndReason
         except ImportError as error:
             raise ServingError(
                 f"play: got no game on this machine ({error}); expected the whole package "

@@ -23,16 +23,12 @@ from mario.config.game import ConsoleName, GameConfig
 from mario.errors import EvaluationError
 from mario.evaluation.records import EndReason as RecordedEnd
 from mario.evaluation.records import EpisodeRecord
-from mario.game.batch.contract import (
-    BatchStep,
-    EndReason,
-    EpisodeSpec,
-    GameBatch,
-)
+from mario.game.batch.contract import BatchStep, EpisodeSpec, GameBatch
 from mario.game.batch.factory import open_batch
 from mario.game.console.contract import UInt8Array
 from mario.game.console.factory import open_console
 from mario.game.rng import derive_seed
+from mario.game.smb.end_reason import EndReason
 from mario.game.smb.levels import level as find_level
 from mario.game.smb.memory import read_time
 from mario.game.smb.observations.contract import Observations

@@ -13,10 +13,11 @@ import numpy as np
 
 from mario.config.game import GameConfig
 from mario.errors import ConsoleError
-from mario.game.batch.contract import EndReason, EpisodeSpec
+from mario.game.batch.contract import EpisodeSpec
 from mario.game.batch.factory import open_batch
 from mario.game.console.contract import FRAMES_PER_SECOND, UInt8Array
 from mario.game.smb.actions import action_set
+from mario.game.smb.end_reason import EndReason
 from mario.game.smb.levels import level as find_level
 from mario.game.smb.memory import STATE_FIELDS, StateArray, furthest_at_start
 from mario.game.smb.observations.contract import ObservationKind, Observations
@@ -123,7 +124,7 @@ class MarioEnv(gymnasium.Env[Observations, np.int64]):
             "steps": 0,
             "frames": 0,
         }
-        return self._observations[0].copy(), {**info, "end": EndReason.RUNNING.name.lower()}
+        return self._observations[0].copy(), {**info, "end": EndReason.RUNNING.label}
 
     def step(self, action: np.int64 | int) -> tuple[Observations, float, bool, bool, StepInfo]:
         """Hold an action for one step.
@@ -157,12 +158,12 @@ class MarioEnv(gymnasium.Env[Observations, np.int64]):
             "furthest_x_px": int(result.furthest_x_px[0]),
             "steps": int(result.steps[0]),
             "frames": int(result.frames[0]),
-            "end": end.name.lower(),
+            "end": end.label,
         }
         self._playing = end is EndReason.RUNNING
-        terminated = end in (EndReason.FLAG, EndReason.DEATH, EndReason.TIME_OUT)
         observation = self._observations[0] if self._playing else result.terminal_observations[0]
-        return observation.copy(), float(reward[0]), terminated, end is EndReason.TRUNCATED, info
+        truncated = end is EndReason.TRUNCATED
+        return observation.copy(), float(reward[0]), end.is_terminal, truncated, info
 
     def render(self) -> UInt8Array | None:
         """Copy the picture, uint8 (240, 256, 3), where the render mode asks for it."""

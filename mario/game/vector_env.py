@@ -18,11 +18,12 @@ from gymnasium.vector.utils import batch_space
 
 from mario.config.game import GameConfig
 from mario.errors import ConfigError, ConsoleError
-from mario.game.batch.contract import BatchStep, EndReason, EpisodeSpec
+from mario.game.batch.contract import BatchStep, EpisodeSpec
 from mario.game.batch.factory import open_batch
 from mario.game.console.contract import UInt8Array
 from mario.game.env import observation_space, render_fps
 from mario.game.smb.actions import action_set
+from mario.game.smb.end_reason import EndReason
 from mario.game.smb.levels import level as find_level
 from mario.game.smb.memory import STATE_FIELDS, StateArray, furthest_at_start
 from mario.game.smb.observations.contract import Observations
@@ -31,10 +32,8 @@ from mario.game.smb.rewards import step_rewards
 BoolArray = npt.NDArray[np.bool_]
 VectorInfo = dict[str, Any]
 
-_END_NAMES = np.array([reason.name.lower() for reason in EndReason], object)
-_TERMINATED = np.array(
-    [reason in (EndReason.FLAG, EndReason.DEATH, EndReason.TIME_OUT) for reason in EndReason]
-)
+_END_NAMES = np.array([reason.label for reason in EndReason], object)
+_TERMINATED = np.array([reason.is_terminal for reason in EndReason])
 
 
 class MarioVectorEnv(VectorEnv[Observations, npt.NDArray[np.int64], npt.NDArray[Any]]):

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mario.errors import RegistryError
-from mario.game.smb.actions import action_set
+from mario.game.smb.actions import Action, action_set
 from mario.jobs.context import JobContext
 from mario.policy.artefact import Artefact, load_artefact
-from mario.policy.manifest import ActionSpec
 from mario.policy.onnx import OnnxPolicy
 from mario.policy.policy import Policy, RandomPolicy
 
@@ -33,7 +32,7 @@ class LoadedPolicy:
     artefact: Artefact | None = None
 
 
-def random_policy(actions: tuple[ActionSpec, ...], frame_skip: int) -> LoadedPolicy:
+def random_policy(actions: tuple[Action, ...], frame_skip: int) -> LoadedPolicy:
     """Make the random policy over some actions: the baseline that a first champion must beat."""
     buttons = "".join(f"{action.buttons:02x}" for action in actions)
     return LoadedPolicy(
@@ -86,8 +85,7 @@ def load_policy(
         ArtefactError: the version's artefact is missing or broken.
     """
     if reference == "random":
-        specs = tuple(ActionSpec(name=a.name, buttons=a.buttons) for a in action_set("simple"))
-        return random_policy(specs, frame_skip=4)
+        return random_policy(action_set("simple"), frame_skip=4)
     folder = Path(reference)
     if folder.is_dir() or "/" in reference:
         return policy_from_artefact(folder, threads=threads, check_golden=check_golden)

@@ -25,10 +25,10 @@ from pydantic import ValidationError
 
 from mario.errors import ArtefactError
 from mario.files import whole_folder, write_synced
+from mario.game.smb.actions import Action
 from mario.game.smb.observations.contract import ObservationKind, Observations
 from mario.policy.manifest import (
     ActionSelection,
-    ActionSpec,
     Float32Array,
     ObservationSpec,
     ObservationStatistics,
@@ -89,7 +89,7 @@ def write_artefact(
     folder: Path | str,
     *,
     onnx: bytes | Path,
-    actions: tuple[ActionSpec, ...] | list[ActionSpec],
+    actions: tuple[Action, ...] | list[Action],
     action_selection: ActionSelection,
     frame_skip: int,
     training_config_hash: str,

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from mario.errors import ArtefactError, ConfigError
+from mario.game.smb.actions import Action
 from mario.game.smb.observations.contract import ObservationKind, Observations
 from mario.game.smb.observations.factory import kind_of_version
 from mario.game.smb.observations.pixels import OBSERVATION
@@ -24,19 +25,6 @@ class _Frozen(BaseModel):
     """Base of the manifest's parts: immutable, unknown keys refused, finite numbers only."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class ActionSpec(_Frozen):
-    """One action the policy can choose.
-
-    Attributes:
-        name: what people call it, such as ``right+A``.
-        buttons: the button byte it presses, 0..255, most significant bit first: right, left,
-            down, up, start, select, B, A.
-    """
-
-    name: str = Field(min_length=1, max_length=64)
-    buttons: int = Field(ge=0, le=255)
 
 
 class ObservationSpec(_Frozen):
@@ -170,7 +158,7 @@ class PolicyManifest(_Frozen):
     """
 
     schema_version: Literal[1] = 1
-    actions: tuple[ActionSpec, ...] = Field(min_length=1, max_length=256)
+    actions: tuple[Action, ...] = Field(min_length=1, max_length=256)
     action_selection: ActionSelection = "greedy"
     frame_skip: int = Field(ge=1, le=60)
     observation: ObservationSpec = ObservationSpec()

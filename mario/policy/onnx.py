@@ -18,14 +18,10 @@ from typing import Any, Self
 import numpy as np
 
 from mario.errors import ArtefactError
+from mario.game.smb.actions import Action
 from mario.game.smb.observations.contract import ObservationKind, Observations
 from mario.policy.artefact import Artefact, load_artefact
-from mario.policy.manifest import (
-    ActionSelection,
-    ActionSpec,
-    Float32Array,
-    check_observations,
-)
+from mario.policy.manifest import ActionSelection, Float32Array, check_observations
 from mario.policy.policy import Generators, PolicyOutput, choose, softmax
 
 INPUT_NAME = "observation"
@@ -84,7 +80,7 @@ class OnnxPolicy:
         return self._artefact
 
     @property
-    def actions(self) -> tuple[ActionSpec, ...]:
+    def actions(self) -> tuple[Action, ...]:
         """The actions it chooses from, in the order of the logits."""
         return self._artefact.manifest.actions
 

@@ -9,14 +9,10 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from mario.game.smb.actions import Action
 from mario.game.smb.observations.contract import ObservationKind, Observations
 from mario.game.smb.observations.pixels import OBSERVATION
-from mario.policy.manifest import (
-    ActionSelection,
-    ActionSpec,
-    Float32Array,
-    check_observations,
-)
+from mario.policy.manifest import ActionSelection, Float32Array, check_observations
 
 Generators = np.random.Generator | Sequence[np.random.Generator]
 """One generator for the batch, or one for each row.
@@ -45,7 +41,7 @@ class Policy(Protocol):
     """What evaluation and serving ask of a policy."""
 
     @property
-    def actions(self) -> tuple[ActionSpec, ...]:
+    def actions(self) -> tuple[Action, ...]:
         """The actions it chooses from, in the order of ``PolicyOutput.probabilities``."""
         ...
 
@@ -165,13 +161,13 @@ def softmax(logits: npt.NDArray[np.floating]) -> Float32Array:
 class RandomPolicy:
     """Chooses uniformly; the baseline that a first champion must beat."""
 
-    def __init__(self, actions: Sequence[ActionSpec], frame_skip: int = 4) -> None:
+    def __init__(self, actions: Sequence[Action], frame_skip: int = 4) -> None:
         """Make a policy that chooses uniformly from ``actions`` every ``frame_skip`` frames."""
         self._actions = tuple(actions)
         self._frame_skip = frame_skip
 
     @property
-    def actions(self) -> tuple[ActionSpec, ...]:
+    def actions(self) -> tuple[Action, ...]:
         """The actions it chooses from."""
         return self._actions
 

@@ -19,14 +19,13 @@ from torch import nn
 
 from mario.config.experiment import ExperimentConfig
 from mario.errors import ArtefactError
-from mario.game.smb.actions import action_set
+from mario.game.smb.actions import Action, action_set
 from mario.game.smb.observations.contract import ObservationKind, Observations
 from mario.game.smb.observations.factory import observation_kind
 from mario.game.smb.observations.pixels import OBSERVATION
 from mario.policy.artefact import MAX_GOLDEN_OBSERVATIONS, Artefact, Golden, write_artefact
 from mario.policy.manifest import (
     ActionSelection,
-    ActionSpec,
     Float32Array,
     ObservationSpec,
     ObservationStatistics,
@@ -43,15 +42,6 @@ _OPSET = 13
 _WEIGHTS_FILE = "policy.pth"
 
 
-def action_specs(actions: str) -> tuple[ActionSpec, ...]:
-    """Name the actions of an action set as the artefact has them.
-
-    Raises:
-        ConfigError: there is no such action set.
-    """
-    return tuple(ActionSpec(name=a.name, buttons=a.buttons) for a in action_set(actions))
-
-
 class TorchPolicy:
     """A network under training behind the Policy protocol, without an export."""
 
@@ -60,13 +50,13 @@ class TorchPolicy:
     ) -> None:
         """Answer with the algorithm's network as it is when asked."""
         self._algorithm = algorithm
-        self._actions = action_specs(config.game.actions)
+        self._actions = action_set(config.game.actions)
         self._frame_skip = config.game.frame_skip
         self._observation = observation_kind(config.observation)
         self._selection = selection
 
     @property
-    def actions(self) -> tuple[ActionSpec, ...]:
+    def actions(self) -> tuple[Action, ...]:
         """The actions it chooses from."""
         return self._actions
 
@@ -262,7 +252,7 @@ def export_artefact(
     artefact = write_artefact(
         folder,
         onnx=export_onnx(network, kind),
-        actions=action_specs(config.game.actions),
+        actions=action_set(config.game.actions),
         action_selection=action_selection or config.evaluation.action_selection,
         frame_skip=config.game.frame_skip,
         training_config_hash=config.content_hash(),

@@ -17,10 +17,11 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from mario.config.experiment import ExperimentConfig
 from mario.errors import SaveStateError
-from mario.game.batch.contract import BatchStep, EndReason, EpisodeSpec, GameBatch
+from mario.game.batch.contract import BatchStep, EpisodeSpec, GameBatch
 from mario.game.batch.factory import open_batch
 from mario.game.env import observation_space
 from mario.game.rng import derive_seed
+from mario.game.smb.end_reason import EndReason
 from mario.game.smb.memory import STATE_FIELDS, furthest_at_start
 from mario.game.smb.observations.contract import Observations
 from mario.game.smb.rewards import step_rewards
@@ -249,7 +250,7 @@ class GameVecEnv(VecEnv):
             length_steps=int(step.steps[slot]),
             length_frames=int(step.frames[slot]),
             furthest_x_px=int(step.furthest_x_px[slot]),
-            end=end.name.lower(),
+            end=end.label,
             total_steps=self._total_steps,
             state=state,
         )

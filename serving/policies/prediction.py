@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mario.policy.manifest import ActionSelection, ActionSpec, Float32Array, Uint8Array
+from mario.game.smb.actions import Action
+from mario.policy.manifest import ActionSelection, Float32Array, Uint8Array
 from serving.policies.version_follower import LoadedVersion
 
 
@@ -45,7 +46,7 @@ class PredictionOutput:
     mode: ActionSelection
 
     @property
-    def chosen(self) -> list[ActionSpec]:
+    def chosen(self) -> list[Action]:
         """The actions with their names and buttons."""
         available = self.version.policy.actions
         return [available[action] for action in self.actions.tolist()]

@@ -21,10 +21,11 @@ import numpy as np
 
 from mario.config.game import GameConfig
 from mario.config.levels import LEVEL_NAMES
-from mario.game.batch.contract import EndReason, EpisodeSpec
+from mario.game.batch.contract import EpisodeSpec
 from mario.game.batch.native import NativeBatch
 from mario.game.console.cartridge import rom_bytes
 from mario.game.console.native import NativeConsole
+from mario.game.smb.end_reason import EndReason
 from mario.game.smb.memory import Ram
 from mario.game.smb.observations.pixels import OBSERVATION_SHAPE
 from mario.game.smb.stage import start_level

@@ -8,18 +8,19 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from mario.game.smb.actions import Action
 from mario.policy.artefact import Artefact, Golden, load_artefact, write_artefact
-from mario.policy.manifest import ActionSpec, ObservationStatistics
+from mario.policy.manifest import ObservationStatistics
 from mario.policy.onnx import OnnxPolicy
 
 SIMPLE_ACTIONS = (
-    ActionSpec(name="NOOP", buttons=0),
-    ActionSpec(name="right", buttons=0b1000_0000),
-    ActionSpec(name="right+A", buttons=0b1000_0001),
-    ActionSpec(name="right+B", buttons=0b1000_0010),
-    ActionSpec(name="right+A+B", buttons=0b1000_0011),
-    ActionSpec(name="A", buttons=0b0000_0001),
-    ActionSpec(name="left", buttons=0b0100_0000),
+    Action(name="NOOP", buttons=0),
+    Action(name="right", buttons=0b1000_0000),
+    Action(name="right+A", buttons=0b1000_0001),
+    Action(name="right+B", buttons=0b1000_0010),
+    Action(name="right+A+B", buttons=0b1000_0011),
+    Action(name="A", buttons=0b0000_0001),
+    Action(name="left", buttons=0b0100_0000),
 )
 
 

@@ -11,7 +11,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mario.game.smb.actions import action_set
 from mario.policy.artefact import Artefact, Golden, load_artefact, write_artefact
-from mario.policy.manifest import ActionSpec
 from mario.policy.onnx import OnnxPolicy
 from tests.support.onnx_networks import random_observations
 
@@ -62,9 +61,7 @@ def write_odds_policy(
     """Write an artefact that samples its actions by fixed odds, golden answers included."""
     shared = {
         "onnx": odds_network(odds),
-        "actions": [
-            ActionSpec(name=action.name, buttons=action.buttons) for action in action_set("complex")
-        ],
+        "actions": action_set("complex"),
         "action_selection": "sample",
         "frame_skip": 4,
         "training_config_hash": config_hash,

@@ -9,8 +9,9 @@ import cv2
 import numpy as np
 
 from mario.config.game import GameConfig
-from mario.game.batch.contract import EndReason, EpisodeSpec, GameBatch
+from mario.game.batch.contract import EpisodeSpec, GameBatch
 from mario.game.batch.native import NativeBatch
+from mario.game.smb.end_reason import EndReason
 from mario.game.smb.observations.pixels import OBSERVATION_SHAPE, grey
 from tests.support.lockstep import START, playthroughs, random_buttons
 from tests.support.stock_env import stock_env

@@ -14,7 +14,6 @@ played. The step stops at the frame that ends the episode. The observation shows
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import IntEnum
 from typing import Protocol
 
 import numpy as np
@@ -26,16 +25,6 @@ from mario.game.console.contract import UInt8Array
 from mario.game.smb.levels import level as find_level
 from mario.game.smb.memory import STATE_DTYPE, StateArray
 from mario.game.smb.observations.contract import ObservationKind, Observations
-
-
-class EndReason(IntEnum):
-    """Why an episode ended."""
-
-    RUNNING = 0
-    FLAG = 1
-    DEATH = 2
-    TIME_OUT = 3  # the game's own clock
-    TRUNCATED = 4  # step limit or stuck limit
 
 
 @dataclass(frozen=True)
@@ -83,7 +72,8 @@ class BatchStep:
             unplayable frames, so that a change of area is never a jump within a step; on the last
             step of an episode the end itself.
         furthest_x_px: int32 (N,), furthest x of the episode so far, this step included.
-        end: int8 (N,), an :class:`EndReason`; RUNNING where the episode goes on.
+        end: int8 (N,), a :class:`~mario.game.smb.end_reason.EndReason`; RUNNING where the episode
+            goes on.
         steps: int32 (N,), steps of the episode so far, this one included.
         frames: int32 (N,), controllable frames of the episode so far (start no-ops not counted).
         game_reward: int32 (N,), gym-super-mario-bros' own reward summed over the step's frames (it

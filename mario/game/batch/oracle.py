@@ -12,12 +12,13 @@ import numpy.typing as npt
 
 from mario.config.game import GameConfig
 from mario.errors import ConfigError, ConsoleError, SaveStateError
-from mario.game.batch.contract import BatchStep, EndReason, EpisodeSpec, check_buffer
+from mario.game.batch.contract import BatchStep, EpisodeSpec, check_buffer
 from mario.game.console.contract import Console, UInt8Array
 from mario.game.console.factory import open_console
 from mario.game.rng import SplitMix64
 from mario.game.smb import stage
 from mario.game.smb.actions import button_bytes
+from mario.game.smb.end_reason import EndReason
 from mario.game.smb.levels import level as find_level
 from mario.game.smb.memory import MAX_X_PX, STATE_DTYPE, StateArray, is_won, read_state
 from mario.game.smb.observations.contract import ObservationKind

@@ -8,10 +8,12 @@ down, up, start, select, B, A. Other formats order the same eight buttons differ
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import IntFlag
 
+from pydantic import Field
+
 from mario.config.action_sets import ACTION_SETS
+from mario.config.section import Section
 from mario.errors import ConfigError
 
 
@@ -28,17 +30,16 @@ class Button(IntFlag):
     RIGHT = 0x80
 
 
-@dataclass(frozen=True)
-class Action:
-    """One choice of a policy.
+class Action(Section):
+    """One action that a policy can choose.
 
     Attributes:
-        name: what a person reads, for example ``"right+A"``.
-        buttons: the button byte, 0…255.
+        name: such as ``right+A``.
+        buttons: the button byte that it presses.
     """
 
-    name: str
-    buttons: int
+    name: str = Field(min_length=1, max_length=64)
+    buttons: int = Field(ge=0, le=255)
 
 
 ActionSet = tuple[Action, ...]
@@ -48,7 +49,7 @@ def _action(name: str) -> Action:
     """Read an action from its name, for example ``"right+A"``; ``"noop"`` presses nothing."""
     pressed = [] if name == "noop" else name.upper().split("+")
     try:
-        return Action(name, int(sum(Button[button] for button in pressed)))
+        return Action(name=name, buttons=int(sum(Button[button] for button in pressed)))
     except KeyError as error:
         raise ConfigError(
             f"action {name!r}: got no button {error}, expected some of "

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mario.config.rewards import RewardConfig
-from mario.game.batch.contract import EndReason
+from mario.game.smb.end_reason import EndReason
 from mario.game.smb.memory import StateArray
 
 Float64Array = npt.NDArray[np.float64]
@@ -40,7 +40,7 @@ def step_rewards(
         after: STATE_DTYPE (N,), when it ended.
         furthest_before_px: int32 (N,), furthest x of the episode when the step began.
         furthest_after_px: int32 (N,), … when it ended.
-        end: int8 (N,), an :class:`~mario.game.batch.contract.EndReason`.
+        end: int8 (N,), an :class:`~mario.game.smb.end_reason.EndReason`.
         game_reward: int32 (N,), gym-super-mario-bros' own reward of the step.
         frame_skip: frames a step lasts, ≥ 1; bounds how far Mario can have moved.
 

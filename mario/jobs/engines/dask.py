@@ -24,9 +24,9 @@ from mario.config.game import ConsoleName
 from mario.errors import ArtefactError, EvaluationError, MarioError
 from mario.evaluation.protocol import play_units
 from mario.evaluation.records import EpisodeRecord
+from mario.game.smb.actions import Action
 from mario.jobs.policies import LoadedPolicy
 from mario.policy.artefact import GOLDEN_FILE, MANIFEST_FILE, ONNX_FILE, load_artefact
-from mario.policy.manifest import ActionSpec
 from mario.policy.onnx import OnnxPolicy
 from mario.policy.policy import Policy, RandomPolicy
 
@@ -54,7 +54,7 @@ class PolicyPayload:
 
     digest: str
     files: Mapping[str, bytes] = field(default_factory=dict)
-    actions: tuple[ActionSpec, ...] = ()
+    actions: tuple[Action, ...] = ()
     frame_skip: int = 4
     check_golden: bool = False
 

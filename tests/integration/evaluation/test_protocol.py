@@ -12,11 +12,10 @@ from mario.evaluation.protocol import evaluate_units, play_units, protocol_game,
 from mario.evaluation.seeds import schedule
 from mario.game.smb.actions import action_set
 from mario.jobs.policies import policy_from_artefact
-from mario.policy.manifest import ActionSpec
 from mario.policy.policy import RandomPolicy
 from tests.support.onnx_networks import write_test_artefact
 
-ACTIONS = tuple(ActionSpec(name=a.name, buttons=a.buttons) for a in action_set("simple"))
+ACTIONS = action_set("simple")
 POLICY = RandomPolicy(ACTIONS)
 UNITS = [u.key for block in schedule(("1-1", "5-3"), "selection", units=12) for u in block]
 

@@ -17,12 +17,12 @@ import pytest
 import torch
 
 from mario.errors import CheckpointError, TrainingError
+from mario.game.smb.actions import action_set
 from mario.game.smb.levels import level
 from mario.jobs.selection import selector
 from mario.policy.policy import Policy, RandomPolicy
 from mario.training.checkpoint import TENSORS_FILE, list_checkpoints, read_checkpoint
 from mario.training.collapse_detector import HealthRules
-from mario.training.export import action_specs
 from mario.training.sb3_vec_env import EpisodeRecord
 from mario.training.sinks import BaseSink, RunStart
 from mario.training.trainer import SelectionScore, train
@@ -191,7 +191,7 @@ def test_a_selection_obeys_a_stop_in_the_middle_of_an_episode() -> None:
 
     select = selector(small_config(selection={"every_steps": 64, "units": 8}), stop)
     assert select is not None
-    assert select(Counting(action_specs("simple"))) is None
+    assert select(Counting(action_set("simple"))) is None
     assert asked == 5
 
 

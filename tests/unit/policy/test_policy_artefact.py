@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from mario.errors import ArtefactError
+from mario.game.smb.actions import Action
 from mario.policy import artefact as artefact_module
 from mario.policy.artefact import Golden, load_artefact, sha256_hex, write_artefact
-from mario.policy.manifest import ActionSpec, ObservationStatistics, observation_features
+from mario.policy.manifest import ObservationStatistics, observation_features
 from tests.support.onnx_networks import (
     SIMPLE_ACTIONS,
     nature_cnn_onnx,
@@ -123,7 +124,7 @@ def test_parts_that_do_not_fit_are_refused(
 
 def test_button_bytes_out_of_range_are_refused() -> None:
     with pytest.raises(ValueError, match="255"):
-        ActionSpec(name="x", buttons=256)
+        Action(name="x", buttons=256)
 
 
 def _flip_byte(path: Path) -> None:

@@ -13,12 +13,13 @@ from pydantic import ValidationError
 
 from mario.config.game import GameConfig
 from mario.errors import ConfigError, ConsoleError, SaveStateError
-from mario.game.batch.contract import EndReason, EpisodeSpec, GameBatch
+from mario.game.batch.contract import EpisodeSpec, GameBatch
 from mario.game.batch.oracle import ConsoleBatch
 from mario.game.console.contract import UInt8Array
 from mario.game.console.factory import open_console
 from mario.game.rng import SplitMix64
 from mario.game.smb.actions import button_bytes
+from mario.game.smb.end_reason import EndReason
 from mario.game.smb.memory import STATE_DTYPE, Ram, read_state
 from mario.game.smb.observations.pixels import OBSERVATION_SHAPE, area_resize, grey
 from mario.game.smb.stage import start_level

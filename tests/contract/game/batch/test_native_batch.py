@@ -16,10 +16,11 @@ import pytest
 from mario.config.game import GameConfig
 from mario.config.levels import LEVEL_NAMES
 from mario.errors import ConfigError, ConsoleError, SaveStateError
-from mario.game.batch.contract import EndReason, EpisodeSpec
+from mario.game.batch.contract import EpisodeSpec
 from mario.game.batch.native import NativeBatch
 from mario.game.batch.oracle import ConsoleBatch
 from mario.game.console.native import NativeConsole
+from mario.game.smb.end_reason import EndReason
 from mario.game.smb.memory import MAX_X_PX, Ram
 from mario.game.smb.observations.pixels import OBSERVATION_SHAPE
 from mario.game.smb.stage import start_level

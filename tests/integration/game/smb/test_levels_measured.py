@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from mario.config.levels import LEVEL_NAMES
-from mario.game.batch.contract import EndReason, EpisodeSpec
+from mario.game.batch.contract import EpisodeSpec
 from mario.game.batch.native import NativeBatch
 from mario.game.console.cartridge import rom_bytes
 from mario.game.console.native import NativeConsole
 from mario.game.smb import stage
+from mario.game.smb.end_reason import EndReason
 from mario.game.smb.levels import LEVELS, START_X_PX
 from mario.game.smb.memory import Ram, read_state
 from mario.game.smb.observations.pixels import OBSERVATION_SHAPE

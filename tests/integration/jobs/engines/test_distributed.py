@@ -26,7 +26,6 @@ from mario.jobs.evaluate import evaluate_stored, evaluation_key, units_of
 from mario.jobs.gate import play_gate
 from mario.jobs.policies import LoadedPolicy, policy_from_artefact, random_policy
 from mario.policy.artefact import MANIFEST_FILE, ONNX_FILE
-from mario.policy.manifest import ActionSpec
 from mario.store.store import ExperimentStore
 from tests.support.policies import GOOD, POOR, write_odds_policy
 
@@ -198,7 +197,7 @@ def test_a_changed_folder_is_not_sent(tmp_path: Path) -> None:
 
 
 def test_the_random_policy_is_sent_without_files() -> None:
-    specs = tuple(ActionSpec(name=a.name, buttons=a.buttons) for a in action_set("simple"))
+    specs = action_set("simple")
     loaded = random_policy(specs, frame_skip=4)
     played = play_on_worker(payload_of(loaded), UNITS[:1], 1, "native", PROTOCOL)
     (here,) = LOCAL.play(loaded, UNITS[:1], environments=1, console="native")

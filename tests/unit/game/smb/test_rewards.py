@@ -13,7 +13,7 @@ from mario.config.rewards import (
     SpeedrunReward,
     StandardReward,
 )
-from mario.game.batch.contract import EndReason
+from mario.game.smb.end_reason import EndReason
 from mario.game.smb.memory import STATE_DTYPE
 from mario.game.smb.rewards import step_rewards
 
