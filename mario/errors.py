@@ -1,13 +1,13 @@
-"""The one exception tree; every message says what was got, what was expected, what to do."""
+"""The exceptions of the project; each message says what was got, what was expected, what to do."""
 
 from __future__ import annotations
 
 
 class MarioError(Exception):
-    """Base of every error that a person can mend; the CLI prints it as one line.
+    """Base of every error that the user can fix; the command line prints it as one line.
 
     Attributes:
-        exit_code: what the command line returns for it (2 = bad input).
+        exit_code: exit code of the command line (2: bad input).
     """
 
     exit_code = 2
@@ -22,7 +22,7 @@ class ConfigError(MarioError):
 
 
 class ConsoleError(MarioError):
-    """The emulated console cannot do what was asked."""
+    """The emulated console refuses a call, or cannot be opened."""
 
 
 class RomError(ConsoleError):
@@ -34,33 +34,33 @@ class SaveStateError(ConsoleError):
 
 
 class ArtefactError(MarioError):
-    """A policy artefact that is missing, broken, or not the one that was promised."""
+    """A policy artefact that is missing, broken, or not the expected one."""
 
 
 class TrainingError(MarioError):
-    """Training cannot start or go on."""
+    """Training cannot start or continue."""
 
 
 class TrainingInterrupted(TrainingError):
-    """Training was ended on request, with a checkpoint to go on from."""
+    """Training was stopped on request; its checkpoint can be resumed."""
 
     exit_code = 130
 
 
 class CheckpointError(TrainingError):
-    """A checkpoint that is missing, half-written or does not fit."""
+    """A checkpoint that is missing, incomplete, or of another configuration."""
 
 
 class EvaluationError(MarioError):
-    """An evaluation or a verdict that cannot be made from what was given."""
+    """An evaluation or a verdict whose inputs are missing or inconsistent."""
 
 
 class StoreError(MarioError):
-    """The database is away, too old, or refuses what was written."""
+    """The database is unreachable, too old, or refuses a write."""
 
 
 class RunIsBusy(StoreError):
-    """Another process trains this run now."""
+    """Another process is training this run."""
 
 
 class RegistryError(MarioError):
@@ -68,22 +68,22 @@ class RegistryError(MarioError):
 
 
 class RegistryUnavailableError(RegistryError):
-    """The registry does not answer now; the same call may succeed later."""
+    """The registry is unreachable; the same call may succeed later."""
 
 
 class PromotionConflict(RegistryError):
-    """Another promoter was first; the message names the champion that it meets now."""
+    """Another process promoted first; the message names the present champion."""
 
 
 class ServingError(MarioError):
-    """The service cannot start or answer."""
+    """The service cannot start or cannot answer."""
 
 
 class FlowError(MarioError):
-    """Prefect's server, a deployment or a flow run is not what was expected."""
+    """A Prefect server, deployment or flow run is missing or unreachable."""
 
 
 class PolicyCollapsed(MarioError):
-    """A training run ended because its policy degenerated (a result, exit code 3)."""
+    """A training run ended because its policy degenerated: a result, with exit code 3."""
 
     exit_code = 3

@@ -1,4 +1,4 @@
-"""Files and folders that are complete or absent: written aside, synced, renamed into place."""
+"""Write files and folders that are complete or absent: write aside, sync, rename into place."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-#: What the names of unfinished files and folders begin with; see :func:`clear_unfinished`.
+#: Prefix of unfinished files and folders; see :func:`clear_unfinished`.
 _ASIDE = ".writing-"
 
 
@@ -17,21 +17,21 @@ _ASIDE = ".writing-"
 def whole_folder(target: Path) -> Iterator[Path]:
     """Write the folder `target` so that it is complete or absent.
 
-    The block fills the folder that it is given. When it ends without an exception, that folder is
-    synced and takes the place of `target`; with one, it is removed and `target` is as it was. A
-    kill leaves at most a folder aside, which :func:`clear_unfinished` removes.
+    The block fills a temporary folder. When it ends, that folder is synced and replaces `target`;
+    when it raises, the folder is removed and `target` stays as it was. A killed process leaves at
+    most a temporary folder, which :func:`clear_unfinished` removes.
 
     Args:
-        target: where the folder will stand; an existing one is replaced.
+        target: path of the folder; an existing one is replaced.
 
     Raises:
-        OSError: the disk is full, or the place cannot be written.
+        OSError: the disk is full, or the path cannot be written.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=_ASIDE, dir=target.parent))
     try:
         yield aside
-        # mkdtemp makes the folder private to the user; others may read what is finished.
+        # mkdtemp makes the folder private to the user; others may read the finished one.
         aside.chmod(0o755)
         sync_folder(aside)
         _replace_folder(aside, target)
@@ -41,7 +41,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 
 def _replace_folder(aside: Path, target: Path) -> None:
-    """Put `aside` in the place of `target`; rename replaces no folder that holds files."""
+    """Replace `target` by `aside`; a rename cannot replace a folder that is not empty."""
     if not target.exists():
         aside.replace(target)
         return
@@ -56,15 +56,15 @@ def _replace_folder(aside: Path, target: Path) -> None:
 
 
 def remove_folder(target: Path) -> None:
-    """Delete a folder so that it is complete or absent all the while."""
-    # Under another name first: a kill in between leaves rubbish, not a half.
+    """Delete a folder; at every moment it is complete or absent."""
+    # Rename first: a process that is killed in between leaves no partial folder.
     doomed = Path(tempfile.mkdtemp(prefix=_ASIDE, dir=target.parent))
     target.replace(doomed)
     shutil.rmtree(doomed, ignore_errors=True)
 
 
 def clear_unfinished(folder: Path) -> None:
-    """Delete what killed writers left aside in a folder that nobody writes to now."""
+    """Delete what killed processes left unfinished in a folder that nobody writes to now."""
     for path in folder.glob(f"{_ASIDE}*"):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -74,7 +74,7 @@ def clear_unfinished(folder: Path) -> None:
 
 
 def write_synced(path: Path, data: bytes) -> None:
-    """Write a file and bring it to the disk itself."""
+    """Write a file and sync it to the disk."""
     with path.open("wb") as file:
         file.write(data)
         file.flush()
@@ -82,12 +82,12 @@ def write_synced(path: Path, data: bytes) -> None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that it has its old content or the new one; the same content costs nothing.
+    """Write a file that has its old content or the new one; equal content is not written.
 
-    A kill leaves at most a file aside, which :func:`clear_unfinished` removes.
+    A killed process leaves at most a temporary file, which :func:`clear_unfinished` removes.
 
     Raises:
-        OSError: the disk is full, or the place cannot be written; the old content stays.
+        OSError: the disk is full, or the path cannot be written; the old content stays.
     """
     if path.is_file() and path.read_bytes() == data:
         return
@@ -101,7 +101,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Bring a folder's names to the disk itself."""
+    """Sync a folder's entries to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""The action sets that a policy can choose from, each declared once."""
+"""The action sets that a policy can choose from."""
 
 from __future__ import annotations
 

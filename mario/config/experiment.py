@@ -1,7 +1,7 @@
-"""The experiment: one YAML file, one frozen ExperimentConfig.
+"""The experiment: one YAML file becomes one frozen ExperimentConfig.
 
-Unknown keys, wrong types and impossible combinations are refused with the file, the key, what was
-got and what is allowed. Every duration says its unit in its name.
+A message about an unknown key, a wrong type or an impossible combination names the file, the key,
+what was got and what is allowed. The name of every duration states its unit.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from mario.config.section import PositiveInt, Section
 from mario.config.sinks import SinksConfig
 from mario.config.yaml_file import load_yaml
 
-#: A training seed is below it: stable-baselines3 seeds NumPy's global generator, of 32 bits.
+#: Training seeds are below this: stable-baselines3 seeds NumPy's global 32-bit generator.
 SEED_BOUND = 2**32
 
 
 def _environments_of_this_machine() -> int:
-    """8 games for each core, as a power of two from 8 to 128, which batch sizes divide.
+    """Choose 8 games per core, as a power of two from 8 to 128, so that batch sizes divide it.
 
-    A run keeps the number it began with: it is written into the run's own configuration.
+    A resumed run keeps its number, which is written into the run's own configuration.
     """
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
@@ -45,7 +45,7 @@ def _environments_of_this_machine() -> int:
 class ExperimentConfig(Section):
     """One reproducible experiment.
 
-    `environments` that is not set is taken from the machine when the configuration is read.
+    `environments` that is not set depends on the machine that reads the configuration.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
@@ -67,7 +67,7 @@ class ExperimentConfig(Section):
 
     @model_validator(mode="after")
     def _combinations(self) -> Self:
-        """Refuse values that are fine alone and impossible together."""
+        """Refuse values that are valid alone and impossible together."""
         played, _ = split_task(self.task)
         known = played == "all" or played in LEVEL_NAMES
         if not known and not self.levels:
@@ -98,12 +98,12 @@ class ExperimentConfig(Section):
 
     @property
     def level_names(self) -> tuple[str, ...]:
-        """The levels of the task, in order."""
+        """Levels of the task, in order."""
         return self.levels or task_levels(self.task)
 
     @property
     def observation(self) -> str:
-        """The kind of observation, which the task's name says."""
+        """Kind of observation, which the task's name states."""
         return split_task(self.task)[1]
 
     def content_hash(self) -> str:
@@ -111,7 +111,7 @@ class ExperimentConfig(Section):
         return identity_of_experiment(self)
 
     def to_yaml(self) -> str:
-        """Write the whole configuration, defaults included, as YAML that loads to the same."""
+        """Write the whole configuration, defaults included, as YAML that loads to an equal one."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
@@ -120,20 +120,20 @@ def load_config(path: Path | str, overrides: tuple[str, ...] = ()) -> Experiment
 
     Args:
         path: the YAML file.
-        overrides: ``"key.sub=value"`` each, the value read as YAML; they win over the file.
+        overrides: ``"key.sub=value"`` each, the value as YAML; they override the file.
 
     Raises:
-        ConfigError: the file cannot be read, or does not describe an experiment that can be run.
+        ConfigError: the file cannot be read, or describes no valid experiment.
     """
     return parse_config(load_yaml(path, overrides), str(path))
 
 
 def parse_config(values: dict[str, Any], source: str) -> ExperimentConfig:
-    """Turn plain values into an experiment.
+    """Validate plain values as an experiment.
 
     Args:
         values: as YAML or JSON gives them.
-        source: what the error message names as the place to correct.
+        source: place to correct, for the error message.
 
     Raises:
         ConfigError: with the key, what was got and what is allowed, for every fault.

@@ -24,7 +24,7 @@ def parse_settings(
     Args:
         model: the section that they are for.
         values: as YAML, JSON or an argument list gives them.
-        source: what the error message names as the place to correct.
+        source: place to correct, for the error message.
         strict: refuse numbers in quotes and the like; for values that a program wrote.
 
     Raises:
@@ -41,7 +41,7 @@ def parse_settings(
 
 
 def kinds_of(annotation: Any) -> Kinds:
-    """Map the name of each section that a setting can be to the section: one, or a union's."""
+    """Map names to sections: a setting's one section, or the members of its union."""
     if get_origin(annotation) is Annotated:
         return kinds_of(get_args(annotation)[0])
     members = get_args(annotation) or (annotation,)
@@ -50,7 +50,7 @@ def kinds_of(annotation: Any) -> Kinds:
 
 
 def _tag(model: type[BaseModel]) -> str:
-    """The value of `name` or `kind` that chooses a section out of a union."""
+    """Give the value of `name` or `kind` that selects a section from a union."""
     fields = model.model_fields
     field = fields.get("name", fields.get("kind"))
     return str((get_args(field.annotation) or ("",))[0]) if field else ""
@@ -61,10 +61,10 @@ class _Place:
     """Where a fault is.
 
     Attributes:
-        key: the key as the file has it, such as ``algorithm.gamma``.
+        key: the key as written in the file, such as ``algorithm.gamma``.
         section: the section that should hold the key; None where no section does.
-        kind: the name that chose the section out of `kinds`.
-        kinds: the sections that could have stood in its place.
+        kind: name that selected the section from `kinds`.
+        kinds: the members of the union, by name.
     """
 
     key: str
@@ -74,7 +74,7 @@ class _Place:
 
 
 def _place(location: Sequence[int | str], root: type[BaseModel]) -> _Place:
-    """Follow a fault's location, in which pydantic also writes the names that choose a section."""
+    """Resolve a fault's location, which also contains the names that selected a section."""
     key: list[str] = []
     here: Any = root
     section, kind, kinds = None, "", {}
@@ -95,7 +95,7 @@ def _place(location: Sequence[int | str], root: type[BaseModel]) -> _Place:
 
 
 def _of_another_kind(fault: Any, place: _Place) -> Iterator[tuple[str, str]]:
-    """Yield the key and who has it, such as `ppo has`, where a kind is given what another has."""
+    """Yield a key that only other members of the union have, and which: such as ``ppo has``."""
     if fault["type"] == "extra_forbidden":
         others = [o for o, model in place.kinds.items() if fault["loc"][-1] in model.model_fields]
         if others:
@@ -103,7 +103,7 @@ def _of_another_kind(fault: Any, place: _Place) -> Iterator[tuple[str, str]]:
 
 
 def _describe_foreign(foreign: Sequence[tuple[str, str, str]]) -> Iterator[str]:
-    """Say in one sentence that the settings are those of another kind."""
+    """Describe all keys of another member of the union in one sentence."""
     if foreign:
         name, first, other = foreign[0]
         keys = ", ".join(key for _, key, _ in foreign)
@@ -115,7 +115,7 @@ def _describe_foreign(foreign: Sequence[tuple[str, str, str]]) -> Iterator[str]:
 
 
 def _describe(fault: Any, place: _Place) -> str:
-    """Describe one fault as `key: got …, expected …`; nothing of what is said for several."""
+    """Describe one fault as `key: got …, expected …`; empty for a key of another member."""
     if any(_of_another_kind(fault, place)):
         return ""
     key, kind, context = place.key, fault["type"], fault.get("ctx", {})

@@ -23,7 +23,7 @@ class GameConfig(Section):
     """The game as a policy plays it; the defaults are those of the evaluation protocol.
 
     Attributes:
-        console: the emulator; `nes-py` needs no compiler and is slower.
+        console: the emulator; `nes-py` needs no native build and is slower.
         actions: name of the action set.
         frame_skip: controllable frames that an action is held for.
         max_pool: whether the observation is the pixelwise maximum of a step's last two frames.

@@ -13,10 +13,10 @@ LEVEL_PATTERN = r"^[1-8]-[1-4]$"
 LevelName = Annotated[str, Field(pattern=LEVEL_PATTERN)]
 #: "1-1" … "8-4", in the order of the game.
 LEVEL_NAMES = tuple(f"{world}-{stage}" for world in range(1, 9) for stage in range(1, 5))
-#: How a message describes a level.
+#: What a message expects where a level is.
 LEVELS_EXPECTED = 'expected "1-1" to "8-4" (world 1-8, stage 1-4)'
 _KIND = "".join(f"(-({'|'.join(OBSERVATIONS[1:])}))?" for _ in OBSERVATIONS[1:2])
-#: A level, "all", or the name of a list of levels; then the kind of observation, but for pixels.
+#: A level or "all", with the kind of observation unless it is pixels; or the name of a list.
 TASK_PATTERN = rf"^({LEVEL_PATTERN[1:-1]}{_KIND}|all|[a-z][a-z0-9-]{{0,31}})$"
 _MODEL_PREFIX = "mario-"
 TaskName = Annotated[str, Field(pattern=TASK_PATTERN)]

@@ -1,8 +1,8 @@
-"""The kinds of observation, and which of them a task has."""
+"""The kinds of observation, and the kind of each task."""
 
 from __future__ import annotations
 
-#: Every kind of observation. A task has the first, or the one at the end of its name.
+#: Every kind of observation. A task uses the one at the end of its name, or else the first.
 OBSERVATIONS: tuple[str, ...] = ("pixels",)
 
 

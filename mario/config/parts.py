@@ -1,4 +1,4 @@
-"""Loads the implementation of a part that a configuration lists by name."""
+"""Load the implementation of a part that a configuration names."""
 
 from __future__ import annotations
 

@@ -36,8 +36,9 @@ class RewardConfig(Section):
         flag: for the flag pole or the axe.
         death: for a death, the game's time-out included.
         milestones: bonus by furthest x in px, paid once an episode when it is reached.
-        game_weight: weight of gym-super-mario-bros' own reward; part of the reward, no setting.
-        new_x_only: whether forward pays only for furthest x that is new in the episode; likewise.
+        game_weight: weight of gym-super-mario-bros' own reward; not a setting.
+        new_x_only: whether forward pays only for furthest x that is new in the episode; not a
+            setting.
     """
 
     name: str
@@ -55,27 +56,27 @@ class RewardConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _without_nulls(cls, values: Any) -> Any:
-        """Read null as: the reward's own default."""
+        """Read null as the reward's own default."""
         if not isinstance(values, dict):
             return values
         return {key: value for key, value in values.items() if value is not None}
 
     @model_serializer(mode="wrap")
     def _defaults_as_null(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Write null for a term that was left out, so that it stays the reward's own default."""
+        """Write null for a term that was not set, so that reading it gives the default."""
         kept = self.model_fields_set | {"name", "scale"}
         return {key: value if key in kept else None for key, value in handler(self).items()}
 
 
 class GameReward(RewardConfig):
-    """The reward of gym-super-mario-bros, nothing else."""
+    """The reward of gym-super-mario-bros alone."""
 
     name: Literal["game"] = "game"
     game_weight: ClassVar[float] = 1.0
 
     @model_validator(mode="after")
     def _no_terms(self) -> Self:
-        """Refuse terms, which this reward does not have."""
+        """Refuse terms: this reward has none."""
         given = [key for key in type(self).model_fields
                  if key in self.model_fields_set - {"name", "scale"}]  # fmt: skip
         if given:
@@ -88,7 +89,7 @@ class GameReward(RewardConfig):
 
 
 class StandardReward(RewardConfig):
-    """The reward of gym-super-mario-bros with shaping added."""
+    """The reward of gym-super-mario-bros plus shaping."""
 
     name: Literal["standard"] = "standard"
     forward_per_px: float = 0.1
@@ -100,7 +101,7 @@ class StandardReward(RewardConfig):
 
 
 class SpeedrunReward(RewardConfig):
-    """Speed: every px and every step counts."""
+    """Pay for speed: every px and every step counts."""
 
     name: Literal["speedrun"] = "speedrun"
     forward_per_px: float = 1.0
@@ -112,7 +113,7 @@ class SpeedrunReward(RewardConfig):
 
 
 class ProgressReward(RewardConfig):
-    """Progress: only px that are new in the episode count."""
+    """Pay for progress: only px that are new in the episode count."""
 
     name: Literal["progress"] = "progress"
     forward_per_px: float = 0.1

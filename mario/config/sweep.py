@@ -1,8 +1,8 @@
-"""What a sweep looks for: its experiment, the keys it varies, how trials are proposed and pruned.
+"""The settings of a sweep: experiment, search space, sampler and pruner.
 
-A sweep's YAML names an experiment and a search space; a trial is that experiment with one value for
-each key of the space. What decides whether trials can be compared (task, levels, selection units,
-length) is not for a sweep to vary, and is refused.
+A sweep's YAML names an experiment and a search space. A trial is that experiment with one value for
+each key of the space. Keys that would make trials incomparable (task, levels, selection units,
+length) cannot be varied.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from mario.config.section import Section
 from mario.config.yaml_file import load_yaml
 from mario.errors import ConfigError
 
-#: What a search space may vary: none of it changes what a selection score means.
+#: Sections that a search space may vary: none changes the meaning of a selection score.
 VARIABLE_SECTIONS = ("algorithm", "network", "game", "collapse", "environments", "seed")
-#: … but these: an algorithm has keys of its own, a console changes nothing, and with another frame
-#: skip a step is another length of time.
+#: Keys that it may not: each algorithm has keys of its own, the console changes nothing, and the
+#: frame skip changes the length of a step.
 FIXED_KEYS = ("algorithm.name", "game.console", "game.frame_skip")
 
 Scalar = bool | int | float | str
 
 
 class FloatRange(Section):
-    """A float between two bounds, both possible; `log` for what varies by factors."""
+    """A float between two bounds, both included; `log` samples the logarithm."""
 
     kind: Literal["float"]
     low: float
@@ -45,12 +45,12 @@ class FloatRange(Section):
 
     @property
     def edges(self) -> tuple[Scalar, ...]:
-        """The values an experiment must accept for it to accept all of them."""
+        """Values to check: an experiment that accepts these accepts all."""
         return (self.low, self.high)
 
 
 class IntRange(Section):
-    """A whole number between two bounds, both possible, in steps or by factors (`log`)."""
+    """An integer between two bounds, both included, in steps; `log` samples the logarithm."""
 
     kind: Literal["int"]
     low: int
@@ -67,12 +67,12 @@ class IntRange(Section):
 
     @property
     def edges(self) -> tuple[Scalar, ...]:
-        """The values an experiment must accept for it to accept all of them."""
+        """Values to check: an experiment that accepts these accepts all."""
         return (self.low, self.low + (self.high - self.low) // self.step * self.step)
 
 
 class Choice(Section):
-    """One of a few values without an order."""
+    """One of several values that have no order."""
 
     kind: Literal["categorical"]
     choices: Annotated[tuple[Scalar, ...], Field(min_length=2)]
@@ -85,7 +85,7 @@ class Choice(Section):
 
     @property
     def edges(self) -> tuple[Scalar, ...]:
-        """The values an experiment must accept for it to accept all of them."""
+        """Values to check: an experiment that accepts these accepts all."""
         return self.choices
 
 
@@ -100,7 +100,7 @@ Dimension = Annotated[FloatRange | IntRange | Choice, Field(discriminator="kind"
 
 
 class SamplerConfig(Section):
-    """Multivariate TPE (Falkner et al. 2018, as Optuna has it): random first, then by model."""
+    """Optuna's multivariate TPE (Falkner et al. 2018): random trials first, then by model."""
 
     startup_trials: PositiveInt = 10
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -113,11 +113,11 @@ class NoPruner(Section):
 
 
 class MedianPruner(Section):
-    """Ends a trial whose best selection score is below the median of others at that step.
+    """Prune a trial whose best selection score is below the median of others at that step.
 
     Attributes:
-        startup_trials: trials that must have ended before one is pruned.
-        warmup_steps: agent steps that a trial is left alone.
+        startup_trials: trials that must have ended before the first is pruned.
+        warmup_steps: agent steps before which a trial is not pruned.
     """
 
     name: Literal["median"] = "median"
@@ -126,10 +126,10 @@ class MedianPruner(Section):
 
 
 class HyperbandPruner(Section):
-    """Hyperband (Li et al. 2018): most trials get few steps, the best of them ever more.
+    """Hyperband (Li et al. 2018): most trials stop early, the best go on for more steps.
 
     Attributes:
-        reduction_factor: each round keeps one in so many trials.
+        reduction_factor: each round keeps one trial in this many.
     """
 
     name: Literal["hyperband"]
@@ -140,19 +140,19 @@ Pruner = Annotated[MedianPruner | HyperbandPruner | NoPruner, Field(discriminato
 
 
 class SweepConfig(Section):
-    """A sweep as its YAML describes it.
+    """The content of a sweep's YAML.
 
     Attributes:
-        description: what it is to find out.
-        experiment: path of the experiment's YAML, from the folder the command is run in.
-        overrides: keys of the experiment that all trials have in another value.
-        trials: how many there are in all, whoever runs them.
-        space: key of the experiment to what it may be.
+        description: the question that the sweep answers.
+        experiment: path of the experiment's YAML, relative to the working directory.
+        overrides: keys of the experiment that are changed for all trials.
+        trials: number of trials, over all workers.
+        space: range or choices of each varied key of the experiment.
         sampler: how trials are proposed.
-        pruner: when a trial is given up.
-        heartbeat_seconds: how often a worker says that its trial lives.
-        grace_seconds: silence after which a trial counts as dead and is taken up by another worker.
-        max_retries: how often a trial is taken up again before it counts as failed.
+        pruner: when a trial is stopped early.
+        heartbeat_seconds: how often a worker records that its trial is running.
+        grace_seconds: time without a heartbeat after which another worker retries the trial.
+        max_retries: retries of a trial before it counts as failed.
     """
 
     description: str = ""
@@ -177,15 +177,15 @@ class SweepConfig(Section):
 
 
 class Sweep:
-    """A sweep that can be run: its settings, and the experiment they are applied to.
+    """A valid sweep: its settings and its experiment.
 
     Attributes:
-        settings: the YAML's content.
+        settings: the content of the YAML.
         base: the experiment, overrides applied.
     """
 
     def __init__(self, settings: SweepConfig, base: ExperimentConfig) -> None:
-        """Check that the experiment accepts every edge of the space.
+        """Check the experiment at every edge of the space.
 
         Raises:
             ConfigError: a key may not be varied, or a value of its range is impossible.
@@ -204,10 +204,10 @@ class Sweep:
             )
 
     def experiment(self, values: Mapping[str, Scalar], name: str | None = None) -> ExperimentConfig:
-        """The experiment of a trial.
+        """Give the experiment of a trial.
 
         Args:
-            values: key to value, as proposed.
+            values: the proposed value of each key.
             name: the trial's name; None keeps the experiment's.
 
         Raises:
@@ -231,13 +231,13 @@ class Sweep:
         return parse_config(changed, f"{self.settings.experiment} with {shown}")
 
     def definition(self) -> dict[str, Any]:
-        """Everything that trials depend on, as JSON types; their number and patience do not."""
+        """Give everything that trials depend on, as JSON types."""
         free = {"description", "trials", "heartbeat_seconds", "grace_seconds", "max_retries"}
         settings = self.settings.model_dump(mode="json", exclude=free | {"experiment", "overrides"})
         return {"experiment": self._values, **settings}
 
     def content_hash(self) -> str:
-        """Hash the definition; 64 hexadecimal characters (SHA-256)."""
+        """Hash the definition: SHA-256, 64 hexadecimal characters."""
         return identity_of_sweep(self.settings, self.base)
 
 
@@ -256,10 +256,10 @@ def load_sweep(path: Path | str, overrides: tuple[str, ...] = ()) -> Sweep:
 
     Args:
         path: the sweep's YAML.
-        overrides: ``"key=value"`` each; they win over the file.
+        overrides: ``"key=value"`` each; they override the file.
 
     Raises:
-        ConfigError: the file cannot be read, or does not describe a sweep that can be run.
+        ConfigError: the file cannot be read, or describes no valid sweep.
     """
     values = load_yaml(path, overrides, expected="`experiment:`, `trials:` and `space:`")
     settings = parse_settings(SweepConfig, values, str(path))

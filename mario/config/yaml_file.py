@@ -1,4 +1,4 @@
-"""The file that a configuration is read from: YAML, each key once, and what `--set` overrides."""
+"""Read a YAML file with unique keys, and apply the overrides of `--set`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from mario.errors import ConfigError
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML as the safe loader reads it, but a key given twice is an error, not a silent choice."""
+    """The safe loader, but a duplicate key is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Refuse duplicates, then build the mapping."""
+        """Build the mapping.
+
+        Raises:
+            ConstructorError: a key is given twice.
+        """
         seen: set[str] = set()
         for key_node, _ in node.value:
             key = str(key_node.value)
@@ -33,11 +37,11 @@ def load_yaml(
 
     Args:
         path: the file.
-        overrides: ``"key.sub=value"`` each, the value read as YAML; they win over the file.
-        expected: keys that such a file has, for the error message.
+        overrides: ``"key.sub=value"`` each, the value as YAML; they override the file.
+        expected: keys that the error message asks for.
 
     Raises:
-        ConfigError: the file cannot be read, or holds something else.
+        ConfigError: the file cannot be read, or is no mapping of keys to values.
     """
     path = Path(path)
     try:
