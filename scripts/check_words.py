@@ -20,7 +20,7 @@ EXEMPT = ("scripts/check_words.py", "tests/unit/scripts/test_check_words.py")
 #: Phrases by what to write instead.
 PHRASES = {
     r"[Tt]ake it when": "use when",
-    r"\bit went\b": "it exited, it ended",
+    r"\bit went\b(?! on)": "it exited, it ended",
     r"\bhowever it (went|goes)\b": "whether it succeeds or fails",
     r"what it is paid from": "α budget",
     r"\bpays? no (α|alpha) again\b": "spends no further α",

@@ -55,6 +55,7 @@ check "ruff check" ruff check .
 check "ruff format" ruff format --check .
 check "layers (import-linter)" lint-imports
 check "structure (cycles, class names, sizes)" python scripts/check_structure.py
+check "dead code (vulture)" python scripts/check_dead_code.py
 check "words" python scripts/check_words.py
 mapfile -t scripts < <(git ls-files '*.sh' .ci/run)
 check "shell syntax" bash -n "${scripts[@]}"
