@@ -26,8 +26,8 @@ from _report import ROOT, Row, cores, finish, print_table, spread, target
 
 from mario.evaluation.protocol import play_units
 from mario.evaluation.records import EpisodeRecord
+from mario.evaluation.seeds import units_of
 from mario.jobs.engines.dask import DaskEngine
-from mario.jobs.evaluate import units_of
 from mario.jobs.policies import LoadedPolicy, policy_from_artefact
 
 ENVIRONMENTS = 8

@@ -27,7 +27,7 @@ from gate_simulation import (
 from mario.config.experiment import load_config
 from mario.config.gate import GateRule
 from mario.errors import EvaluationError
-from mario.evaluation.alpha_budget import AlphaWealth
+from mario.evaluation.alpha_budget import AlphaBudget
 from mario.evaluation.betting import confidence_sequence, log_wealth, prior_for
 
 #: Error of each end of the sequence whose coverage is counted: the pair's is twice that.
@@ -133,15 +133,15 @@ def _check_the_sequence(
 
 
 def stream(generator: np.random.Generator, trials: int, challengers: int = 50) -> list[Row]:
-    """Streams of 50 equal challengers under the alpha account: the share with any promotion."""
-    account = AlphaWealth.open(0.05)
+    """Streams of 50 equal challengers under the α budget: the share with any promotion."""
+    budget = AlphaBudget.open(0.05)
     any_with = np.zeros(trials, dtype=bool)
     any_without = np.zeros(trials, dtype=bool)
     for _ in range(challengers):
         d = paired_clears(generator, 0.85, 0.85, trials, CAP)
-        any_with |= run_gate(d, CLEAR.with_alpha(account.next_alpha)).promoted
+        any_with |= run_gate(d, CLEAR.with_alpha(budget.next_alpha)).promoted
         any_without |= run_gate(d, CLEAR).promoted if trials <= 1000 else False
-        account = account.spend()
+        budget = budget.spend()
     row = {"kind": "stream", "cell": f"{challengers} equal challengers at .85", "primary": "clear",
            "trials": trials, **Outcome(any_with, any_with, any_with).shares()}  # fmt: skip
     if trials <= 1000:
@@ -168,10 +168,10 @@ def account_alphas(generator: np.random.Generator, trials: int) -> list[Row]:
 
 def granted(*challengers: int) -> list[tuple[int, float]]:
     """The n-th challenger since the last promotion, and its alpha of a declared .05."""
-    account, alphas = AlphaWealth.open(0.05), []
+    budget, alphas = AlphaBudget.open(0.05), []
     for _ in range(max(challengers)):
-        alphas.append(account.next_alpha)
-        account = account.spend()
+        alphas.append(budget.next_alpha)
+        budget = budget.spend()
     return [(challenger, alphas[challenger - 1]) for challenger in challengers]
 
 

@@ -2,11 +2,11 @@
 
 Definitions of Agarwal et al. 2021 ("Deep reinforcement learning at the edge of the statistical
 precipice", NeurIPS): interquartile mean, probability of improvement, performance profiles,
-percentile intervals from a bootstrap stratified by level. Checked against `rliable`, which takes
-its resamples from NumPy's global state, so that its intervals do not repeat; here the generator
-is explicit and the same seed gives the same interval.
+percentile intervals from a bootstrap stratified by level. A test compares them with `rliable`,
+which draws from NumPy's global state, so that its intervals do not repeat. Here the generator is
+explicit, and the same seed gives the same interval.
 
-Scores are always float `(runs, levels)`: one row a training seed, one column a level.
+Scores are float `(runs, levels)`: one row a training seed, one column a level.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class Interval(NamedTuple):
 
 
 def check_scores(scores: NDArray[np.floating]) -> FloatArray:
-    """Scores as float64 `(runs, levels)`.
+    """Return scores as float64 `(runs, levels)`.
 
     Raises:
-        EvaluationError: another number of axes, nothing in it, or values that are not finite.
+        EvaluationError: another number of axes, no values, or values that are not finite.
     """
     values = np.asarray(scores, dtype=np.float64)
     if values.ndim != 2 or values.size == 0 or not np.isfinite(values).all():
@@ -108,7 +108,7 @@ def performance_profile(scores: FloatArray, thresholds: FloatArray) -> FloatArra
 
 
 def resample_runs(scores: FloatArray, generator: np.random.Generator, resamples: int) -> FloatArray:
-    """Bootstrap stratified by level: for each level its own draw of runs with replacement.
+    """Resample runs with replacement, separately for each level.
 
     Args:
         scores: float `(runs, levels)`.
@@ -134,8 +134,8 @@ def bootstrap(
     """Percentile interval of a statistic of one or several score matrices.
 
     Args:
-        scores: matrices `(runs_i, levels)`; each is resampled on its own.
-        statistic: takes them with leading axes, returns `(…)` or `(…, T)`.
+        scores: matrices `(runs_i, levels)`; each is resampled separately.
+        statistic: function of the resampled matrices, with leading axes, to `(…)` or `(…, T)`.
         generator: source of the draws; the same state gives the same interval.
         resamples: R ≥ 1.
         confidence: in (0, 1).
@@ -159,7 +159,7 @@ def interval(
     resamples: int = 2_000,
     confidence: float = 0.95,
 ) -> Interval:
-    """`bootstrap` for a statistic that is one number."""
+    """Percentile interval of a statistic that is one number; see `bootstrap`."""
     point, lower, upper = bootstrap(
         scores, statistic, generator, resamples=resamples, confidence=confidence
     )

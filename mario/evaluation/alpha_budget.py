@@ -1,27 +1,28 @@
-"""Alpha wealth: keeps a stream of challengers from promoting one by sheer number of tries.
+"""The α budget: bounds false promotions over a whole stream of challengers.
 
 A gate at level .05 promotes one in twenty equal challengers; after fifty, a false promotion is
-almost certain. So the level itself is spent: the k-th challenger since the last promotion is
+almost certain. So the tests share the level: the k-th challenger since the last promotion is
 tested at
 
     alpha_k = declared * k**-1.6 / zeta(1.6)
 
-The levels sum to `declared`, hence (union bound) the chance that *any* of the equal challengers
-that come before the next promotion is promoted stays below it: of the next 50, the next 1000,
-whatever was tried before. The exponent is the one of Ramdas et al. 2018 ("SAFFRON", section 5).
-A promotion earns the account back to `declared`: the new champion begins a new stream
-(alpha-investing, Foster & Stine 2008, JRSS-B 70). The e-process threshold becomes 1 / alpha_k,
-which costs units, not validity: .0219 → 46, and the tenth challenger needs 1 820.
+The levels sum to `declared`. Hence (union bound) the chance that *any* of the equal challengers
+before the next promotion is promoted stays below it, for the next 50 as for the next 1000,
+whatever was tested before. The exponent is that of Ramdas et al. 2018 ("SAFFRON", section 5).
+A promotion restores the budget to `declared`: the new champion begins a new stream
+(alpha-investing, Foster & Stine 2008, JRSS-B 70). The threshold of the e-process becomes
+1 / alpha_k, which costs units, not validity: .0219 → 46, and the tenth challenger needs 1 820.
 
-The store keeps the account (`alpha_entries`: grant, spend, earn); here is the arithmetic.
+The ledger stores the budget's entries (`alpha_entries`: grant, spend, earn); here is the
+arithmetic.
 
-    >>> account = AlphaWealth.open(0.05)
-    >>> round(account.next_alpha, 4)
+    >>> budget = AlphaBudget.open(0.05)
+    >>> round(budget.next_alpha, 4)
     0.0219
-    >>> account = account.spend()
-    >>> round(account.next_alpha, 4), round(account.left, 4)
+    >>> budget = budget.spend()
+    >>> round(budget.next_alpha, 4), round(budget.left, 4)
     (0.0072, 0.0281)
-    >>> account.earn().left
+    >>> budget.earn().left
     0.05
 """
 
@@ -47,8 +48,8 @@ def spending_share(k: int) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class AlphaWealth:
-    """The account of one task's stream of challengers.
+class AlphaBudget:
+    """The budget of one task's stream of challengers.
 
     Attributes:
         declared: chance, in (0, 1), that any equal challenger of the stream is ever promoted.
@@ -61,8 +62,8 @@ class AlphaWealth:
     tests: int
 
     @classmethod
-    def open(cls, declared: float = 0.05) -> AlphaWealth:
-        """A new account.
+    def open(cls, declared: float = 0.05) -> AlphaBudget:
+        """A new budget.
 
         Raises:
             EvaluationError: `declared` outside (0, 1).
@@ -75,26 +76,26 @@ class AlphaWealth:
 
     @property
     def next_alpha(self) -> float:
-        """Level of the next test; give it to `GateRule.with_alpha`. Always > 0 and ≤ `left`."""
+        """Level of the next test, for `GateRule.with_alpha`; always > 0 and ≤ `left`."""
         return min(self.declared * spending_share(self.tests + 1), self.left)
 
-    def spend(self) -> AlphaWealth:
-        """The account after paying for the next test, whatever comes out of it."""
-        return AlphaWealth(self.declared, max(self.left - self.next_alpha, 0.0), self.tests + 1)
+    def spend(self) -> AlphaBudget:
+        """The budget after the next test, whatever its result."""
+        return AlphaBudget(self.declared, max(self.left - self.next_alpha, 0.0), self.tests + 1)
 
-    def earn(self) -> AlphaWealth:
-        """The account after a promotion: the ledger's, not a verdict that nobody acts upon."""
-        return AlphaWealth(self.declared, self.declared, 0)
+    def earn(self) -> AlphaBudget:
+        """The budget after a promotion in the ledger; a verdict alone restores nothing."""
+        return AlphaBudget(self.declared, self.declared, 0)
 
 
-def replay(declared: float, earned: Iterable[bool]) -> AlphaWealth:
-    """Compute the account from the ledger's entries after its grant.
+def replay(declared: float, earned: Iterable[bool]) -> AlphaBudget:
+    """Compute the budget from the ledger's entries after its grant.
 
     Args:
         declared: the granted level.
-        earned: for each entry in order, whether it refills the account; otherwise it pays a test.
+        earned: for each entry in order, whether it restores the budget; otherwise it spends.
     """
-    account = AlphaWealth.open(declared)
+    budget = AlphaBudget.open(declared)
     for earn in earned:
-        account = account.earn() if earn else account.spend()
-    return account
+        budget = budget.earn() if earn else budget.spend()
+    return budget

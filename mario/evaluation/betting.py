@@ -1,7 +1,7 @@
-"""Betting on a bounded mean: e-processes and confidence sequences, valid at any stopping time.
+"""E-processes and confidence sequences for a bounded mean, by betting; valid whenever one stops.
 
 Observations are paired differences d in [-1, 1] (challenger minus champion on the same unit). To
-test "the mean is at most m", imagine capital 1 and bet at every unit: capital is multiplied by
+test "the mean is at most m", start with capital 1 and bet at every unit: capital is multiplied by
 
     1 + theta * (d - m) / (1 + m),        0 < theta < 1.
 
@@ -9,9 +9,9 @@ The factor is never negative and, when the mean is at most m, at most 1 in expec
 a non-negative supermartingale, and by Ville's inequality it ever reaches 1/alpha with probability
 at most alpha (the capital process of Waudby-Smith & Ramdas 2024, "Estimating means of bounded
 random variables by betting", JRSS-B 86(1); Ville 1939). We split the capital once over a fixed grid
-of theta (the method of mixtures, Robbins 1970; the hedged capital of the same paper mixes in the
-same way). A fixed mixture needs no tuning while the test runs, is within a constant of the best
-theta in hindsight, and does not depend on the order of the units.
+of theta (the method of mixtures, Robbins 1970; the hedged capital of the same paper is one).
+A fixed mixture needs no tuning while the test runs, is within a constant of the best theta in
+hindsight, and does not depend on the order of the units.
 
 **Blocks.** With several levels a block holds one unit of each, in random order, and the level
 means mu_l differ. Units of a block are independent given the past, so for one theta the block's
@@ -22,10 +22,10 @@ Inside a block it is not a supermartingale: decide at the ends of blocks only.
 
 The confidence sequence inverts the test: at any time it holds every m whose capital is below the
 threshold (the same paper's confidence sequences by betting). For fixed theta, capital decreases in
-m, so each end is found by bisection. We do not intersect the intervals over time, which would be
-valid, too: the interval of one moment says what the test says at that moment, and always holds the
-average so far, for by Jensen's inequality the capital against a mean of that much is at most 1. An
-intersection can be empty, when evidence for one side was there and went away.
+m, so bisection finds each end. Intersecting the intervals over time would be valid, too. We do not,
+because the interval of one moment agrees with the test at that moment, and always contains the
+average so far: by Jensen's inequality the capital against a mean of that value is at most 1. An
+intersection is empty when there was evidence for one side that later units took back.
 
 All functions are pure; arrays are float64.
 """
@@ -43,17 +43,17 @@ from mario.evaluation.statistics import check_counts
 FloatArray = NDArray[np.float64]
 
 # The grid and its priors are part of mario-gate-v1. For a difference of clear rates of .1 to .3 the
-# best theta is .3 to .6. Progress while nobody clears also needs the greatest theta there is: its
-# differences are small and alike, and the best bet is the boldest. Scores of policies that clear
-# spread like clears and differ by less: a gain of .05 is found soonest at theta .3, and a stake on
-# the boldest bets mostly pays for lucky streaks.
+# best theta is .3 to .6. Progress without clears also needs the greatest theta: its differences are
+# small and alike, and the largest bet is the best. Scores of policies that clear spread like clears
+# and differ by less: theta .3 detects a gain of .05 soonest, and large bets mostly reward lucky
+# streaks.
 THETAS: Final[FloatArray] = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 0.99])
 PRIOR_CLEAR: Final[FloatArray] = np.array([0.05, 0.10, 0.20, 0.20, 0.20, 0.10, 0.10, 0.05])
 PRIOR_SCORE: Final[FloatArray] = np.array([0.05, 0.12, 0.18, 0.12, 0.10, 0.08, 0.08, 0.27])
 PRIOR_PROGRESS: Final[FloatArray] = np.array([0.03, 0.05, 0.10, 0.12, 0.15, 0.10, 0.10, 0.35])
-# The per-level guard has few units a level and looks for collapses: mostly the boldest bet.
+# The per-level guard has few units a level and detects collapses: mostly the largest bet.
 PRIOR_BOLD: Final[FloatArray] = np.array([0.02, 0.03, 0.05, 0.05, 0.10, 0.10, 0.15, 0.50])
-# Means times units that a confidence sequence looks at together: about 20 MB.
+# Means times units that a confidence sequence computes together: about 20 MB.
 _GRID_CELLS: Final = 100_000
 # Differences of scores are computed in floating point; this much outside [-1, 1] is rounding.
 _ROUNDING = 1e-9
@@ -126,13 +126,12 @@ def log_wealth(
 
 
 class EProcess:
-    """Capital against "mean at most `mean`", fed block by block.
+    """Capital against "mean at most `mean`", updated block by block.
 
     Attributes:
         mean: the null value.
         units: units seen.
         log_e: log capital now, after the last block.
-        max_log_e: greatest log capital at any block's end, at least 0 (the start).
     """
 
     def __init__(self, mean: float = 0.0, prior: FloatArray = PRIOR_CLEAR) -> None:
@@ -142,23 +141,16 @@ class EProcess:
         self._prior = prior
         self.units = 0
         self.log_e = 0.0
-        self.max_log_e = 0.0
         self._log_capitals: FloatArray = np.zeros(len(THETAS))
 
     def update(self, block: NDArray[np.floating] | list[float]) -> float:
-        """Bets on a whole block, float `(L,)` in [-1, 1]; returns the log capital after it."""
+        """Bet on a whole block, float `(L,)` in [-1, 1]; return the log capital after it."""
         values = _checked(block)
         # Sorted first, so that not even rounding depends on the order within a block.
         self._log_capitals += log_factors(np.sort(values), self.mean).sum(axis=-1)
         self.units += values.size
         self.log_e = float(log_mixture(self._log_capitals, self._prior))
-        self.max_log_e = max(self.max_log_e, self.log_e)
         return self.log_e
-
-    @property
-    def p_value(self) -> float:
-        """Anytime-valid p-value in (0, 1]: one over the greatest capital reached."""
-        return float(np.exp(-self.max_log_e))
 
 
 def lower_bound(
@@ -168,7 +160,7 @@ def lower_bound(
     prior: FloatArray = PRIOR_CLEAR,
     iterations: int = 50,
 ) -> float:
-    """Lower end of the confidence sequence after the last unit, at this time alone.
+    """Lower end of the confidence sequence after the last unit.
 
     Args:
         differences: float `(n,)` in [-1, 1].
@@ -195,13 +187,13 @@ def lower_bound(
 
 
 def share_bounds(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Both ends of the confidence sequence of a share of successes, at this time alone.
+    """Both ends of the confidence sequence of a share of successes, after the last trial.
 
     A success counts as 1 and a failure as -1, so that the bets use the whole range; each end errs
-    at any time with probability at most (1 - confidence) / 2. Looked at whenever a test stopped,
-    the pair covers the share with probability at least `confidence`, where Clopper and Pearson's
-    interval, made for a number of trials fixed beforehand, does not. With unlike levels it is the
-    average over levels, at the ends of blocks. No order of trials is needed, only their number.
+    at any time with probability at most (1 - confidence) / 2. Whenever a test stops, the pair
+    covers the share with probability at least `confidence`. Clopper and Pearson's interval, made
+    for a number of trials fixed beforehand, does not. With unlike levels the share is the average
+    over levels, at the ends of blocks. The order of trials does not matter.
 
     Args:
         successes: 0 … trials.
@@ -232,8 +224,8 @@ def confidence_sequence(
     """Both ends of the confidence sequence at every block's end.
 
     Each end alone errs at any time with probability at most alpha, so the pair covers the mean at
-    all times together with probability at least 1 - 2 alpha. It holds the average so far at every
-    time. The ends are rounded outwards to a grid, then the last ones are refined by bisection.
+    all times together with probability at least 1 - 2 alpha. It contains the average so far at
+    every time. The ends are rounded outwards to a grid; bisection refines the last ones.
 
     Args:
         differences: float `(n,)` in [-1, 1], n a multiple of `block`.

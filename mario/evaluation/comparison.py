@@ -1,7 +1,7 @@
-"""Compares recipes (training configurations over several seeds), not versions.
+"""Compare recipes: training configurations, each trained with several seeds.
 
-One lucky seed is not a better recipe. Each recipe comes with several independently trained runs,
-each evaluated on the same levels; the answer is the interquartile mean with a stratified
+One lucky seed is not a better recipe. Each recipe has several independently trained runs, all
+evaluated on the same levels. A comparison reports the interquartile mean with a stratified
 bootstrap interval, the probability that a run of one recipe beats a run of the other, and the
 performance profile (definitions in `aggregates.py`).
 
@@ -77,11 +77,11 @@ class Improvement:
     """Whether a later recipe beats an earlier one.
 
     Attributes:
-        better: the recipe asked about.
-        than: what it is held against.
+        better: the later recipe.
+        than: the earlier one.
         probability: chance in [0, 1] that a run of `better` beats one of `than`, with interval.
         iqm_difference: difference of the interquartile means, with interval.
-        clear_cut: the interval of the probability lies on one side of one half.
+        clear_cut: whether the interval of the probability lies on one side of one half.
     """
 
     better: str
@@ -93,17 +93,17 @@ class Improvement:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The answer of `compare_scores`; `to_dict` gives JSON types.
+    """The result of `compare_scores`.
 
     Attributes:
-        metric: which value of an episode was averaged.
+        metric: the value of an episode that was averaged.
         levels: columns.
         confidence: of every interval.
         resamples: bootstrap draws.
         recipes: one summary each, in the given order.
         improvements: every later recipe against every earlier one.
         thresholds: of the profiles.
-        warnings: what a reader should know before believing it.
+        warnings: reasons for which its intervals are too narrow.
         version: of this layout.
     """
 
@@ -118,17 +118,17 @@ class Comparison:
     version: str = COMPARISON
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; intervals become `[value, lower, upper]`."""
+        """Convert to plain JSON types; intervals become `[value, lower, upper]`."""
         return asdict(self)
 
 
 def score_matrix(
     runs: Sequence[Sequence[EpisodeRecord]], levels: Sequence[str], metric: Metric = "score"
 ) -> FloatArray:
-    """Average metric of each run on each level.
+    """Average the metric of each run on each level.
 
     Args:
-        runs: one evaluation a training seed, each a list of records.
+        runs: the records of one evaluation for each training seed.
         levels: columns.
         metric: `score`, `clear` or `progress`.
 
@@ -171,13 +171,13 @@ def compare_scores(
     resamples: int = 2_000,
     confidence: float = 0.95,
 ) -> Comparison:
-    """Compares recipes by their score matrices.
+    """Compare recipes by their score matrices.
 
     Args:
         scores: recipe name → float `(runs, levels)`; at least two recipes, the baseline first.
         levels: names of the columns.
         generator: source of every resample, in a fixed order: the same seed, the same intervals.
-        metric: named in the answer.
+        metric: named in the comparison.
         resamples: bootstrap draws.
         confidence: of the percentile intervals, in (0, 1).
 
@@ -187,6 +187,34 @@ def compare_scores(
     Raises:
         EvaluationError: fewer than two recipes, or matrices that do not fit the levels.
     """
+    matrices = _checked(scores, levels)
+    settings = {"resamples": resamples, "confidence": confidence}
+    summaries = [
+        _summary(name, matrix, levels, generator, settings) for name, matrix in matrices.items()
+    ]
+    improvements = [
+        _improvement(b, a, matrices, generator, settings)
+        for a, b in itertools.combinations(matrices, 2)
+    ]
+    few = [f"{s.name} ({s.runs})" for s in summaries if s.runs < FEW_RUNS]
+    warning = (
+        f"fewer than {FEW_RUNS} training seeds: {', '.join(few)}; bootstrap intervals are "
+        "too narrow there"
+    )
+    return Comparison(
+        metric=metric,
+        levels=tuple(levels),
+        confidence=confidence,
+        resamples=resamples,
+        recipes=tuple(summaries),
+        improvements=tuple(improvements),
+        thresholds=tuple(THRESHOLDS.tolist()),
+        warnings=(warning,) if few else (),
+    )
+
+
+def _checked(scores: Mapping[str, FloatArray], levels: Sequence[str]) -> dict[str, FloatArray]:
+    """Refuse fewer than two recipes, and matrices that do not fit the levels."""
     if len(scores) < 2:
         raise EvaluationError(
             f"got {len(scores)} recipes; expected at least two; name another configuration"
@@ -198,54 +226,30 @@ def compare_scores(
                 f"got {matrix.shape[1]} columns for recipe {name}; expected {len(levels)}, one a "
                 "level; evaluate all recipes on the same levels"
             )
-    settings = {"resamples": resamples, "confidence": confidence}
+    return matrices
 
-    def one(matrix: FloatArray, statistic: Any) -> Interval:
-        return interval([matrix], statistic, generator, resamples=resamples, confidence=confidence)
 
-    summaries = []
-    for name, matrix in matrices.items():
-        point, low, high = bootstrap(
-            [matrix],
-            lambda s: performance_profile(s, THRESHOLDS),
-            generator,
-            resamples=resamples,
-            confidence=confidence,
-        )
-        summaries.append(
-            RecipeSummary(
-                name=name,
-                runs=matrix.shape[0],
-                iqm=one(matrix, iqm),
-                mean=one(matrix, mean),
-                median=one(matrix, median),
-                per_level=dict(zip(levels, matrix.mean(axis=0).tolist(), strict=True)),
-                profile=tuple(point.tolist()),
-                profile_lower=tuple(low.tolist()),
-                profile_upper=tuple(high.tolist()),
-            )
-        )
-    improvements = [
-        _improvement(b, a, matrices, generator, settings)
-        for a, b in itertools.combinations(matrices, 2)
-    ]
-    few = [f"{s.name} ({s.runs})" for s in summaries if s.runs < FEW_RUNS]
-    return Comparison(
-        metric=metric,
-        levels=tuple(levels),
-        confidence=confidence,
-        resamples=resamples,
-        recipes=tuple(summaries),
-        improvements=tuple(improvements),
-        thresholds=tuple(THRESHOLDS.tolist()),
-        warnings=(
-            (
-                f"fewer than {FEW_RUNS} training seeds: {', '.join(few)}; bootstrap intervals are "
-                "too narrow there",
-            )
-            if few
-            else ()
-        ),
+def _summary(
+    name: str,
+    matrix: FloatArray,
+    levels: Sequence[str],
+    generator: np.random.Generator,
+    settings: Mapping[str, Any],
+) -> RecipeSummary:
+    profile = bootstrap(
+        [matrix], lambda s: performance_profile(s, THRESHOLDS), generator, **settings
+    )
+    point, low, high = (tuple(values.tolist()) for values in profile)
+    return RecipeSummary(
+        name=name,
+        runs=matrix.shape[0],
+        iqm=interval([matrix], iqm, generator, **settings),
+        mean=interval([matrix], mean, generator, **settings),
+        median=interval([matrix], median, generator, **settings),
+        per_level=dict(zip(levels, matrix.mean(axis=0).tolist(), strict=True)),
+        profile=point,
+        profile_lower=low,
+        profile_upper=high,
     )
 
 

@@ -1,18 +1,18 @@
-"""Drift: does a champion still play as it did when it became one? Pure.
+"""Drift: test whether a champion still plays as it did when it was promoted. Pure.
 
-The policy is fixed and so is the console, so an honest difference can come only from what is around
-them: another version of a library, of the console, of the protocol's code, a damaged artefact. Two
-questions are asked:
+The policy and the console are deterministic, so a real difference means that something else
+changed: a version of a library, the console, the protocol's code, or a damaged artefact. There are
+two tests:
 
-- *Does it repeat?* Some units of the promotion are played again; each must give the very same
-  trajectory. One that does not is proof, not a sample.
-- *Is it as good?* Fresh units, which nobody has looked at, are compared with a baseline: units
-  whose number was fixed beforehand, played after the promotion. Those of the promotion are no
-  baseline: the gate stopped because they went well, so the same policy scores lower on any others,
-  and that would look like a loss. The two samples are independent, so the test is Mann and
-  Whitney's on the episode score (ties allowed, normal approximation with continuity correction;
-  Mann & Whitney 1947, `scipy.stats.mannwhitneyu`) and Fisher's exact test on clears, two-sided,
-  corrected by Holm (1979) over the two and over all levels.
+- *Replay.* Some units of the promotion are played again; each must give the same trajectory. One
+  that does not proves a change.
+- *Fresh units.* New units are compared with a baseline: units whose number was fixed beforehand,
+  played after the promotion. The units of the promotion are no baseline: the gate stopped because
+  they went well, so the same policy scores lower on any others, and that would look like a loss.
+  The two samples are independent, so the tests are Mann and Whitney's on the episode score (ties
+  allowed, normal approximation with continuity correction; Mann & Whitney 1947,
+  `scipy.stats.mannwhitneyu`) and Fisher's exact test on clears, two-sided, with Holm's correction
+  (1979) over the two and over all levels.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from mario.evaluation.statistics import holm
 
 @dataclass(frozen=True)
 class Drift:
-    """What the comparison says.
+    """The result of a drift check.
 
     Attributes:
-        drifted: whether it is time for an alarm.
-        reasons: why, or why not, in words.
+        drifted: whether to raise an alarm.
+        reasons: sentences that say why or why not.
         p_value: smallest corrected p-value of the fresh units, 0 to 1.
         score_before, score_now: mean episode score, 0 to 1.
         clear_before, clear_now: share cleared, 0 to 1.
         units_before, units_now: units of each sample.
-        changed_units: replayed units whose trajectory is another one.
+        changed_units: replayed units whose trajectory differs.
         replayed_units: units that were replayed.
     """
 
@@ -63,13 +63,13 @@ def compare_drift(
     replayed: Sequence[tuple[EpisodeRecord, EpisodeRecord]] = (),
     alpha: float = 0.001,
 ) -> Drift:
-    """Compare fresh units with a baseline, and replayed units with what they were.
+    """Compare fresh units with a baseline, and replayed units with their first trajectories.
 
     Args:
-        before: the baseline: units whose number and choice did not depend on how they went.
+        before: the baseline: units whose number and choice did not depend on their results.
         now: fresh units of the same policy on the same levels.
-        replayed: units as they were played first (at the promotion), and as played again today.
-        alpha: chance of an alarm by the fresh units where nothing changed, 0 < alpha < 1.
+        replayed: units as played at the promotion, each with the same unit as played now.
+        alpha: chance that the fresh units raise an alarm although nothing changed, in (0, 1).
 
     Raises:
         EvaluationError: a sample is empty, samples share a unit, the policies or levels differ, or
@@ -100,7 +100,7 @@ def compare_drift(
     if changed:
         reasons.insert(
             0,
-            f"{len(changed)} of {len(replayed)} replayed units took another course, such as level "
+            f"{len(changed)} of {len(replayed)} replayed units have another trajectory: level "
             f"{changed[0][0]} seed {changed[0][1]}",
         )
     drifted = bool(reasons)

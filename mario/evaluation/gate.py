@@ -1,24 +1,23 @@
-"""`mario-gate-v1`: is the challenger better than the champion? Sequential, and said in numbers.
+"""`mario-gate-v1`: a sequential test of whether the challenger is better than the champion.
 
 Both policies play the same units. Two e-processes bet on the paired difference of the primary
 metric (`betting.py`): one against "no better" (mean difference ≤ 0), one against "better by the
 smallest effect of interest or more" (mean difference ≥ delta). At the end of every block:
 
 * evidence against "no better" ≥ 1/alpha → the test says `promote`; a challenger that is no better
-  is ever promoted with probability ≤ alpha, whenever one looks and stops (Ville's inequality);
+  is ever promoted with probability ≤ alpha, whenever one stops (Ville's inequality);
 * evidence against "≥ delta" ≥ 1/beta → `reject`; a challenger that is better by delta or more is
   ever stopped so with probability ≤ beta;
 * the cap is reached → `inconclusive`.
 
-A rule that waits (`min_units`, `clear_units`) decides by the evidence that is there when the wait
-is over, or at a later block's end: what was there while it waited and is gone by then decides
-nothing. So whoever is promoted is ahead on the counted units, and the confidence interval lies
-above 0.
+A rule that waits (`min_units`, `clear_units`) decides by the evidence at the end of the wait, or at
+a later block's end. Evidence that was lost again during the wait does not count. So a promoted
+challenger is ahead on the counted units, and the confidence interval lies above 0.
 
-Then the guards: one that fails turns `promote` into `reject`. Anything but `promote` keeps the
-champion. A tied unit multiplies the first evidence by exactly 1, so ties add none.
+Then the guards run: one that fails turns `promote` into `reject`. Any decision but `promote` keeps
+the champion. A tied unit multiplies the first evidence by exactly 1, so ties add no evidence.
 
-For a runner:
+Usage:
     >>> from mario.evaluation.seeds import schedule
     >>> rule = GateRule(primary="clear", max_units=60)
     >>> gate = SequentialGate(rule, levels=("1-1",))
@@ -29,8 +28,8 @@ For a runner:
     while not gate.state.done:  play the next block(s) with both policies, `gate.feed(pairs)`
     verdict = decide(all_pairs, rule, levels, networks=…)
 
-`decide` is a pure function of pairs in order of play; it runs the same `SequentialGate`, so a
-verdict can be made again from stored records.
+`decide` is a function of pairs in order of play and, for two guards, of measurements of the
+networks. It runs the same `SequentialGate`, so stored records give the same verdict again.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ from mario.evaluation.betting import (
     share_bounds,
 )
 from mario.evaluation.decision import GateDecision
-from mario.evaluation.guards.contract import Guard, Judged, Networks
+from mario.evaluation.guards.contract import Guard, GuardInput, Networks
 from mario.evaluation.guards.levels import level_results
 from mario.evaluation.records import EpisodeRecord, PairedUnit
 from mario.evaluation.statistics import clopper_pearson, paired_permutation, successes_needed
@@ -72,7 +71,7 @@ _NETWORK_GUARD = "onnx_agreement"
 
 @dataclass(frozen=True, slots=True)
 class GateState:
-    """Where the sequential test stands after a block.
+    """State of the sequential test after a block.
 
     Attributes:
         units: units counted.
@@ -95,7 +94,7 @@ class GateState:
 
 
 class SequentialGate:
-    """The test without its guards: feed pairs block by block, stop when `state.done`.
+    """The sequential test without the guards: feed pairs block by block until `state.done`.
 
     Args:
         rule: what must be shown.
@@ -106,11 +105,11 @@ class SequentialGate:
         levels: the levels.
         cap: most units that can be counted, a multiple of the number of levels.
         bound_units: units of the clear-rate bound, whole blocks; 0 where the rule asks for none.
-        state: where the test stands.
+        state: the state after the last block.
 
     Raises:
-        EvaluationError: no level or a level twice, or a rule whose numbers of units hold no
-            complete block or not the clear-rate bound.
+        EvaluationError: no level, a level twice, or a cap below one block or below the units that
+            the rule requires.
     """
 
     def __init__(self, rule: GateRule, levels: Sequence[str]) -> None:
@@ -122,7 +121,7 @@ class SequentialGate:
             )
         self.cap = rule.max_units // len(self.levels) * len(self.levels)
         size = len(self.levels)
-        # Whole blocks: which unit of a block comes first is the order's choice, not the rule's.
+        # Whole blocks, so that the order within a block changes nothing.
         bound_units = 0 if rule.clear_rate_at_least is None else -(-rule.clear_units // size) * size
         if self.cap < max(1, bound_units, rule.min_units):
             raise EvaluationError(
@@ -142,7 +141,7 @@ class SequentialGate:
             else successes_needed(bound_units, rule.clear_rate_at_least, rule.clear_confidence)
         )
         self._clears_needed = bound_units + 1 if needed is None else needed
-        # Greatest evidence of the blocks' ends where a decision could fall; 0 is the start's.
+        # Greatest evidence at the ends of blocks where a decision is possible; 0 at the start.
         self._better_max = self._futile_max = 0.0
         self.state = GateState(0, 0.0, 0.0, None, "nothing played yet")
 
@@ -150,22 +149,21 @@ class SequentialGate:
     def log_e_better_max(self) -> float:
         """Greatest log evidence against "no better" at any block's end that could promote, or now.
 
-        It is at least 0. What was there while the rule still waited does not count, since nothing
-        was decided by it.
+        It is at least 0. Evidence while the rule waited does not count, since it decided nothing.
         """
         return max(self._better_max, self._better.log_e)
 
     @property
     def log_e_futility_max(self) -> float:
-        """Greatest log evidence against "better by delta or more", in the same way."""
+        """Greatest log evidence against "better by delta or more", likewise."""
         return max(self._futile_max, self._futile.log_e)
 
     def feed(self, pairs: Sequence[PairedUnit]) -> GateState:
-        """Counts whole blocks, in order, until a decision falls.
+        """Count whole blocks, in order, until the test has decided.
 
         Args:
-            pairs: one or several blocks; within a block any order. Units after the decision (a
-                batched runner plays ahead) do not count.
+            pairs: one or several blocks; within a block any order. Units after the decision, which
+                a batched runner may have played, do not count.
 
         Returns:
             The new state.
@@ -195,14 +193,14 @@ class SequentialGate:
         return self.state
 
     def count_block(self, differences: FloatArray, cleared: Sequence[bool]) -> GateState:
-        """Counts one block given as numbers: what `feed` does with pairs, and simulations without.
+        """Count one block of numbers; simulations call it without pairs.
 
         Args:
             differences: float `(L,)` in [-1, 1], in the primary metric, one for each level.
-            cleared: `L` times whether the challenger cleared, for a rule that asks for a rate.
+            cleared: for each level whether the challenger cleared; for a rule with a clear rate.
 
         Returns:
-            The new state; the old one when the test is done already.
+            The new state; the old one when the test has decided already.
         """
         if self.state.done:
             return self.state
@@ -230,7 +228,7 @@ class SequentialGate:
             )
         if units < rule.min_units:
             return None, f"at least {rule.min_units} units are played"
-        # The evidence now, not what it once was: a lead that is lost again promotes nobody.
+        # The evidence now, not the greatest so far: a lead that is lost again does not promote.
         log_e = self._better.log_e
         better = log_e >= -math.log(rule.alpha)
         if better and units >= self.bound_units:
@@ -286,7 +284,7 @@ def decide(
     counted = _in_one_order(pairs[: gate.state.units], len(task))
     test_decision = gate.state.decision or GateDecision.INCONCLUSIVE
     results = level_results(counted, rule, task)
-    guards = _run_guards(Judged(counted, rule, gate.bound_units, results, networks), measured)
+    guards = _run_guards(GuardInput(counted, rule, gate.bound_units, results, networks), measured)
     refused = test_decision == GateDecision.PROMOTE and not all(g.passed for g in guards)
     differences = {m: np.array([p.difference(m) for p in counted]) for m in METRICS}
     primary = differences[rule.primary]
@@ -337,8 +335,8 @@ def _check_sides(pairs: Sequence[PairedUnit]) -> None:
             )
 
 
-def _run_guards(judged: Judged, measured: Sequence[GuardResult]) -> tuple[GuardResult, ...]:
-    """Run every guard of the configuration; a timed one has its first measurement."""
+def _run_guards(given: GuardInput, measured: Sequence[GuardResult]) -> tuple[GuardResult, ...]:
+    """Run every guard of the configuration; for a timed one the first measurement counts."""
     known = {result.name: result for result in measured}
     ran: list[GuardResult] = []
     for name in GUARDS:
@@ -346,7 +344,7 @@ def _run_guards(judged: Judged, measured: Sequence[GuardResult]) -> tuple[GuardR
             ran.append(known[name])
             continue
         guard: Guard = load_part("mario.evaluation.guards", name, "guard")
-        ran.extend(guard(judged))
+        ran.extend(guard(given))
     return tuple(ran)
 
 
@@ -368,10 +366,11 @@ def _evidence(
 
 
 def summarise(records: Sequence[EpisodeRecord]) -> PolicySummary:
-    """One policy over its counted episodes.
+    """Summarise one policy over its counted episodes.
 
-    The clear rate has two intervals: Clopper and Pearson's, as if the number of episodes had been
-    fixed beforehand, and the confidence sequence's, which holds whenever the test stopped.
+    The clear rate has two intervals: Clopper and Pearson's, which assumes that the number of
+    episodes was fixed beforehand, and the confidence sequence's, which is valid whenever the test
+    stopped.
     """
     clears = sum(r.cleared for r in records)
     low, high = clopper_pearson(clears, len(records))
@@ -392,7 +391,7 @@ def summarise(records: Sequence[EpisodeRecord]) -> PolicySummary:
 
 
 def _play(gate: SequentialGate, pairs: Sequence[PairedUnit]) -> list[GateState]:
-    """Feeds block by block and keeps every state."""
+    """Feed block by block and return every state."""
     path = []
     size = len(gate.levels)
     for start in range(0, len(pairs), size):
@@ -403,7 +402,7 @@ def _play(gate: SequentialGate, pairs: Sequence[PairedUnit]) -> list[GateState]:
 
 
 def _effect(differences: FloatArray, alpha: float, metric: str) -> Effect:
-    """Effect in a metric that is not tested: ends at this time alone, valid at any time."""
+    """Effect in a metric that is not tested, with the confidence sequence after the last unit."""
     prior = prior_for(metric)
     lower = lower_bound(differences, alpha, prior=prior)
     upper = -lower_bound(-differences, alpha, prior=prior)
@@ -418,7 +417,7 @@ def _reasons(
     *,
     refused: bool,
 ) -> tuple[str, ...]:
-    """Sentences, the one that decided first."""
+    """Sentences, the decisive one first."""
     size = (
         f"{rule.primary} differs by {effect.mean:+.4f} per unit, between {effect.lower:+.4f} and "
         f"{effect.upper:+.4f} (each end at {1 - rule.alpha:.4g}, at any time)"
@@ -444,12 +443,12 @@ def _e(log_e: float) -> str:
 
 
 def _exp(log_e: float) -> float:
-    """Exponential that stays a JSON number: e-values can pass the range of a float."""
+    """Exponential that stays a JSON number: e-values can exceed the range of a float."""
     return math.exp(min(log_e, 700.0))
 
 
 def _in_one_order(pairs: Sequence[PairedUnit], size: int) -> list[PairedUnit]:
-    """The same blocks, each sorted by level: the order that records are summed and named in."""
+    """Sort each block by level: the order in which records are summed."""
     blocks = (pairs[start : start + size] for start in range(0, len(pairs), size))
     return [pair for block in blocks for pair in sorted(block, key=lambda pair: pair.level)]
 

@@ -1,9 +1,9 @@
-"""`mario-eval-v1`: play units with a policy and say what happened.
+"""`mario-eval-v1`: play units with a policy and record the episodes.
 
-A unit's episode depends on (protocol, level, seed) and the policy only. The seed drives the start
-no-ops and the sticky actions through the episode's own generator, and a second generator derived
-from it draws the policy's actions where they are sampled. Nothing depends on how many units are
-played at once, in which order, on which console or on how many threads. Across machines that holds
+A unit's episode depends on (protocol, level, seed) and the policy only. The seed drives the no-ops
+at the start and the sticky actions through the episode's own generator; a second generator derived
+from it draws the policy's actions where they are sampled. How many units are played at once, in
+which order, on which console or on how many threads changes nothing. Across machines this holds
 for the console, and for whole episodes where the network gives the same answers: ONNX logits may
 differ in the last bit between the kernels of different CPUs.
 """
@@ -21,8 +21,7 @@ from mario.config.evaluation import MAX_STEPS, NO_OP_MAX_FRAMES, STICKY_PROBABIL
 from mario.config.faults import parse_settings
 from mario.config.game import ConsoleName, GameConfig
 from mario.errors import EvaluationError
-from mario.evaluation.records import EndReason as RecordedEnd
-from mario.evaluation.records import EpisodeRecord
+from mario.evaluation.records import EpisodeRecord, RecordedEnd
 from mario.game.batch.contract import BatchStep, EpisodeSpec, GameBatch
 from mario.game.batch.factory import open_batch
 from mario.game.console.contract import UInt8Array
@@ -44,8 +43,6 @@ _RECORDED_END: dict[EndReason, RecordedEnd] = {
     EndReason.TIME_OUT: "clock",
     EndReason.TRUNCATED: "steps",
 }
-
-OnRecord = Callable[[EpisodeRecord], None]
 
 
 def protocol_game(policy: Policy, console: ConsoleName = "native") -> GameConfig:
@@ -102,12 +99,12 @@ def play_units(
     threads: int = 0,
     on_step: Callable[[Observations, BatchStep], None] | None = None,
 ) -> Iterator[EpisodeRecord]:
-    """Play units and yield each one's record as soon as it has ended.
+    """Play units and yield the record of each as soon as it has ended.
 
     Args:
-        policy: who plays.
-        units: (level, seed) each; read one by one, so an endless stream can be cut short by
-            closing this generator.
+        policy: the policy.
+        units: (level, seed) each; read one by one, so closing this generator ends an endless
+            stream.
         policy_digest: identifies the policy in the records.
         environments: units played at once, ≥ 1; changes nothing but speed.
         console: which emulator; changes nothing but speed.
@@ -222,45 +219,6 @@ def _record(
         trajectory_hash=game.trajectory.hexdigest(),
         end_reason=_RECORDED_END[end],
     )
-
-
-def evaluate_units(
-    policy: Policy,
-    units: Sequence[tuple[str, int]],
-    *,
-    policy_digest: str,
-    environments: int = 8,
-    console: ConsoleName = "native",
-    threads: int = 0,
-    on_record: OnRecord | None = None,
-) -> tuple[EpisodeRecord, ...]:
-    """Play all units and return their records in the order of `units`.
-
-    Args:
-        policy: who plays.
-        units: (level, seed) each, every unit once.
-        policy_digest: identifies the policy in the records.
-        environments: units played at once.
-        console: which emulator.
-        threads: threads of the console; 0 = all cores.
-        on_record: called with each record as its episode ends, for storing and for progress.
-
-    Raises:
-        EvaluationError: see :func:`play_units`.
-    """
-    records: dict[tuple[str, int], EpisodeRecord] = {}
-    for record in play_units(
-        policy,
-        units,
-        policy_digest=policy_digest,
-        environments=environments,
-        console=console,
-        threads=threads,
-    ):
-        records[record.unit] = record
-        if on_record is not None:
-            on_record(record)
-    return tuple(records[unit] for unit in units)
 
 
 def record_frames(

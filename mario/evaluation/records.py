@@ -1,9 +1,8 @@
-"""What one evaluation episode leaves behind: frozen, versioned, serialisable records.
+"""Records of evaluation episodes: frozen, versioned, and checked when they are read.
 
-The fields are those of `mario-eval-v1`, item 5, plus what makes the record stand alone: level,
-seed, protocol version and the digest of the policy that played. The episode score (item 6) is
-never stored on trust: it is a property computed from the raw fields, and reading a record back
-recomputes it and refuses a file whose number differs.
+The fields are those of `mario-eval-v1`, item 5, with level, seed, protocol version and the digest
+of the policy that played. The episode score (item 6) is a property computed from these fields;
+reading a record recomputes it and refuses a file with another number.
 
 Example:
     >>> record = EpisodeRecord(policy_digest="ab" * 32, level="1-1", seed=7, cleared=False,
@@ -30,8 +29,9 @@ from mario.errors import EvaluationError
 
 RECORD_VERSION = 1
 
-EndReason = Literal["flag", "death", "clock", "steps"]
-END_REASONS: tuple[str, ...] = get_args(EndReason)
+#: How a record spells the game's `EndReason`.
+RecordedEnd = Literal["flag", "death", "clock", "steps"]
+RECORDED_ENDS: tuple[str, ...] = get_args(RecordedEnd)
 
 # The score is a ratio of small integers, so a recomputed value differs by rounding at most.
 _SCORE_TOLERANCE = 1e-9
@@ -110,7 +110,7 @@ class EpisodeRecord:
     shaped_return: float
     action_counts: tuple[int, ...]
     trajectory_hash: str
-    end_reason: EndReason
+    end_reason: RecordedEnd
     protocol: str = PROTOCOL
     record_version: int = RECORD_VERSION
 
@@ -137,7 +137,12 @@ class EpisodeRecord:
                     f"not negative, sum = steps = {self.steps}",
                 ),
                 ("trajectory_hash", self.trajectory_hash, bool(self.trajectory_hash), "not empty"),
-                ("end_reason", self.end_reason, self.end_reason in END_REASONS, str(END_REASONS)),
+                (
+                    "end_reason",
+                    self.end_reason,
+                    self.end_reason in RECORDED_ENDS,
+                    str(RECORDED_ENDS),
+                ),
                 (
                     "cleared",
                     self.cleared,
@@ -162,7 +167,7 @@ class EpisodeRecord:
 
     @property
     def unit(self) -> tuple[str, int]:
-        """What identifies the episode within a policy's evaluation: (level, seed)."""
+        """The identity of the episode within a policy's evaluation: (level, seed)."""
         return (self.level, self.seed)
 
     @property
@@ -182,7 +187,7 @@ class EpisodeRecord:
         return 1.0 if self.cleared else min(self.furthest_px / self.level_length_px, 1.0)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types, the recomputed `episode_score` included."""
+        """Convert to plain JSON types, with the `episode_score`."""
         data = asdict(self)
         data["action_counts"] = list(self.action_counts)
         data["episode_score"] = self.episode_score
@@ -190,11 +195,11 @@ class EpisodeRecord:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> EpisodeRecord:
-        """Reads `to_dict`'s form back and checks the score it carries.
+        """Read the form of `to_dict` back and check its score.
 
         Raises:
             EvaluationError: unknown or missing fields, impossible values, or an `episode_score`
-                that is not the one its own fields give.
+                that differs from the one computed from its fields.
         """
         values = dict(data)
         claimed = values.pop("episode_score", None)
@@ -280,12 +285,12 @@ def pair_records(
     champion: Iterable[EpisodeRecord],
     order: Sequence[tuple[str, int]] | None = None,
 ) -> tuple[PairedUnit, ...]:
-    """Joins two policies' records on their units.
+    """Join two policies' records on their units.
 
     Args:
         challenger: one record per unit, any order.
         champion: one record per unit, any order.
-        order: units in the order the gate asked for; None keeps the challenger's order.
+        order: the units in order of play; None keeps the challenger's order.
 
     Returns:
         One pair per unit, in that order.
@@ -318,7 +323,7 @@ def _by_unit(records: Iterable[EpisodeRecord], side: str) -> dict[tuple[str, int
 
 
 def write_jsonl(path: str | os.PathLike[str], records: Iterable[EpisodeRecord]) -> None:
-    """Writes one JSON object a line, aside first and renamed when complete."""
+    """Write one JSON object a line, aside first and renamed when complete."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(target.name + ".part")
@@ -329,7 +334,7 @@ def write_jsonl(path: str | os.PathLike[str], records: Iterable[EpisodeRecord]) 
 
 
 def read_jsonl(path: str | os.PathLike[str]) -> tuple[EpisodeRecord, ...]:
-    """Reads what `write_jsonl` wrote.
+    """Read what `write_jsonl` wrote.
 
     Raises:
         EvaluationError: no such file, or a line that is not a record.

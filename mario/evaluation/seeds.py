@@ -1,28 +1,29 @@
-"""Where the seeds of evaluation units come from, so that judging never meets training.
+"""Seeds of evaluation units, in three families that never overlap.
 
-Three families, disjoint from one another by construction, because the family's tag is in the seed's
-own bits:
+The families are disjoint because a tag in the seed's bits names the family:
 
-    bit 63    always 0, so that a seed also fits a signed 64-bit SQL column
-    bits 61-62  family: 1 selection, 2 screening, 3 confirmation; 0 is no family's
+    bit 63      always 0, so that a seed also fits a signed 64-bit SQL column
+    bits 61-62  family: 1 selection, 2 screening, 3 confirmation; 0 is none
     bits 0-60   SHA-256 of (scheme, family, key, level, index)
 
-Selection seeds choose checkpoints, screening seeds give a quick look, confirmation seeds decide.
-The key of a confirmation seed names the test: a digest over the challenger's digest, the
-champion's, the levels and the rule. So the seeds exist only once the weights are fixed, and nobody
-can have trained on them; asking for the same test again plays the same units, so that a second try
-is not a second chance; and a test against another champion, or under another rule, plays units on
-which the challenger was never seen. Had it the old ones, it would come to them already chosen by
-them: a challenger that was lucky there goes on being lucky there.
+Selection seeds choose checkpoints, screening seeds give a first impression, confirmation seeds
+decide. The key of a confirmation seed is the test's identity: a digest over the challenger's
+digest, the champion's, the levels and the rule.
+
+- The seeds exist only once the weights are fixed, so no policy can have trained on them.
+- The same test plays the same units again, so a second try is no second chance.
+- A test against another champion, or under another rule, plays units that the challenger has not
+  played. On the old units it would have been selected: a challenger that was lucky there would be
+  lucky again.
 
 The seed of a training configuration is a small number (below 2**61) and has tag 0. The seeds of
 training *episodes* are derived from it over all 64 bits
-(`mario.training.sb3_vec_env.episode_source`), so that three of eight carry a
-family's tag by chance, and what keeps them apart from units is chance, too: a million episodes meet
-one of ten thousand given units with probability 5e-10.
-Confirmation needs no such chance, since its seeds exist only after training.
+(`mario.training.sb3_vec_env.episode_source`), so three of eight carry a family's tag by chance, and
+only chance keeps them apart from units: a million episodes contain one of ten thousand given units
+with probability 5e-10. Confirmation does not depend on that chance, since its seeds exist only
+after training.
 
-Usage by the runner:
+Usage:
     >>> for block in schedule(("1-1",), "confirmation", key="ab" * 32, units=2):
     ...     [unit.level for unit in block]
     ['1-1']
@@ -80,9 +81,9 @@ def unit_seed(family: SeedFamily, key: str, level: str, index: int) -> int:
     """Seed of the `index`-th unit of `level` in a family.
 
     Args:
-        family: `selection`, `screening` or `confirmation`.
-        key: the test's key for `confirmation` (must not be empty; it must depend on the
-            challenger's digest); for the others any text, by convention empty.
+        family: the family.
+        key: for confirmation the test's identity, which depends on the challenger's digest; for
+            the others any text, by convention empty.
         level: `"1-1"` … `"8-4"`.
         index: ≥ 0.
 
@@ -90,7 +91,7 @@ def unit_seed(family: SeedFamily, key: str, level: str, index: int) -> int:
         An integer in [2**61, 2**63), different for different families by its bits.
 
     Raises:
-        EvaluationError: unknown family, negative index, or a confirmation seed without digest.
+        EvaluationError: unknown family, negative index, or a confirmation seed without key.
     """
     if family not in FAMILIES:
         raise EvaluationError(
@@ -109,17 +110,7 @@ def unit_seed(family: SeedFamily, key: str, level: str, index: int) -> int:
     return ((FAMILIES.index(family) + 1) << _TAG_SHIFT) | payload
 
 
-def family_of(seed: int) -> SeedFamily | None:
-    """Family whose tag a seed has, read from its bits; None for small seeds and above 2**63.
-
-    It tells evaluation seeds apart. It does not tell whether a seed is one: the seeds of training
-    episodes are 64 bits of any value.
-    """
-    tag = seed >> _TAG_SHIFT
-    return FAMILIES[tag - 1] if 1 <= tag <= len(FAMILIES) else None
-
-
-def order_generator(family: SeedFamily, key: str) -> np.random.Generator:
+def _order_generator(family: SeedFamily, key: str) -> np.random.Generator:
     """Generator of the order of levels within blocks, fixed by family and key."""
     digest = hashlib.sha256("\0".join((SEED_SCHEME, "order", family, key)).encode()).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "big")))
@@ -131,20 +122,18 @@ def schedule(
     *,
     key: str = "",
     units: int,
-    generator: np.random.Generator | None = None,
 ) -> Iterator[tuple[Unit, ...]]:
-    """Blocks of units: every block holds each level once, in random order.
+    """Yield blocks of units; every block holds each level once, in random order.
 
-    The sequential test is judged at the ends of blocks: there, whatever the differences between
-    levels, the average over levels is what is tested (see `betting.py`).
+    The sequential test decides at the ends of blocks only: there it tests the average over levels,
+    whatever the differences between them (see `betting.py`). The order within blocks is fixed by
+    family and key, so the schedule is the same on every machine.
 
     Args:
         levels: the task's levels, each once, at least one.
         family: which seeds.
         key: see `unit_seed`.
         units: upper bound on units; the last block is the last complete one within it.
-        generator: source of the order within blocks; None takes `order_generator(family, key)`,
-            which gives the same schedule on every machine.
 
     Yields:
         Tuples of `len(levels)` units.
@@ -161,7 +150,7 @@ def schedule(
             f"got {units} units for {len(levels)} levels; expected at least one unit a level; "
             "raise max_units in the rule"
         )
-    source = order_generator(family, key) if generator is None else generator
+    source = _order_generator(family, key)
     for block in range(units // len(levels)):
         order = source.permutation(len(levels))
         yield tuple(
@@ -170,9 +159,15 @@ def schedule(
         )
 
 
-def selection_units(config: ExperimentConfig) -> list[tuple[str, int]]:
+def units_of(
+    levels: Sequence[str], family: SeedFamily, key: str, count: int
+) -> tuple[tuple[str, int], ...]:
+    """The first `count` units (level, seed) of a family, in whole blocks of all levels."""
+    blocks = schedule(levels, family, key=key, units=count)
+    return tuple(unit.key for block in blocks for unit in block)
+
+
+def selection_units(config: ExperimentConfig) -> tuple[tuple[str, int], ...]:
     """The units (level, seed) that checkpoints are chosen on, at least one for each level."""
-    levels = config.level_names
-    count = max(config.selection.units, len(levels))
-    blocks = schedule(levels, SeedFamily.SELECTION, units=count)
-    return [unit.key for block in blocks for unit in block]
+    count = max(config.selection.units, len(config.level_names))
+    return units_of(config.level_names, SeedFamily.SELECTION, "", count)

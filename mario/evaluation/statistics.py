@@ -1,8 +1,8 @@
 """Fixed-sample statistics: exact intervals, paired tests, and Holm's correction.
 
-Pure: the standard library, NumPy and SciPy; randomness is always an explicit generator. What is
-valid at any stopping time is in `betting.py`; the functions here hold for a number of units that
-was fixed beforehand, and the gate reports them as secondary numbers.
+Pure: the standard library, NumPy and SciPy; randomness is always an explicit generator. These
+functions are valid for a number of units that was fixed beforehand; the gate reports them as
+secondary numbers. Statistics that are valid at any stopping time are in `betting.py`.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def exact_lower_bound(successes: int, trials: int, confidence: float = 0.95) -> 
 
 
 def successes_needed(trials: int, rate: float, confidence: float = 0.95) -> int | None:
-    """Least successes in `trials` whose exact one-sided bound is at least `rate`; None if none."""
+    """Least successes in `trials` whose exact bound is at least `rate`; None if no number is."""
     for successes in range(trials, -1, -1):
         if exact_lower_bound(successes, trials, confidence) < rate:
             return None if successes == trials else successes + 1
@@ -72,7 +72,7 @@ def successes_needed(trials: int, rate: float, confidence: float = 0.95) -> int 
 
 
 def check_counts(successes: int, trials: int, confidence: float) -> None:
-    """Refuse counts and a confidence that no interval has.
+    """Refuse counts and a confidence for which there is no interval.
 
     Raises:
         EvaluationError: impossible counts or confidence.
@@ -116,21 +116,6 @@ def paired_permutation(
         flipped = (signs * 2.0 - 1.0) @ values
         at_least += int(np.count_nonzero(flipped >= observed))
     return (1 + at_least) / (1 + resamples)
-
-
-def mcnemar_exact(wins: int, losses: int) -> float:
-    """One-sided exact McNemar test on discordant pairs (McNemar 1947, exact binomial form).
-
-    Args:
-        wins: pairs that only the challenger cleared, ≥ 0.
-        losses: pairs that only the champion cleared, ≥ 0.
-
-    Returns:
-        P(at least `wins` of wins + losses fair coins), in (0, 1]; 1 with no discordant pair.
-    """
-    if wins + losses == 0:
-        return 1.0
-    return float(stats.binom.sf(wins - 1, wins + losses, 0.5))
 
 
 def holm(p_values: Sequence[float] | NDArray[np.floating]) -> FloatArray:

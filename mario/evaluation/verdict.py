@@ -1,9 +1,9 @@
-"""What the gate answers: the verdict with every reason and number, as types, JSON and schema.
+"""The verdict of the gate with every reason and number, as types, JSON and JSON Schema.
 
-A verdict stands alone: it names the policies, the rule, what was played, the evidence after every
-block, effects with confidence sequences, clear rates, every level and every guard. `to_dict`
-and `from_dict` are inverse to each other; `VERDICT_SCHEMA` (JSON Schema 2020-12) describes the
-JSON; `docs/guides/gate.md` explains how to read it.
+A verdict is complete: it has the policies, the rule, the units, the evidence after every block,
+effects with confidence sequences, clear rates, every level and every guard. `to_dict` and
+`from_dict` are inverse to each other; `VERDICT_SCHEMA` (JSON Schema 2020-12) describes the JSON;
+`docs/guides/gate.md` explains how to read it.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ VERDICT = "mario-verdict-v1"
 
 @dataclass(frozen=True, slots=True)
 class GuardResult:
-    """One guard's answer.
+    """The result of one guard.
 
     Attributes:
-        name: which guard.
+        name: the guard, with the side where it judges each side.
         passed: False keeps the champion whatever the test says.
-        value: what was measured.
-        limit: what it was held against.
-        detail: one sentence for a person, units included.
+        value: the measured value.
+        limit: its limit in the rule.
+        detail: one sentence for people, with units.
     """
 
     name: str
@@ -49,8 +49,8 @@ class Effect:
         mean: average paired difference, in [-1, 1].
         lower: lower end of the confidence sequence, in [-1, 1].
         upper: upper end, in [-1, 1].
-        end_error: chance that one end is ever on the wrong side of the truth; the pair covers at
-            all times together with probability at least 1 - 2 end_error.
+        end_error: chance that one end is ever on the wrong side of the true mean; the pair covers
+            it at all times together with probability at least 1 - 2 end_error.
     """
 
     mean: float
@@ -61,17 +61,17 @@ class Effect:
 
 @dataclass(frozen=True, slots=True)
 class PolicySummary:
-    """One policy over the units that were counted.
+    """One policy over the counted units.
 
     Attributes:
-        digest: which policy.
+        digest: the policy's digest.
         clears: units cleared.
         clear_rate: share of units cleared, in [0, 1].
-        clear_low: lower end of Clopper and Pearson's 95% interval, as if the number of units had
-            been fixed beforehand: where the test stopped because of what it saw, it covers less.
+        clear_low: lower end of Clopper and Pearson's 95% interval. It assumes a number of units
+            that was fixed beforehand; where the test stopped early, it covers less than 95%.
         clear_high: upper end.
-        clear_low_anytime: lower end of the 95% confidence sequence, which holds whenever the test
-            stopped (`betting.share_bounds`).
+        clear_low_anytime: lower end of the 95% confidence sequence, which is valid whenever the
+            test stopped (`betting.share_bounds`).
         clear_high_anytime: upper end.
         mean_score: average episode score, in [0, 1].
         mean_progress: average share of the level covered, in [0, 1].
@@ -142,22 +142,23 @@ class EvidencePoint:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The gate's answer.
+    """The result of a gate test.
 
     Attributes:
-        decision: `promote`, `reject` or `inconclusive`; only the first moves the alias.
+        decision: only `promote` allows a promotion.
         reasons: sentences, the most important first.
-        rule: what was asked.
-        protocol: under which the episodes were played.
+        rule: the rule, with the level that the α budget granted.
+        protocol: version of the protocol that the episodes were played under.
         levels: levels of the task.
-        units: pairs that were counted.
-        units_given: pairs that were handed in; those after the stop do not count.
-        test_decision: what the sequential test alone said, before the guards.
+        units: counted pairs.
+        units_given: all pairs; those after the stop do not count.
+        test_decision: decision of the sequential test alone, before the guards.
         e_better: greatest evidence against "no better" at a block's end that could promote (not
             before `min_units` and `clear_units`), or at the last one.
-        e_futility: greatest evidence against "better by delta or more" in the same way.
+        e_futility: greatest evidence against "better by delta or more", likewise.
         p_value: anytime-valid, one over `e_better`, at most 1.
-        p_permutation: fixed-sample paired permutation test; secondary, ignores the stopping.
+        p_permutation: p-value of a fixed-sample paired permutation test; secondary, ignores the
+            stopping.
         effects: by metric.
         challenger: summary.
         champion: summary.
@@ -198,7 +199,7 @@ class Verdict:
         return self.effects[self.rule.primary]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types, valid under `VERDICT_SCHEMA`."""
+        """Convert to plain JSON types, valid under `VERDICT_SCHEMA`."""
         data = asdict(self)
         data["rule"] = self.rule.to_dict()
         for name in ("reasons", "levels", "level_results", "guards", "path"):
@@ -208,7 +209,7 @@ class Verdict:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Verdict:
-        """Reads `to_dict`'s form back.
+        """Read the form of `to_dict` back.
 
         Raises:
             EvaluationError: another layout, or fields missing or unknown.
@@ -240,7 +241,7 @@ class Verdict:
 
 
 def _summary(values: Mapping[str, Any], units: int) -> PolicySummary:
-    """One side; a verdict of before the confidence sequence has what it takes to add it."""
+    """Read one side; verdicts from before the confidence sequence get it computed."""
     lower, upper = share_bounds(values["clears"], units)
     added = {"clear_low_anytime": lower, "clear_high_anytime": upper}
     return PolicySummary(**{**added, **values})

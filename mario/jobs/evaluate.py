@@ -11,7 +11,7 @@ import numpy as np
 from mario.config.evaluation import PROTOCOL
 from mario.config.game import ConsoleName
 from mario.evaluation.records import EpisodeRecord
-from mario.evaluation.seeds import SeedFamily, schedule
+from mario.evaluation.seeds import SeedFamily, units_of
 from mario.evaluation.statistics import clopper_pearson
 from mario.jobs.engines.contract import EvaluationEngine
 from mario.jobs.engines.local import LOCAL
@@ -147,14 +147,6 @@ def evaluate_family(
         engine=engine,
         on_progress=on_progress,
     )
-
-
-def units_of(
-    levels: Sequence[str], family: SeedFamily, source: str, count: int
-) -> tuple[tuple[str, int], ...]:
-    """List the first `count` units of a seed family, rounded down to whole blocks of all levels."""
-    blocks = schedule(levels, family, key=source, units=count)
-    return tuple(unit.key for block in blocks for unit in block)
 
 
 def summary_line(loaded: LoadedPolicy, records: Sequence[EpisodeRecord]) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from mario.config.experiment import ExperimentConfig
 from mario.errors import CheckpointError
 from mario.evaluation.protocol import play_units
-from mario.evaluation.seeds import SeedFamily, schedule
+from mario.evaluation.seeds import SeedFamily, units_of
 from mario.game.batch.contract import BatchStep
 from mario.game.console.contract import UInt8Array
 from mario.jobs.provenance import git_commit
@@ -73,8 +73,7 @@ def _observations(config: ExperimentConfig, algorithm: Algorithm) -> UInt8Array:
     policy = TorchPolicy(algorithm, config, "sample")
     seen: list[UInt8Array] = []
     count = max(8, len(config.level_names))
-    blocks = schedule(config.level_names, SeedFamily.SELECTION, units=count)
-    units = [unit.key for block in blocks for unit in block]
+    units = units_of(config.level_names, SeedFamily.SELECTION, "", count)
 
     def keep(observations: UInt8Array, step: BatchStep) -> None:
         seen.extend(observations[step.active])

@@ -12,7 +12,7 @@ from mario.config.gate import GATE, TIMED_GUARDS, GateRule
 from mario.config.identities import identity_of_test
 from mario.config.levels import model_name, task_of_model
 from mario.errors import EvaluationError
-from mario.evaluation.alpha_budget import AlphaWealth, replay
+from mario.evaluation.alpha_budget import AlphaBudget, replay
 from mario.evaluation.gate import SequentialGate, decide
 from mario.evaluation.records import PairedUnit, pair_records
 from mario.evaluation.seeds import SeedFamily, Unit, schedule
@@ -96,15 +96,15 @@ def judge(
 ) -> GateOutcome:
     """Play confirmation units with both policies until the gate decides, and store the verdict.
 
-    The seeds are derived from the test (challenger, champion, levels, rule), so the same test meets
-    the same units however often it is asked for, and an interrupted one goes on where it was. It
-    is paid for from the task's alpha wealth. Another champion, rule or set of levels is another
-    test: it costs again, and meets units on which nobody has seen the challenger (docs/adr/0005).
+    The seeds are derived from the test's identity (challenger, champion, levels, rule): the same
+    test always plays the same units, and an interrupted one resumes with its stored episodes. It
+    spends α from the task's budget once. Another champion, rule or set of levels is another test:
+    it spends α again, and plays units on which nobody has seen the challenger (docs/adr/0005).
 
     Args:
         challenger: the version under test.
-        champion: whom it must beat.
-        rule: what must be shown; its alpha is what the whole stream of challengers may use.
+        champion: the policy that it must beat.
+        rule: what must be shown; its alpha is the level of the whole stream of challengers.
         task: names the registered model.
         levels: the task's levels.
         store: keeps episodes and verdict.
@@ -123,9 +123,9 @@ def judge(
             "champion has nothing to prove against itself"
         )
     model = model_name(task)
-    SequentialGate(rule, levels)  # refuses an impossible rule before it is paid for
+    SequentialGate(rule, levels)  # refuses an impossible rule before α is spent
     test_key = identity_of_test(challenger.digest, champion.digest, levels, rule)
-    rule = rule.with_alpha(_pay_for_test(store, model, test_key, rule.alpha))
+    rule = rule.with_alpha(_spend_alpha(store, model, test_key, rule.alpha))
     played = play_gate(
         challenger,
         champion,
@@ -143,7 +143,7 @@ def judge(
         rule,
         levels,
         networks=NetworkMeasurements.of(challenger, champion),
-        # A second measurement would be a second chance.
+        # A second measurement would be a second chance to pass.
         measured=measured_before(store, model, challenger, champion, test_key),
     )
     stored = store.evaluations.record_verdict(
@@ -191,7 +191,7 @@ def play_gate(
     engine: EvaluationEngine = LOCAL,
     on_units: OnUnits | None = None,
 ) -> PlayedGate:
-    """Play the test's confirmation units, stored ones not again, until it has decided."""
+    """Play the test's confirmation units until it has decided; stored episodes are reused."""
     gate = SequentialGate(rule, levels)
     blocks = schedule(levels, SeedFamily.CONFIRMATION, key=test_key, units=gate.cap)
     keys = [
@@ -291,11 +291,11 @@ def _without_times(verdict: Verdict) -> dict[str, object]:
     return values
 
 
-def _pay_for_test(store: ExperimentStore, model: str, test_key: str, declared: float) -> float:
-    """Take the level of this test from the model's alpha wealth; a test is paid for once.
+def _spend_alpha(store: ExperimentStore, model: str, test_key: str, declared: float) -> float:
+    """Spend the level of this test from the model's α budget, once for each test.
 
-    The rule's alpha is what a whole stream of challengers may use (see
-    `mario.evaluation.alpha_budget`).
+    The rule's alpha is the level of the whole stream of challengers
+    (`mario.evaluation.alpha_budget`).
     """
     granted = store.ledger.grant_alpha(model, declared).amount
     if abs(granted - declared) > 1e-12:
@@ -304,12 +304,12 @@ def _pay_for_test(store: ExperimentStore, model: str, test_key: str, declared: f
             "opened with and that all its challengers share; set gate.alpha to that"
         )
     return store.ledger.spend_alpha(
-        model, test_key, lambda entries: _account(entries).next_alpha
+        model, test_key, lambda entries: _budget(entries).next_alpha
     ).amount
 
 
-def _account(entries: Sequence[AlphaEntry]) -> AlphaWealth:
-    """A model's account as its entries give it; the grant says the declared level."""
+def _budget(entries: Sequence[AlphaEntry]) -> AlphaBudget:
+    """A model's α budget after the ledger's entries; the grant has the declared level."""
     grant, *later = entries
     return replay(grant.amount, (entry.kind == AlphaKind.EARN for entry in later))
 
@@ -318,8 +318,8 @@ def _rounds(blocks: Iterator[tuple[Unit, ...]], environments: int) -> Iterator[l
     """Group blocks so that each round keeps about `environments` games busy.
 
     A round ends with its longest episode, while other games wait, and the store is read anew for
-    each. A test that goes on for long therefore has longer rounds: up to an eighth of what was
-    played before, which is the most that can have been played for nothing when it stops.
+    each. A long test therefore has longer rounds: up to an eighth of the units played before, which
+    is the most that can be wasted when it stops.
     """
     first = next(blocks, None)
     if first is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from mario.config.evaluation import FRAME_SKIP
 from mario.errors import RegistryError
 from mario.game.smb.actions import Action, action_set
 from mario.jobs.context import JobContext
@@ -85,7 +86,7 @@ def load_policy(
         ArtefactError: the version's artefact is missing or broken.
     """
     if reference == "random":
-        return random_policy(action_set("simple"), frame_skip=4)
+        return random_policy(action_set("simple"), frame_skip=FRAME_SKIP)
     folder = Path(reference)
     if folder.is_dir() or "/" in reference:
         return policy_from_artefact(folder, threads=threads, check_golden=check_golden)

@@ -11,12 +11,11 @@ from mario.config.levels import task_of_model
 from mario.errors import EvaluationError
 from mario.evaluation.protocol import record_frames
 from mario.evaluation.records import EpisodeRecord, PairedUnit, pair_records
-from mario.evaluation.seeds import SeedFamily
+from mario.evaluation.seeds import SeedFamily, units_of
 from mario.evaluation.verdict import Verdict
 from mario.files import write_whole
 from mario.game.video import write_mp4
 from mario.jobs.context import JobContext
-from mario.jobs.evaluate import units_of
 from mario.jobs.policies import LoadedPolicy, load_policy
 from mario.pages.layout import write_page
 from mario.pages.verdict_page import Video, pick_episodes, render_verdict

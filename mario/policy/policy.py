@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from mario.config.evaluation import FRAME_SKIP
 from mario.game.smb.actions import Action
 from mario.game.smb.observations.contract import ObservationKind, Observations
 from mario.game.smb.observations.pixels import OBSERVATION
@@ -161,7 +162,7 @@ def softmax(logits: npt.NDArray[np.floating]) -> Float32Array:
 class RandomPolicy:
     """Chooses uniformly; the baseline that a first champion must beat."""
 
-    def __init__(self, actions: Sequence[Action], frame_skip: int = 4) -> None:
+    def __init__(self, actions: Sequence[Action], frame_skip: int = FRAME_SKIP) -> None:
         """Make a policy that chooses uniformly from ``actions`` every ``frame_skip`` frames."""
         self._actions = tuple(actions)
         self._frame_skip = frame_skip

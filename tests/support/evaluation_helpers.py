@@ -4,8 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
+from mario.evaluation.protocol import play_units
 from mario.evaluation.records import EpisodeRecord, PairedUnit
+from mario.policy.policy import Policy
+
+
+def evaluate_units(
+    policy: Policy, units: Sequence[tuple[str, int]], **more: Any
+) -> tuple[EpisodeRecord, ...]:
+    """Play units under the protocol, and return their records in the order of `units`."""
+    records = {each.unit: each for each in play_units(policy, units, **more)}
+    return tuple(records[unit] for unit in units)
 
 
 def record(policy: str = "a" * 64, level: str = "1-1", seed: int = 1, **changes) -> EpisodeRecord:

@@ -13,8 +13,8 @@ from tests.support.recipes import run
 
 _PLAY = """
 import sys
-from mario.evaluation.protocol import evaluate_units
 from mario.policy.onnx import OnnxPolicy
+from tests.support.evaluation_helpers import evaluate_units
 
 policy = OnnxPolicy.from_folder(sys.argv[1])
 policy.check_golden()

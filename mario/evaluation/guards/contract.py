@@ -46,7 +46,7 @@ class Networks(Protocol):
 
 
 @dataclass(frozen=True)
-class Judged:
+class GuardInput:
     """What a guard judges.
 
     Attributes:
@@ -67,6 +67,6 @@ class Judged:
 class Guard(Protocol):
     """The function `guard` of a guard's module; pure but for the measurements it asks for."""
 
-    def __call__(self, judged: Judged) -> Sequence[GuardResult]:
+    def __call__(self, given: GuardInput) -> Sequence[GuardResult]:
         """Judge; no result where the guard does not apply."""
         ...

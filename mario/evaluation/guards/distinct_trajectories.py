@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mario.evaluation.guards.contract import Judged
+from mario.evaluation.guards.contract import GuardInput
 from mario.evaluation.records import EpisodeRecord
 from mario.evaluation.verdict import GuardResult
 
 
-def guard(judged: Judged) -> tuple[GuardResult, GuardResult]:
+def guard(given: GuardInput) -> tuple[GuardResult, GuardResult]:
     """Refuse copies on either side: the test would count them as new evidence.
 
     Value: share of episodes whose trajectory already occurred on the same level under another seed.
     """
-    limit = judged.rule.max_duplicate_share
+    limit = given.rule.max_duplicate_share
     return (
-        _check([pair.challenger for pair in judged.pairs], limit, "challenger"),
-        _check([pair.champion for pair in judged.pairs], limit, "champion"),
+        _check([pair.challenger for pair in given.pairs], limit, "challenger"),
+        _check([pair.champion for pair in given.pairs], limit, "champion"),
     )
 
 

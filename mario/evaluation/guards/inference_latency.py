@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from mario.errors import EvaluationError
-from mario.evaluation.guards.contract import Judged
+from mario.evaluation.guards.contract import GuardInput
 from mario.evaluation.verdict import GuardResult
 
 
-def guard(judged: Judged) -> tuple[GuardResult, ...]:
+def guard(given: GuardInput) -> tuple[GuardResult, ...]:
     """Refuse a slow network; value: ratio of medians, because a busy machine makes long tails.
 
     It does not apply to an artefact without recorded observations, which the guard
@@ -18,7 +18,7 @@ def guard(judged: Judged) -> tuple[GuardResult, ...]:
     Raises:
         EvaluationError: a side without positive times.
     """
-    times = None if judged.networks is None else judged.networks.call_times()
+    times = None if given.networks is None else given.networks.call_times()
     if times is None:
         return ()
     mine, theirs = (np.asarray(seconds, np.float64) for seconds in times)
@@ -28,6 +28,6 @@ def guard(judged: Judged) -> tuple[GuardResult, ...]:
             "all > 0 seconds; time both policies on the same observations"
         )
     a, b = float(np.median(mine)), float(np.median(theirs))
-    limit = judged.rule.max_latency_ratio
+    limit = given.rule.max_latency_ratio
     detail = f"median {a * 1e3:.3f} ms against {b * 1e3:.3f} ms of the champion"
     return (GuardResult("inference_latency", a / b <= limit, a / b, limit, detail),)

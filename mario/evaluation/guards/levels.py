@@ -15,27 +15,27 @@ from mario.evaluation.betting import (
     lower_bound,
     prior_for,
 )
-from mario.evaluation.guards.contract import Judged
+from mario.evaluation.guards.contract import GuardInput
 from mario.evaluation.records import PairedUnit
 from mario.evaluation.statistics import holm
 from mario.evaluation.verdict import GuardResult, LevelResult
 
 
-def guard(judged: Judged) -> tuple[GuardResult]:
+def guard(given: GuardInput) -> tuple[GuardResult]:
     """Refuse a challenger whose loss on a level is proven; value: least corrected p-value.
 
     It is a test of inferiority: it passes a challenger whose loss is not proven, and proves no
     level non-inferior, for which the evidence would have to run the other way and few units could
     not pass. A challenger that passes with 12 units a level may be somewhat worse there.
     """
-    limit = judged.rule.level_alpha
-    least = min(result.p_holm for result in judged.level_results)
-    worse = [result.level for result in judged.level_results if result.p_holm <= limit]
+    limit = given.rule.level_alpha
+    least = min(result.p_holm for result in given.level_results)
+    worse = [result.level for result in given.level_results if result.p_holm <= limit]
     detail = (
         f"significantly worse on {', '.join(worse)} (least corrected p {least:.2g})"
         if worse
         else "no level significantly worse (least corrected p "
-        f"{least:.2g} over {len(judged.level_results)})"
+        f"{least:.2g} over {len(given.level_results)})"
     )
     return (GuardResult("levels", not worse, least, limit, detail),)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from mario.errors import EvaluationError
-from mario.evaluation.guards.contract import Judged
+from mario.evaluation.guards.contract import GuardInput
 from mario.evaluation.verdict import GuardResult
 
 
-def guard(judged: Judged) -> tuple[GuardResult, ...]:
+def guard(given: GuardInput) -> tuple[GuardResult, ...]:
     """Refuse an export that differs from the policy that was trained.
 
     Value: greatest absolute difference of logits (the greatest float where one is not finite).
@@ -17,10 +17,10 @@ def guard(judged: Judged) -> tuple[GuardResult, ...]:
     Raises:
         EvaluationError: shapes differ or nothing was compared.
     """
-    if judged.networks is None:
+    if given.networks is None:
         return ()
-    limit = judged.rule.max_logit_difference
-    answers = judged.networks.answers()
+    limit = given.rule.max_logit_difference
+    answers = given.networks.answers()
     if answers is None:
         missing = "the artefact has no golden answers, so nothing was compared; export it again"
         return (GuardResult("onnx_agreement", False, 0.0, limit, missing),)

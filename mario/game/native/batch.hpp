@@ -20,13 +20,14 @@ namespace nes {
 
 enum class EndReason : std::int8_t { kRunning = 0, kFlag, kDeath, kTimeOut, kTruncated };
 
+// Every value is given by the caller; mario.config.game.GameConfig has the defaults.
 struct BatchSettings {
   std::vector<Byte> buttons;  // of each action
-  int frame_skip = 4;
+  int frame_skip = 1;
   bool max_pool = false;
-  std::int64_t no_op_max_frames = 30;
-  double sticky_probability = 0.25;
-  std::int32_t max_steps = 3000;
+  std::int64_t no_op_max_frames = 0;
+  double sticky_probability = 0.0;
+  std::int32_t max_steps = 1;
   std::int32_t stuck_limit_steps = 0;  // 0: never
   int threads = 1;
 };

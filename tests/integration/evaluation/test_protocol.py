@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from mario.errors import ConfigError, EvaluationError
-from mario.evaluation.protocol import evaluate_units, play_units, protocol_game, record_frames
+from mario.evaluation.protocol import play_units, protocol_game, record_frames
 from mario.evaluation.seeds import schedule
 from mario.game.smb.actions import action_set
 from mario.jobs.policies import policy_from_artefact
 from mario.policy.policy import RandomPolicy
+from tests.support.evaluation_helpers import evaluate_units
 from tests.support.onnx_networks import write_test_artefact
 
 ACTIONS = action_set("simple")

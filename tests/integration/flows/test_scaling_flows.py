@@ -158,7 +158,8 @@ def wait_for_a_trial(context: JobContext, flow_run: subprocess.Popen[bytes]) -> 
 @pytest.mark.usefixtures("server")
 def test_an_evaluation_on_a_dask_cluster_of_the_flow(context: JobContext, tmp_path: Path) -> None:
     from flows import distributed_evaluation as fan_out
-    from mario.jobs.evaluate import evaluate_stored, evaluation_key, units_of
+    from mario.evaluation.seeds import units_of
+    from mario.jobs.evaluate import evaluate_stored, evaluation_key
     from mario.jobs.policies import policy_from_artefact
     from mario.jobs.register import register_run
     from tests.support.killed_pipeline import RUN_ID, config

@@ -11,9 +11,10 @@ import pytest
 
 from mario.config.gate import GateRule
 from mario.errors import ArtefactError, EvaluationError, PromotionConflict, RegistryError
+from mario.evaluation.seeds import units_of
 from mario.evaluation.verdict import VERDICT_SCHEMA, Verdict
 from mario.jobs.context import JobContext, JobSettings
-from mario.jobs.evaluate import evaluate_stored, evaluation_key, units_of
+from mario.jobs.evaluate import evaluate_stored, evaluation_key
 from mario.jobs.gate import champion_for, judge, repeat_verdict
 from mario.jobs.pipeline import gate_stage
 from mario.jobs.policies import load_policy, policy_from_artefact

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from mario.evaluation.guards.contract import Judged
+from mario.evaluation.guards.contract import GuardInput
 from mario.evaluation.verdict import GuardResult
 
 
-def guard(judged: Judged) -> tuple[GuardResult]:
+def guard(given: GuardInput) -> tuple[GuardResult]:
     """Refuse slow play; value: median length of the challenger's episodes, in steps."""
-    median = float(np.median([pair.challenger.steps for pair in judged.pairs]))
-    limit = judged.rule.max_median_steps
+    median = float(np.median([pair.challenger.steps for pair in given.pairs]))
+    limit = given.rule.max_median_steps
     detail = f"half of the challenger's episodes take {median:.0f} steps or more"
     return (GuardResult("episode_length", median <= limit, median, float(limit), detail),)
 '''

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from mario.config.gate import GateRule
 from mario.errors import EvaluationError
@@ -15,7 +16,7 @@ from mario.evaluation.betting import PRIOR_BOLD
 from mario.evaluation.gate import SequentialGate
 from mario.evaluation.guards.levels import level_results
 from mario.evaluation.records import PairedUnit
-from mario.evaluation.statistics import mcnemar_exact, paired_permutation
+from mario.evaluation.statistics import paired_permutation
 from tests.support.evaluation_helpers import clear_pairs, record
 from tests.support.paths import ROOT
 
@@ -107,6 +108,11 @@ def test_unlike_levels_average_to_their_effects():
     blocks = d.reshape(-1, 4)
     # Had every unit a level of its own choice, the sum of a block would spread more.
     assert blocks.sum(axis=1).var() < 0.95 * 4 * d.var()
+
+
+def mcnemar_exact(wins: int, losses: int) -> float:
+    """McNemar's exact test, one-sided: the sign test on discordant pairs."""
+    return float(binomtest(wins, wins + losses, alternative="greater").pvalue)
 
 
 def test_real_pairs_keep_what_a_seed_does_to_both():

@@ -39,7 +39,7 @@ def test_wealth_is_the_mixture_of_products_computed_by_hand():
     process = EProcess(0.1)
     process.update(d[:2])
     assert process.update(d[2:]) == pytest.approx(math.log(expected), abs=1e-12)
-    assert process.p_value == 1.0
+    assert process.units == 3
 
 
 def test_expected_wealth_under_the_null_is_exactly_one():

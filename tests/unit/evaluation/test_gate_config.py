@@ -6,8 +6,7 @@ import pytest
 
 from mario.config.gate import GateRule
 from mario.config.identities import identity_of_test
-from mario.evaluation.seeds import schedule
-from mario.jobs.evaluate import units_of
+from mario.evaluation.seeds import schedule, units_of
 from mario.jobs.gate import _rounds
 
 

@@ -17,12 +17,13 @@ from mario.config.gate import GateRule
 from mario.config.identities import identity_of_test
 from mario.errors import ArtefactError, ConfigError, EvaluationError
 from mario.evaluation.records import EpisodeRecord
+from mario.evaluation.seeds import units_of
 from mario.game.smb.actions import action_set
 from mario.jobs.engines.contract import EvaluationEngine
 from mario.jobs.engines.dask import DaskEngine, payload_of, play_on_worker, shares
 from mario.jobs.engines.factory import open_engine
 from mario.jobs.engines.local import LOCAL
-from mario.jobs.evaluate import evaluate_stored, evaluation_key, units_of
+from mario.jobs.evaluate import evaluate_stored, evaluation_key
 from mario.jobs.gate import play_gate
 from mario.jobs.policies import LoadedPolicy, policy_from_artefact, random_policy
 from mario.policy.artefact import MANIFEST_FILE, ONNX_FILE
