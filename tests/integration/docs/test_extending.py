@@ -83,5 +83,7 @@ def test_the_parts_train_and_play(tree: Path) -> None:
         algorithm={"name": "a2c", "n_steps": 16},
         game={"actions": "hops", "reward": {"name": "calm"}, "max_steps": 12},
         task="1-1-basics",
+        sinks={"mlflow": False, "prometheus": False, "csv_file": ";"},
     )
+    assert "selection/score" in (folder / "numbers.csv").read_text()
     assert play_in(tree, folder) == 3
