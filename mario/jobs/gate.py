@@ -1,4 +1,4 @@
-"""Gate: challenger and champion play the same confirmation units until the test has decided."""
+"""Gate: challenger and champion play the same confirmation units until the test decides."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from mario.store.records import AlphaEntry, NewVerdict
 from mario.store.store import ExperimentStore
 from mario.store.vocabulary import AlphaKind
 
-#: A round of units is at most one in so many of those played before, or what keeps the games busy.
+#: A round has at most this fraction (one in …) of the units played before, or what fills the games.
 _PLAYED_AHEAD = 8
 
 OnUnits = Callable[[int, int, float], None]
@@ -39,10 +39,10 @@ class GateOutcome:
 
     Attributes:
         verdict_id: its id in the store.
-        verdict: every number of it.
-        pairs: what was played, in order; those after the stop are not counted.
-        challenger: who was judged.
-        champion: against whom.
+        verdict: the verdict, with every number.
+        pairs: the pairs in order of play; those after the stop are not counted.
+        challenger: the version under test.
+        champion: the policy that it was tested against.
     """
 
     verdict_id: str
@@ -74,7 +74,7 @@ def load_challenger(reference: str, task: str, context: JobContext) -> LoadedPol
 
 
 def champion_for(challenger: LoadedPolicy, task: str, context: JobContext) -> LoadedPolicy:
-    """The champion as the ledger has it now, or the random policy while there is none."""
+    """Load the current champion of the ledger; without one, the random policy."""
     current = context.store.ledger.champion(model_name(task))
     if current is None:
         return random_policy(challenger.policy.actions, challenger.policy.frame_skip)
@@ -106,21 +106,21 @@ def judge(
         champion: the policy that it must beat.
         rule: what must be shown; its alpha is the level of the whole stream of challengers.
         task: names the registered model.
-        levels: the task's levels.
+        levels: the levels of the task.
         store: keeps episodes and verdict.
-        environments: units played at once by each.
-        console: which emulator.
+        environments: units that one process plays at once.
+        console: the console.
         engine: where units are played; changes no number.
         on_units: called with (units counted, cap, p-value so far) after every round.
 
     Raises:
         EvaluationError: both are the same policy, or the rule's alpha is not the task's.
-        StoreError: the store does not take the records.
+        StoreError: the store is unreachable.
     """
     if challenger.digest == champion.digest:
         raise EvaluationError(
             f"got {challenger.label} as challenger and as champion; expected two policies; a "
-            "champion has nothing to prove against itself"
+            "champion is not tested against itself"
         )
     model = model_name(task)
     SequentialGate(rule, levels)  # refuses an impossible rule before α is spent
@@ -165,12 +165,12 @@ def judge(
 
 @dataclass(frozen=True)
 class PlayedGate:
-    """The units of a judgement.
+    """The units that a test played.
 
     Attributes:
-        pairs: what was played, in order.
-        challenger_evaluation_id: the challenger's side in the store.
-        champion_evaluation_id: the champion's.
+        pairs: the pairs, in order of play.
+        challenger_evaluation_id: the challenger's evaluation in the store.
+        champion_evaluation_id: the champion's evaluation in the store.
     """
 
     pairs: tuple[PairedUnit, ...]
@@ -232,21 +232,22 @@ def play_gate(
 def repeat_verdict(
     verdict_id: str, context: JobContext, *, console: ConsoleName = "native"
 ) -> tuple[bool, Verdict]:
-    """Play a stored verdict's units anew, nothing taken from the store, and decide again.
+    """Replay the units of a stored verdict without the store's records, and decide again.
 
-    Costs no alpha and stores nothing.
+    This spends no α and stores nothing.
 
     Args:
         verdict_id: a stored verdict.
         context: store and registry.
-        console: which emulator.
+        console: the console.
 
     Returns:
-        Whether every number came out the same (latency aside, which is measured), and the verdict.
+        Whether every number is the same, measured times aside, and the new verdict.
 
     Raises:
         EvaluationError: the challenger was no registered version.
-        StoreError: no such verdict. RegistryError, ArtefactError: a side cannot be had any more.
+        StoreError: there is no such verdict.
+        RegistryError, ArtefactError: a policy cannot be loaded any more.
     """
     stored = context.store.evaluations.verdict(verdict_id)
     test_key = context.store.evaluations.test_key(stored)
@@ -254,11 +255,11 @@ def repeat_verdict(
         raise EvaluationError(
             f"got the verdict {verdict_id} on {stored.challenger_digest[:12]}, which was no "
             "registered version; expected one, whose artefact can be loaded again; register it and "
-            "judge it with `mario gate`"
+            "test it with `mario gate`"
         )
     before = Verdict.from_dict(dict(stored.detail))
     task = task_of_model(stored.model)
-    # What a network answers is a guard with a number in the verdict, here as when it was made.
+    # A guard checks the answers of the network, as in the first test.
     challenger = load_policy(str(stored.challenger_version), task, context, check_golden=False)
     champion = (
         random_policy(challenger.policy.actions, challenger.policy.frame_skip)
@@ -281,7 +282,7 @@ def repeat_verdict(
 
 
 def _without_times(verdict: Verdict) -> dict[str, object]:
-    """A verdict's numbers without measured times and without units that were played ahead."""
+    """The numbers of a verdict without measured times and units played in advance."""
     values = verdict.to_dict()
     values.pop("units_given")
     values["guards"] = [
@@ -300,8 +301,8 @@ def _spend_alpha(store: ExperimentStore, model: str, test_key: str, declared: fl
     granted = store.ledger.grant_alpha(model, declared).amount
     if abs(granted - declared) > 1e-12:
         raise EvaluationError(
-            f"got alpha={declared:g} in the rule; expected {granted:g}, the level that {model} was "
-            "opened with and that all its challengers share; set gate.alpha to that"
+            f"got alpha={declared:g} in the rule; expected {granted:g}, the budget of {model}, "
+            "which all its challengers share; set gate.alpha to that"
         )
     return store.ledger.spend_alpha(
         model, test_key, lambda entries: _budget(entries).next_alpha
@@ -335,7 +336,7 @@ def _rounds(blocks: Iterator[tuple[Unit, ...]], environments: int) -> Iterator[l
 
 
 def verdict_lines(outcome: GateOutcome) -> list[str]:
-    """Say a verdict in a few lines."""
+    """Describe a verdict in a few lines."""
     verdict = outcome.verdict
     ours, theirs = verdict.challenger, verdict.champion
     return [

@@ -9,9 +9,11 @@ from mario.config.evaluation import FRAME_SKIP
 from mario.errors import RegistryError
 from mario.game.smb.actions import Action, action_set
 from mario.jobs.context import JobContext
+from mario.jobs.versions import fetch_version
 from mario.policy.artefact import Artefact, load_artefact
 from mario.policy.onnx import OnnxPolicy
 from mario.policy.policy import Policy, RandomPolicy
+from mario.tracking.mlflow_client import CHALLENGER, CHAMPION
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,7 @@ def load_policy(
     folder = Path(reference)
     if folder.is_dir() or "/" in reference:
         return policy_from_artefact(folder, threads=threads, check_golden=check_golden)
-    from mario.jobs.versions import fetch_version
-
-    if reference not in ("champion", "challenger") and not reference.isdigit():
+    if reference not in (CHAMPION, CHALLENGER) and not reference.isdigit():
         raise RegistryError(
             f"got policy {reference!r}; expected champion, challenger, a version number, random "
             "or an artefact folder; `mario registry list` shows the versions"
