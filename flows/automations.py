@@ -17,7 +17,8 @@ from flows.stages import DRIFTED_EVENT, PROMOTED_EVENT
 from flows.work_pools import HEARTBEAT_SECONDS
 from mario.errors import FlowError
 
-#: Prefix of the automations' names; any other automation with it is removed from the server.
+#: Prefix of the automations' names. A name identifies an automation on the server: one with this
+#: prefix that is not defined here is removed, and a renamed one is created and enabled again.
 PREFIX = "mario: "
 #: The deployment that a promotion starts, and the automation that starts it.
 NIGHTLY = "nightly/nightly"

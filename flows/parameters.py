@@ -18,7 +18,7 @@ class FlowParameters(BaseModel):
 
     @classmethod
     def of_this_run(cls) -> Self:
-        """Read the parameters of the current flow run; what it was not given has its default."""
+        """Read the parameters of the current flow run; parameters not given have their defaults."""
         return cls.model_validate(_given())
 
 

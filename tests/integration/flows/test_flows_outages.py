@@ -23,11 +23,11 @@ from flows.promote import PromoteParameters, promote
 from flows.train import train
 from mario.config.experiment import load_config
 from mario.errors import ArtefactError, RegistryUnavailableError
-from mario.jobs import versions
 from mario.jobs.context import JobContext, JobSettings
 from mario.jobs.pipeline import GateResult, gate_stage
 from mario.jobs.promote import promote_verdict
 from mario.jobs.versions import fetch_version
+from mario.registry.registry import ModelRegistry
 from mario.store import migrate
 from tests.support.mlflow_server import MlflowServer
 from tests.support.policies import GOOD, STUCK, write_odds_policy
@@ -187,7 +187,7 @@ def test_an_unreachable_registry_does_not_count_as_a_broken_artefact(
     registry = context.registry
     folder = write_odds_policy(tmp_path / "good", GOOD).folder
     version = registry.register("mario-1-2", folder, run_id=None).version
-    calls = outage_at(monkeypatch, versions.ModelRegistry, "download", mlflow)
+    calls = outage_at(monkeypatch, ModelRegistry, "download", mlflow)
     with pytest.raises(RegistryUnavailableError):
         fetch_version(str(version), "1-2", context)
     calls[0].join()
@@ -195,7 +195,7 @@ def test_an_unreachable_registry_does_not_count_as_a_broken_artefact(
     def broken(*_: Any) -> None:
         raise ArtefactError("its digest is another")
 
-    monkeypatch.setattr(versions.ModelRegistry, "download", broken)
+    monkeypatch.setattr(ModelRegistry, "download", broken)
     with pytest.raises(ArtefactError, match="its digest is another"):
         fetch_version(str(version), "1-2", context)
 
