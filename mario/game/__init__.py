@@ -1,1 +1,1 @@
-"""The console and the Gymnasium environment."""
+"""The game: consoles, batches of games, what their memory means, and Gymnasium environments."""

@@ -4,10 +4,10 @@ import numpy as np
 import numpy.typing as npt
 
 def area_resize(grey: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Resize uint8 (240, 256) to uint8 (84, 84), as `observation.area_resize` does."""
+    """Resize uint8 (240, 256) to uint8 (84, 84), as `pixels.area_resize` does."""
 
 class Console:
-    """One NES; `native_console.NativeConsole` says what each method does."""
+    """One NES; `console.native.NativeConsole` documents the methods."""
 
     def __init__(self, rom: bytes) -> None: ...
     @property
@@ -21,7 +21,7 @@ class Console:
     def load_state(self, state: bytes) -> None: ...
 
 class Batch:
-    """N games; `native_batch.NativeBatch` says what each method does."""
+    """N games; `batch.native.NativeBatch` documents the methods."""
 
     def __init__(
         self,

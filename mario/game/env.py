@@ -1,6 +1,6 @@
-"""MarioEnv: the game as a Gymnasium environment, what a person steps in a notebook.
+"""MarioEnv: one game as a Gymnasium environment.
 
-One game of a batch; the observation, the noise and the ends are those of
+It is a batch of one game, so observation, noise and ends are those of
 `mario.game.batch.contract`.
 """
 
@@ -27,7 +27,7 @@ StepInfo = dict[str, Any]
 
 
 def state_info(state: StateArray) -> StepInfo:
-    """Turn one row of the 13 values into plain integers by name."""
+    """Convert one row of the 13 values to integers by name."""
     return {name: int(state[name]) for name in STATE_FIELDS}
 
 
@@ -39,7 +39,7 @@ def observation_space(kind: ObservationKind) -> gymnasium.spaces.Box:
 
 
 def render_fps(game: GameConfig) -> int:
-    """Pictures a second at which a video of one picture a step runs as fast as the console."""
+    """Frame rate at which a video of one picture per step plays at the console's speed."""
     return max(1, round(FRAMES_PER_SECOND / game.frame_skip))
 
 
@@ -52,7 +52,7 @@ class MarioEnv(gymnasium.Env[Observations, np.int64]):
     lower case).
 
     Attributes:
-        metadata: Gymnasium's; pictures come once a step, so `render_fps` follows the frame skip.
+        metadata: Gymnasium's; `render_fps` is one picture per step.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 15}  # noqa: RUF012
@@ -64,7 +64,7 @@ class MarioEnv(gymnasium.Env[Observations, np.int64]):
         render_mode: str | None = None,
         observation: str = "pixels",
     ) -> None:
-        """Switch the console on.
+        """Open the console.
 
         Args:
             level: ``"1-1"`` … ``"8-4"``, or None for the whole game with three lives.
@@ -74,7 +74,7 @@ class MarioEnv(gymnasium.Env[Observations, np.int64]):
 
         Raises:
             ConfigError: unknown level or kind of observation.
-            ConsoleError: no such render mode, or no console to be had.
+            ConsoleError: no such render mode, or the native build is missing.
         """
         if level is not None:
             find_level(level)
@@ -101,9 +101,9 @@ class MarioEnv(gymnasium.Env[Observations, np.int64]):
         """Start an episode.
 
         Args:
-            seed: seeds the environment's generator, from which each episode's seed is drawn.
-            options: ``{"state": bytes}`` starts from a console save-state, ``{"episode_seed":
-                int}`` sets the episode's seed itself, as evaluation does.
+            seed: seed of the environment's generator, from which each episode's seed is drawn.
+            options: ``{"state": bytes}`` starts from a console save-state; ``{"episode_seed":
+                int}`` sets the episode's seed.
 
         Returns:
             The first observation and the info.
@@ -166,11 +166,11 @@ class MarioEnv(gymnasium.Env[Observations, np.int64]):
         return observation.copy(), float(reward[0]), end.is_terminal, truncated, info
 
     def render(self) -> UInt8Array | None:
-        """Copy the picture, uint8 (240, 256, 3), where the render mode asks for it."""
+        """Copy the picture, uint8 (240, 256, 3); None unless the render mode is ``rgb_array``."""
         return self._batch.screen_rgb(0) if self.render_mode == "rgb_array" else None
 
     def save_state(self) -> bytes:
-        """Take the console's save-state, for ``reset(options={"state": …})``."""
+        """Save the console's state, for ``reset(options={"state": …})``."""
         return self._batch.console_state(0)
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
-"""The random generator of an episode: SplitMix64, the same in Python and in the native batch.
+"""The random generator of an episode: SplitMix64, equal in Python and in the native batch.
 
 Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators", OOPSLA; constants of
-Vigna's public-domain `splitmix64.c`. One 64-bit word of state, so it fits into any save-state.
+Vigna's public-domain `splitmix64.c`. Its state is one 64-bit word.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ _MASK = 0xFFFF_FFFF_FFFF_FFFF
 
 
 class SplitMix64:
-    """A stream of 64-bit words.
+    """A stream of random 64-bit words.
 
     Attributes:
         state: the whole state, 0 ≤ state < 2**64.
@@ -29,9 +29,9 @@ class SplitMix64:
         return z ^ (z >> 31)
 
     def below(self, bound: int) -> int:
-        """Draw a whole number, uniform over 0 … bound − 1 (1 ≤ bound ≤ 2**32).
+        """Draw an integer, uniform over 0 … bound − 1 (1 ≤ bound ≤ 2**32).
 
-        The upper 32 bits scaled (Lemire 2019, without rejection): the bias is below bound / 2**32.
+        Scales the upper 32 bits (Lemire 2019, without rejection); the bias is below bound / 2**32.
         """
         return (self.next() >> 32) * bound >> 32
 
@@ -41,10 +41,10 @@ class SplitMix64:
 
 
 def derive_seed(*parts: int) -> int:
-    """Mix whole numbers into one 64-bit seed; order matters.
+    """Mix integers into one 64-bit seed; their order matters.
 
-    Streams of different parts are as good as independent: each part is added to the state and the
-    state is scrambled in between.
+    Each part is mixed into the state, which is scrambled in between, so that seeds of different
+    parts give practically independent streams.
     """
     generator = SplitMix64(0x6D61_7269_6F)  # "mario"
     word = 0

@@ -1,7 +1,7 @@
-"""MarioVectorEnv: N games as a Gymnasium VectorEnv on one batch.
+"""MarioVectorEnv: N games as a Gymnasium VectorEnv, on one batch.
 
-Environment i plays what a `mario.game.env.MarioEnv` with its seed plays, step for step; the batch
-only plays them faster.
+Environment i plays step for step what a `mario.game.env.MarioEnv` with its seed plays; the batch is
+faster.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class MarioVectorEnv(VectorEnv[Observations, npt.NDArray[np.int64], npt.NDArray[
         threads: int = 0,
         observation: str = "pixels",
     ) -> None:
-        """Switch the consoles on.
+        """Open the consoles.
 
         Args:
             num_envs: N, at least 1.
@@ -75,8 +75,8 @@ class MarioVectorEnv(VectorEnv[Observations, npt.NDArray[np.int64], npt.NDArray[
             observation: the kind of observation.
 
         Raises:
-            ConfigError: unknown level or kind of observation, or not one for each game.
-            ConsoleError: no such render mode, or no console to be had.
+            ConfigError: unknown level or kind of observation, or another number of levels.
+            ConsoleError: no such render mode, or the native build is missing.
         """
         if render_mode not in (None, "rgb_array"):
             raise ConsoleError(
@@ -106,7 +106,7 @@ class MarioVectorEnv(VectorEnv[Observations, npt.NDArray[np.int64], npt.NDArray[
         self._observations = self._batch.observation.zeros(num_envs)
         self._furthest_px = np.zeros(num_envs, np.int32)
         self._generators: dict[int, np.random.Generator] = {}
-        # Each game's next episode waits in the batch, so its seed is drawn one episode ahead.
+        # The batch queues each game's next episode, so its seed is drawn one episode ahead.
         self._upcoming_seeds: dict[int, int] = {}
 
     def reset(
@@ -115,20 +115,19 @@ class MarioVectorEnv(VectorEnv[Observations, npt.NDArray[np.int64], npt.NDArray[
         seed: int | Sequence[int | None] | None = None,
         options: dict[str, Any] | None = None,
     ) -> tuple[Observations, VectorInfo]:
-        """Start an episode in every game, or in those that are named.
+        """Start an episode in every game, or in some.
 
         Args:
-            seed: an int seeds game i with seed + i, a list each with its own; each game draws the
-                seeds of its episodes from its generator. None goes on with the generators.
-            options: ``{"reset_mask": bool (N,)}`` starts only those games anew; ``{"state":
+            seed: an int seeds game i with seed + i, a list gives each game its own; each game draws
+                the seeds of its episodes from its generator. None keeps the generators.
+            options: ``{"reset_mask": bool (N,)}`` starts only those games; ``{"state":
                 bytes}`` starts from a console save-state.
 
         Returns:
-            Observations (N, …) and the info (its masks show what was started).
+            Observations (N, …) and the info, whose masks show the games that started.
 
         Raises:
-            ConsoleError: seeds or mask are not one for each game, or games that never started
-                are left out.
+            ConsoleError: seeds or mask of another length, or a mask without any game.
         """
         options = options or {}
         seeds = self._seeds(seed)
@@ -154,7 +153,7 @@ class MarioVectorEnv(VectorEnv[Observations, npt.NDArray[np.int64], npt.NDArray[
             death, clock), truncated bool (N,) (step or stuck limit), info.
 
         Raises:
-            ConsoleError: before the first reset, or an action that there is not.
+            ConsoleError: a call before the first reset, or an invalid action.
         """
         if len(self._generators) < self.num_envs:
             raise ConsoleError("step() before the games were started: call reset() first")
@@ -200,13 +199,13 @@ class MarioVectorEnv(VectorEnv[Observations, npt.NDArray[np.int64], npt.NDArray[
         )
 
     def render(self) -> tuple[UInt8Array, ...] | None:
-        """Copy the pictures, N of uint8 (240, 256, 3), where the render mode asks for them."""
+        """Copy the pictures, N of uint8 (240, 256, 3); None unless the mode is ``rgb_array``."""
         if self.render_mode != "rgb_array":
             return None
         return tuple(self._batch.screen_rgb(slot) for slot in range(self.num_envs))
 
     def save_state(self, index: int) -> bytes:
-        """Take the save-state of a game, for ``reset(options={"state": …})``."""
+        """Save the state of a game's console, for ``reset(options={"state": …})``."""
         return self._batch.console_state(index)
 
     def close_extras(self, **kwargs: Any) -> None:
@@ -214,7 +213,7 @@ class MarioVectorEnv(VectorEnv[Observations, npt.NDArray[np.int64], npt.NDArray[
         self._batch.close()
 
     def _start(self, slot: int, seed: int | None, state: bytes | None) -> None:
-        """Begin a game's next episode and have the one after it wait."""
+        """Begin a game's next episode and queue the one after it."""
         if seed is not None or slot not in self._generators:
             self._generators[slot], _ = seeding.np_random(seed)
             self._upcoming_seeds[slot] = self._draw(slot)
@@ -227,7 +226,7 @@ class MarioVectorEnv(VectorEnv[Observations, npt.NDArray[np.int64], npt.NDArray[
         self._batch.queue(slot, EpisodeSpec(self.levels[slot], self._upcoming_seeds[slot]))
 
     def _draw(self, slot: int) -> int:
-        """The seed of an episode, drawn as `MarioEnv.reset` draws it."""
+        """Draw the seed of an episode as `MarioEnv.reset` does."""
         return int(self._generators[slot].integers(0, 2**63))
 
     def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
@@ -261,7 +260,7 @@ class MarioVectorEnv(VectorEnv[Observations, npt.NDArray[np.int64], npt.NDArray[
         furthest_px: npt.NDArray[np.int32],
         step: BatchStep | None,
     ) -> None:
-        """Write `MarioEnv`'s info of the games in `where`; without a step they have just begun."""
+        """Write `MarioEnv`'s info of the games in `where`; no step: their episodes just began."""
         values: VectorInfo = {name: states[name] for name in STATE_FIELDS}
         nothing = np.zeros(self.num_envs, np.int32)
         values["furthest_x_px"] = furthest_px

@@ -1,4 +1,4 @@
-"""Pictures into an MP4, and a check that a video really moves."""
+"""Write pictures as an MP4, and check that a video moves."""
 
 from __future__ import annotations
 
@@ -12,19 +12,17 @@ import numpy.typing as npt
 from mario.errors import ConsoleError
 from mario.game.console.contract import FRAMES_PER_SECOND, UInt8Array
 
-#: Screens are enlarged by this factor without smoothing, so that pixels stay pixels.
+#: Pictures are enlarged by this factor without smoothing.
 SCALE = 2
 
 
 def write_mp4(path: Path, frames: Iterable[UInt8Array], frame_skip: int = 4) -> int:
-    """Write pictures as an H.264 video that browsers play.
-
-    Written aside and renamed, so that the file is complete or absent.
+    """Write pictures as an H.264 video that browsers can play; the file is complete or absent.
 
     Args:
-        path: the file; its folder is made.
-        frames: uint8 (240, 256, 3) each, copied here.
-        frame_skip: console frames between two pictures; sets the speed to the console's.
+        path: the file; its folder is created.
+        frames: uint8 (240, 256, 3) each.
+        frame_skip: console frames between two pictures, for playback at the console's speed.
 
     Returns:
         The number of pictures written.
@@ -50,7 +48,7 @@ def write_mp4(path: Path, frames: Iterable[UInt8Array], frame_skip: int = 4) -> 
             stream.options = {"crf": "23", "preset": "veryfast"}
             for picture in frames:
                 large = np.repeat(np.repeat(picture, SCALE, axis=0), SCALE, axis=1)
-                if not count:  # the codec opens with the first picture and keeps its size
+                if not count:  # the codec takes its size from the first picture
                     stream.height, stream.width = large.shape[:2]
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(large, format="rgb24")))
                 count += 1
@@ -65,9 +63,9 @@ def write_mp4(path: Path, frames: Iterable[UInt8Array], frame_skip: int = 4) -> 
 
 
 def moving_share(path: Path) -> float:
-    """Share of a video's pictures that differ from the one before, in [0, 1].
+    """Compute the share of a video's pictures that differ from the one before, in [0, 1].
 
-    A video of frozen frames, the classic fault of keeping live views of emulator memory, has 0.
+    Where views of the emulator's memory were kept and not copies, all frames are equal: 0.
     """
     import av
 
@@ -77,7 +75,7 @@ def moving_share(path: Path) -> float:
         for frame in container.decode(video=0):
             picture = frame.to_ndarray(format="gray").astype(np.int16)
             if before is not None:
-                # Compression noise changes single levels; movement changes whole blocks.
+                # Compression noise changes grey levels a little, movement a lot.
                 change = np.abs(picture - before).max()
                 moved += int(change > 16)
                 total += 1

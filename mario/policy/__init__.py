@@ -1,1 +1,1 @@
-"""The policy artefact: what maps an observation to an action, on disk and at run time."""
+"""The policy: its artefact on disk, and its ONNX network at run time."""

@@ -1,4 +1,4 @@
-"""The policy artefact: the folder that a registry version holds, written atomically and verified.
+"""The policy artefact: a folder that is written atomically and verified when read.
 
 Layout of the folder:
 
@@ -6,9 +6,9 @@ Layout of the folder:
   (N, A) and ``value`` float32 (N,);
 * ``policy.json``: a :class:`~mario.policy.manifest.PolicyManifest`, with the SHA-256 of every
   other file that serving or evaluation reads;
-* ``golden.npz`` (optional): observations and the answers the trained network gave to them;
-* ``model.zip`` (optional): the stable-baselines3 archive for going on with training. It holds a
-  pickle, so nothing in this module opens it.
+* ``golden.npz`` (optional): observations, and the answers of the trained network to them;
+* ``model.zip`` (optional): the stable-baselines3 archive, for further training. It contains a
+  pickle, so this module never opens it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ MAX_GOLDEN_OBSERVATIONS = 256
 
 @dataclass(frozen=True)
 class Golden:
-    """Observations with the answers the trained network gave.
+    """Observations with the answers of the trained network.
 
     Attributes:
         observations: (G, …) of the manifest's kind, 1 ≤ G ≤ 256.
@@ -62,7 +62,7 @@ class Golden:
 
 @dataclass(frozen=True)
 class Artefact:
-    """A verified policy artefact, held in memory so that its folder may vanish afterwards.
+    """A verified policy artefact, held in memory so that its folder may be deleted.
 
     Attributes:
         folder: where it was read from.
@@ -104,12 +104,12 @@ def write_artefact(
 ) -> Artefact:
     """Write a policy artefact so that the folder is complete or absent.
 
-    Everything goes into a temporary sibling folder first, is synced to the disk, read back and
-    verified, and then renamed. With ``overwrite`` an existing folder is moved aside just before
-    and deleted after; a kill between the two renames leaves no folder, never a half-written one.
+    All files are written to a temporary sibling folder, synced, read back and verified; then the
+    folder is renamed. With ``overwrite`` an existing folder is moved aside first and deleted last;
+    a process that is killed between the two renames leaves no folder, never an incomplete one.
 
     Args:
-        folder: where the artefact shall be.
+        folder: path of the artefact.
         onnx: the network, as bytes or as a file to copy.
         actions: the actions in the order of the logits.
         action_selection: how an action is chosen from the logits.
@@ -122,14 +122,14 @@ def write_artefact(
         task: the task it was trained for.
         training_steps: agent decisions it was trained on.
         training_statistics: observation distribution in training.
-        overwrite: replace an existing folder.
+        overwrite: whether an existing folder is replaced.
 
     Returns:
-        The artefact as a reader would load it.
+        The artefact as it was read back.
 
     Raises:
         ArtefactError: the folder exists, a part is missing, the parts do not fit together, or the
-            disk does not take them.
+            folder cannot be written.
     """
     target = Path(folder)
     if target.exists() and not overwrite:
@@ -166,7 +166,7 @@ def write_artefact(
 
 
 def _write_parts(target: Path, parts: Mapping[str, bytes | None]) -> Artefact:
-    """Write the files that there are into a folder that is complete or absent, and verify it."""
+    """Write the parts that are not None into a folder that is complete or absent; verify it."""
     try:
         with whole_folder(target) as aside:
             for name, content in parts.items():
@@ -175,8 +175,8 @@ def _write_parts(target: Path, parts: Mapping[str, bytes | None]) -> Artefact:
             artefact = load_artefact(aside)
     except OSError as error:
         raise ArtefactError(
-            f"{target}: policy not written ({error.strerror or error}); expected room and "
-            "permission to write; free disk space, then go on with the run"
+            f"{target}: policy not written ({error.strerror or error}); expected disk space and "
+            "permission to write; free disk space, then resume the run"
         ) from error
     return replace(artefact, folder=target)
 
@@ -188,7 +188,7 @@ def load_artefact(folder: Path | str) -> Artefact:
         folder: the artefact's folder.
 
     Returns:
-        The artefact, whole in memory.
+        The artefact, all of it in memory.
 
     Raises:
         ArtefactError: a file is missing or unreadable, the manifest does not parse, a digest

@@ -1,4 +1,4 @@
-"""What ``policy.json`` says: the manifest's types, and the statistics of drift."""
+"""The types of ``policy.json``, and the observation statistics that drift is measured by."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class _Frozen(BaseModel):
 
 
 class ObservationSpec(_Frozen):
-    """What the network expects to see: one kind of `mario.game.smb.observations`.
+    """The network's input: one kind of `mario.game.smb.observations`.
 
     Attributes:
         shape: shape of one observation.
@@ -57,7 +57,7 @@ class ObservationSpec(_Frozen):
 
     @property
     def kind(self) -> ObservationKind:
-        """The kind that the network expects."""
+        """The kind with this version."""
         try:
             return kind_of_version(self.preprocessing)
         except ConfigError as error:
@@ -111,7 +111,7 @@ class ObservationStatistics(_Frozen):
 
 @dataclass(frozen=True)
 class ObservationFeatures:
-    """Per-observation quantities that drift is judged by.
+    """Per-observation quantities that drift is measured by.
 
     Attributes:
         brightness: float64 (N,), mean of the newest frame, 0..255.
@@ -139,18 +139,18 @@ def observation_features(observations: Uint8Array) -> ObservationFeatures:
 
 
 class PolicyManifest(_Frozen):
-    """``policy.json``: everything about a policy but its weights.
+    """``policy.json``: everything about a policy except its weights.
 
     Attributes:
-        schema_version: version of this document's meaning.
+        schema_version: version of this document.
         actions: the actions in the order of the network's logits.
-        action_selection: how an action is chosen from the logits unless the caller says otherwise.
+        action_selection: how an action is chosen from the logits unless the caller overrides it.
         frame_skip: console frames that one decision lasts.
-        observation: what the network expects to see.
+        observation: the network's input.
         training_config_hash: content hash of the experiment's configuration.
         git_commit: commit of the code that trained it.
         onnx_sha256: SHA-256 of ``policy.onnx``.
-        golden_sha256: SHA-256 of ``golden.npz``, or None where the folder has none.
+        golden_sha256: SHA-256 of ``golden.npz``, or None where there is none.
         task: the task it was trained for, such as ``1-1`` or ``all``.
         training_steps: agent decisions it was trained on.
         training_statistics: observation distribution in training, for drift; None for another
@@ -189,7 +189,7 @@ class PolicyManifest(_Frozen):
 
 
 def check_observations(observations: Observations, kind: ObservationKind = OBSERVATION) -> None:
-    """Refuse what are no observations (N, …) of a kind.
+    """Refuse arrays that are not observations (N, …) of a kind.
 
     Raises:
         ArtefactError: with the shape and dtype that were got.

@@ -1,12 +1,12 @@
-"""Runs a policy artefact with ONNX Runtime; imports neither torch nor anything that trains.
+"""Run a policy artefact with ONNX Runtime, without torch.
 
-Answers do not depend on the batch. Evaluation promises the same records with 1, 2 or 8 parallel
-environments, so an observation's logits must be the same bits whatever shares its batch. ONNX
-Runtime does not promise that: its matrix kernels may add in another order for other batch sizes.
-On the machines tried (AVX2 and AVX-512, onnxruntime 1.32) a Nature CNN gives the same bits for
-every batch size from 1 to 64, and running whole batches is 1.3 to 2 times as fast as one by one.
-So the session is probed when it is loaded: a mixed set of observations is answered one at a time
-and in several batch sizes, and unless all bits agree, every later batch is run one by one.
+Answers do not depend on the batch. Evaluation gives the same records with 1, 2 or 8 parallel
+environments, so an observation's logits must be bit-identical in every batch. ONNX Runtime does not
+guarantee that: its matrix kernels may sum in another order for another batch size. On the machines
+tried (AVX2 and AVX-512, onnxruntime 1.32) a Nature CNN gives the same bits for every batch size
+from 1 to 64, and whole batches are 1.3 to 2 times as fast as single observations. So the session is
+probed when it is loaded: it answers random observations one at a time and in several batch sizes.
+Unless all bits agree, it runs every later batch one observation at a time.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from mario.policy.policy import Generators, PolicyOutput, choose, softmax
 INPUT_NAME = "observation"
 OUTPUT_NAMES = ("logits", "value")
 GOLDEN_TOLERANCE = 1e-4
-"""Largest difference of a logit or value from the recorded answer; the contract for ONNX export."""
+"""Largest difference of a logit or value from the recorded answer that an export may have."""
 
 MAX_BATCH = 64
-"""Larger batches are cut: beyond 64 nothing gets faster and only the peak of memory grows."""
+"""Larger batches are split: beyond 64 the speed stays the same and peak memory grows."""
 
 _PROBE_SIZES = (2, 3, 5, 8, 17, MAX_BATCH)
 
@@ -38,7 +38,7 @@ _PROBE_SIZES = (2, 3, 5, 8, 17, MAX_BATCH)
 class OnnxPolicy:
     """A policy artefact behind an ONNX Runtime session.
 
-    Safe to call from several threads at once.
+    Several threads may call it at once.
     """
 
     def __init__(
@@ -47,13 +47,13 @@ class OnnxPolicy:
         """Open a session on a verified artefact.
 
         Args:
-            artefact: what :func:`mario.policy.artefact.load_artefact` gave.
+            artefact: from :func:`mario.policy.artefact.load_artefact`.
             threads: threads that one call may use, at least 1.
-            batch_invariant: whether whole batches may be run at once; None probes the session.
+            batch_invariant: whether whole batches are run at once; None probes the session.
 
         Raises:
-            ArtefactError: the network does not load, or its inputs and outputs are not those of
-                the contract.
+            ArtefactError: the network does not load, or has other inputs and outputs than the
+                manifest states.
         """
         if threads < 1:
             raise ArtefactError(f"threads: got {threads}; expected at least 1; correct the setting")
@@ -67,7 +67,7 @@ class OnnxPolicy:
 
     @classmethod
     def from_folder(cls, folder: Path | str, *, threads: int = 1) -> Self:
-        """Load and verify the artefact in ``folder`` and open a session on it.
+        """Load and verify the artefact in a folder, and open a session on it.
 
         Raises:
             ArtefactError: see :func:`mario.policy.artefact.load_artefact`.
@@ -96,12 +96,12 @@ class OnnxPolicy:
 
     @property
     def observation(self) -> ObservationKind:
-        """What it sees."""
+        """Its kind of observation."""
         return self._observation
 
     @property
     def batch_invariant(self) -> bool:
-        """Whether whole batches are run at once, as the session gives the same bits either way."""
+        """Whether whole batches are run at once."""
         return self._whole_batches
 
     def infer(self, observations: Observations) -> tuple[Float32Array, Float32Array]:
@@ -151,7 +151,7 @@ class OnnxPolicy:
         return PolicyOutput(actions, probabilities, values)
 
     def check_golden(self, tolerance: float = GOLDEN_TOLERANCE) -> float:
-        """Answer the golden observations and compare with what was recorded.
+        """Answer the golden observations and compare with the recorded answers.
 
         Args:
             tolerance: largest absolute difference of a logit or value that passes.
@@ -245,8 +245,7 @@ class OnnxPolicy:
 
 
 def _open_session(artefact: Artefact, threads: int) -> Any:
-    # The telemetry of some builds must not be started by an import, and the environment is read
-    # when the library is loaded: import it here, where a session is wanted.
+    # Some builds start telemetry on import unless this variable is set.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
@@ -255,7 +254,7 @@ def _open_session(artefact: Artefact, threads: int) -> Any:
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = 3
-    # Spinning workers would take the second core away from whatever shares the machine.
+    # Spinning workers would occupy cores that other processes need.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return onnxruntime.InferenceSession(

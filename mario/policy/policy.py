@@ -1,4 +1,4 @@
-"""The Policy protocol: what maps observations to actions; and the random policy."""
+"""The contract of a policy, and the random policy."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from mario.policy.manifest import ActionSelection, Float32Array, check_observati
 Generators = np.random.Generator | Sequence[np.random.Generator]
 """One generator for the batch, or one for each row.
 
-With one for each row, what an episode draws does not depend on which other episodes share its
-batch; evaluation needs that to give the same records with any number of parallel environments.
+With one for each row, an episode's draws do not depend on the other episodes of its batch;
+evaluation needs that to give the same records with any number of parallel environments.
 """
 
 
@@ -39,7 +39,7 @@ class PolicyOutput:
 
 
 class Policy(Protocol):
-    """What evaluation and serving ask of a policy."""
+    """Maps observations to actions."""
 
     @property
     def actions(self) -> tuple[Action, ...]:
@@ -48,7 +48,7 @@ class Policy(Protocol):
 
     @property
     def selection(self) -> ActionSelection:
-        """How it chooses unless the caller of :meth:`act` says otherwise."""
+        """How it chooses unless the caller of :meth:`act` overrides it."""
         ...
 
     @property
@@ -58,7 +58,7 @@ class Policy(Protocol):
 
     @property
     def observation(self) -> ObservationKind:
-        """What it sees."""
+        """Its kind of observation."""
         ...
 
     def act(
@@ -72,8 +72,8 @@ class Policy(Protocol):
 
         Args:
             observations: (N, …) of the policy's kind; N may be 0.
-            generator: source of the uniform numbers that sampling needs, one for the batch or
-                one for each row; each row takes one draw. Greedy selection takes none.
+            generator: source of uniform numbers for sampling, one for the batch or one for each
+                row; each row takes one draw. Greedy selection takes none.
             selection: overrides the policy's own selection.
 
         Returns:
@@ -92,9 +92,9 @@ def choose(
     selection: ActionSelection,
     generator: Generators | None,
 ) -> npt.NDArray[np.int64]:
-    """Choose one action a row.
+    """Choose one action per row.
 
-    Sampling inverts the cumulative distribution at one uniform number a row.
+    Sampling inverts the cumulative distribution at one uniform number per row.
 
     Args:
         probabilities: float32 (N, A), rows sum to 1 within rounding.
@@ -127,7 +127,7 @@ def choose(
 def sample_at(
     probabilities: Float32Array, uniforms: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.int64]:
-    """Sample one action a row by inverting the cumulative distribution.
+    """Sample one action per row by inverting the cumulative distribution.
 
     Args:
         probabilities: float32 (N, A), rows sum to 1 within rounding.
@@ -137,7 +137,7 @@ def sample_at(
         int64 (N,), 0..A-1.
     """
     cumulative = np.cumsum(probabilities, axis=1, dtype=np.float64)
-    # Scaling by the last column keeps the choice inside 0..A-1 when rounding leaves the sum off 1.
+    # Scaling by the last column keeps the choice in 0..A-1 where rounding makes the sum not 1.
     chosen = np.sum(cumulative <= uniforms[:, None] * cumulative[:, -1:], axis=1, dtype=np.int64)
     return np.asarray(chosen, dtype=np.int64)
 
@@ -160,10 +160,10 @@ def softmax(logits: npt.NDArray[np.floating]) -> Float32Array:
 
 
 class RandomPolicy:
-    """Chooses uniformly; the baseline that a first champion must beat."""
+    """A policy that chooses uniformly: the baseline that a first champion must beat."""
 
     def __init__(self, actions: Sequence[Action], frame_skip: int = FRAME_SKIP) -> None:
-        """Make a policy that chooses uniformly from ``actions`` every ``frame_skip`` frames."""
+        """Choose uniformly from ``actions`` every ``frame_skip`` frames."""
         self._actions = tuple(actions)
         self._frame_skip = frame_skip
 

@@ -1,1 +1,1 @@
-"""Many games stepped at once: the contract, the native batch, and the Python oracle."""
+"""Many games stepped in one call: the contract, the native batch, and the Python oracle."""

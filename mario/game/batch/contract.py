@@ -1,14 +1,18 @@
-"""The batch Protocol: N games stepped in one call, with noise, frame skip, ends and auto-reset.
+"""The contract of a batch: N games stepped in one call, with noise, frame skip and auto-reset.
 
 Two implementations pass the same contract tests: `oracle.ConsoleBatch` (Python, over any console)
 and `native.NativeBatch` (C++, threads). An episode depends on its spec and the actions only: not on
-the number of slots, the slot, the threads or what was played before.
+the number of slots, the slot, the threads or the episodes before.
 
-An episode, in order: the level's first controllable frame (or the spec's save-state); k frames of
-no input, k drawn first of all by the episode's generator (they stop early if the game ends); the
-first observation, four times in the stack. Then steps of `frame_skip` controllable frames, each:
-draw whether it is sticky, play it, look for the end, and if there is none skip what cannot be
-played. The step stops at the frame that ends the episode. The observation shows the last picture.
+An episode, in order:
+
+1. the level's first controllable frame, or the spec's save-state;
+2. k frames of no input, where k is the first draw of the episode's generator; they stop if the
+   game ends;
+3. the first observation; pixels hold its frame four times;
+4. steps of `frame_skip` controllable frames. Each frame draws whether it is sticky, is played, and
+   either ends the episode, and with it the step, or is followed by a skip to the next controllable
+   frame. The observation shows the last frame.
 """
 
 from __future__ import annotations
@@ -29,13 +33,13 @@ from mario.game.smb.observations.contract import ObservationKind, Observations
 
 @dataclass(frozen=True)
 class EpisodeSpec:
-    """All that determines an episode besides the actions.
+    """Everything but the actions that an episode depends on.
 
     Attributes:
         level: ``"1-1"`` … ``"8-4"``, or None for the whole game with three lives.
         seed: seed of the episode's generator (start no-ops, sticky actions), 0 … 2**64 − 1.
         state: a console save-state to start from instead of the level's first controllable
-            frame; start no-ops follow it all the same.
+            frame; the frames of no input follow it, too.
     """
 
     level: str | None
@@ -64,22 +68,22 @@ class EpisodeSpec:
 
 @dataclass
 class BatchStep:
-    """What one step of all slots did. The arrays are the batch's own and live until the next step.
+    """The outcome of one step of all slots, in arrays that the next step overwrites.
 
     Attributes:
         before: STATE_DTYPE (N,), the 13 values when the step began.
-        after: STATE_DTYPE (N,), after its last controllable frame and before any skipping of
-            unplayable frames, so that a change of area is never a jump within a step; on the last
-            step of an episode the end itself.
-        furthest_x_px: int32 (N,), furthest x of the episode so far, this step included.
+        after: STATE_DTYPE (N,), after its last controllable frame and before the skip to the next,
+            so that a change of area is never a jump within a step; in an episode's last step, the
+            values at the end.
+        furthest_x_px: int32 (N,), furthest x of the episode, this step included.
         end: int8 (N,), a :class:`~mario.game.smb.end_reason.EndReason`; RUNNING where the episode
             goes on.
-        steps: int32 (N,), steps of the episode so far, this one included.
-        frames: int32 (N,), controllable frames of the episode so far (start no-ops not counted).
-        game_reward: int32 (N,), gym-super-mario-bros' own reward summed over the step's frames (it
-            is clipped frame by frame, so no function of `before` and `after` gives it).
-        terminal_observations: (N, …) of the batch's kind, written where `end` is not RUNNING (the
-            caller's buffer already shows the next episode there).
+        steps: int32 (N,), steps of the episode, this one included.
+        frames: int32 (N,), controllable frames of the episode; those of no input do not count.
+        game_reward: int32 (N,), gym-super-mario-bros' own reward, summed over the step's frames.
+            It is clipped per frame, so it cannot be computed from `before` and `after`.
+        terminal_observations: (N, …) of the batch's kind, written where `end` is not RUNNING; the
+            caller's buffer shows the next episode there.
         active: bool (N,), whether the slot played in this step.
     """
 
@@ -129,11 +133,11 @@ class GameBatch(Protocol):
 
     @property
     def observation(self) -> ObservationKind:
-        """What is written into the buffers."""
+        """The kind of observation."""
         ...
 
     def begin(self, slot: int, spec: EpisodeSpec, out: Observations) -> None:
-        """Start an episode in a slot, dropping what it plays and what is queued there.
+        """Start an episode in a slot; its running and its queued episode are dropped.
 
         Args:
             slot: 0 … N − 1.
@@ -146,26 +150,26 @@ class GameBatch(Protocol):
         ...
 
     def queue(self, slot: int, spec: EpisodeSpec | None) -> None:
-        """Say what a slot plays when its episode ends; None: nothing, the slot falls idle."""
+        """Set the episode that a slot starts when its own ends; None: the slot becomes idle."""
         ...
 
     def step(self, actions: npt.NDArray[np.int64], out: Observations) -> BatchStep:
         """Hold one action in each slot for one step.
 
-        A slot whose episode ends starts the queued one in the same call (which empties its queue);
-        an idle slot is skipped.
+        A slot whose episode ends starts the queued one in the same call, which empties its queue.
+        An idle slot is skipped.
 
         Args:
             actions: int64 (N,), indices into `buttons`; ignored for idle slots.
             out: (N, …) of the batch's kind, C-contiguous; receives the observations after the step.
 
         Raises:
-            ConsoleError: an action or the buffer is not what it must be; nothing was stepped.
+            ConsoleError: an action or the buffer is invalid; no game was stepped.
         """
         ...
 
     def states(self) -> StateArray:
-        """Copy the 13 values of every slot now: STATE_DTYPE (N,)."""
+        """Copy the present 13 values of every slot: STATE_DTYPE (N,)."""
         ...
 
     def ram(self, slot: int) -> bytes:
@@ -177,15 +181,15 @@ class GameBatch(Protocol):
         ...
 
     def console_state(self, slot: int) -> bytes:
-        """Take the save-state of a slot's console, for an :class:`EpisodeSpec` to start from."""
+        """Save the state of a slot's console, for an :class:`EpisodeSpec` to start from."""
         ...
 
     def snapshot(self, slot: int) -> bytes:
-        """Take everything of a slot (console, generator, counters, stack, queue) to resume."""
+        """Save a whole slot: console, generator, counters, frame stack, queue."""
         ...
 
     def restore(self, slot: int, snapshot: bytes, out: Observations) -> None:
-        """Go on from a snapshot; row `slot` of `out` receives the observation.
+        """Restore a slot from a snapshot; row `slot` of `out` receives the observation.
 
         Raises:
             SaveStateError: the bytes are not a snapshot of this implementation.

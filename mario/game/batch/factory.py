@@ -23,14 +23,14 @@ def open_batch(
 
     Args:
         slots: number of games, ≥ 1.
-        game: what they have in common, the console included.
+        game: settings of the game, the console included.
         observation: the kind of observation.
         buttons: button byte of each action, 0…255; None: those of the game's action set.
-        threads: threads that step the games; 0 = all cores. It changes nothing but speed.
+        threads: threads that step the games; 0 = all cores. The number affects speed only.
 
     Raises:
         ConfigError: a number is out of range, or there is no such kind of observation.
-        ConsoleError: the console's native build is missing.
+        ConsoleError: the native build is missing.
     """
     for name, value, least in (("slots", slots, 1), ("threads", threads, 0)):
         if value < least:

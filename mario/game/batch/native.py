@@ -1,4 +1,4 @@
-"""The batch of games in C++: the batch Protocol over the native extension, on a thread pool."""
+"""The native batch: games in C++, stepped by a pool of threads."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _LEVEL_INDEX = {name: index for index, name in enumerate(LEVEL_NAMES)}
 
 
 class NativeBatch:
-    """N native games; a step releases the interpreter lock and runs on several threads.
+    """N native games; a step releases the interpreter lock and uses several threads.
 
-    One Python thread at a time may use a batch.
+    Only one Python thread at a time may call a batch.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class NativeBatch:
         buttons: Sequence[int] | None = None,
         threads: int = 0,
     ) -> None:
-        """Switch `slots` consoles on; see :func:`mario.game.batch.factory.open_batch`.
+        """Power on `slots` consoles; see :func:`mario.game.batch.factory.open_batch`.
 
         Raises:
             ConfigError: a button byte is out of range.
@@ -99,7 +99,7 @@ class NativeBatch:
         self._core.begin(slot, _level_index(spec), _seed(spec), spec.state, out)
 
     def queue(self, slot: int, spec: EpisodeSpec | None) -> None:
-        """Say what a slot plays next.
+        """Set the next episode of a slot.
 
         Raises:
             ConfigError: no such level. SaveStateError: the start state is not one.
@@ -120,7 +120,7 @@ class NativeBatch:
         return self._result
 
     def states(self) -> StateArray:
-        """Copy the 13 values of every slot: STATE_DTYPE (N,)."""
+        """Copy the present 13 values of every slot: STATE_DTYPE (N,)."""
         states = np.zeros(self._slots, STATE_DTYPE)
         self._core.states(_as_int32(states))
         return states
@@ -136,43 +136,41 @@ class NativeBatch:
         return screen
 
     def console_state(self, slot: int) -> bytes:
-        """Take the save-state of a slot's console; `NativeConsole` loads it too."""
+        """Save the state of a slot's console; `NativeConsole` loads it, too."""
         state: bytes = self._core.console_state(slot)
         return state
 
     def snapshot(self, slot: int) -> bytes:
-        """Take everything of a slot."""
+        """Save a whole slot."""
         snapshot: bytes = self._core.snapshot(slot)
         return snapshot
 
     def restore(self, slot: int, snapshot: bytes, out: UInt8Array) -> None:
-        """Go on from a snapshot."""
+        """Restore a slot from a snapshot."""
         check_buffer(out, self._slots, OBSERVATION)
         self._core.restore(slot, snapshot, out)
 
     def close(self) -> None:
-        """Stop the threads and free the consoles; the batch cannot be used any more."""
+        """Stop the threads and free the consoles; the batch cannot be used afterwards."""
         self._core = _Closed()
 
 
 class _Closed:
-    """What a closed batch steps."""
+    """Stands in for the native batch once it is closed."""
 
     def __getattr__(self, name: str) -> object:
-        raise ConsoleError(
-            f"{name}() on a batch that was closed: expected one in use; open another"
-        )
+        raise ConsoleError(f"{name}() on a closed batch: expected an open one; open another")
 
 
 def _cores() -> int:
-    """Count the cores that this process may use."""
+    """Count the cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def _as_int32(states: StateArray) -> npt.NDArray[np.int32]:
-    """View rows of STATE_DTYPE, which are 13 int32 each, as int32 (N, 13)."""
+    """View rows of STATE_DTYPE, 13 int32 each, as int32 (N, 13)."""
     return states.view(np.int32).reshape(len(states), len(STATE_FIELDS))
 
 

@@ -1,4 +1,4 @@
-"""A batch whose observations are computed from the pixels and the memory of another batch."""
+"""A batch whose observations are computed from pixels and memory of another batch."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _MAGIC = b"MOBS"
 
 
 class ObservedBatch:
-    """The games of a batch, seen as another kind of observation.
+    """The games of a batch, with another kind of observation.
 
-    The queue is here, not in the batch: an episode's last memory must be read before the next
-    episode begins in the slot.
+    The queue is kept here and not in the batch, because the memory at an episode's end must be read
+    before the slot starts the next episode.
     """
 
     def __init__(self, games: GameBatch, observation: ObservationKind) -> None:
-        """Take a batch over; it is closed with this one."""
+        """Wrap a batch, which is closed together with this one."""
         assert observation.observe is not None
         self._games = games
         self._observation = observation
@@ -55,7 +55,7 @@ class ObservedBatch:
 
     @property
     def observation(self) -> ObservationKind:
-        """What is written into the buffers."""
+        """The kind of observation."""
         return self._observation
 
     def begin(self, slot: int, spec: EpisodeSpec, out: Observations) -> None:
@@ -63,11 +63,11 @@ class ObservedBatch:
         check_buffer(out, self.slots, self._observation)
         self._games.begin(slot, spec, self._pixels)
         self._queued[slot] = None
-        self._look([slot], self._pixels, out)
+        self._write([slot], self._pixels, out)
 
     def queue(self, slot: int, spec: EpisodeSpec | None) -> None:
-        """Say what a slot plays next."""
-        self._games.queue(slot, spec)  # checks the spec
+        """Set the next episode of a slot."""
+        self._games.queue(slot, spec)  # refuses an impossible spec
         self._games.queue(slot, None)
         self._queued[slot] = spec
 
@@ -77,7 +77,7 @@ class ObservedBatch:
         result = self._games.step(actions, self._pixels)
         ended = np.flatnonzero(result.end)
         self._pixels[ended] = result.terminal_observations[ended]
-        self._look(np.flatnonzero(result.active), self._pixels, out)
+        self._write(np.flatnonzero(result.active), self._pixels, out)
         self._terminal[ended] = out[ended]
         result = replace(result, terminal_observations=self._terminal)
         for slot in map(int, ended):
@@ -87,7 +87,7 @@ class ObservedBatch:
         return result
 
     def states(self) -> StateArray:
-        """Copy the 13 values of every slot: STATE_DTYPE (N,)."""
+        """Copy the present 13 values of every slot: STATE_DTYPE (N,)."""
         return self._games.states()
 
     def ram(self, slot: int) -> bytes:
@@ -99,23 +99,23 @@ class ObservedBatch:
         return self._games.screen_rgb(slot)
 
     def console_state(self, slot: int) -> bytes:
-        """Take the save-state of a slot's console."""
+        """Save the state of a slot's console."""
         return self._games.console_state(slot)
 
     def snapshot(self, slot: int) -> bytes:
-        """Take everything of a slot."""
+        """Save a whole slot."""
         spec = self._queued[slot]
         queued = json.dumps(None if spec is None else spec.to_json()).encode()
         body = struct.pack("<I", len(queued)) + queued + self._games.snapshot(slot)
         return _MAGIC + struct.pack("<I", zlib.crc32(body)) + body
 
     def restore(self, slot: int, snapshot: bytes, out: Observations) -> None:
-        """Go on from a snapshot."""
+        """Restore a slot from a snapshot."""
         check_buffer(out, self.slots, self._observation)
         body = snapshot[8:]
         if snapshot[:4] != _MAGIC or snapshot[4:8] != struct.pack("<I", zlib.crc32(body)):
             raise SaveStateError(
-                f"{len(snapshot)} bytes that are no snapshot of games with observation "
+                f"{len(snapshot)} bytes that are no snapshot of games with the observation "
                 f"{self._observation.name}: expected what snapshot() returned; resume with the "
                 "observation the run was started with"
             )
@@ -123,16 +123,16 @@ class ObservedBatch:
         queued = json.loads(body[4:start])
         self._games.restore(slot, body[start:], self._pixels)
         self._queued[slot] = None if queued is None else EpisodeSpec.from_json(queued)
-        self._look([slot], self._pixels, out)
+        self._write([slot], self._pixels, out)
 
     def close(self) -> None:
         """Close the games."""
         self._games.close()
 
-    def _look(
+    def _write(
         self, slots: list[int] | npt.NDArray[np.intp], pixels: UInt8Array, out: Observations
     ) -> None:
-        """Write what is seen in some slots now."""
+        """Write the present observations of some slots."""
         for slot in slots:
             self._ram[slot] = np.frombuffer(self._games.ram(int(slot)), np.uint8)
         out[slots] = self._observe(pixels[slots], self._ram[slots])

@@ -1,4 +1,4 @@
-"""The batch in Python over any console: the reference that the native batch is held to."""
+"""The batch in Python over any console: the reference for the native batch."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _REWARD_LIMIT = 15
 
 
 class _Slot:
-    """One game and the bookkeeping of its episode."""
+    """One game and the counters of its episode."""
 
     def __init__(self, console: Console, game: GameConfig) -> None:
         self.console = console
@@ -146,10 +146,10 @@ class _Slot:
 
 
 class ConsoleBatch:
-    """A batch over consoles stepped one after the other on one thread."""
+    """A batch of consoles that are stepped one after the other."""
 
     def __init__(self, slots: int, game: GameConfig, buttons: Sequence[int] | None = None) -> None:
-        """Switch `slots` consoles on; see :func:`mario.game.batch.factory.open_batch`."""
+        """Power on `slots` consoles; see :func:`mario.game.batch.factory.open_batch`."""
         self._game = game
         self._buttons = button_bytes(game.actions, buttons)
         self._slots = [_Slot(open_console(game.console), game) for _ in range(slots)]
@@ -184,7 +184,7 @@ class ConsoleBatch:
         out[slot] = self._slots[slot].stack.observation()
 
     def queue(self, slot: int, spec: EpisodeSpec | None) -> None:
-        """Say what a slot plays next."""
+        """Set the next episode of a slot."""
         if spec is not None and spec.level is not None:
             find_level(spec.level)
         self._slots[slot].queued = spec
@@ -211,7 +211,7 @@ class ConsoleBatch:
         return result
 
     def states(self) -> StateArray:
-        """Copy the 13 values of every slot: STATE_DTYPE (N,)."""
+        """Copy the present 13 values of every slot: STATE_DTYPE (N,)."""
         states = np.zeros(self.slots, STATE_DTYPE)
         for row, slot in enumerate(self._slots):
             states[row] = read_state(slot.console.ram)
@@ -226,11 +226,11 @@ class ConsoleBatch:
         return self._slots[slot].console.screen_rgb()
 
     def console_state(self, slot: int) -> bytes:
-        """Take the save-state of a slot's console."""
+        """Save the state of a slot's console."""
         return self._slots[slot].console.save_state()
 
     def snapshot(self, slot: int) -> bytes:
-        """Take everything of a slot."""
+        """Save a whole slot."""
         game = self._slots[slot]
         header = {
             "spec": game.spec and game.spec.to_json(),
@@ -248,7 +248,7 @@ class ConsoleBatch:
         return _MAGIC + struct.pack("<I", zlib.crc32(body)) + body
 
     def restore(self, slot: int, snapshot: bytes, out: UInt8Array) -> None:
-        """Go on from a snapshot."""
+        """Restore a slot from a snapshot."""
         check_buffer(out, self.slots, self.observation)
         body = snapshot[8:]
         if (
@@ -257,7 +257,7 @@ class ConsoleBatch:
             or struct.unpack("<I", snapshot[4:8])[0] != zlib.crc32(body)
         ):
             raise SaveStateError(
-                f"{len(snapshot)} bytes that are not a slot's snapshot of this console: expected "
+                f"{len(snapshot)} bytes that are no snapshot of this console: expected "
                 "what snapshot() returned; resume with the console the run was started with"
             )
         (length,) = struct.unpack_from("<I", body)
@@ -276,8 +276,8 @@ class ConsoleBatch:
             )
         except (ValueError, TypeError, KeyError, ConfigError) as error:
             raise SaveStateError(
-                f"{len(snapshot)} bytes of a slot's snapshot that say what cannot be ({error}): "
-                "expected what snapshot() returned; resume from an earlier checkpoint"
+                f"{len(snapshot)} bytes of a snapshot with an impossible value ({error}): expected "
+                "what snapshot() returned; resume from an earlier checkpoint"
             ) from error
         game = self._slots[slot]
         game.console.load_state(body[stack_end:])
@@ -288,7 +288,7 @@ class ConsoleBatch:
         out[slot] = game.stack.observation()
 
     def close(self) -> None:
-        """Forget the consoles."""
+        """Free the consoles."""
         self._slots = []
 
 
@@ -299,14 +299,14 @@ _COUNTERS = (
 
 def _whole(value: object, bound: int) -> int:
     if not isinstance(value, int) or not 0 <= value < bound:
-        raise ValueError(f"{value!r} where a number below {bound} belongs")
+        raise ValueError(f"got {value!r}, expected a number below {bound}")
     return value
 
 
 def check_actions(
     actions: npt.NDArray[np.int64], active: npt.NDArray[np.bool_], choices: int
 ) -> None:
-    """Refuse actions that are not one index below `choices` for every active slot.
+    """Refuse actions other than one index below `choices` for each active slot.
 
     Raises:
         ConsoleError: another shape or an index outside 0 … choices − 1.

@@ -1,4 +1,4 @@
-"""The console Protocol: what every NES emulator of this project can do.
+"""The contract of a console: an NES emulator.
 
 Two implementations pass the same contract tests: `nes_py.NesPyConsole`, the reference, and
 `native.NativeConsole`, which is bit-exact with it and fast.
@@ -23,15 +23,15 @@ UInt8Array = npt.NDArray[np.uint8]
 
 
 class Console(Protocol):
-    """One NES with a cartridge in it and a controller in port 1."""
+    """One NES with a cartridge, and a controller in port 1."""
 
     @property
     def ram(self) -> UInt8Array:
-        """The 2 KiB of work RAM: uint8 (2048,), read-only, a live view that each step changes."""
+        """The 2 KiB of work RAM: uint8 (2048,), read-only, a view that each step changes."""
         ...
 
     def reset(self) -> None:
-        """Switch the console off and on."""
+        """Power the console off and on."""
         ...
 
     def step(self, buttons: int, frames: int = 1) -> None:
@@ -47,18 +47,18 @@ class Console(Protocol):
         ...
 
     def screen_grey(self) -> UInt8Array:
-        """Copy the picture of the last frame in grey: uint8 (240, 256), see `observation.grey`."""
+        """Copy the picture of the last frame in grey: uint8 (240, 256), see `pixels.grey`."""
         ...
 
     def save_state(self) -> bytes:
-        """Take the whole state; it stays valid for any console of the same implementation."""
+        """Save the whole state; any console of the same implementation can load it."""
         ...
 
     def load_state(self, state: bytes) -> None:
-        """Go on from a state.
+        """Load a state.
 
         Raises:
             SaveStateError: the bytes are not a state of this implementation and cartridge; the
-                console is as it was.
+                console is unchanged.
         """
         ...

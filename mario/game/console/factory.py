@@ -7,10 +7,10 @@ from mario.game.console.contract import Console, ConsoleName
 
 
 def open_console(name: ConsoleName = "native") -> Console:
-    """Switch a console on.
+    """Open a console and power it on.
 
     Args:
-        name: `native`, or `nes-py`, the slower reference that needs no native build.
+        name: `native`; or `nes-py`, the reference, which needs no native build and is slower.
 
     Raises:
         ConsoleError: there is no such console, or its native build is missing.

@@ -1,4 +1,4 @@
-"""This project's own console: the native extension behind the console Protocol."""
+"""The native console: this project's own emulator in C++."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def native_module() -> ModuleType:
     """Import the native extension.
 
     Raises:
-        ConsoleError: the extension was not built, because there was no C++ compiler at install.
+        ConsoleError: the extension is not built: there was no C++ compiler at installation.
     """
     try:
         from mario.game import _native
@@ -32,21 +32,20 @@ def native_module() -> ModuleType:
 class NativeConsole:
     """A native console, bit-exact with nes-py.
 
-    The picture is drawn with the last frame of a step, or later if it was not asked for then: a
-    save-state keeps what the picture is drawn from, not the picture.
+    The picture is drawn in the last frame of a step, or when it is read. A save-state holds what
+    the picture is drawn from, not the picture.
     """
 
     def __init__(self, rom: bytes | None = None, *, draw: bool = True) -> None:
-        """Switch the console on.
+        """Power the console on.
 
         Args:
             rom: an iNES image; None: Super Mario Bros as gym-super-mario-bros installs it.
-            draw: whether each step draws its last frame at once. Without, `screen_rgb` and
-                `screen_grey` run that frame again when called: better where few pictures are
-                looked at (search).
+            draw: whether each step draws its last frame. If not, `screen_rgb` and `screen_grey`
+                run that frame again when called, which is faster where few pictures are read.
 
         Raises:
-            RomError: the image is not one that this console can run.
+            RomError: this console cannot run the image.
             ConsoleError: the native extension is not built.
         """
         self._core = native_module().Console(rom_bytes() if rom is None else rom)
@@ -59,11 +58,11 @@ class NativeConsole:
         return self._ram
 
     def reset(self) -> None:
-        """Switch the console off and on."""
+        """Power the console off and on."""
         self._core.reset()
 
     def step(self, buttons: int, frames: int = 1) -> None:
-        """Hold `buttons` (0…255) for `frames` frames (≥ 0); other threads run meanwhile.
+        """Hold `buttons` (0…255) for `frames` frames (≥ 0) without the interpreter lock.
 
         Raises:
             ConsoleError: an argument is out of range.
@@ -89,14 +88,14 @@ class NativeConsole:
         return screen
 
     def save_state(self) -> bytes:
-        """Take the whole state, about 9 KB; any native console with the same cartridge loads it."""
+        """Save the state, about 9 KB; any native console with the same cartridge can load it."""
         state: bytes = self._core.save_state()
         return state
 
     def load_state(self, state: bytes) -> None:
-        """Go on from a state.
+        """Load a state.
 
         Raises:
-            SaveStateError: the bytes are not such a state; the console is as it was.
+            SaveStateError: the bytes are not such a state; the console is unchanged.
         """
         self._core.load_state(state)

@@ -1,4 +1,4 @@
-"""The console that nes-py emulates: slow, trusted, the oracle the native one is held to."""
+"""The console of nes-py: slow, and the reference for the native console."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _ENTRY = struct.Struct("<BHI")  # kind, buttons or address, frames or value
 
 
 def _nes_env_class() -> type[Any]:
-    """Return nes-py's environment class, mended for NumPy 2.
+    """Return nes-py's environment class, patched for NumPy 2.
 
     nes-py multiplies uint8 header bytes by 16 and by 8, which overflows under NumPy 2's promotion
-    rules (NEP 50); its ROM reader is given a header of wide integers instead. `gym`, which nes-py
-    imports, prints a notice about its successor on import; that says nothing about this system.
+    rules (NEP 50); the patch gives its ROM reader a header of int64. `gym`, which nes-py imports,
+    prints a deprecation notice on import, which is suppressed.
     """
     with contextlib.redirect_stderr(io.StringIO()):
         from nes_py import NESEnv
@@ -46,13 +46,13 @@ def _nes_env_class() -> type[Any]:
 class NesPyConsole:
     """A console of nes-py.
 
-    nes-py can keep one state only and cannot hand it out. A save-state here is therefore the list
-    of everything done since the console was switched on; loading replays it, from nes-py's own
-    kept state where that is a beginning of the list. Exact, portable, and slow for long games.
+    nes-py holds one saved state and cannot export it. So a save-state is the list of all calls
+    since power-on. Loading replays it, from nes-py's own saved state where that is a prefix of the
+    list. This is exact, portable, and slow for long games.
     """
 
     def __init__(self) -> None:
-        """Switch the console on with Super Mario Bros in it."""
+        """Power the console on with Super Mario Bros."""
         self._ram = np.zeros(RAM_BYTES, dtype=np.uint8)
         self._view = self._ram.view()
         self._view.flags.writeable = False
@@ -63,12 +63,12 @@ class NesPyConsole:
 
     @property
     def ram(self) -> UInt8Array:
-        """The work RAM: uint8 (2048,), read-only; each step writes into it."""
+        """The work RAM: uint8 (2048,), read-only, a view that each step changes."""
         return self._view
 
     def reset(self) -> None:
-        """Switch the console off and on."""
-        # nes-py's own reset leaves the memory of the game before, so a new machine takes its place.
+        """Power the console off and on."""
+        # nes-py's own reset keeps the memory of the game before, so open another machine.
         old, self._env = self._env, _nes_env_class()(str(rom_path()))
         if old is not None:
             old.close()
@@ -106,7 +106,7 @@ class NesPyConsole:
         """Copy the picture: uint8 (240, 256, 3)."""
         screen = self._env.screen
         copy = np.empty(screen.shape, np.uint8)
-        # The view's channels lie backwards; by channel NumPy copies rows instead of single pixels.
+        # The view's channels are reversed; by channel, NumPy copies rows and not single pixels.
         for channel in range(screen.shape[-1]):
             copy[..., channel] = screen[..., channel]
         return copy
@@ -116,14 +116,14 @@ class NesPyConsole:
         return grey(self._env.screen)
 
     def save_state(self) -> bytes:
-        """Take the whole state as the list of what was done since power-on."""
+        """Save the whole state, as the list of all calls since power-on."""
         self._env._backup()
         self._kept = list(self._log)
         body = b"".join(_ENTRY.pack(*entry) for entry in self._log)
         return _MAGIC + struct.pack("<I", zlib.crc32(body)) + body
 
     def load_state(self, state: bytes) -> None:
-        """Go on from a state of :meth:`save_state`.
+        """Load a state of :meth:`save_state`.
 
         Raises:
             SaveStateError: the bytes are not such a state.

@@ -20,7 +20,7 @@ namespace {
 constexpr int kMaxXRewardPx = 5;
 constexpr int kDeathPenalty = 25;
 constexpr int kRewardLimit = 15;
-// Far above what an episode can count, far below where adding to it would overflow.
+// Above every count of an episode, and far below the range of the type.
 constexpr std::int32_t kMaxCounter = 1 << 30;
 
 constexpr char kMagic[4] = {'S', 'M', 'B', 'B'};
@@ -44,7 +44,7 @@ std::shared_ptr<const Console::Snapshot> level_start(Console& console, LevelInde
 }  // namespace
 
 void Slot::begin(const Episode& episode, Scratch& scratch) {
-  active_ = false;  // until all went well
+  active_ = false;  // until nothing below has thrown
   console_.restore(*(episode.state ? episode.state : level_start(console_, episode.level)));
   level_ = episode.level;
   generator_ = SplitMix64(episode.seed);
@@ -75,7 +75,7 @@ void Slot::step(Byte buttons, Scratch& scratch, const BatchRows& rows, std::size
   for (int index = 0; index < settings_.frame_skip && !over; ++index) {
     const double sticky = settings_.sticky_probability;
     if (!(sticky > 0 && generator_.uniform() < sticky)) seen_buttons_ = buttons;
-    // Only the last picture of the step is looked at, and the one before it for max-pooling.
+    // Only the last picture of the step is needed, and with max-pooling the one before it.
     const int from_end = settings_.frame_skip - 1 - index;
     bool wanted = from_end == 0 || (settings_.max_pool && from_end == 1);
     Byte* const screen = scratch.screens[pictures].data();
@@ -249,7 +249,7 @@ void Slot::restore(const Byte* data, std::size_t size) {
     if (has_queued) queued = read_episode(in, cartridge);
     if (in.left() != 0) throw SaveStateError(std::to_string(in.left()) + " bytes too many");
 
-    // Everything is there: take it over.
+    // The whole snapshot was read: use it.
     active_ = active;
     level_ = level;
     generator_ = SplitMix64(generator);
@@ -316,7 +316,7 @@ void Batch::step(const std::int64_t* actions, Byte* out) {
       errors_[row] = std::current_exception();
     }
   });
-  // The first error is thrown; the others are forgotten with it, not kept for a step to come.
+  // The first error is thrown; the others are dropped, so that no later step throws them.
   std::exception_ptr first;
   for (auto& error : errors_)
     if (const auto thrown = std::exchange(error, nullptr); thrown && !first) first = thrown;

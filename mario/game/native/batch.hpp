@@ -1,7 +1,7 @@
 // N games stepped in one call: noise, frame skip, observations, ends, auto-reset, snapshots.
 //
-// The contract is mario/game/batch/contract.py; what each step does is the same, event by event, as in
-// mario/game/batch/oracle.py. An episode depends on its spec and the actions only.
+// The contract is mario/game/batch/contract.py; each step does event by event what
+// mario/game/batch/oracle.py does. An episode depends on its spec and the actions only.
 #pragma once
 
 #include <array>
@@ -32,14 +32,14 @@ struct BatchSettings {
   int threads = 1;
 };
 
-// What determines an episode besides the actions.
+// Everything but the actions that an episode depends on.
 struct Episode {
   LevelIndex level = 0;
   std::uint64_t seed = 0;
   std::shared_ptr<const Console::Snapshot> state;  // null: the level's start
 };
 
-// Where a step's results go: the caller's arrays, one row for each slot.
+// The caller's arrays for the results of a step, one row per slot.
 struct BatchRows {
   GameState* before = nullptr;
   GameState* after = nullptr;
@@ -52,22 +52,22 @@ struct BatchRows {
   bool* active = nullptr;
 };
 
-// What a thread draws into: two screens, for max-pooling.
+// A thread's two screens to draw into, for max-pooling.
 struct Scratch {
   std::array<std::array<Byte, kScreenPixels>, 2> screens;
 };
 
-// One game and the bookkeeping of its episode.
+// One game and the counters of its episode.
 class Slot {
  public:
   Slot(std::shared_ptr<const Cartridge> cartridge, const BatchSettings& settings)
       : settings_(settings), console_(std::move(cartridge)), game_(console_) {}
 
   bool active() const { return active_; }
-  // The game got stuck: nothing is played here until an episode begins.
+  // The game got stuck: the slot is idle until an episode begins.
   void fall_idle() { active_ = false; }
   void begin(const Episode& episode, Scratch& scratch);
-  // Steps once and fills row `row`; a finished slot begins what is queued.
+  // Steps once and fills row `row`; a slot whose episode ends begins the queued one.
   void step(Byte buttons, Scratch& scratch, const BatchRows& rows, std::size_t row);
   // The last four frames, oldest first.
   void write_observation(Byte* out) const;
@@ -77,7 +77,7 @@ class Slot {
   std::optional<Episode>& queued() { return queued_; }
 
   std::vector<Byte> snapshot() const;
-  // Throws SaveStateError and changes nothing when the bytes are not a snapshot.
+  // Throws SaveStateError and changes nothing when the bytes are no snapshot.
   void restore(const Byte* data, std::size_t size);
 
  private:
@@ -113,10 +113,10 @@ class Batch {
   Slot& slot(std::size_t index) { return *slots_[index]; }
   void set_rows(const BatchRows& rows) { rows_ = rows; }
 
-  // Start an episode; `out` receives N × 4 × 84 × 84 bytes' row of the slot.
+  // Starts an episode and writes the slot's row of `out`, N × 4 × 84 × 84 bytes.
   void begin(std::size_t slot, const Episode& episode, Byte* out);
-  // Throws ConsoleError, before anything moves, when an active slot's action does not exist; or
-  // after all slots were stepped, when a game got stuck (its slot falls idle).
+  // Throws ConsoleError before any step when an active slot's action does not exist, or after all
+  // slots were stepped when a game got stuck, whose slot becomes idle.
   void step(const std::int64_t* actions, Byte* out);
 
  private:

@@ -18,13 +18,13 @@ class Bus {
     for (std::size_t page = 16; page < kPages; ++page) read_[page] = prg_ + (page - 16) * kPageBytes;
   }
 
-  // `odd` says whether an odd number of CPU cycles has passed when the frame begins.
+  // `odd`: whether an odd number of CPU cycles has passed when the frame begins.
   void begin_frame(bool odd) { odd_ = odd; }
 
   Byte* ram() const { return ram_; }
   const Byte* prg() const { return prg_; }
 
-  // Every access says at which CPU cycle of the frame it happens, so that the PPU can catch up.
+  // Every access has its CPU cycle in the frame, so that the PPU can catch up.
   Byte read(Address address, int time) {
     const Byte* page = read_[address / kPageBytes];
     return page ? page[address % kPageBytes] : read_register(address, time);

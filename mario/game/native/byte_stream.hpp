@@ -1,4 +1,4 @@
-// Little-endian fields written to and read from bytes; the reader never leaves its bytes.
+// Writes and reads little-endian fields; the reader checks that it stays within its bytes.
 #pragma once
 
 #include <array>

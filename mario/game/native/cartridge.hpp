@@ -10,17 +10,17 @@
 
 namespace nes {
 
-// Nothing in it changes after loading, so any number of consoles and threads share one.
+// It is constant after loading, so that any number of consoles and threads can share one.
 class Cartridge {
  public:
-  // PRG is followed by a few zero bytes so that an instruction's three bytes can be read in one go
-  // at the very end of the address space.
+  // PRG is followed by a few zero bytes so that an instruction's three bytes can be read at once
+  // at the end of the address space.
   static constexpr std::size_t kPrgBytes = 0x8000;
   static constexpr std::size_t kPrgPadding = 4;
   static constexpr std::size_t kChrBytes = 0x2000;
 
-  // Parses an iNES image. Throws RomError when it is not one, is truncated, or needs hardware that
-  // is not here (another mapper, a trainer, PAL, PRG-RAM, CHR-RAM, four-screen VRAM).
+  // Parses an iNES image. Throws RomError when it is no such image, is truncated, or needs hardware
+  // that is not emulated (another mapper, a trainer, PAL, PRG-RAM, CHR-RAM, four-screen VRAM).
   static std::shared_ptr<const Cartridge> load(const Byte* image, std::size_t size);
 
   // Program memory as the CPU sees it from $8000; a 16 KiB bank appears twice.
@@ -29,7 +29,7 @@ class Cartridge {
   const Byte* chr() const { return chr_.data(); }
   // Nametable mirroring: true for vertical (the arrangement of a game that scrolls sideways).
   bool vertical_mirroring() const { return vertical_mirroring_; }
-  // CRC-32 over PRG, CHR and mirroring: says which cartridge a save-state belongs to.
+  // CRC-32 over PRG, CHR and mirroring: identifies the cartridge of a save-state.
   std::uint32_t identity() const { return identity_; }
 
  private:

@@ -1,4 +1,4 @@
-// CRC-32 (ISO 3309, the one of zlib and PNG), eight bytes at a time ("slicing-by-8").
+// CRC-32 (ISO 3309, as in zlib and PNG), eight bytes at a time ("slicing-by-8").
 #pragma once
 
 #include <array>

@@ -1,4 +1,4 @@
-// Runs the parts of the console side by side for a frame.
+// Runs the parts of the console together for one frame.
 #include "console.hpp"
 
 #include <algorithm>
@@ -42,7 +42,7 @@ void Console::redraw(Byte* screen, const Shades& shades) {
   ppu_.set_screen(screen, shades);
   run();
   ppu_.state_replaced();
-  now_ = now;  // what was poked since the frame ended is in here only
+  now_ = now;  // only this one has what was poked since the frame ended
 }
 
 // The CPU runs from event to event of the PPU; the PPU catches up at each, and whenever the CPU
@@ -69,7 +69,7 @@ void Console::run() {
 }
 
 std::vector<Byte> Console::save() const {
-  // One machine, one save-state: whether sprites were looked for already tells nothing of the game.
+  // Evaluate sprites first, so that equal machines have equal save-states.
   MachineState now = now_, before = before_;
   Ppu(*cartridge_, now.ppu).finish_evaluation();
   Ppu(*cartridge_, before.ppu).finish_evaluation();

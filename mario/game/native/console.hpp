@@ -1,5 +1,5 @@
-// The console: CPU, PPU, RAM, a cartridge, two controllers, and its save-states. Three dots of the
-// PPU to a CPU cycle (nesdev "Cycle reference chart").
+// The console: CPU, PPU, RAM, a cartridge, two controllers, and its save-states. A CPU cycle
+// lasts three dots of the PPU (nesdev "Cycle reference chart").
 #pragma once
 
 #include <array>
@@ -16,7 +16,7 @@
 
 namespace nes {
 
-// All that changes while the console runs: plain data, copied as a whole.
+// Everything that changes while the console runs: plain data, copied as a whole.
 struct MachineState {
   CpuState cpu;
   std::int32_t wait = 0;  // CPU cycles until the next instruction begins
@@ -33,27 +33,27 @@ class Console {
   static constexpr int kCyclesPerFrame = 29781;
 
   explicit Console(std::shared_ptr<const Cartridge> cartridge);
-  // Parts point into this object.
+  // Not copyable: parts point into this object.
   Console(const Console&) = delete;
   Console& operator=(const Console&) = delete;
 
-  // Switches the console off and on.
+  // Powers the console off and on.
   void reset();
 
   // Runs one frame with these buttons held. Draws it into `screen` (256 × 240 bytes) unless null.
   void frame(Byte buttons, Byte* screen = nullptr, const Shades& shades = kColourShades);
 
-  // Draws the last frame again, from the state before it. Black when there was none.
+  // Draws the last frame again, from the state before it; black where there is none.
   void redraw(Byte* screen, const Shades& shades);
 
   const std::array<Byte, kRamBytes>& ram() const { return now_.ram; }
   void poke(std::size_t address, Byte value) { now_.ram[address] = value; }
   const Cartridge& cartridge() const { return *cartridge_; }
 
-  // A save-state is the machine now and before the last frame (to draw the picture from): header
+  // A save-state is the present machine and the one before the last frame, to draw from: header
   // with version, cartridge and CRC-32, then the fields in a fixed order, little-endian.
   std::vector<Byte> save() const;
-  // Throws SaveStateError and changes nothing when the bytes are not a save-state of this cartridge.
+  // Throws SaveStateError and changes nothing when the bytes are no save-state of this cartridge.
   void load(const Byte* data, std::size_t size);
 
   // The same in memory, for copies within one process.

@@ -6,8 +6,8 @@
 namespace nes {
 
 struct Controller {
-  Byte buttons = 0;    // what a person holds; bit 0 is A, read first
-  Byte shift = 0;      // what is left to read
+  Byte buttons = 0;    // pressed buttons; bit 0 is A, read first
+  Byte shift = 0;      // buttons left to read
   bool strobe = true;  // while high, the register keeps reloading
 
   void write_strobe(Byte value) {

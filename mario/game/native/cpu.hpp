@@ -21,14 +21,14 @@ class Cpu {
  public:
   Cpu(CpuState& state, Bus& bus) : s_(state), bus_(bus) {}
 
-  // nesdev "CPU power up state", the parts of it that nes-py has.
+  // nesdev "CPU power up state", the parts that nes-py has.
   void reset() {
     s_ = CpuState{};
     s_.pc = static_cast<Address>(bus_.peek(0xFFFC) | bus_.peek(0xFFFD) << 8);
   }
 
   // Executes instructions while the cycle at which the next one begins is below `limit`; returns
-  // that cycle. An instruction does all it does on its first cycle, as in nes-py.
+  // that cycle. An instruction takes effect in its first cycle, as in nes-py.
   int run(int time, int limit);
 
   // A non-maskable interrupt; takes 7 cycles.

@@ -36,8 +36,8 @@ constexpr Byte kLastWorld = 7;  // counted from 0
                      "check the cartridge image");
 }
 
-// A figure kept as one decimal digit a byte: the digits' text one after the other. A byte above 9
-// (which the game never leaves there) counts with all its digits, as in gym-super-mario-bros.
+// A number with one decimal digit a byte: the concatenation of the bytes' values. A byte above 9,
+// which the game never leaves there, counts with all its digits, as in gym-super-mario-bros.
 std::int32_t digits(const std::array<Byte, kRamBytes>& ram, std::size_t address, std::size_t count) {
   std::int64_t value = 0;
   for (std::size_t i = 0; i < count; ++i) {
@@ -53,7 +53,7 @@ std::int32_t digits(const std::array<Byte, kRamBytes>& ram, std::size_t address,
 std::int32_t Game::time_left() const { return digits(console_.ram(), kTime, 3); }
 bool Game::is_dying() const { return ram(kPlayerState) == kStateDying || ram(kYViewport) > 1; }
 bool Game::is_dead() const { return ram(kPlayerState) == kStateDead; }
-// The states in which the controller does nothing: pipes, vines, walking by itself, entering.
+// The states in which the game ignores the controller: pipes, vines, walking, entering.
 bool Game::is_busy() const { return ram(kPlayerState) <= 5 || ram(kPlayerState) == 7; }
 bool Game::is_world_over() const { return ram(kGameMode) == kEndOfWorld; }
 
@@ -96,8 +96,8 @@ bool Game::is_over(bool single_level) const {
 
 void Game::start_level(LevelIndex level) {
   const int world = level / 4, stage = level % 4;
-  // The second to fourth stage of worlds 1, 2, 4 and 7 come after an area of their own (the walk
-  // into the pipe), which counts.
+  // In worlds 1, 2, 4 and 7 a cut scene, the walk into a pipe, precedes the second to fourth stage
+  // and has an area number of its own.
   const bool has_intro = world == 0 || world == 1 || world == 3 || world == 6;
   const int area = has_intro && stage >= 1 ? stage + 1 : stage;
 
@@ -116,7 +116,7 @@ void Game::start_level(LevelIndex level) {
     console_.frame(0);
     console_.poke(kPrelevelTimer, 0);
   }
-  // The clock ticks for the first time when Mario can be moved.
+  // The clock first ticks when Mario can be moved.
   for (std::int32_t time = time_left(); time_left() >= time;) {
     if (++frames > kMaxSkippedFrames) does_not_play("the start of the level");
     time = time_left();
@@ -132,7 +132,7 @@ int Game::skip_unplayable(bool single_level) {
     console_.frame(0);
   };
   if (is_dying()) {
-    console_.poke(kPlayerState, kStateDead);  // at once, without the animation
+    console_.poke(kPlayerState, kStateDead);  // skips the dying animation
     skip("a death");
   }
   if (!single_level && is_world_over()) {

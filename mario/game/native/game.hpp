@@ -1,7 +1,8 @@
-// Super Mario Bros on a console: what its memory says, how a level starts, what nobody plays.
+// Super Mario Bros on a console: read its memory, start a level, skip to controllable frames.
 //
-// The order of events is gym-super-mario-bros 7.4.0's (`SuperMarioBrosEnv`, `NESEnv.step`); the same
-// in Python is mario/game/smb/memory.py and stage.py. Addresses: datacrystal "Super Mario Bros. RAM map".
+// The order of events is that of gym-super-mario-bros 7.4.0 (`SuperMarioBrosEnv`, `NESEnv.step`).
+// In Python, mario/game/smb/memory.py and stage.py do the same. Addresses: datacrystal "Super Mario
+// Bros. RAM map".
 #pragma once
 
 #include <cstdint>
@@ -18,8 +19,8 @@ struct GameState {
 };
 static_assert(sizeof(GameState) == 13 * sizeof(std::int32_t));
 
-// No level is longer. Above, x is that of a Mario who stands left of an area's start (page 255),
-// where the loop of 4-4 puts him for some frames; such an x is nowhere that he got to.
+// No level is longer. A larger x means that Mario is left of the area's start (page 255), where the
+// loop of 4-4 puts him for some frames; it counts as no progress.
 inline constexpr std::int32_t kMaxXPx = 0x8000;
 
 // 0 ... 31 for "1-1" ... "8-4", or the whole game with three lives.
@@ -33,15 +34,15 @@ class Game {
 
   GameState state() const;
   // Whether the episode has ended: flag or death in one level; in the whole game, no lives left or
-  // the last axe (where gym-super-mario-bros would wait for ever).
+  // the last axe (after which gym-super-mario-bros would wait forever).
   bool is_over(bool single_level) const;
   // Whether the last axe of the game was reached.
   bool is_won() const;
 
-  // Switches the console on and goes to the first frame on which Mario can be moved.
+  // Powers the console on and skips to the first controllable frame.
   void start_level(LevelIndex level);
-  // After a frame that did not end the episode: goes on to the next one that can be played.
-  // Returns the frames skipped. Throws ConsoleError when there is none.
+  // Skips to the next controllable frame, after a frame that did not end the episode. Returns the
+  // number of frames skipped. Throws ConsoleError when there is no such frame.
   int skip_unplayable(bool single_level);
 
  private:

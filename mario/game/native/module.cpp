@@ -78,7 +78,7 @@ auto area_resize(const Array<const Byte>& grey) {
   return owned_array(std::move(out), {nes::kFrameSize, nes::kFrameSize});
 }
 
-// A console with its picture, which is drawn at the end of a step or when it is asked for.
+// A console with its picture, which is drawn at the end of a step or when it is read.
 class PyConsole {
  public:
   explicit PyConsole(const nb::bytes& rom)
@@ -133,7 +133,7 @@ class PyConsole {
   bool drawn_ = false;
 };
 
-// The batch; native_batch.py checks shapes and dtypes before it calls.
+// The batch; mario/game/batch/native.py checks shapes and dtypes before it calls.
 class PyBatch {
  public:
   PyBatch(const nb::bytes& rom, std::size_t slots, const nb::bytes& buttons, int frame_skip,
@@ -144,7 +144,7 @@ class PyBatch {
                 frame_skip, max_pool, no_op_max_frames, sticky_probability, max_steps,
                 stuck_limit_steps, threads}) {}
 
-  // Where steps write their results from now on; the arrays are kept alive.
+  // Sets the arrays that steps write their results to, and keeps them alive.
   void attach(Array<std::int32_t> before, Array<std::int32_t> after,
               Array<std::int32_t> furthest_x_px, Array<std::int8_t> end,
               Array<std::int32_t> steps, Array<std::int32_t> frames,

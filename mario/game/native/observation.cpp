@@ -1,8 +1,8 @@
-// Area average in whole numbers: rows first, then columns, weights fused into one division.
+// Area average in integers: rows first, then columns, weights fused into one division.
 //
 // One output pixel is 240/84 × 256/84 input pixels large. In units where an input row is 7 and an
-// output row 20 high, and an input column 21 and an output column 64 wide, every overlap is a whole
-// number; an output pixel's weights add up to 20 × 64 = 1280.
+// output row 20 high, and an input column 21 and an output column 64 wide, every overlap is an
+// integer; an output pixel's weights add up to 20 × 64 = 1280.
 #include "observation.hpp"
 
 #include <algorithm>
@@ -30,7 +30,7 @@ struct Overlap {
 
 constexpr Overlap overlap(int out, int unit_in, int unit_out, int inputs) {
   Overlap o{out * unit_out / unit_in, {}};
-  // Taps past the last input have weight 0; begin earlier so that they can be read all the same.
+  // Taps past the last input have weight 0; start earlier so that they are in memory.
   o.first = std::min(o.first, inputs - kTaps);
   for (int k = 0; k < kTaps; ++k) {
     const int begin = std::max(out * unit_out, (o.first + k) * unit_in);

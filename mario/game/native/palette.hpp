@@ -19,7 +19,7 @@ inline constexpr std::array<std::uint32_t, 64> kPaletteRgb = {
     0xFCFCFC, 0xA4E4FC, 0xB8B8F8, 0xD8B8F8, 0xF8B8F8, 0xF8A4C0, 0xF0D0B0, 0xFCE0A8,
     0xF8D878, 0xD8F878, 0xB8F8B8, 0xB8F8D8, 0x00FCFC, 0xF8D8F8, 0x000000, 0x000000};
 
-// What a drawn pixel can be: the number of its colour, or its grey.
+// A drawn pixel is the number of its colour, or its grey level.
 using Shades = std::array<Byte, 64>;
 
 constexpr Shades make_identity_shades() {

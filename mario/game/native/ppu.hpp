@@ -3,7 +3,7 @@
 // It runs behind the CPU and catches up when the CPU touches a register or an event is due, a
 // scanline (or the part of one) at a time instead of dot by dot. What a program can observe is
 // nes-py's: the same dot for every flag, scroll update, sprite evaluation and pixel. Where nes-py
-// differs from the hardware, the comment says so and nes-py is followed.
+// differs from the hardware, the code follows nes-py and a comment says so.
 #pragma once
 
 #include <array>
@@ -14,7 +14,7 @@
 
 namespace nes {
 
-// Everything that a save-state keeps of the PPU.
+// The part of the PPU that a save-state holds.
 struct PpuState {
   static constexpr int kPreRender = -1;    // scanline that ends vertical blanking
   static constexpr int kVisibleLines = 240;
@@ -52,8 +52,8 @@ struct PpuState {
   Byte read_buffer = 0;
 
   Byte oam_address = 0;
-  // Up to eight sprites of the line under way, found at the end of the line before. Finding them is
-  // put off until somebody asks; `evaluation_pending` says that it still has to be done.
+  // Up to eight sprites of the present line, found at the end of the line before. The search is
+  // deferred until its result is needed; `evaluation_pending` marks that.
   bool evaluation_pending = false;
   Byte sprite_count = 0;
   std::array<Byte, 8> sprites{};

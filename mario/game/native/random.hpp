@@ -16,7 +16,7 @@ class SplitMix64 {
     z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
     return z ^ (z >> 31);
   }
-  // A whole number in 0 ... bound - 1, for bound up to 2**32.
+  // An integer in 0 ... bound - 1, for bound up to 2**32.
   std::uint64_t below(std::uint64_t bound) { return (next() >> 32) * bound >> 32; }
   // A number in [0, 1) in steps of 2**-53.
   double uniform() { return static_cast<double>(next() >> 11) * 0x1p-53; }

@@ -1,4 +1,4 @@
-// The fields of a save-state in their order, and the ranges that keep a forged one harmless.
+// The fields of a save-state in order, and the ranges that make a forged one harmless.
 #include "save_state.hpp"
 
 #include <cstring>
@@ -14,7 +14,7 @@ constexpr char kMagic[4] = {'S', 'M', 'B', 'N'};
 constexpr std::uint16_t kVersion = 1;
 constexpr std::size_t kHeaderBytes = 4 + 2 + 4 + 4;
 
-// One list for both directions.
+// One list for writing and reading.
 template <typename Stream, typename State>
 void fields(Stream& stream, State& s) {
   stream.field(s.cpu.pc);

@@ -20,7 +20,7 @@ struct SaveState {
 std::vector<Byte> write_save_state(const MachineState& now, const MachineState* before,
                                    std::uint32_t cartridge);
 
-// Throws SaveStateError: not a save-state, another version or cartridge, cut short, corrupt.
+// Throws SaveStateError: no save-state, another version or cartridge, truncated, corrupt.
 SaveState read_save_state(const Byte* data, std::size_t size, std::uint32_t cartridge);
 
 }  // namespace nes

@@ -1,4 +1,4 @@
-// A few threads that share out numbered pieces of work; the caller works too.
+// A few threads that share numbered items of work; the calling thread works, too.
 #pragma once
 
 #include <atomic>
@@ -43,8 +43,8 @@ class ThreadPool {
   bool stop_ = false;
 };
 
-// Deletes a pool, unless this process was forked: then there is nobody to be joined, and even
-// destroying the condition variables would wait for the threads that are not there.
+// Deletes a pool, unless this process was forked: then the threads do not exist, and destroying the
+// condition variables would wait for them.
 struct ThreadPoolDeleter {
   void operator()(ThreadPool* pool) const {
     if (!pool->forked()) delete pool;

@@ -15,7 +15,7 @@ inline constexpr int kScreenHeight = 240;  // px
 inline constexpr int kScreenPixels = kScreenWidth * kScreenHeight;
 inline constexpr int kRamBytes = 0x800;
 
-// Errors that cross into Python; module.cpp gives each its class of mario/errors.py.
+// Errors that reach Python; module.cpp maps each to its class in mario/errors.py.
 struct ConsoleError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };

@@ -1,1 +1,1 @@
-"""What Super Mario Bros means: levels, memory, rewards, actions, observations."""
+"""Super Mario Bros: levels, memory, rewards, actions, observations."""

@@ -1,4 +1,4 @@
-"""The buttons of the controller, and what each action of a policy presses.
+"""The buttons of the controller, and the button byte of each action.
 
 A button byte is laid out as nes-py's controller register, most significant bit first: right, left,
 down, up, start, select, B, A. Other formats order the same eight buttons differently; convert with
@@ -59,7 +59,7 @@ def _action(name: str) -> Action:
 
 
 def action_set(name: str) -> ActionSet:
-    """Look an action set up by name.
+    """Look up an action set by its name.
 
     Raises:
         ConfigError: there is no action set of that name.
@@ -77,10 +77,10 @@ def button_bytes(name: str, given: Sequence[int] | None = None) -> tuple[int, ..
 
     Args:
         name: the action set.
-        given: the bytes to use instead of the set's.
+        given: bytes that replace those of the set.
 
     Raises:
-        ConfigError: there is no such action set, or the given bytes are none or out of range.
+        ConfigError: there is no such action set, or `given` is empty or out of range.
     """
     if given is None:
         return tuple(action.buttons for action in action_set(name))
@@ -104,17 +104,17 @@ _FM2_ORDER = (
 
 
 def buttons_from_smbdataset(byte: int) -> int:
-    """Convert smbdataset's button byte (A, up, left, B, start, right, down, select) to ours."""
+    """Convert smbdataset's button byte (A, up, left, B, start, right, down, select)."""
     return int(sum(b for i, b in enumerate(_SMBDATASET_ORDER) if byte >> (7 - i) & 1))
 
 
 def buttons_from_fm2(field: str) -> int:
     """Convert a controller field of an FM2 film, for example ``"R......A"``, to a button byte.
 
-    A space or a dot is a button that is up; anything else is a button that is down.
+    A space or a dot is a released button; any other character is a pressed one.
 
     Raises:
-        ConfigError: the field has not eight characters.
+        ConfigError: the field does not have eight characters.
     """
     if len(field) != 8:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""The 32 levels: their names, their numbers in the game's memory, and what was measured of them."""
+"""The 32 levels: their numbers in the game's memory, lengths, clocks and kinds."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from types import MappingProxyType
 from mario.config.levels import LEVEL_NAMES, LEVELS_EXPECTED
 from mario.errors import ConfigError
 
-#: A level loops when a wrong path sends Mario back: its furthest x can fall short for that reason.
+#: In these levels a wrong path sends Mario back, so that x is no measure of progress.
 LOOPING_LEVELS = frozenset({"4-4", "7-4", "8-4"})
 
-# The second to fourth stage of these worlds come after a cut-scene area of its own, so the area
-# number in memory (`Ram.AREA`) is one more than the stage (gym-super-mario-bros, `decode_target`).
+# In these worlds a cut scene precedes the second to fourth stage and has an area number of its own,
+# so the number of their areas (`Ram.AREA`) is one more (gym-super-mario-bros, `decode_target`).
 _WORLDS_WITH_INTRO = frozenset({1, 2, 4, 7})
 
 # Mario's x when he holds the pole, and when he first touches the axe, less the object's own x.
 _POLE_CONTACT_PX = -7
 _AXE_CONTACT_PX = -12
 
-#: x in px of the flag pole or the axe, from the level's object list in the cartridge; where the
-#: level ends in another area (after a pipe), of the pole there. `test_levels_measured` reads the
-#: cartridge again and plays to the end of the levels that have a playthrough.
+#: x in px of the flag pole or the axe, from the level's object list in the cartridge; where a pipe
+#: leads to another area, of the pole there. `test_levels_measured` reads the cartridge and plays
+#: each level to its end.
 _GOAL_X_PX: MappingProxyType[str, int] = MappingProxyType(
     {
         "1-1": 3168, "1-2": 3168, "1-3": 2432, "1-4": 2256,
@@ -35,16 +35,16 @@ _GOAL_X_PX: MappingProxyType[str, int] = MappingProxyType(
     }
 )  # fmt: skip
 
-#: Mario's x on the first controllable frame, the same in every level.
+#: Mario's x on the first controllable frame of every level.
 START_X_PX = 40
 
-# The game clock on the first controllable frame is 400, but 300 in these.
+# The game clock on the first controllable frame is 300 in these levels and 400 in the others.
 _SHORT_CLOCK = frozenset(
     {"1-3", "1-4", "2-3", "2-4", "3-2", "3-3", "3-4", "4-3", "5-1", "5-3", "5-4", "6-3", "6-4",
      "7-3", "8-1", "8-3"}
 )  # fmt: skip
 
-# Where each level begins (`Ram.AREA_TYPE`); castles are the fourth stages, the rest is overworld.
+# The area type at the start (`Ram.AREA_TYPE`); fourth stages are castles, the rest overworld.
 _WATER = frozenset({"2-2", "7-2"})
 _UNDERGROUND = frozenset({"1-2", "4-2"})
 
@@ -57,12 +57,13 @@ class Level:
         name: ``"1-1"`` … ``"8-4"``.
         world: 1…8.
         stage: 1…4.
-        area: the area number that the game wants in memory to start here, 1…5.
+        area: number of the first area in the game's memory, 1…5.
         length_px: Mario's x when the level ends (flag pole or axe), in px.
-        goal: what ends it, ``"pole"`` or ``"axe"``.
-        goal_x_px: where that is, in px.
+        goal: the goal, ``"pole"`` or ``"axe"``.
+        goal_x_px: x of the goal, in px.
         clock: the game clock at the start, 300 or 400 (a unit is about 0.4 s).
-        kind: what it begins as: ``"overworld"``, ``"underground"``, ``"water"`` or ``"castle"``.
+        kind: type of its first area: ``"overworld"``, ``"underground"``,
+            ``"water"`` or ``"castle"``.
         loops: whether a wrong path sends Mario back.
     """
 
@@ -106,7 +107,7 @@ LEVELS: MappingProxyType[str, Level] = MappingProxyType({n: _level(n) for n in L
 
 
 def level(name: str) -> Level:
-    """Look a level up by name.
+    """Look up a level by its name.
 
     Raises:
         ConfigError: there is no such level.

@@ -58,7 +58,7 @@ STATE_DTYPE = np.dtype(
         ("world", np.int32),  # 1 … 8
         ("stage", np.int32),  # 1 … 4
         ("area", np.int32),  # 1 … 5
-        ("flag", np.int32),  # 1 when the level is done: flag pole or axe
+        ("flag", np.int32),  # 1 when the level is cleared: flag pole or axe
         ("dying", np.int32),  # 1 when Mario dies or is dead
         ("player_state", np.int32),  # 0x08 is normal play
     ]
@@ -68,8 +68,8 @@ StateArray = npt.NDArray[np.void]
 
 STATUS_NAMES = ("small", "tall", "fireball")
 
-#: No level is longer. Above, x is that of a Mario who stands left of an area's start (page 255),
-#: where the loop of 4-4 puts him for some frames; such an x is nowhere that he got to.
+#: No level is longer. A larger x means that Mario is left of the area's start (page 255), where the
+#: loop of 4-4 puts him for some frames; it counts as no progress.
 MAX_X_PX = 0x8000
 
 _BUSY_STATES = frozenset({0x00, 0x01, 0x02, 0x03, 0x04, 0x05, 0x07})
@@ -84,12 +84,12 @@ _LAST_WORLD = 7
 
 
 def furthest_at_start(x_px: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-    """Furthest x of episodes that begin at these x, int32 (N,): 0 left of an area's start."""
+    """Compute the furthest x of episodes that start at `x_px`, int32 (N,): 0 left of the area."""
     return np.where(x_px < MAX_X_PX, x_px, 0).astype(np.int32)
 
 
 def _digits(ram: UInt8Array, address: int, count: int) -> int:
-    """Read a figure kept as one decimal digit a byte, as the concatenation of the bytes' values."""
+    """Read a number that has one decimal digit a byte, by concatenating the bytes' values."""
     return int("".join(str(int(byte)) for byte in ram[address : address + count]))
 
 
@@ -99,7 +99,7 @@ def read_time(ram: UInt8Array) -> int:
 
 
 def is_dying(ram: UInt8Array) -> bool:
-    """Tell whether Mario is in his dying animation or falls below the screen."""
+    """Tell whether Mario is in his dying animation or below the screen."""
     return int(ram[Ram.PLAYER_STATE]) == _DYING or int(ram[Ram.PLAYER_Y_PAGE]) > 1
 
 
@@ -109,7 +109,7 @@ def is_dead(ram: UInt8Array) -> bool:
 
 
 def is_game_over(ram: UInt8Array) -> bool:
-    """Tell whether the last life is gone."""
+    """Tell whether the last life is lost."""
     return int(ram[Ram.LIVES]) == 0xFF
 
 
@@ -119,7 +119,7 @@ def is_won(ram: UInt8Array) -> bool:
 
 
 def is_busy(ram: UInt8Array) -> bool:
-    """Tell whether the controller does nothing now (pipes, entering an area, …)."""
+    """Tell whether the game ignores the controller (pipes, entering an area, …)."""
     return int(ram[Ram.PLAYER_STATE]) in _BUSY_STATES
 
 
@@ -129,7 +129,7 @@ def is_world_over(ram: UInt8Array) -> bool:
 
 
 def is_flag(ram: UInt8Array) -> bool:
-    """Tell whether the level is done: the axe, or sliding down the pole."""
+    """Tell whether the level is cleared: the axe, or sliding down the pole."""
     if is_world_over(ram):
         return True
     enemies = ram[_ENEMIES]

@@ -1,9 +1,9 @@
-"""Rewards: pure functions of the game's values before and after a step, for all games at once.
+"""The reward of a step: a pure function of the game's values before and after, for N games.
 
-`mario.config.rewards` lists the rewards with their terms; this module adds the terms up.
+`mario.config.rewards` declares the rewards and their terms; this module sums the terms.
 
-A change of x by more than 5 px a frame is a change of area, not a movement (gym-super-mario-bros
-7.4.0, `SuperMarioBrosEnv._x_reward`), so it neither pays nor costs.
+A change of x by more than 5 px per frame is a change of area and counts as no movement
+(gym-super-mario-bros 7.4.0, `SuperMarioBrosEnv._x_reward`).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def step_rewards(
         furthest_after_px: int32 (N,), … when it ended.
         end: int8 (N,), an :class:`~mario.game.smb.end_reason.EndReason`.
         game_reward: int32 (N,), gym-super-mario-bros' own reward of the step.
-        frame_skip: frames a step lasts, ≥ 1; bounds how far Mario can have moved.
+        frame_skip: frames of a step, ≥ 1; bounds how far Mario can move in it.
 
     Returns:
         float64 (N,), rewards after scaling.
@@ -53,7 +53,7 @@ def step_rewards(
     gained = furthest_after_px.astype(np.int64) - furthest_before_px
     gained = np.where(gained <= limit, np.maximum(gained, 0), 0)
     forward = gained if reward.new_x_only else np.maximum(moved, 0)
-    # The clock runs down; it only jumps up when another level or life begins.
+    # The clock counts down; it jumps up only when another level or life begins.
     passed = np.maximum(before["time_left"].astype(np.int64) - after["time_left"], 0)
     died = (end == EndReason.DEATH) | (end == EndReason.TIME_OUT)
     total = (

@@ -1,7 +1,7 @@
-"""The game on a console: start a level, play one controllable frame, skip what nobody plays.
+"""Play the game on any console: start a level, play a controllable frame, skip to the next one.
 
-The same order of events as gym-super-mario-bros 7.4.0 (`SuperMarioBrosEnv`, `NESEnv.step`), over
-any console. The native batch does this in C++ and is held to the same contract tests.
+The order of events is that of gym-super-mario-bros 7.4.0 (`SuperMarioBrosEnv`, `NESEnv.step`). The
+native batch does the same in C++ and passes the same contract tests.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _MAX_SKIPPED_FRAMES = 20_000
 
 
 def start_level(console: Console, level: str | None) -> None:
-    """Switch the console on and skip to the first controllable frame.
+    """Power the console on and skip to the first controllable frame.
 
     Args:
-        console: any console; its game so far is lost.
+        console: any console; its state is lost.
         level: ``"1-1"`` … ``"8-4"``, or None for the whole game with three lives.
 
     Raises:
@@ -44,7 +44,7 @@ def start_level(console: Console, level: str | None) -> None:
         console.poke(Ram.BLACK_SCREEN_TIMER, 0)
     else:
         raise _does_not_play("the title screen")
-    # The clock ticks for the first time when Mario can be moved.
+    # The clock first ticks when Mario can be moved.
     time = ram_state.read_time(console.ram)
     for _ in range(_MAX_SKIPPED_FRAMES):
         if ram_state.read_time(console.ram) < time:
@@ -63,8 +63,8 @@ def play_frame(console: Console, buttons: int) -> None:
 def is_over(console: Console, *, single_level: bool) -> bool:
     """Tell whether the episode has ended.
 
-    In one level: flag or death. In the whole game: no lives left, or the last axe (where
-    gym-super-mario-bros would wait for ever).
+    In one level: flag or death. In the whole game: no lives left, or the last axe, after which
+    gym-super-mario-bros would wait forever.
     """
     ram = console.ram
     if not single_level:
@@ -73,14 +73,14 @@ def is_over(console: Console, *, single_level: bool) -> bool:
 
 
 def skip_unplayable(console: Console, *, single_level: bool) -> None:
-    """After a frame that did not end the episode: skip to the next controllable frame.
+    """Skip to the next controllable frame, after a frame that did not end the episode.
 
     Raises:
-        ConsoleError: the game does not come back to a controllable frame.
+        ConsoleError: the game does not reach a controllable frame.
     """
     ram = console.ram
     if ram_state.is_dying(ram):
-        console.poke(Ram.PLAYER_STATE, DEAD)  # dead at once, without the animation
+        console.poke(Ram.PLAYER_STATE, DEAD)  # skips the dying animation
         console.step(0)
     if not single_level and ram_state.is_world_over(ram):
         time = ram_state.read_time(ram)

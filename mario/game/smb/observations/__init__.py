@@ -1,1 +1,1 @@
-"""What a policy sees; the only definition, shared by training, evaluation and serving."""
+"""What a policy sees: one definition for training, evaluation and serving."""

@@ -1,4 +1,4 @@
-"""Find a kind of observation by its name or its version."""
+"""Look up a kind of observation by its name or its version."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mario.game.smb.observations.contract import ObservationKind
 
 @cache
 def observation_kind(name: str) -> ObservationKind:
-    """Find a kind by its name.
+    """Look up a kind by its name.
 
     Raises:
         ConfigError: no kind of that name is listed, or its module is missing.
@@ -26,7 +26,7 @@ def observation_kind(name: str) -> ObservationKind:
 
 
 def kind_of_version(version: str) -> ObservationKind:
-    """Find the kind with a version of its definition.
+    """Look up a kind by the version of its definition.
 
     Raises:
         ConfigError: no kind has it.

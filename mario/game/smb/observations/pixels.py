@@ -1,7 +1,7 @@
 """The observation `pixels`: its only definition, for training, evaluation and serving.
 
-uint8 (4, 84, 84), channels first, newest frame last: the grey screen, resized by exact area
-average. Everything is integer arithmetic, so that every implementation gives the same bytes.
+uint8 (4, 84, 84), channels first, newest frame last: the screen in grey, resized by exact area
+average. All arithmetic is on integers, so that every implementation gives the same bytes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _LUMA = np.array([299, 587, 114], dtype=np.float32)
 
 
 def grey(rgb: UInt8Array) -> UInt8Array:
-    """Turn a picture grey by the luma weights of ITU-R BT.601.
+    """Convert a picture to grey with the luma weights of ITU-R BT.601.
 
     Args:
         rgb: uint8 (..., 3), red first.
@@ -34,20 +34,20 @@ def grey(rgb: UInt8Array) -> UInt8Array:
     Returns:
         uint8 (...): (299 R + 587 G + 114 B + 500) // 1000.
     """
-    # float32 is exact here: every partial sum is a whole number below 2**24, and BLAS is fast.
+    # float32 is exact here, as every partial sum is an integer below 2**24, and uses fast BLAS.
     luma = (rgb.reshape(-1, 3).astype(np.float32) @ _LUMA).astype(np.uint32)
     return ((luma + 500) // 1000).astype(np.uint8).reshape(rgb.shape[:-1])
 
 
 @cache
 def _overlap(pixels_in: int, pixels_out: int) -> npt.NDArray[np.float32]:
-    """Overlap of output pixel o with input pixel i along one axis, float32 (out, in).
+    """Compute the overlap of output pixel o with input pixel i along one axis, float32 (out, in).
 
-    Lengths are in units of 1 / lcm, so that every overlap is a whole number. The pattern repeats
-    gcd times along the axis; this is one repeat of it: from 240 to 84, 7 pixels out of 20.
+    Lengths are in units of 1 / lcm, so that every overlap is an integer. The pattern repeats gcd
+    times along the axis; this is one repeat: from 240 to 84, 7 output pixels of 20 input pixels.
     """
     repeats = math.gcd(pixels_in, pixels_out)
-    # An output pixel is as many units long as a repeat has input pixels, and the other way round.
+    # An output pixel is as many units long as a repeat has input pixels, and vice versa.
     unit_in, unit_out = pixels_out // repeats, pixels_in // repeats
     out = np.arange(unit_in)[:, None] * unit_out
     inp = np.arange(unit_out)[None, :] * unit_in
@@ -58,10 +58,10 @@ def _overlap(pixels_in: int, pixels_out: int) -> npt.NDArray[np.float32]:
 def area_resize(screen: UInt8Array) -> UInt8Array:
     """Resize a grey screen to 84 × 84 by exact area average, rounded half up.
 
-    The same average as OpenCV's `INTER_AREA` (which rounds in float32: at most one level apart).
+    Differs by at most one grey level from OpenCV's `INTER_AREA`, which rounds in float32.
 
     Args:
-        screen: uint8 (height, width), the screen's 240 × 256 in practice.
+        screen: uint8 (height, width), in practice (240, 256).
 
     Returns:
         uint8 (84, 84).
@@ -69,7 +69,7 @@ def area_resize(screen: UInt8Array) -> UInt8Array:
     height, width = screen.shape
     rows, columns = _overlap(height, SIZE_PX), _overlap(width, SIZE_PX)
     area = rows.shape[1] * columns.shape[1]
-    # Every partial sum is a whole number of at most 255 areas; float32 holds those below 2**24.
+    # Every partial sum is an integer of at most 255 areas; float32 is exact below 2**24.
     exact: np.dtype[Any] = np.dtype(np.float32 if 255 * area < 1 << 24 else np.float64)
     by_rows = screen.reshape(-1, rows.shape[1], width).astype(exact)
     halfway = (rows.astype(exact) @ by_rows).reshape(-1, columns.shape[1])
@@ -78,7 +78,7 @@ def area_resize(screen: UInt8Array) -> UInt8Array:
 
 
 def frame_from_rgb(rgb: UInt8Array) -> UInt8Array:
-    """Make one frame of the observation, uint8 (84, 84), from a picture, uint8 (240, 256, 3).
+    """Convert a picture, uint8 (240, 256, 3), to one frame, uint8 (84, 84).
 
     Raises:
         ConsoleError: the picture has another shape or dtype.
@@ -98,7 +98,7 @@ class FrameStack:
         self._frames = np.zeros(OBSERVATION_SHAPE, dtype=np.uint8)
 
     def fill(self, frame: UInt8Array) -> None:
-        """Start an episode: the first frame, uint8 (84, 84), four times."""
+        """Start an episode: fill the stack with its first frame, uint8 (84, 84)."""
         self._frames[:] = frame
 
     def push(self, frame: UInt8Array) -> None:

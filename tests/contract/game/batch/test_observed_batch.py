@@ -79,7 +79,7 @@ def test_a_snapshot_goes_on_with_its_queue(make_batch: MakeBatch) -> None:
     np.testing.assert_array_equal(again, before)
     assert rest(other, again) == expected
     for broken in (b"", snapshot[:-1], snapshot[:4] + bytes(4) + snapshot[8:]):
-        with pytest.raises(SaveStateError, match="observation look"):
+        with pytest.raises(SaveStateError, match="the observation look"):
             other.restore(0, broken, again)
 
 
