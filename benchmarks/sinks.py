@@ -49,7 +49,7 @@ from mario.store.records import NewRun
 from mario.tracking.mlflow_client import tracking_client
 from mario.tracking.prometheus import PrometheusSink
 from mario.training.collapse_detector import Health, HealthSample
-from mario.training.sb3_vec_env import EpisodeRecord
+from mario.training.episodes import TrainingEpisode
 from mario.training.sinks import BaseSink, Progress, RunEnd, RunStart, SinkSet, TrainingSink
 from mario.training.trainer import train
 from tests.support.mlflow_server import MlflowServer
@@ -106,7 +106,7 @@ class Turns(BaseSink):
         """Hand it on."""
         self.sinks.on_start(start)
 
-    def on_episodes(self, episodes: Sequence[EpisodeRecord]) -> None:
+    def on_episodes(self, episodes: Sequence[TrainingEpisode]) -> None:
         """Hand it on while it is on."""
         if self.on:
             with self._counted():

@@ -27,7 +27,7 @@ from mario.store.process_identity import (
 )
 from mario.store.records import Attempt, Run, utc_now
 from mario.store.runs import refuse_busy
-from mario.training.run import CONFIG_FILE
+from mario.training.run_folder import CONFIG_FILE
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,7 @@ from mario.store.records import AttemptEnd, NewRun, Run, new_id
 from mario.store.runs import refuse_busy
 from mario.store.store import ExperimentStore
 from mario.training.checkpoint import list_checkpoints
-from mario.training.checkpoint_retention import CHECKPOINTS_FOLDER
-from mario.training.run import CONFIG_FILE, check_resumable
+from mario.training.run_folder import CHECKPOINTS_FOLDER, CONFIG_FILE, check_resumable
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from mario.tracking.mlflow_writer import TrackingWriter
 from mario.tracking.numbers import health_metrics, progress_metrics
 from mario.tracking.opening import SinkOpening
 from mario.training.collapse_detector import Health, HealthSample
-from mario.training.run import CONFIG_FILE
+from mario.training.run_folder import CONFIG_FILE
 from mario.training.sinks import (
     BaseSink,
     CheckpointWritten,

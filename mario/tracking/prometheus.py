@@ -16,8 +16,7 @@ from mario.telemetry.page import MetricsPage
 from mario.telemetry.training import TrainingMetrics
 from mario.tracking.opening import SinkOpening
 from mario.training.collapse_detector import Health, HealthSample
-from mario.training.sb3_vec_env import EpisodeRecord
-from mario.training.signals import WINDOW_EPISODES
+from mario.training.episodes import WINDOW_EPISODES, TrainingEpisode
 from mario.training.sinks import (
     BaseSink,
     CheckpointWritten,
@@ -80,7 +79,7 @@ class PrometheusSink(BaseSink):
         except ConfigError as error:
             log.warning("%s; training goes on without it", error)
 
-    def on_episodes(self, episodes: Sequence[EpisodeRecord]) -> None:
+    def on_episodes(self, episodes: Sequence[TrainingEpisode]) -> None:
         """Count episodes of every environment."""
         for record in episodes:
             self._metrics.episode(record.end, record.env_index)

@@ -25,7 +25,7 @@ from mario.store.records import (
     TrainingEntry,
 )
 from mario.training.collapse_detector import Health, HealthSample
-from mario.training.sb3_vec_env import EpisodeRecord
+from mario.training.episodes import TrainingEpisode
 from mario.training.sinks import (
     BaseSink,
     CheckpointWritten,
@@ -105,7 +105,7 @@ class StoreSink(BaseSink):
         self._steps, self._heard_at = start.start_steps, time.monotonic()
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
-    def on_episodes(self, episodes: Sequence[EpisodeRecord]) -> None:
+    def on_episodes(self, episodes: Sequence[TrainingEpisode]) -> None:
         """Store the episodes."""
         self._put([self._episode(record) for record in episodes])
 
@@ -208,7 +208,7 @@ class StoreSink(BaseSink):
                 report.lost,
             )
 
-    def _episode(self, record: EpisodeRecord) -> EpisodeEntry:
+    def _episode(self, record: TrainingEpisode) -> EpisodeEntry:
         state = {name: record.state[name] for name in STATE_FIELDS}
         return EpisodeEntry(
             run_id=self._run_id,

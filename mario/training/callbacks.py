@@ -13,14 +13,15 @@ from typing import Any, Protocol
 from stable_baselines3.common.callbacks import BaseCallback
 
 from mario.training.algorithms.contract import Algorithm
-from mario.training.sb3_vec_env import EpisodeRecord
+from mario.training.episodes import TrainingEpisode
+from mario.training.interval import Interval
 from mario.training.signals import rollout_signals
 
 
 class TrainerHooks(Protocol):
     """What the trainer does when it is called back; each method may raise to end `learn`."""
 
-    def step(self, records: list[EpisodeRecord]) -> None:
+    def step(self, records: list[TrainingEpisode]) -> None:
         """All environments made a step; `records` are the episodes that ended in it."""
         ...
 
@@ -57,8 +58,8 @@ class TrainerCallback(BaseCallback):
         self._hooks = hooks
         self._total_steps = total_steps
         self._algorithm = algorithm
-        self._every_steps = algorithm.boundary_every_steps
-        self._next_boundary = 0
+        every_steps = algorithm.boundary_every_steps
+        self._interval = Interval(every_steps, at_start=True) if every_steps else None
         self._rollout: dict[str, Any] = {}
         self._seconds = {"rollout": 0.0, "update": 0.0}
         self._lap_began: float | None = None
@@ -73,19 +74,18 @@ class TrainerCallback(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         self._lap("update")
-        if self.num_timesteps < self._next_boundary:
-            self._hooks.between_updates()
-            return
-        # Multiples of the interval, so that a resumed run has the same boundaries.
-        if self._every_steps:
-            self._next_boundary = (self.num_timesteps // self._every_steps + 1) * self._every_steps
+        if self._interval is not None:
+            if not self._interval.is_due(self.num_timesteps):
+                self._hooks.between_updates()
+                return
+            self._interval.advance(self.num_timesteps)
         self._report()
         # What a boundary takes (selection, checkpoint) is neither rollout nor update.
         self._lap_began = time.perf_counter()
 
     def _on_rollout_end(self) -> None:
         self._lap("rollout")
-        if not self._every_steps:
+        if self._interval is None:
             # The rollout of this boundary, before its update empties the buffer.
             self._rollout = rollout_signals(self._algorithm)
         self._algorithm.before_update(1.0 - self.num_timesteps / self._total_steps)
@@ -102,7 +102,7 @@ class TrainerCallback(BaseCallback):
         self._lap_began = now
 
     def _report(self) -> None:
-        if self._every_steps:
+        if self._interval is not None:
             self._rollout = rollout_signals(self._algorithm)
         logged: Mapping[str, Callable[[], Any] | Any] = self.model.logger.name_to_value
         scalars = {name: value for name, value in logged.items() if name.startswith("train/")}

@@ -1,10 +1,12 @@
-"""Keeps a run's checkpoints: the last one for resuming, the best one by selection."""
+"""The checkpoints of a run: the last ones to resume from, and the best one by selection."""
 
 from __future__ import annotations
 
 import logging
 import time
 from pathlib import Path
+
+import torch
 
 from mario.config.run_states import CheckpointKind
 from mario.errors import CheckpointError
@@ -15,60 +17,56 @@ from mario.training.checkpoint import (
     checkpoint_name,
     discard,
     list_checkpoints,
-    load_latest,
     prune,
+    read_checkpoint,
     read_values,
     verify_checkpoint,
     write_checkpoint,
 )
 from mario.training.result import BestCheckpoint
+from mario.training.run_folder import BEST_FOLDER, CHECKPOINTS_FOLDER
 from mario.training.sinks import CheckpointWritten, Incident, SinkSet
 
 log = logging.getLogger(__name__)
 
-CHECKPOINTS_FOLDER, BEST_FOLDER = "checkpoints", "best"
 
-
-class CheckpointKeeper:
-    """Writes, prunes and finds the checkpoints of one run, and tells the sinks.
+class RunCheckpoints:
+    """Holds, writes and prunes the checkpoints of one run, and reports them to the sinks.
 
     Attributes:
-        last: the last checkpoint written or resumed from.
+        last: the last checkpoint that was written or resumed from.
         best: the best policy so far; None before the first.
+        held_steps: agent steps of the resume point in memory; 0 before the first.
     """
 
     def __init__(self, folder: Path, keep: int, sinks: SinkSet) -> None:
-        """Keep checkpoints in a run's folder.
+        """Prepare; nothing is written yet.
 
         Args:
             folder: the run's.
-            keep: how many stay.
-            sinks: hear of each.
+            keep: how many checkpoints remain to resume from.
+            sinks: receive each checkpoint and each failure.
         """
         self.last: Path | None = None
         self.best: BestCheckpoint | None = None
+        self.held_steps = 0
+        self._held: CheckpointContent | None = None
         self._folder = folder
         self._keep = keep
         self._sinks = sinks
         self._written_steps = -1
 
-    def newest(self) -> tuple[Path, CheckpointContent] | None:
-        """The newest checkpoint that is whole, and its content; None where there is none yet.
+    def skipped(self, error: CheckpointError) -> None:
+        """Report a broken checkpoint."""
+        self._sinks.on_incident(Incident("checkpoint_skipped", str(error)))
 
-        Raises:
-            CheckpointError: there are checkpoints and none of them is whole.
-        """
-
-        def skipped(error: CheckpointError) -> None:
-            self._sinks.on_incident(Incident("checkpoint_skipped", str(error)))
-
-        return load_latest(self._folder / CHECKPOINTS_FOLDER, on_skipped=skipped)
-
-    def go_on_from(self, path: Path, total_steps: int, best: tuple[str, int, float] | None) -> None:
-        """Take up a resumed run's checkpoints.
+    def resume_from(
+        self, path: Path, total_steps: int, best: tuple[str, int, float] | None
+    ) -> None:
+        """Take over the checkpoints of a resumed run.
 
         Args:
-            path: the checkpoint that it goes on from.
+            path: the checkpoint that it resumes from.
             total_steps: agent steps at that checkpoint.
             best: name, steps and score of the best one, as that checkpoint has it.
         """
@@ -86,9 +84,33 @@ class CheckpointKeeper:
             verify_checkpoint(folder / name)
         except CheckpointError as error:
             log.warning("the next selection finds the best anew: %s", error)
-            self._sinks.on_incident(Incident("checkpoint_skipped", str(error)))
+            self.skipped(error)
         else:
             self.best = BestCheckpoint(folder / name, steps, score)
+
+    def hold(self, steps: int, content: CheckpointContent) -> None:
+        """Hold the state of the run in memory, as the point to resume from.
+
+        Args:
+            steps: agent steps at that point.
+            content: the run as it is then.
+        """
+        self._held, self.held_steps = content, steps
+
+    @property
+    def holds_point(self) -> bool:
+        """Whether this attempt has a point to resume from."""
+        return self._held is not None
+
+    def read_best(self, device: torch.device | str) -> CheckpointContent | None:
+        """Read the best policy; None where there is none, or where it cannot be read."""
+        if self.best is None:
+            return None
+        try:
+            return read_checkpoint(self.best.path, device)
+        except CheckpointError as error:
+            log.warning("no way back to the best checkpoint: %s", error)
+            return None
 
     def save_best(self, steps: int, score: float, content: CheckpointContent) -> bool:
         """Write the best checkpoint; False on a full disk: a policy that is not kept is none."""
@@ -99,18 +121,17 @@ class CheckpointKeeper:
         self._prune_best()
         return True
 
-    def save_last(self, steps: int, content: CheckpointContent, *, required: bool) -> None:
-        """Write the point to resume from, unless it is written already.
+    def write_held(self, *, required: bool = False) -> None:
+        """Write the point to resume from, unless there is none or it is written already.
 
         Args:
-            steps: agent steps at that point.
-            content: the run as it was then.
-            required: whether a disk that does not take it is an error; else it is only said.
+            required: whether a disk that does not take it is an error; else it is only reported.
 
         Raises:
             CheckpointError: it is required, and cannot be written.
         """
-        if steps == self._written_steps:
+        steps, content = self.held_steps, self._held
+        if content is None or steps == self._written_steps:
             return
         target = self._folder / CHECKPOINTS_FOLDER / checkpoint_name(steps)
         # Episodes must be durable before a checkpoint that will not play them again.

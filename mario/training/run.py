@@ -1,11 +1,16 @@
-"""One attempt at a run: the loop around stable-baselines3's, and what happens at its boundaries."""
+"""The loop of one attempt at a run, around the one of stable-baselines3.
+
+`execute` restores or begins the run and lets stable-baselines3 learn. That calls back at each step
+(`step`) and between two updates, at a boundary (`boundary`), in this order: episodes and progress
+are reported, the collapse detector judges the update, the policy is scored where a selection is
+due, and a checkpoint is held in memory or written.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
 import threading
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,34 +18,31 @@ from typing import Any
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from mario.config.experiment import ExperimentConfig
-from mario.config.identities import identity_of_run, is_identity_of_run
-from mario.config.run_states import HealthState, RunStatus
-from mario.errors import CheckpointError, TrainingError
-from mario.files import clear_unfinished, write_whole
+from mario.config.identities import identity_of_run
+from mario.config.run_states import RunStatus
+from mario.files import write_whole
 from mario.training.algorithms.factory import build_algorithm
 from mario.training.callbacks import TrainerCallback
-from mario.training.checkpoint import CheckpointContent, read_checkpoint, verify_latest
-from mario.training.checkpoint_retention import BEST_FOLDER, CHECKPOINTS_FOLDER, CheckpointKeeper
-from mario.training.collapse_detector import CollapseDetector, Health, HealthRules, HealthSample
+from mario.training.checkpoint import CheckpointContent
+from mario.training.checkpoint_retention import RunCheckpoints
+from mario.training.collapse_detector import HealthRules
+from mario.training.collapse_policy import CollapsePolicy
+from mario.training.episodes import EpisodeWindow, TrainingEpisode
 from mario.training.export import TorchPolicy
+from mario.training.health_monitor import HealthMonitor
+from mario.training.interval import Interval
+from mario.training.reporting import Reporter
 from mario.training.result import Select, SelectionScore, TrainingResult
 from mario.training.resume import PreservedGenerators, capture, restore, restore_networks
-from mario.training.sb3_vec_env import EpisodeRecord, GameVecEnv
+from mario.training.run_folder import CONFIG_FILE, find_saved
+from mario.training.sb3_vec_env import GameVecEnv
 from mario.training.schedules import learning_rate
-from mario.training.signals import EpisodeWindow, GradientMeter, make_sample
-from mario.training.sinks import (
-    Incident,
-    Progress,
-    RunEnd,
-    RunStart,
-    SelectionDone,
-    SinkSet,
-)
+from mario.training.selection import Selection
+from mario.training.signals import GradientMeter
+from mario.training.sinks import Incident, Progress, RunStart, SinkSet
 from mario.training.threads import set_threads
 
 log = logging.getLogger(__name__)
-
-CONFIG_FILE = "config.yaml"
 
 
 class _EndLearning(Exception):
@@ -56,51 +58,8 @@ class _Diverged(Exception):
     """A gradient is not finite; the weights have not been touched."""
 
 
-def check_fits(config: ExperimentConfig, checkpoint: Path, values: Mapping[str, Any]) -> None:
-    """Refuse to go on from a checkpoint with a configuration that is not its run's.
-
-    Args:
-        config: the one to go on with.
-        checkpoint: its folder, in the run's.
-        values: its plain values.
-
-    Raises:
-        CheckpointError: something differs that can change a weight.
-    """
-    trainer = values["trainer"]
-    config_file = checkpoint.parent.parent / CONFIG_FILE
-    if not is_identity_of_run(trainer["resume_hash"], config):
-        raise CheckpointError(
-            f"{checkpoint}: was written by another configuration; expected the one in "
-            f"{config_file}; resume with that, or start a new run"
-        )
-    wanted = config.evaluation.action_selection
-    got = trainer.get("action_selection", wanted)  # older checkpoints do not have it
-    if got != wanted:
-        raise CheckpointError(
-            f"{checkpoint}: got evaluation.action_selection {wanted}, expected {got}, by which the "
-            "run's policies were judged so far: scores of both cannot be compared; leave it, or "
-            "start a new run"
-        )
-
-
-def check_resumable(config: ExperimentConfig, folder: Path) -> None:
-    """Verify that a run can be gone on with, before anybody is told that it is; writes nothing.
-
-    Args:
-        config: the configuration to go on with.
-        folder: the run's.
-
-    Raises:
-        CheckpointError: no checkpoint of it is whole, or the newest whole one does not fit.
-    """
-    found = verify_latest(folder / CHECKPOINTS_FOLDER)
-    if found is not None:
-        check_fits(config, *found)
-
-
 class TrainingRun:
-    """One attempt at a run: its state, and what happens at each boundary."""
+    """One attempt at a run."""
 
     def __init__(
         self,
@@ -113,361 +72,253 @@ class TrainingRun:
         select: Select | None,
         rules: HealthRules | None,
     ) -> None:
-        """Prepare; nothing is opened or written yet."""
-        self.config = config
-        self.folder = folder
-        self.sinks = sinks
-        self.stop = stop
-        self.report_progress = progress
-        self.select = select
-        self.detector = CollapseDetector(rules)
-        self.health = Health(HealthState.WARMING)
-        self.window = EpisodeWindow(config.environments)
-        self.pending: list[EpisodeRecord] = []
-        self.update = 0
-        self.attempt = 1
-        self.rollbacks = 0
-        self.keeper = CheckpointKeeper(folder, config.checkpoint.keep, sinks)
-        self.next_checkpoint = config.checkpoint.every_steps
-        self.next_selection = config.selection.every_steps
-        self.resume_point: CheckpointContent | None = None
-        self.resume_steps = 0
-        self.start_steps = 0
-        self.started = 0.0
-        self.seen_boundary = False
-        self.finished_before = 0
-        self.updated_at: float | None = None
+        """Prepare; nothing is opened or written yet. See `mario.training.trainer.train`."""
+        self._config = config
+        self._folder = folder
+        self._sinks = sinks
+        self._stop = stop
+        self._select = select
+        self._attempt = 1
+        self._window = EpisodeWindow(config.environments)
+        self._reporter = Reporter(sinks, self._window, config.total_steps, progress)
+        self._health = HealthMonitor(self._window, sinks, config.total_steps, rules)
+        self._collapse = CollapsePolicy(config.collapse)
+        self._checkpoints = RunCheckpoints(folder, config.checkpoint.keep, sinks)
+        self._checkpoint_interval = Interval(config.checkpoint.every_steps)
+        self._selection = Selection(config.selection, self._checkpoints, sinks, stop)
+        self._seen_boundary = False
+        self._finished_before = 0
 
     def find_saved(self, resume: bool) -> tuple[Path, CheckpointContent] | None:
-        """Look for a checkpoint to go on from, and refuse to overwrite a run."""
-        config_file = self.folder / CONFIG_FILE
-        if not resume:
-            if config_file.exists():
-                raise TrainingError(
-                    f"{self.folder}: holds a run already; expected a new folder, or resume it "
-                    "(--resume)"
-                )
-            return None
-        if not config_file.exists():
-            raise CheckpointError(
-                f"{self.folder}: no run to resume; expected the folder of a run, with "
-                f"{CONFIG_FILE} in it; check the path"
-            )
-        for kept in ("", CHECKPOINTS_FOLDER, BEST_FOLDER):
-            # Of a killed writer, and in the way where the disk is full.
-            clear_unfinished(self.folder / kept)
-        saved = self.keeper.newest()
-        if saved is None:
-            log.info("%s: killed before its first checkpoint, starting anew", self.folder)
-            return None
-        check_fits(self.config, saved[0], saved[1].values)
-        return saved
+        """Find the checkpoint to resume from; see `mario.training.run_folder.find_saved`."""
+        return find_saved(
+            self._config, self._folder, resume=resume, on_skipped=self._checkpoints.skipped
+        )
 
     def execute(
         self, env: GameVecEnv, saved: tuple[Path, CheckpointContent] | None,
         initial: Callable[[BaseAlgorithm], None] | None,
     ) -> TrainingResult:  # fmt: skip
-        """Run to the end."""
-        threads = int(saved[1].values["threads"]) if saved else 0
-        threads = set_threads(self.config, threads)
-        self.env = env
-        self.algorithm = build_algorithm(self.config, env)
-        self.model = self.algorithm.model
+        """Train until the run finishes, stops, collapses or diverges.
+
+        Args:
+            env: the games.
+            saved: the checkpoint to resume from; None begins at step 0.
+            initial: called with the model of a run that begins.
+        """
+        threads = set_threads(self._config, int(saved[1].values["threads"]) if saved else 0)
+        self._env = env
+        self._algorithm = build_algorithm(self._config, env)
+        self._model = self._algorithm.model
         if saved is not None:
-            self._restore(saved)
+            self._restore(*saved)
         elif initial is not None:
-            initial(self.model)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(self.folder / CONFIG_FILE, self.config.to_yaml().encode())
-        self.start_steps = self.model.num_timesteps
-        self.finished_before = self.window.finished
-        self.started = time.monotonic()
-        parameters = sum(p.numel() for p in self.model.policy.parameters())
-        self.sinks.on_start(
-            RunStart(self.config, self.folder, self.start_steps, self.attempt,
-                     {"device": str(self.model.device), "threads": threads,
-                      "parameters": parameters}, self.detector.told)
+            initial(self._model)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        write_whole(self._folder / CONFIG_FILE, self._config.to_yaml().encode())
+        self._finished_before = self._window.finished
+        hardware = {
+            "device": str(self._model.device),
+            "threads": threads,
+            "parameters": sum(p.numel() for p in self._model.policy.parameters()),
+        }
+        self._reporter.start(
+            RunStart(self._config, self._folder, self._steps, self._attempt, hardware,
+                     self._health.reported_state)
         )  # fmt: skip
-        self.meter = GradientMeter(self.model, self._guard)
+        self._meter = GradientMeter(self._model, self._guard)
         try:
             status, reason = self._learn()
-            self._deliver()
-            self._save_last(required=True)
+            self._reporter.deliver()
+            self._checkpoints.write_held(required=True)
         finally:
-            self.meter.close()
-        # What a stop interrupted will be done again: the run stands where its checkpoint is.
-        steps = self.resume_steps if status == RunStatus.INTERRUPTED else self.model.num_timesteps
-        self.sinks.on_end(RunEnd(status, reason, steps, self.stop))
+            self._meter.close()
+        # What a stop interrupted is repeated: the run stands where its checkpoint is.
+        held = status == RunStatus.INTERRUPTED
+        steps = self._checkpoints.held_steps if held else self._steps
+        self._reporter.end(status, reason, steps, self._stop)
         return self._result(status, reason, steps)
 
     def failed(self, error: Exception) -> None:
-        """Tell the sinks of an error, which is no result: it goes on to the caller."""
+        """Report an error that ends the attempt; the caller gets it as well."""
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:500]
-        self.sinks.on_end(RunEnd(RunStatus.FAILED, reason, self.resume_steps, self.stop))
+        self._reporter.end(RunStatus.FAILED, reason, self._checkpoints.held_steps, self._stop)
 
-    def step(self, records: list[EpisodeRecord]) -> None:
+    def step(self, episodes: list[TrainingEpisode]) -> None:
         """Take the episodes that ended; see `TrainerHooks.step`."""
-        # Counted by the games themselves: records that a callback overlooks are missed then.
-        self.window.finished = self.finished_before + self.env.finished_episodes
-        for record in records:
-            self.window.add(record)
-            self.pending.append(record)
-        self._obey_stop()
+        # Counted by the games themselves: what a callback overlooks is noticed then.
+        self._window.finished = self._finished_before + self._env.finished_episodes
+        self._reporter.add(episodes)
+        if self._algorithm.holds_resume_points:
+            self._obey_stop()
 
     def boundary(
         self, scalars: Mapping[str, Any], rollout: Mapping[str, Any], pace: Mapping[str, float]
     ) -> None:
-        """Observe, select and save between two updates; see `TrainerHooks.boundary`."""
-        self._deliver()
-        norm = self.meter.take()
-        if self.seen_boundary and (scalars or norm is not None):
-            self._observe(scalars, rollout, norm)
-        self.seen_boundary = True
-        self._report({**scalars, **pace})
-        steps = self.model.num_timesteps
-        finished = steps >= self.config.total_steps
-        if self.config.selection.units and (steps >= self.next_selection or finished):
-            self._select()
-            self.updated_at = time.monotonic()
-        due = steps >= self.next_checkpoint
+        """Report, judge, select and save between two updates; see `TrainerHooks.boundary`."""
+        steps = self._steps
+        finished = steps >= self._config.total_steps
+        self._reporter.deliver()
+        self._judge_update(scalars, rollout)
+        self._reporter.progress(steps, self._health.health.state, {**scalars, **pace})
+        if self._selection.is_due(steps, finished=finished):
+            self._selection.run(steps, self._score, self._capture_best)
+            self._health.restart_clock()
+        due = self._checkpoint_interval.is_due(steps)
         if due:
-            every = self.config.checkpoint.every_steps
-            self.next_checkpoint = (steps // every + 1) * every
-        stopping = self.stop.is_set()  # read once: a stop that comes now finds no point
-        if self.algorithm.holds_resume_points or due or finished or stopping:
-            self._take_point()
+            self._checkpoint_interval.advance(steps)
+        stopping = self._stop.is_set()  # read once: a stop that comes now finds no point
+        if self._algorithm.holds_resume_points or due or finished or stopping:
+            self._hold_point()
         if due:
-            self._save_last(required=False)
+            self._checkpoints.write_held()
         if stopping:
-            self._obey_stop(at_boundary=True)
+            self._obey_stop()
 
     def between_updates(self) -> None:
-        """Obey a stop at once where no point is held in memory."""
-        if self.stop.is_set():
-            self._deliver()
-            self._take_point()
-            self._obey_stop(at_boundary=True)
+        """Obey a stop where no boundary is due; see `TrainerHooks.between_updates`."""
+        if self._stop.is_set():
+            self._reporter.deliver()
+            self._hold_point()
+            self._obey_stop()
 
-    def _take_point(self) -> None:
-        """Hold the run as it is now in memory, as the point to resume from."""
-        self.resume_point = capture(self.algorithm, self.env, self._values())
-        self.resume_steps = self.model.num_timesteps
+    @property
+    def _steps(self) -> int:
+        """Agent steps of the run."""
+        return self._model.num_timesteps
 
     def _learn(self) -> tuple[RunStatus, str]:
-        callback = TrainerCallback(self, self.algorithm, self.config.total_steps)
-        while True:
-            remaining = self.config.total_steps - self.model.num_timesteps
-            if remaining <= 0:
-                if self.resume_point is None:
-                    self._take_point()
-                return RunStatus.FINISHED, ""
+        """Let stable-baselines3 learn to the end, again after each rollback."""
+        callback = TrainerCallback(self, self._algorithm, self._config.total_steps)
+        while (remaining := self._config.total_steps - self._steps) > 0:
             try:
-                self.model.learn(remaining, callback, log_interval=1, reset_num_timesteps=False)
+                self._model.learn(remaining, callback, log_interval=1, reset_num_timesteps=False)
             except _EndLearning as end:
                 return end.status, end.reason
             except _Diverged as diverged:
-                self._diverged(str(diverged))
+                self._health.refuse(self._steps, str(diverged))
                 if not self._roll_back():
                     return RunStatus.DIVERGED, str(diverged)
-                continue
-            return RunStatus.FINISHED, ""
+            else:
+                return RunStatus.FINISHED, ""
+        if not self._checkpoints.holds_point:
+            self._hold_point()
+        return RunStatus.FINISHED, ""
 
-    def _obey_stop(self, *, at_boundary: bool = False) -> None:
-        if not self.stop.is_set():
-            return
-        # Without a point in memory the run continues to the end of its rollout.
-        if not at_boundary and not self.algorithm.holds_resume_points:
-            return
-        # Whoever stops a run may say why: a sweep that prunes a trial does.
-        reason = getattr(self.stop, "reason", "") or "stopped on request"
-        raise _EndLearning(RunStatus.INTERRUPTED, reason)
+    def _obey_stop(self) -> None:
+        """End `learn` where the run is to stop."""
+        if self._stop.is_set():
+            # Whoever stops a run may say why: a sweep that prunes a trial does.
+            reason = getattr(self._stop, "reason", "") or "stopped on request"
+            raise _EndLearning(RunStatus.INTERRUPTED, reason)
 
     def _guard(self, norm: float) -> None:
+        """Refuse an update whose gradient is not finite, and stop within an update."""
         if not math.isfinite(norm):
             raise _Diverged("a gradient is not finite")
-        self._obey_stop()
+        if self._algorithm.holds_resume_points:
+            self._obey_stop()
 
-    def _observe(
-        self, scalars: Mapping[str, Any], rollout: Mapping[str, Any], norm: float | None
-    ) -> None:
-        self.update += 1
-        sample = make_sample(
-            self.window, update=self.update, total_steps=self.model.num_timesteps,
-            target_steps=self.config.total_steps, gradient_norm=norm, scalars=scalars,
-            signals={**self.algorithm.update_signals(scalars), **rollout},
-            since_update=self._age(),
-        )  # fmt: skip
-        self.health = self.detector.update(sample)
-        self.sinks.on_health(sample, self.health)
-        if self.health.changed and self.health.state.suspicious:
-            log.warning("%s after %d steps: %s", self.health.state, sample.total_steps,
-                        "; ".join(self.health.reasons))  # fmt: skip
-        if self.health.state.degenerated:
-            self._collapsed()
-
-    def _age(self) -> float | None:
-        """Seconds since the update before, where that is too long; selections do not count."""
-        now = time.monotonic()
-        age = 0.0 if self.updated_at is None else now - self.updated_at
-        self.updated_at = now
-        return age if age > self.detector.rules.stale_seconds else None
-
-    def _collapsed(self) -> None:
-        action = self.config.collapse.action
-        if action == "warn" or (action == "rollback" and self._roll_back()):
+    def _judge_update(self, scalars: Mapping[str, Any], rollout: Mapping[str, Any]) -> None:
+        """Have the detector judge the last update, and act on a collapse."""
+        norm = self._meter.take()
+        first, self._seen_boundary = not self._seen_boundary, True
+        if first or not (scalars or norm is not None):
+            return  # no update since this attempt began, or since the last boundary
+        signals = {**self._algorithm.update_signals(scalars), **rollout}
+        health = self._health.observe(
+            self._steps, scalars=scalars, signals=signals, gradient_norm=norm
+        )
+        if (
+            not health.state.degenerated
+            or self._collapse.tolerates_collapse
+            or self._roll_back()
+        ):  # fmt: skip
             return
         # The state after the collapse is what a person will want to look at.
-        self._take_point()
-        raise _EndLearning(RunStatus(self.health.state), "; ".join(self.health.reasons))
-
-    def _diverged(self, reason: str) -> None:
-        self.update += 1
-        sample = HealthSample(
-            self.update, self.model.num_timesteps, non_finite=True,
-            mean_return=self.window.mean_return(),
-            mean_furthest_px=self.window.mean_furthest_px(),
-            episodes_finished=self.window.finished, episodes_seen=self.window.seen,
-        )  # fmt: skip
-        self.health = self.detector.update(sample)
-        self.sinks.on_health(sample, self.health)
-        log.warning("diverged after %d steps: %s", self.model.num_timesteps, reason)
+        self._hold_point()
+        raise _EndLearning(RunStatus(health.state), "; ".join(health.reasons))
 
     def _roll_back(self) -> bool:
-        """Go back to the best networks with a lower learning rate; False when that is used up."""
-        collapse = self.config.collapse
-        if (
-            collapse.action != "rollback"
-            or (best := self.keeper.best) is None
-            or self.rollbacks >= collapse.max_rollbacks
-        ):
+        """Return to the best networks with a lower learning rate; False where that cannot be."""
+        best = self._checkpoints.best
+        if best is None or not self._collapse.may_roll_back:
             return False
-        try:
-            content = read_checkpoint(best.path, self.model.device)
-        except CheckpointError as error:
-            log.warning("no way back to the best checkpoint: %s", error)
+        content = self._checkpoints.read_best(self._model.device)
+        if content is None:
             return False
-        self.rollbacks += 1
-        restore_networks(self.model, content)
-        learning_rate(self.model).factor *= collapse.rollback_learning_rate_factor
-        self.detector.restart()
-        self.window.roll_back()
+        restore_networks(self._model, content)
+        learning_rate(self._model).factor *= self._collapse.learning_rate_factor
+        self._health.roll_back()
         # What a refused update left: the next boundary has no update to judge.
-        self.meter.take()
-        self.model.logger.name_to_value.clear()
-        said = (f"rolled back to the policy of {best.total_steps} steps "
-                f"({self.rollbacks} of {collapse.max_rollbacks})")  # fmt: skip
-        log.warning("%s", said)
-        self.sinks.on_incident(Incident("rollback", said))
+        self._meter.take()
+        self._model.logger.name_to_value.clear()
+        message = self._collapse.count_rollback(best.total_steps)
+        log.warning("%s", message)
+        self._sinks.on_incident(Incident("rollback", message))
         return True
 
-    def _select(self) -> None:
-        every = self.config.selection.every_steps
-        steps = self.model.num_timesteps
-        began = time.monotonic()
-        if self.select is None:
-            mean = self.window.mean_score()
-            result = None if mean is None else SelectionScore(mean)
-        else:
-            policy = TorchPolicy(
-                self.algorithm, self.config, self.config.evaluation.action_selection
-            )
-            with PreservedGenerators():
-                result = self.select(policy)
-        if self.stop.is_set() and result is None:
-            return
-        self.next_selection = (steps // every + 1) * every
-        if result is None:
-            return
-        best = self.keeper.best
-        is_best = (best is None or result.score > best.score) and self._save_best(result)
-        best_score = self.keeper.best.score if self.keeper.best else result.score
-        self.sinks.on_selection(
-            SelectionDone(steps, result.score, best_score, is_best, dict(result.details),
-                          time.monotonic() - began)
-        )  # fmt: skip
+    def _score(self) -> SelectionScore | None:
+        """Score the policy on selection seeds, or by the training episodes' mean score."""
+        if self._select is None:
+            mean = self._window.mean_score()
+            return None if mean is None else SelectionScore(mean)
+        selection = self._config.evaluation.action_selection
+        policy = TorchPolicy(self._algorithm, self._config, selection)
+        with PreservedGenerators():
+            return self._select(policy)
 
-    def _save_best(self, result: SelectionScore) -> bool:
-        steps = self.model.num_timesteps
-        content = capture(self.algorithm, self.env, self._values())
-        # Networks and optimizer are what a rollback and an export need; the rest stays out.
-        slim = CheckpointContent(
+    def _hold_point(self) -> None:
+        """Hold the run as it is now in memory, as the point to resume from."""
+        self._checkpoints.hold(self._steps, capture(self._algorithm, self._env, self._values()))
+
+    def _capture_best(self, result: SelectionScore) -> CheckpointContent:
+        """Copy what a rollback and an export need: networks and optimizer."""
+        content = capture(self._algorithm, self._env, self._values())
+        return CheckpointContent(
             {"counters": content.values["counters"], "score": result.score,
-             "details": dict(result.details), "resume_hash": identity_of_run(self.config)},
+             "details": dict(result.details), "resume_hash": identity_of_run(self._config)},
             {name: content.tensors[name] for name in ("policy", "optimizer")}, {},
         )  # fmt: skip
-        return self.keeper.save_best(steps, result.score, slim)
-
-    def _save_last(self, *, required: bool) -> None:
-        """Write the last resume point; a full disk stops nothing but the final one."""
-        if self.resume_point is not None:
-            self.keeper.save_last(self.resume_steps, self.resume_point, required=required)
-
-    def _deliver(self) -> None:
-        if self.pending:
-            episodes, self.pending = self.pending, []
-            self.sinks.on_episodes(episodes)
-
-    def _report(self, scalars: Mapping[str, Any]) -> None:
-        steps, target = self.model.num_timesteps, self.config.total_steps
-        seconds = time.monotonic() - self.started
-        rate = (steps - self.start_steps) / seconds if seconds > 0 else 0.0
-        progress = Progress(
-            total_steps=steps,
-            target_steps=target,
-            steps_per_second=rate,
-            seconds_left=max(target - steps, 0) / rate if rate > 0 else None,
-            episodes=self.window.finished,
-            mean_furthest_px=self.window.mean_furthest_px(),
-            mean_return=self.window.mean_return(),
-            state=self.health.state,
-            scalars={name: float(value) for name, value in scalars.items()},
-        )
-        self.sinks.on_progress(progress)
-        if self.report_progress is not None:
-            self.report_progress(progress)
 
     def _values(self) -> dict[str, Any]:
-        best = self.keeper.best
+        """What the run itself continues with, as JSON types."""
+        best = self._checkpoints.best
         return {
-            "resume_hash": identity_of_run(self.config),
-            "action_selection": self.config.evaluation.action_selection,
-            "attempt": self.attempt,
-            "update": self.update,
-            "window": self.window.to_dict(),
-            "detector": self.detector.to_dict(),
-            "rollbacks": self.rollbacks,
-            "next_checkpoint": self.next_checkpoint,
-            "next_selection": self.next_selection,
+            "resume_hash": identity_of_run(self._config),
+            "action_selection": self._config.evaluation.action_selection,
+            "attempt": self._attempt,
+            **self._health.to_dict(),
+            "rollbacks": self._collapse.rollbacks,
+            "next_checkpoint": self._checkpoint_interval.next_steps,
+            "next_selection": self._selection.interval.next_steps,
             "best": None if best is None else [best.path.name, best.total_steps, best.score],
         }
 
-    def _restore(self, saved: tuple[Path, CheckpointContent]) -> None:
-        values = restore(self.algorithm, self.env, saved[1])
-        self.attempt = values["attempt"] + 1
-        self.update = values["update"]
-        self.window.restore(values["window"])
-        self.detector.restore(values["detector"])
-        self.health = Health(self.detector.state)
-        self.rollbacks = values["rollbacks"]
-        self.next_checkpoint = values["next_checkpoint"]
-        self.next_selection = values["next_selection"]
-        self.keeper.go_on_from(saved[0], self.model.num_timesteps, values["best"])
+    def _restore(self, path: Path, content: CheckpointContent) -> None:
+        """Continue from a checkpoint."""
+        values = restore(self._algorithm, self._env, content)
+        self._attempt = values["attempt"] + 1
+        self._health.restore(values)
+        self._collapse.rollbacks = values["rollbacks"]
+        self._checkpoint_interval.next_steps = values["next_checkpoint"]
+        self._selection.interval.next_steps = values["next_selection"]
+        self._checkpoints.resume_from(path, self._steps, values["best"])
 
     def _result(self, status: RunStatus, reason: str, steps: int) -> TrainingResult:
-        seconds = time.monotonic() - self.started
-        done = self.model.num_timesteps - self.start_steps
+        seconds, rate = self._reporter.rate(self._steps)
         return TrainingResult(
             status=status,
             reason=reason,
             total_steps=steps,
-            attempt_steps=done,
+            attempt_steps=self._steps - self._reporter.start_steps,
             seconds=seconds,
-            steps_per_second=done / seconds if seconds > 0 else 0.0,
-            episodes=self.window.finished,
-            mean_furthest_px=self.window.mean_furthest_px(),
-            mean_return=self.window.mean_return(),
-            best=self.keeper.best,
-            last=self.keeper.last,
-            health=self.health,
-            rollbacks=self.rollbacks,
+            steps_per_second=rate,
+            episodes=self._window.finished,
+            mean_furthest_px=self._window.mean_furthest_px(),
+            mean_return=self._window.mean_return(),
+            best=self._checkpoints.best,
+            last=self._checkpoints.last,
+            health=self._health.health,
+            rollbacks=self._collapse.rollbacks,
         )

@@ -25,40 +25,10 @@ from mario.game.smb.end_reason import EndReason
 from mario.game.smb.memory import STATE_FIELDS, furthest_at_start
 from mario.game.smb.observations.contract import Observations
 from mario.game.smb.rewards import step_rewards
+from mario.training.episodes import TrainingEpisode
 
 EpisodeSource = Callable[[int, int], EpisodeSpec]
 """(environment index, episode number in it, from 0) → the episode to play."""
-
-
-@dataclass(frozen=True, slots=True)
-class EpisodeRecord:
-    """One finished episode.
-
-    Attributes:
-        env_index: environment that played it, 0 … N − 1.
-        episode_index: its number in that environment, from 0, over all resumes of the run.
-        seed: the episode's seed, 0 … 2**64 − 1.
-        level: ``"1-1"`` … ``"8-4"``, or None for the whole game.
-        shaped_return: sum of the rewards trained on, scaling included.
-        length_steps: agent steps.
-        length_frames: controllable console frames.
-        furthest_x_px: furthest x reached.
-        end: why it ended: flag, death, time_out, truncated.
-        total_steps: agent steps of all environments of the run when it ended.
-        state: the game's 13 values at the end, by name.
-    """
-
-    env_index: int
-    episode_index: int
-    seed: int
-    level: str | None
-    shaped_return: float
-    length_steps: int
-    length_frames: int
-    furthest_x_px: int
-    end: str
-    total_steps: int
-    state: dict[str, int]
 
 
 @dataclass
@@ -101,8 +71,8 @@ class GameVecEnv(VecEnv):
     """N games as stable-baselines3 wants them.
 
     `infos` is empty but for episodes that end: `terminal_observation`, `TimeLimit.truncated`,
-    `episode` (r, l, t, as SB3's Monitor has them), `record` (an :class:`EpisodeRecord`) and the 13
-    values.
+    `episode` (r, l, t, as SB3's Monitor has them), `record` (a :class:`TrainingEpisode`) and the
+    13 values.
     """
 
     def __init__(
@@ -241,7 +211,7 @@ class GameVecEnv(VecEnv):
         spec = self._source(slot, episode)
         end = EndReason(int(step.end[slot]))
         state = {name: int(step.after[name][slot]) for name in STATE_FIELDS}
-        record = EpisodeRecord(
+        record = TrainingEpisode(
             env_index=slot,
             episode_index=episode,
             seed=spec.seed,

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, Protocol
 from mario.config.experiment import ExperimentConfig
 from mario.config.run_states import CheckpointKind, HealthState, RunStatus
 from mario.training.collapse_detector import Health, HealthSample
-from mario.training.sb3_vec_env import EpisodeRecord
+from mario.training.episodes import TrainingEpisode
 
 log = logging.getLogger(__name__)
 
@@ -205,7 +205,7 @@ class TrainingSink(Protocol):
         """The run begins or goes on."""
         ...
 
-    def on_episodes(self, episodes: Sequence[EpisodeRecord]) -> None:
+    def on_episodes(self, episodes: Sequence[TrainingEpisode]) -> None:
         """Episodes finished, of every environment, in order.
 
         After a resume some may come again: (env_index, episode_index) is their identity.
@@ -257,7 +257,7 @@ class BaseSink:
     def on_start(self, start: RunStart) -> None:
         """Ignore."""
 
-    def on_episodes(self, episodes: Sequence[EpisodeRecord]) -> None:
+    def on_episodes(self, episodes: Sequence[TrainingEpisode]) -> None:
         """Ignore."""
 
     def on_health(self, sample: HealthSample, health: Health) -> None:
@@ -301,7 +301,7 @@ class SinkSet:
         """Tell all sinks."""
         self._tell("on_start", start)
 
-    def on_episodes(self, episodes: Sequence[EpisodeRecord]) -> None:
+    def on_episodes(self, episodes: Sequence[TrainingEpisode]) -> None:
         """Tell all sinks."""
         self._tell("on_episodes", episodes)
 

@@ -24,7 +24,7 @@ from mario.store.store import ExperimentStore
 from mario.tracking.mlflow_client import tracking_client
 from mario.tracking.store import StoreSink
 from mario.training.checkpoint import list_checkpoints
-from mario.training.checkpoint_retention import CHECKPOINTS_FOLDER
+from mario.training.run_folder import CHECKPOINTS_FOLDER
 from mario.training.trainer import train
 from tests.support.chaos import Trainer
 from tests.support.mlflow_server import MlflowServer

@@ -23,7 +23,7 @@ from mario.jobs.context import JobSettings
 from mario.store.store import ExperimentStore
 from mario.tracking.mlflow_client import tracking_client
 from mario.training.checkpoint import list_checkpoints, read_checkpoint
-from mario.training.checkpoint_retention import CHECKPOINTS_FOLDER
+from mario.training.run_folder import CHECKPOINTS_FOLDER
 from tests.support.chaos import ROOT, Trainer
 from tests.support.mlflow_server import MlflowServer
 from tests.support.postgres import PostgresServer

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mario.jobs.context import JobSettings
 from mario.training.checkpoint import TENSORS_FILE, list_checkpoints, read_checkpoint
-from mario.training.checkpoint_retention import BEST_FOLDER, CHECKPOINTS_FOLDER
+from mario.training.run_folder import BEST_FOLDER, CHECKPOINTS_FOLDER
 from tests.support.paths import ROOT
 
 #: Bounds against hanging, not measurements: a busy machine takes minutes to import torch.

@@ -9,8 +9,16 @@ from typing import Any
 from mario.config.experiment import ExperimentConfig, parse_config
 from mario.training.checkpoint import read_checkpoint
 from mario.training.collapse_detector import Health, HealthSample
-from mario.training.sb3_vec_env import EpisodeRecord
-from mario.training.sinks import BaseSink, CheckpointWritten, RunEnd, RunStart, SelectionDone
+from mario.training.episodes import TrainingEpisode
+from mario.training.sinks import (
+    BaseSink,
+    CheckpointWritten,
+    Incident,
+    Progress,
+    RunEnd,
+    RunStart,
+    SelectionDone,
+)
 
 PPO = {"name": "ppo", "n_steps": 16, "batch_size": 32, "n_epochs": 2,
        "learning_rate_schedule": "linear", "clip_range_schedule": "linear",
@@ -50,15 +58,28 @@ def weights_digest(checkpoint: Path | None) -> str:
     return digest.hexdigest()
 
 
+def training_episode(
+    env_index: int, episode_index: int, x_px: int = 40, shaped_return: float = 0.0
+) -> TrainingEpisode:
+    """An episode of five steps that ends in death."""
+    return TrainingEpisode(
+        env_index=env_index, episode_index=episode_index, seed=1, level="1-1", total_steps=10,
+        length_steps=5, length_frames=20, shaped_return=shaped_return, furthest_x_px=x_px,
+        end="death", state={},
+    )  # fmt: skip
+
+
 class Listener(BaseSink):
     """Keeps what it hears."""
 
     def __init__(self) -> None:
         self.starts: list[RunStart] = []
-        self.episodes: list[EpisodeRecord] = []
+        self.episodes: list[TrainingEpisode] = []
         self.health: list[tuple[HealthSample, Health]] = []
         self.selections: list[SelectionDone] = []
         self.checkpoints: list[CheckpointWritten] = []
+        self.incidents: list[Incident] = []
+        self.progress: list[Progress] = []
         self.ends: list[RunEnd] = []
 
     def on_start(self, start: RunStart) -> None:
@@ -75,6 +96,12 @@ class Listener(BaseSink):
 
     def on_checkpoint(self, checkpoint: CheckpointWritten) -> None:
         self.checkpoints.append(checkpoint)
+
+    def on_incident(self, incident: Incident) -> None:
+        self.incidents.append(incident)
+
+    def on_progress(self, progress: Progress) -> None:
+        self.progress.append(progress)
 
     def on_end(self, end: RunEnd) -> None:
         self.ends.append(end)

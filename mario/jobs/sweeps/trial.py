@@ -32,7 +32,7 @@ from mario.jobs.sweeps.study import (
 )
 from mario.jobs.sweeps.tracking import describe_trial
 from mario.jobs.train import TrainOutcome, train_run
-from mario.training.run import CONFIG_FILE
+from mario.training.run_folder import CONFIG_FILE
 from mario.training.sinks import SelectionDone
 
 log = logging.getLogger(__name__)

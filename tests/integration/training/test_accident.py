@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mario.training.sb3_vec_env import EpisodeRecord
+from mario.training.episodes import TrainingEpisode
 from mario.training.sinks import BaseSink, Progress
 from mario.training.trainer import train
 from tests.support.training_runs import Listener, small_config
@@ -26,10 +26,10 @@ class Accident(BaseSink):
     def __init__(self) -> None:
         self.env: Any = None
         self.updates = 0
-        self.before: list[EpisodeRecord] = []
-        self.after: list[EpisodeRecord] = []
+        self.before: list[TrainingEpisode] = []
+        self.after: list[TrainingEpisode] = []
 
-    def on_episodes(self, episodes: Sequence[EpisodeRecord]) -> None:
+    def on_episodes(self, episodes: Sequence[TrainingEpisode]) -> None:
         (self.before if self.updates < ONSET_UPDATES else self.after).extend(episodes)
 
     def on_progress(self, progress: Progress) -> None:

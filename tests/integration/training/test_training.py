@@ -23,7 +23,7 @@ from mario.jobs.selection import selector
 from mario.policy.policy import Policy, RandomPolicy
 from mario.training.checkpoint import TENSORS_FILE, list_checkpoints, read_checkpoint
 from mario.training.collapse_detector import HealthRules
-from mario.training.sb3_vec_env import EpisodeRecord
+from mario.training.episodes import TrainingEpisode
 from mario.training.sinks import BaseSink, RunStart
 from mario.training.trainer import SelectionScore, train
 from tests.support.training_runs import DQN, PPO, Listener, small_config, weights_digest
@@ -43,7 +43,7 @@ def undisturbed(
     return request.param, weights_digest(result.last), listener
 
 
-def by_identity(episodes: list[EpisodeRecord]) -> dict[tuple[int, int], EpisodeRecord]:
+def by_identity(episodes: list[TrainingEpisode]) -> dict[tuple[int, int], TrainingEpisode]:
     return {(e.env_index, e.episode_index): e for e in episodes}
 
 
@@ -221,26 +221,6 @@ def test_no_checkpoint_without_its_episodes_on_the_disk(tmp_path: Path) -> None:
     train(small_config(), tmp_path / "run", sinks=[Forgetful(), listener])
     last = [written.total_steps for written in listener.checkpoints if written.kind == "last"]
     assert last == [128, 512, 640]
-
-
-def test_a_best_that_cannot_be_written_is_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from mario.training import checkpoint_retention as module
-
-    write = module.write_checkpoint
-    scores = iter([0.1, 0.9, 0.5])
-
-    def full_for_one(target: Path, steps: int, content: Any) -> Any:
-        if target.parent.name == "best" and steps == 512:
-            raise CheckpointError(f"{target}: checkpoint not written (No space left on device)")
-        return write(target, steps, content)
-
-    monkeypatch.setattr(module, "write_checkpoint", full_for_one)
-    result = train(small_config(), tmp_path / "run", select=lambda _: SelectionScore(next(scores)))
-    assert result.status == "finished"
-    assert result.best is not None
-    assert (result.best.total_steps, result.best.score) == (640, 0.5)
 
 
 def test_an_error_is_told_to_the_sinks(tmp_path: Path) -> None:

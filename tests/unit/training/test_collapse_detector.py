@@ -19,9 +19,9 @@ from mario.training.collapse_detector import (
     HealthSample,
     spearman,
 )
-from mario.training.sb3_vec_env import EpisodeRecord
-from mario.training.signals import EpisodeWindow
+from mario.training.episodes import EpisodeWindow, TrainingEpisode
 from tests.support.paths import ROOT
+from tests.support.training_runs import training_episode
 
 RULES = HealthRules()
 
@@ -52,12 +52,9 @@ def healthy(update: int, **changes: Any) -> HealthSample:
     return replace(base, **changes)
 
 
-def episode(env_index: int, x_px: int) -> EpisodeRecord:
+def episode(env_index: int, x_px: int) -> TrainingEpisode:
     """An episode that ended in a death at `x_px`."""
-    return EpisodeRecord(
-        env_index=env_index, episode_index=0, seed=1, level="1-1", total_steps=10, length_steps=5,
-        length_frames=20, shaped_return=x_px / 10, furthest_x_px=x_px, end="death", state={},
-    )  # fmt: skip
+    return training_episode(env_index, 0, x_px, x_px / 10)
 
 
 def feed(detector: CollapseDetector, updates: int, first: int = 1, **changes: Any) -> list[Health]:

@@ -12,7 +12,8 @@ from mario.errors import SaveStateError
 from mario.evaluation.seeds import FAMILIES, unit_seed
 from mario.game.batch.contract import EpisodeSpec
 from mario.game.rng import derive_seed
-from mario.training.sb3_vec_env import EpisodeRecord, GameVecEnv, episode_source, make_vec_env
+from mario.training.episodes import TrainingEpisode
+from mario.training.sb3_vec_env import GameVecEnv, episode_source, make_vec_env
 
 
 def config(environments: int = 3, **game: object) -> ExperimentConfig:
@@ -36,7 +37,7 @@ def env() -> Iterator[GameVecEnv]:
     opened.close()
 
 
-def play(env: GameVecEnv, steps: int, seed: int) -> tuple[list[np.ndarray], list[EpisodeRecord]]:
+def play(env: GameVecEnv, steps: int, seed: int) -> tuple[list[np.ndarray], list[TrainingEpisode]]:
     """Play random actions; returns rewards and the records of all environments."""
     generator = np.random.default_rng(seed)
     rewards, records = [], []

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.stats import spearmanr
 
 from mario.training.algorithms.contract import Algorithm
 from mario.training.algorithms.factory import build_algorithm
 from mario.training.callbacks import TrainerCallback
-from mario.training.sb3_vec_env import EpisodeRecord, GameVecEnv, make_vec_env
-from mario.training.signals import EpisodeWindow, make_sample, rollout_signals
+from mario.training.episodes import TrainingEpisode
+from mario.training.sb3_vec_env import GameVecEnv, make_vec_env
+from mario.training.signals import rollout_signals
 from tests.support.training_runs import DQN, PPO, QRDQN, small_config
 
 
@@ -23,10 +23,10 @@ class Hooks:
     """Keeps the episodes, and what the callback said at each boundary."""
 
     def __init__(self) -> None:
-        self.episodes: list[EpisodeRecord] = []
+        self.episodes: list[TrainingEpisode] = []
         self.boundaries: list[tuple[dict[str, Any], dict[str, Any]]] = []
 
-    def step(self, records: list[EpisodeRecord]) -> None:
+    def step(self, records: list[TrainingEpisode]) -> None:
         self.episodes += records
 
     def between_updates(self) -> None:
@@ -275,61 +275,3 @@ def test_kl_of_a_single_minibatch_is_no_signal(changes: dict[str, Any], measured
     assert algorithm.update_signals(scalars) == {
         "value_loss": 0.5, "explained_variance": None, **compared,
     }  # fmt: skip
-
-
-def record(env_index: int, episode_index: int, x_px: int, value: float) -> EpisodeRecord:
-    return EpisodeRecord(
-        env_index=env_index, episode_index=episode_index, seed=1, level="1-1", total_steps=10,
-        length_steps=5, length_frames=20, shaped_return=value, furthest_x_px=x_px, end="death",
-        state={},
-    )  # fmt: skip
-
-
-def test_windows_of_episodes() -> None:
-    """Means of the last 100 and 20 over all environments; of the last two of each environment."""
-    generator = np.random.default_rng(1)
-    window, records = EpisodeWindow(4), []
-    for number in range(130):
-        env_index = int(generator.integers(0, 3))  # environment 3 never finishes one
-        x_px = int(generator.integers(40, 900))
-        records.append(record(env_index, number, x_px, float(0.1 * x_px + generator.normal(0, 9))))
-        window.finished += 1
-        window.add(records[-1])
-    window.finished += 1  # one more ended, which nobody recorded
-
-    sample = make_sample(
-        window, update=7, total_steps=640, target_steps=1_280, gradient_norm=2.0,
-        scalars={"train/value_loss": 0.5}, signals={"value_loss": 0.5, "entropy_ratio": 0.4},
-    )  # fmt: skip
-    last, recent = records[-100:], records[-20:]
-    assert sample.mean_furthest_px == pytest.approx(sum(r.furthest_x_px for r in last) / 100)
-    assert sample.mean_return == pytest.approx(sum(r.shaped_return for r in last) / 100)
-    assert sample.recent_furthest_px == pytest.approx(sum(r.furthest_x_px for r in recent) / 20)
-    assert sample.recent_return == pytest.approx(sum(r.shaped_return for r in recent) / 20)
-    correlation = spearmanr([r.shaped_return for r in recent], [r.furthest_x_px for r in recent])
-    assert sample.return_progress_correlation == pytest.approx(correlation.statistic)
-    for env_index in range(3):
-        own = [r.furthest_x_px for r in records if r.env_index == env_index][-2:]
-        assert sample.environments_furthest_px[env_index] == pytest.approx(sum(own) / 2)
-    assert math.isnan(sample.environments_furthest_px[3])
-    assert (sample.episodes_finished, sample.episodes_seen) == (131, 130)
-    assert (sample.progress, sample.value_loss, sample.entropy_ratio) == (0.5, 0.5, 0.4)
-    assert not sample.non_finite
-
-
-@pytest.mark.parametrize(
-    ("scalars", "norm", "expected"),
-    [
-        ({"train/value_loss": math.nan}, 1.0, True),
-        ({"train/loss": math.inf}, 1.0, True),
-        ({"train/loss": 1.0}, math.inf, True),
-        # Without variance in the returns the explained share is no number; that is no divergence.
-        ({"train/explained_variance": math.nan, "train/loss": 1.0}, 1.0, False),
-    ],
-)
-def test_non_finite_numbers(scalars: dict[str, float], norm: float, expected: bool) -> None:
-    sample = make_sample(
-        EpisodeWindow(1), update=1, total_steps=1, target_steps=10, gradient_norm=norm,
-        scalars=scalars, signals={},
-    )  # fmt: skip
-    assert sample.non_finite is expected
