@@ -18,6 +18,7 @@ import pytest
 import sqlalchemy as sa
 
 from mario.config.experiment import load_config
+from mario.config.run_states import RunStatus
 from mario.errors import RunIsBusy, TrainingInterrupted
 from mario.jobs.attempts import wait_for_turn
 from mario.jobs.context import JobContext, JobSettings, Waits
@@ -76,7 +77,7 @@ def training(
     try:
         yield sink
     finally:
-        sink.on_end(RunEnd(status="interrupted", reason="", total_steps=0))
+        sink.on_end(RunEnd(status=RunStatus.INTERRUPTED, reason="", total_steps=0))
         deliver(context.settings.database_url, folder)
 
 

@@ -7,10 +7,11 @@ import time
 
 import pytest
 
+from mario.config.run_states import RunStatus
 from mario.training.sinks import BaseSink, RunEnd, SinkSet, patience_seconds, wait_patiently
 from tests.support.slow_machine import without_a_stall
 
-END = RunEnd("interrupted", "SIGTERM", 0)
+END = RunEnd(RunStatus.INTERRUPTED, "SIGTERM", 0)
 
 
 class Meets(BaseSink):
@@ -88,7 +89,7 @@ def test_a_finished_run_that_is_told_to_end_waits_no_longer(after_seconds: float
     def ends() -> None:
         stop, released, waits = threading.Event(), threading.Event(), Waits()
         sinks = SinkSet([Hangs(released), waits])
-        end = RunEnd("finished", "", 0, stop)
+        end = RunEnd(RunStatus.FINISHED, "", 0, stop)
         told = threading.Timer(after_seconds, stop.set)
         began = time.monotonic()
         told.start()
