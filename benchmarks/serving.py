@@ -36,6 +36,7 @@ import psutil
 
 from benchmarks._report import ROOT, finish, print_table, spread, target
 from benchmarks._serving_load import Connection, Measured, http_request, measure
+from mario.policy.artefact import load_artefact
 from mario.policy.onnx import OnnxPolicy
 from mario.tracking.mlflow_client import write_model_folder
 from serving.launcher import free_port, running
@@ -151,8 +152,6 @@ def _servers(
     }
     servers += [Server(name, port, kind, process, seconds) for name, kind in kinds.items()]
 
-    from mario.policy.artefact import load_artefact
-
     model = write_model_folder(load_artefact(folder), place / "mlflow")
     other = {
         OTHERS[0]: (
@@ -190,7 +189,7 @@ def _in_process(
     folder: Path, observations: np.ndarray, concurrency: int, seconds: float
 ) -> Measured:
     """Onnxruntime itself, called from as many threads as there would be clients."""
-    session = OnnxPolicy.from_folder(folder)
+    session = OnnxPolicy(load_artefact(folder))
     result, end = Measured(), time.perf_counter() + seconds
 
     def work(number: int) -> None:

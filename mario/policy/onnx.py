@@ -12,15 +12,13 @@ Unless all bits agree, it runs every later batch one observation at a time.
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from mario.errors import ArtefactError
-from mario.game.smb.actions import Action
-from mario.game.smb.observations.contract import ObservationKind, Observations
-from mario.policy.artefact import Artefact, load_artefact
+from mario.game.smb.observations.contract import Observations
+from mario.policy.artefact import Artefact
 from mario.policy.manifest import ActionSelection, Float32Array, check_observations
 from mario.policy.policy import Generators, PolicyOutput, choose, softmax
 
@@ -36,9 +34,15 @@ _PROBE_SIZES = (2, 3, 5, 8, 17, MAX_BATCH)
 
 
 class OnnxPolicy:
-    """A policy artefact behind an ONNX Runtime session.
+    """A policy artefact behind an ONNX Runtime session; several threads may call it at once.
 
-    Several threads may call it at once.
+    Attributes:
+        artefact: the artefact it runs.
+        actions: the actions it chooses from, in the order of the logits.
+        selection: the artefact's action selection.
+        frame_skip: console frames that one decision lasts.
+        observation: its kind of observation.
+        batch_invariant: whether whole batches are run at once.
     """
 
     def __init__(
@@ -57,52 +61,17 @@ class OnnxPolicy:
         """
         if threads < 1:
             raise ArtefactError(f"threads: got {threads}; expected at least 1; correct the setting")
-        self._artefact = artefact
-        self._observation = artefact.manifest.observation.kind
+        manifest = artefact.manifest
+        self.artefact = artefact
+        self.actions = manifest.actions
+        self.selection = manifest.action_selection
+        self.frame_skip = manifest.frame_skip
+        self.observation = manifest.observation.kind
         self._session = _open_session(artefact, threads)
         self._check_contract()
-        self._whole_batches = (
+        self.batch_invariant = (
             self._probe_batch_invariance() if batch_invariant is None else batch_invariant
         )
-
-    @classmethod
-    def from_folder(cls, folder: Path | str, *, threads: int = 1) -> Self:
-        """Load and verify the artefact in a folder, and open a session on it.
-
-        Raises:
-            ArtefactError: see :func:`mario.policy.artefact.load_artefact`.
-        """
-        return cls(load_artefact(folder), threads=threads)
-
-    @property
-    def artefact(self) -> Artefact:
-        """The artefact it runs."""
-        return self._artefact
-
-    @property
-    def actions(self) -> tuple[Action, ...]:
-        """The actions it chooses from, in the order of the logits."""
-        return self._artefact.manifest.actions
-
-    @property
-    def selection(self) -> ActionSelection:
-        """The artefact's action selection."""
-        return self._artefact.manifest.action_selection
-
-    @property
-    def frame_skip(self) -> int:
-        """Console frames that one decision lasts."""
-        return self._artefact.manifest.frame_skip
-
-    @property
-    def observation(self) -> ObservationKind:
-        """Its kind of observation."""
-        return self._observation
-
-    @property
-    def batch_invariant(self) -> bool:
-        """Whether whole batches are run at once."""
-        return self._whole_batches
 
     def infer(self, observations: Observations) -> tuple[Float32Array, Float32Array]:
         """Run the network.
@@ -116,14 +85,14 @@ class OnnxPolicy:
         Raises:
             ArtefactError: observations of another shape or dtype, or answers that are not finite.
         """
-        check_observations(observations, self._observation)
+        check_observations(observations, self.observation)
         count = len(observations)
         if count == 0:
             return (
                 np.empty((0, len(self.actions)), dtype=np.float32),
                 np.empty(0, dtype=np.float32),
             )
-        size = MAX_BATCH if self._whole_batches else 1
+        size = MAX_BATCH if self.batch_invariant else 1
         if count <= size:
             logits, values = self._run(observations)
         else:
@@ -132,7 +101,7 @@ class OnnxPolicy:
             values = np.concatenate([part[1] for part in parts])
         if not (np.isfinite(logits).all() and np.isfinite(values).all()):
             raise ArtefactError(
-                f"{self._artefact.folder}: got logits or values that are not finite; expected "
+                f"{self.artefact.folder}: got logits or values that are not finite; expected "
                 "finite numbers; the weights are broken, promote another version"
             )
         return logits, values
@@ -162,7 +131,7 @@ class OnnxPolicy:
         Raises:
             ArtefactError: a difference above the tolerance.
         """
-        golden = self._artefact.golden
+        golden = self.artefact.golden
         if golden is None:
             return 0.0
         logits, values = self.infer(golden.observations)
@@ -171,7 +140,7 @@ class OnnxPolicy:
         )
         if difference > tolerance:
             raise ArtefactError(
-                f"{self._artefact.folder}: golden answers differ by {difference:.3g}; expected at "
+                f"{self.artefact.folder}: golden answers differ by {difference:.3g}; expected at "
                 f"most {tolerance:.3g}; not the network that was trained, export it again"
             )
         return difference
@@ -185,7 +154,7 @@ class OnnxPolicy:
     def _check_contract(self) -> None:
         inputs = {item.name: item for item in self._session.get_inputs()}
         outputs = [item.name for item in self._session.get_outputs()]
-        where, kind = self._artefact.folder, self._observation
+        where, kind = self.artefact.folder, self.observation
         input_type = "tensor(uint8)" if kind.dtype == "uint8" else "tensor(float)"
         shape = ", ".join(["N", *map(str, kind.shape)])
         fits = (
@@ -225,10 +194,10 @@ class OnnxPolicy:
 
     def _probe_batch_invariance(self) -> bool:
         generator = np.random.default_rng(0)
-        shape = (MAX_BATCH, *self._observation.shape)
+        shape = (MAX_BATCH, *self.observation.shape)
         observations: Observations = (
             generator.integers(0, 256, shape, dtype=np.uint8)
-            if self._observation.dtype == "uint8"
+            if self.observation.dtype == "uint8"
             else generator.standard_normal(shape, dtype=np.float32)
         )
         singles = [self._run(observations[i : i + 1]) for i in range(MAX_BATCH)]

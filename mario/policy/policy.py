@@ -39,27 +39,19 @@ class PolicyOutput:
 
 
 class Policy(Protocol):
-    """Maps observations to actions."""
+    """Maps observations to actions.
 
-    @property
-    def actions(self) -> tuple[Action, ...]:
-        """The actions it chooses from, in the order of ``PolicyOutput.probabilities``."""
-        ...
+    Attributes:
+        actions: the actions it chooses from, in the order of ``PolicyOutput.probabilities``.
+        selection: how it chooses unless the caller of :meth:`act` overrides it.
+        frame_skip: console frames that one of its decisions lasts.
+        observation: its kind of observation.
+    """
 
-    @property
-    def selection(self) -> ActionSelection:
-        """How it chooses unless the caller of :meth:`act` overrides it."""
-        ...
-
-    @property
-    def frame_skip(self) -> int:
-        """Console frames that one of its decisions lasts."""
-        ...
-
-    @property
-    def observation(self) -> ObservationKind:
-        """Its kind of observation."""
-        ...
+    actions: tuple[Action, ...]
+    selection: ActionSelection
+    frame_skip: int
+    observation: ObservationKind
 
     def act(
         self,
@@ -160,32 +152,17 @@ def softmax(logits: npt.NDArray[np.floating]) -> Float32Array:
 
 
 class RandomPolicy:
-    """A policy that chooses uniformly: the baseline that a first champion must beat."""
+    """A policy that chooses uniformly: the baseline that a first champion must beat.
+
+    It ignores what it observes, which are pixels.
+    """
 
     def __init__(self, actions: Sequence[Action], frame_skip: int = FRAME_SKIP) -> None:
         """Choose uniformly from ``actions`` every ``frame_skip`` frames."""
-        self._actions = tuple(actions)
-        self._frame_skip = frame_skip
-
-    @property
-    def actions(self) -> tuple[Action, ...]:
-        """The actions it chooses from."""
-        return self._actions
-
-    @property
-    def selection(self) -> ActionSelection:
-        """Always ``sample``."""
-        return "sample"
-
-    @property
-    def frame_skip(self) -> int:
-        """Console frames that one decision lasts."""
-        return self._frame_skip
-
-    @property
-    def observation(self) -> ObservationKind:
-        """Pixels, which it ignores."""
-        return OBSERVATION
+        self.actions = tuple(actions)
+        self.selection: ActionSelection = "sample"
+        self.frame_skip = frame_skip
+        self.observation = OBSERVATION
 
     def act(
         self,
@@ -196,7 +173,7 @@ class RandomPolicy:
     ) -> PolicyOutput:
         """Choose uniformly; see :meth:`Policy.act`. ``selection`` greedy always takes action 0."""
         check_observations(observations)
-        count, action_count = len(observations), len(self._actions)
+        count, action_count = len(observations), len(self.actions)
         probabilities = np.full((count, action_count), 1 / action_count, dtype=np.float32)
-        chosen = choose(probabilities, selection or "sample", generator)
+        chosen = choose(probabilities, selection or self.selection, generator)
         return PolicyOutput(chosen, probabilities, np.zeros(count, dtype=np.float32))

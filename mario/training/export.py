@@ -19,7 +19,7 @@ from torch import nn
 
 from mario.config.experiment import ExperimentConfig
 from mario.errors import ArtefactError
-from mario.game.smb.actions import Action, action_set
+from mario.game.smb.actions import action_set
 from mario.game.smb.observations.contract import ObservationKind, Observations
 from mario.game.smb.observations.factory import observation_kind
 from mario.game.smb.observations.pixels import OBSERVATION
@@ -43,41 +43,28 @@ _WEIGHTS_FILE = "policy.pth"
 
 
 class TorchPolicy:
-    """A network under training behind the Policy protocol, without an export."""
+    """A network under training as a policy, without an export.
+
+    Attributes:
+        actions: the actions it chooses from.
+        selection: how it chooses unless the caller overrides it.
+        frame_skip: console frames that one decision lasts.
+        observation: its kind of observation.
+    """
 
     def __init__(
         self, algorithm: Algorithm, config: ExperimentConfig, selection: ActionSelection
     ) -> None:
         """Answer with the algorithm's network as it is when asked."""
+        self.actions = action_set(config.game.actions)
+        self.selection = selection
+        self.frame_skip = config.game.frame_skip
+        self.observation = observation_kind(config.observation)
         self._algorithm = algorithm
-        self._actions = action_set(config.game.actions)
-        self._frame_skip = config.game.frame_skip
-        self._observation = observation_kind(config.observation)
-        self._selection = selection
-
-    @property
-    def actions(self) -> tuple[Action, ...]:
-        """The actions it chooses from."""
-        return self._actions
-
-    @property
-    def selection(self) -> ActionSelection:
-        """How it chooses unless told otherwise."""
-        return self._selection
-
-    @property
-    def frame_skip(self) -> int:
-        """Console frames that one decision lasts."""
-        return self._frame_skip
-
-    @property
-    def observation(self) -> ObservationKind:
-        """What it sees."""
-        return self._observation
 
     def infer(self, observations: Observations) -> tuple[Float32Array, Float32Array]:
         """Run the network on (N, …): logits float32 (N, A), values float32 (N,)."""
-        check_observations(observations, self._observation)
+        check_observations(observations, self.observation)
         return torch_outputs(self._algorithm, observations)
 
     def act(
@@ -89,12 +76,12 @@ class TorchPolicy:
     ) -> PolicyOutput:
         """Choose an action for each observation; see `mario.policy.policy.Policy.act`."""
         if len(observations) == 0:
-            empty = np.empty((0, len(self._actions)), np.float32)
+            empty = np.empty((0, len(self.actions)), np.float32)
             return PolicyOutput(np.empty(0, np.int64), empty, np.empty(0, np.float32))
         logits, values = self.infer(observations)
         probabilities = softmax(logits)
         return PolicyOutput(
-            choose(probabilities, selection or self._selection, generator), probabilities, values
+            choose(probabilities, selection or self.selection, generator), probabilities, values
         )
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from mario.game.video import moving_share
 from mario.jobs.context import JobContext, JobSettings
 from mario.jobs.gate import repeat_verdict
 from mario.jobs.versions import champion_version
 from tests.support.paths import ROOT
+from tests.support.videos import moving_share
 
 pytestmark = pytest.mark.slow
 

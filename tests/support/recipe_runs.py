@@ -13,10 +13,11 @@ from tests.support.recipes import run
 
 _PLAY = """
 import sys
+from mario.policy.artefact import load_artefact
 from mario.policy.onnx import OnnxPolicy
 from tests.support.evaluation_helpers import evaluate_units
 
-policy = OnnxPolicy.from_folder(sys.argv[1])
+policy = OnnxPolicy(load_artefact(sys.argv[1]))
 policy.check_golden()
 for record in evaluate_units(policy, [("1-1", 1), ("1-1", 2)], policy_digest="recipe"):
     print(record.steps, sum(record.action_counts), len(record.action_counts))

@@ -114,27 +114,19 @@ class BatchStep:
 
 
 class GameBatch(Protocol):
-    """N games in N slots."""
+    """N games in N slots.
 
-    @property
-    def slots(self) -> int:
-        """Number of slots, N."""
-        ...
+    Attributes:
+        slots: number of slots, N.
+        game: the settings of the game.
+        buttons: the button byte of each action, 0…255.
+        observation: the kind of observation that is written into the buffers.
+    """
 
-    @property
-    def game(self) -> GameConfig:
-        """The settings of the game."""
-        ...
-
-    @property
-    def buttons(self) -> tuple[int, ...]:
-        """The button byte of each action, 0…255."""
-        ...
-
-    @property
-    def observation(self) -> ObservationKind:
-        """The kind of observation."""
-        ...
+    slots: int
+    game: GameConfig
+    buttons: tuple[int, ...]
+    observation: ObservationKind
 
     def begin(self, slot: int, spec: EpisodeSpec, out: Observations) -> None:
         """Start an episode in a slot; its running and its queued episode are dropped.

@@ -18,7 +18,6 @@ from mario.game.console.native import native_module
 from mario.game.smb.actions import button_bytes
 from mario.game.smb.levels import level as find_level
 from mario.game.smb.memory import STATE_DTYPE, STATE_FIELDS, StateArray
-from mario.game.smb.observations.contract import ObservationKind
 from mario.game.smb.observations.pixels import OBSERVATION
 
 _WHOLE_GAME = -1
@@ -45,13 +44,14 @@ class NativeBatch:
             ConsoleError: the native extension is not built.
             RomError: the cartridge image is missing.
         """
-        self._slots = slots
-        self._game = game
-        self._buttons = button_bytes(game.actions, buttons)
+        self.slots = slots
+        self.game = game
+        self.buttons = button_bytes(game.actions, buttons)
+        self.observation = OBSERVATION
         self._core = native_module().Batch(
             rom_bytes(),
             slots,
-            bytes(self._buttons),
+            bytes(self.buttons),
             game.frame_skip,
             game.max_pool,
             game.no_op_max_frames,
@@ -73,29 +73,9 @@ class NativeBatch:
             result.active,
         )
 
-    @property
-    def slots(self) -> int:
-        """Number of slots."""
-        return self._slots
-
-    @property
-    def game(self) -> GameConfig:
-        """The settings of the game."""
-        return self._game
-
-    @property
-    def buttons(self) -> tuple[int, ...]:
-        """The button byte of each action."""
-        return self._buttons
-
-    @property
-    def observation(self) -> ObservationKind:
-        """Pixels."""
-        return OBSERVATION
-
     def begin(self, slot: int, spec: EpisodeSpec, out: UInt8Array) -> None:
         """Start an episode in a slot."""
-        check_buffer(out, self._slots, OBSERVATION)
+        check_buffer(out, self.slots, OBSERVATION)
         self._core.begin(slot, _level_index(spec), _seed(spec), spec.state, out)
 
     def queue(self, slot: int, spec: EpisodeSpec | None) -> None:
@@ -111,17 +91,17 @@ class NativeBatch:
 
     def step(self, actions: npt.NDArray[np.int64], out: UInt8Array) -> BatchStep:
         """Hold one action in each slot for one step."""
-        check_buffer(out, self._slots, OBSERVATION)
-        if actions.shape != (self._slots,):
+        check_buffer(out, self.slots, OBSERVATION)
+        if actions.shape != (self.slots,):
             raise ConsoleError(
-                f"actions of shape {actions.shape}: expected ({self._slots},), one for each slot"
+                f"actions of shape {actions.shape}: expected ({self.slots},), one for each slot"
             )
         self._core.step(np.ascontiguousarray(actions, dtype=np.int64), out)
         return self._result
 
     def states(self) -> StateArray:
         """Copy the present 13 values of every slot: STATE_DTYPE (N,)."""
-        states = np.zeros(self._slots, STATE_DTYPE)
+        states = np.zeros(self.slots, STATE_DTYPE)
         self._core.states(_as_int32(states))
         return states
 
@@ -147,7 +127,7 @@ class NativeBatch:
 
     def restore(self, slot: int, snapshot: bytes, out: UInt8Array) -> None:
         """Restore a slot from a snapshot."""
-        check_buffer(out, self._slots, OBSERVATION)
+        check_buffer(out, self.slots, OBSERVATION)
         self._core.restore(slot, snapshot, out)
 
     def close(self) -> None:

@@ -10,11 +10,9 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from mario.config.game import GameConfig
 from mario.errors import SaveStateError
 from mario.game.batch.contract import BatchStep, EpisodeSpec, GameBatch, check_buffer
 from mario.game.console.contract import RAM_BYTES, UInt8Array
-from mario.game.smb.memory import StateArray
 from mario.game.smb.observations.contract import ObservationKind, Observations
 
 _MAGIC = b"MOBS"
@@ -30,37 +28,25 @@ class ObservedBatch:
     def __init__(self, games: GameBatch, observation: ObservationKind) -> None:
         """Wrap a batch, which is closed together with this one."""
         assert observation.observe is not None
+        self.slots = games.slots
+        self.game = games.game
+        self.buttons = games.buttons
+        self.observation = observation
+        self.states = games.states
+        self.ram = games.ram
+        self.screen_rgb = games.screen_rgb
+        self.console_state = games.console_state
+        self.close = games.close
         self._games = games
-        self._observation = observation
         self._observe = observation.observe
         self._queued: list[EpisodeSpec | None] = [None] * games.slots
         self._pixels: UInt8Array = games.observation.zeros(games.slots)
         self._ram = np.zeros((games.slots, RAM_BYTES), np.uint8)
         self._terminal = observation.zeros(games.slots)
 
-    @property
-    def slots(self) -> int:
-        """Number of slots."""
-        return self._games.slots
-
-    @property
-    def game(self) -> GameConfig:
-        """The settings of the game."""
-        return self._games.game
-
-    @property
-    def buttons(self) -> tuple[int, ...]:
-        """The button byte of each action."""
-        return self._games.buttons
-
-    @property
-    def observation(self) -> ObservationKind:
-        """The kind of observation."""
-        return self._observation
-
     def begin(self, slot: int, spec: EpisodeSpec, out: Observations) -> None:
         """Start an episode in a slot."""
-        check_buffer(out, self.slots, self._observation)
+        check_buffer(out, self.slots, self.observation)
         self._games.begin(slot, spec, self._pixels)
         self._queued[slot] = None
         self._write([slot], self._pixels, out)
@@ -73,7 +59,7 @@ class ObservedBatch:
 
     def step(self, actions: npt.NDArray[np.int64], out: Observations) -> BatchStep:
         """Hold one action in each slot for one step."""
-        check_buffer(out, self.slots, self._observation)
+        check_buffer(out, self.slots, self.observation)
         result = self._games.step(actions, self._pixels)
         ended = np.flatnonzero(result.end)
         self._pixels[ended] = result.terminal_observations[ended]
@@ -86,22 +72,6 @@ class ObservedBatch:
                 self.begin(slot, spec, out)
         return result
 
-    def states(self) -> StateArray:
-        """Copy the present 13 values of every slot: STATE_DTYPE (N,)."""
-        return self._games.states()
-
-    def ram(self, slot: int) -> bytes:
-        """Copy the work RAM of a slot's console."""
-        return self._games.ram(slot)
-
-    def screen_rgb(self, slot: int) -> UInt8Array:
-        """Copy a slot's picture: uint8 (240, 256, 3)."""
-        return self._games.screen_rgb(slot)
-
-    def console_state(self, slot: int) -> bytes:
-        """Save the state of a slot's console."""
-        return self._games.console_state(slot)
-
     def snapshot(self, slot: int) -> bytes:
         """Save a whole slot."""
         spec = self._queued[slot]
@@ -111,12 +81,12 @@ class ObservedBatch:
 
     def restore(self, slot: int, snapshot: bytes, out: Observations) -> None:
         """Restore a slot from a snapshot."""
-        check_buffer(out, self.slots, self._observation)
+        check_buffer(out, self.slots, self.observation)
         body = snapshot[8:]
         if snapshot[:4] != _MAGIC or snapshot[4:8] != struct.pack("<I", zlib.crc32(body)):
             raise SaveStateError(
                 f"{len(snapshot)} bytes that are no snapshot of games with the observation "
-                f"{self._observation.name}: expected what snapshot() returned; resume with the "
+                f"{self.observation.name}: expected what snapshot() returned; resume with the "
                 "observation the run was started with"
             )
         start = 4 + int(struct.unpack_from("<I", body)[0])
@@ -124,10 +94,6 @@ class ObservedBatch:
         self._games.restore(slot, body[start:], self._pixels)
         self._queued[slot] = None if queued is None else EpisodeSpec.from_json(queued)
         self._write([slot], self._pixels, out)
-
-    def close(self) -> None:
-        """Close the games."""
-        self._games.close()
 
     def _write(
         self, slots: list[int] | npt.NDArray[np.intp], pixels: UInt8Array, out: Observations

@@ -21,7 +21,6 @@ from mario.game.smb.actions import button_bytes
 from mario.game.smb.end_reason import EndReason
 from mario.game.smb.levels import level as find_level
 from mario.game.smb.memory import MAX_X_PX, STATE_DTYPE, StateArray, is_won, read_state
-from mario.game.smb.observations.contract import ObservationKind
 from mario.game.smb.observations.pixels import (
     OBSERVATION,
     OBSERVATION_SHAPE,
@@ -150,57 +149,39 @@ class ConsoleBatch:
 
     def __init__(self, slots: int, game: GameConfig, buttons: Sequence[int] | None = None) -> None:
         """Power on `slots` consoles; see :func:`mario.game.batch.factory.open_batch`."""
-        self._game = game
-        self._buttons = button_bytes(game.actions, buttons)
-        self._slots = [_Slot(open_console(game.console), game) for _ in range(slots)]
+        self.slots = slots
+        self.game = game
+        self.buttons = button_bytes(game.actions, buttons)
+        self.observation = OBSERVATION
+        self._games = [_Slot(open_console(game.console), game) for _ in range(slots)]
         self._level_states: list[dict[str | None, bytes]] = [{} for _ in range(slots)]
         self._result = BatchStep.empty(slots, OBSERVATION)
-
-    @property
-    def slots(self) -> int:
-        """Number of slots."""
-        return len(self._slots)
-
-    @property
-    def game(self) -> GameConfig:
-        """The settings of the game."""
-        return self._game
-
-    @property
-    def buttons(self) -> tuple[int, ...]:
-        """The button byte of each action."""
-        return self._buttons
-
-    @property
-    def observation(self) -> ObservationKind:
-        """Pixels."""
-        return OBSERVATION
 
     def begin(self, slot: int, spec: EpisodeSpec, out: UInt8Array) -> None:
         """Start an episode in a slot."""
         check_buffer(out, self.slots, self.observation)
-        self._slots[slot].begin(spec, self._level_states[slot])
-        self._slots[slot].queued = None
-        out[slot] = self._slots[slot].stack.observation()
+        self._games[slot].begin(spec, self._level_states[slot])
+        self._games[slot].queued = None
+        out[slot] = self._games[slot].stack.observation()
 
     def queue(self, slot: int, spec: EpisodeSpec | None) -> None:
         """Set the next episode of a slot."""
         if spec is not None and spec.level is not None:
             find_level(spec.level)
-        self._slots[slot].queued = spec
+        self._games[slot].queued = spec
 
     def step(self, actions: npt.NDArray[np.int64], out: UInt8Array) -> BatchStep:
         """Hold one action in each slot for one step."""
         check_buffer(out, self.slots, self.observation)
         result = self._result
-        active = np.array([slot.spec is not None for slot in self._slots])
-        check_actions(actions, active, len(self._buttons))
+        active = np.array([slot.spec is not None for slot in self._games])
+        check_actions(actions, active, len(self.buttons))
         result.active[:] = active
         result.end[:] = EndReason.RUNNING
-        for row, slot in enumerate(self._slots):
+        for row, slot in enumerate(self._games):
             if not active[row]:
                 continue
-            end = slot.step(self._buttons[int(actions[row])], result, row)
+            end = slot.step(self.buttons[int(actions[row])], result, row)
             result.end[row] = end
             if end is not EndReason.RUNNING:
                 result.terminal_observations[row] = slot.stack.observation()
@@ -213,25 +194,25 @@ class ConsoleBatch:
     def states(self) -> StateArray:
         """Copy the present 13 values of every slot: STATE_DTYPE (N,)."""
         states = np.zeros(self.slots, STATE_DTYPE)
-        for row, slot in enumerate(self._slots):
+        for row, slot in enumerate(self._games):
             states[row] = read_state(slot.console.ram)
         return states
 
     def ram(self, slot: int) -> bytes:
         """Copy the work RAM of a slot's console."""
-        return self._slots[slot].console.ram.tobytes()
+        return self._games[slot].console.ram.tobytes()
 
     def screen_rgb(self, slot: int) -> UInt8Array:
         """Copy a slot's picture: uint8 (240, 256, 3)."""
-        return self._slots[slot].console.screen_rgb()
+        return self._games[slot].console.screen_rgb()
 
     def console_state(self, slot: int) -> bytes:
         """Save the state of a slot's console."""
-        return self._slots[slot].console.save_state()
+        return self._games[slot].console.save_state()
 
     def snapshot(self, slot: int) -> bytes:
         """Save a whole slot."""
-        game = self._slots[slot]
+        game = self._games[slot]
         header = {
             "spec": game.spec and game.spec.to_json(),
             "queued": game.queued and game.queued.to_json(),
@@ -279,7 +260,7 @@ class ConsoleBatch:
                 f"{len(snapshot)} bytes of a snapshot with an impossible value ({error}): expected "
                 "what snapshot() returned; resume from an earlier checkpoint"
             ) from error
-        game = self._slots[slot]
+        game = self._games[slot]
         game.console.load_state(body[stack_end:])
         game.spec, game.queued, game.generator.state = spec, queued, generator
         for name, value in counters.items():
@@ -289,7 +270,7 @@ class ConsoleBatch:
 
     def close(self) -> None:
         """Free the consoles."""
-        self._slots = []
+        self._games = []
 
 
 _COUNTERS = (

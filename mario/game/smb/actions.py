@@ -1,8 +1,7 @@
 """The buttons of the controller, and the button byte of each action.
 
 A button byte is laid out as nes-py's controller register, most significant bit first: right, left,
-down, up, start, select, B, A. Other formats order the same eight buttons differently; convert with
-:func:`buttons_from_smbdataset` and :func:`buttons_from_fm2`, never by hand.
+down, up, start, select, B, A.
 """
 
 from __future__ import annotations
@@ -90,35 +89,3 @@ def button_bytes(name: str, given: Sequence[int] | None = None) -> tuple[int, ..
             "the actions"
         )
     return tuple(given)
-
-
-# smbdataset's BP1 byte and FM2's columns, most significant bit / first column first.
-_SMBDATASET_ORDER = (
-    Button.A, Button.UP, Button.LEFT, Button.B,
-    Button.START, Button.RIGHT, Button.DOWN, Button.SELECT,
-)  # fmt: skip
-_FM2_ORDER = (
-    Button.RIGHT, Button.LEFT, Button.DOWN, Button.UP,
-    Button.START, Button.SELECT, Button.B, Button.A,
-)  # fmt: skip
-
-
-def buttons_from_smbdataset(byte: int) -> int:
-    """Convert smbdataset's button byte (A, up, left, B, start, right, down, select)."""
-    return int(sum(b for i, b in enumerate(_SMBDATASET_ORDER) if byte >> (7 - i) & 1))
-
-
-def buttons_from_fm2(field: str) -> int:
-    """Convert a controller field of an FM2 film, for example ``"R......A"``, to a button byte.
-
-    A space or a dot is a released button; any other character is a pressed one.
-
-    Raises:
-        ConfigError: the field does not have eight characters.
-    """
-    if len(field) != 8:
-        raise ConfigError(
-            f"FM2 controller field {field!r} has {len(field)} characters: expected 8 (RLDUTSBA); "
-            "check that the film is for one standard controller"
-        )
-    return int(sum(b for b, c in zip(_FM2_ORDER, field, strict=True) if c not in " ."))

@@ -30,9 +30,10 @@ OBSERVATION = ObservationKind("basics", "basics-v1", (len(_BYTES),), "float32", 
 
 SEE = """
 import sys
+from mario.policy.artefact import load_artefact
 from mario.policy.onnx import OnnxPolicy
 
-policy = OnnxPolicy.from_folder(sys.argv[1])
+policy = OnnxPolicy(load_artefact(sys.argv[1]))
 golden = policy.artefact.golden.observations
 distinct = {row.tobytes() for row in golden}
 print(policy.observation.name, golden.dtype, golden.shape[1:], len(distinct))

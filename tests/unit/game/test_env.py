@@ -19,7 +19,8 @@ from mario.game.env import MarioEnv
 from mario.game.smb.memory import MAX_X_PX, STATE_FIELDS, Ram
 from mario.game.smb.stage import start_level
 from mario.game.vector_env import MarioVectorEnv
-from mario.game.video import moving_share, write_mp4
+from mario.game.video import write_mp4
+from tests.support.videos import moving_share
 
 QUIET = {"no_op_max_frames": 0, "sticky_probability": 0.0}
 WALK = 1

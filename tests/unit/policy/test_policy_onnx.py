@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def policy(folder: Path) -> OnnxPolicy:
-    return OnnxPolicy.from_folder(folder)
+    return OnnxPolicy(load_artefact(folder))
 
 
 def test_logits_match_the_onnx_reference_evaluator(policy: OnnxPolicy) -> None:
@@ -216,8 +216,9 @@ def test_the_runtime_needs_no_torch(folder: Path) -> None:
         "import sys\n"
         "for name in ('torch', 'stable_baselines3', 'gymnasium', 'mlflow'):\n"
         "    sys.modules[name] = None\n"
+        "from mario.policy.artefact import load_artefact\n"
         "from mario.policy.onnx import OnnxPolicy\n"
-        f"policy = OnnxPolicy.from_folder({str(folder)!r})\n"
+        f"policy = OnnxPolicy(load_artefact({str(folder)!r}))\n"
         "import numpy as np\n"
         "print(policy.act(np.zeros((1, 4, 84, 84), np.uint8)).actions.shape)\n"
     )

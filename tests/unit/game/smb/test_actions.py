@@ -10,8 +10,6 @@ from mario.errors import ConfigError
 from mario.game.smb.actions import (
     Button,
     action_set,
-    buttons_from_fm2,
-    buttons_from_smbdataset,
 )
 
 STOCK_BUTTONS = {
@@ -64,31 +62,6 @@ def test_an_action_with_an_unknown_button_is_refused(monkeypatch: pytest.MonkeyP
         action_set("typo")
 
 
-# One bit at a time, most significant first, as each format documents its order.
-@pytest.mark.parametrize(
-    ("bit", "button"),
-    list(enumerate(["A", "UP", "LEFT", "B", "START", "RIGHT", "DOWN", "SELECT"])),
-)
-def test_smbdataset_bytes(bit: int, button: str) -> None:
-    assert buttons_from_smbdataset(0x80 >> bit) == Button[button]
-
-
-@pytest.mark.parametrize(
-    ("column", "button"),
-    list(enumerate(["RIGHT", "LEFT", "DOWN", "UP", "START", "SELECT", "B", "A"])),
-)
-def test_fm2_fields(column: int, button: str) -> None:
-    field = "." * column + "X" + "." * (7 - column)
-    assert buttons_from_fm2(field) == Button[button]
-
-
-def test_combined_buttons() -> None:
-    assert buttons_from_fm2("R.....BA") == Button.RIGHT | Button.B | Button.A
-    assert buttons_from_smbdataset(0b1001_0100) == Button.A | Button.B | Button.RIGHT
-
-
-def test_broken_fm2_field_and_unknown_set_say_what_to_do() -> None:
-    with pytest.raises(ConfigError, match="expected 8"):
-        buttons_from_fm2("R..")
+def test_an_unknown_set_says_which_there_are() -> None:
     with pytest.raises(ConfigError, match="expected one of right_only"):
         action_set("fast")
