@@ -1,4 +1,7 @@
-"""The flow `pipeline`: train → register → screen → gate → promote → summary."""
+"""The flow `pipeline`: train → register → screen → gate → promote → summary.
+
+Screening evaluates the new version for information only; the gate alone decides.
+"""
 
 from __future__ import annotations
 

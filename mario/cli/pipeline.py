@@ -130,7 +130,7 @@ def _ask_service_once(task: str, context: JobContext) -> str | None:
 
 
 def _absolute(url: str) -> str:
-    """Make the path of an embedded SQLite URL absolute: the service runs in another folder."""
+    """Make a SQLite URL's path absolute: the inference service runs in another folder."""
     prefix = "sqlite:///"
     return prefix + str(Path(url.removeprefix(prefix)).resolve()) if url.startswith(prefix) else url
 

@@ -206,7 +206,10 @@ class MarioClient:
         return str(document["session"])
 
     def act(self, session: str, screen: npt.NDArray[np.uint8]) -> dict[str, Any]:
-        """Send a screen uint8 (240, 256, 3), or a ready frame uint8 (84, 84); return the action.
+        """Send a screen uint8 (240, 256, 3), or a ready frame uint8 (84, 84).
+
+        Returns:
+            The service's answer: `action` (the index), `action_name`, `buttons`, `version`, ….
 
         Raises:
             ServingError: the screen is not valid, or the service answers with an error or is

@@ -88,7 +88,7 @@ class HealthMonitor:
         return health
 
     def refuse(self, total_steps: int, reason: str) -> Health:
-        """Judge an update that was not made, as its gradient is not finite."""
+        """Record a skipped update, whose gradient is not finite: the run has diverged."""
         self.update += 1
         window = self._window
         health = self._judge(

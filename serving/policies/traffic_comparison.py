@@ -28,7 +28,7 @@ class ComparisonSink(Protocol):
 
 @dataclass
 class _InferenceTime:
-    """Inference calls of one version since the last flush."""
+    """Observations one version answered since the last flush, and the seconds it took."""
 
     observations: int = 0
     seconds: float = 0.0
