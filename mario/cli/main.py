@@ -74,6 +74,7 @@ def monitor(
             port=port,
             poll_seconds=poll_seconds,
             stop=stop,
+            prefect_api_url=os.environ.get("PREFECT_API_URL"),
             on_page=lambda url: typer.echo(f"metrics of the loop on {url}"),
         )
 

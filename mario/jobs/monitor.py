@@ -7,7 +7,6 @@ poll, so it also shows what commands did, and survives restarts.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -160,6 +159,7 @@ def monitor(
     port: int = 0,
     poll_seconds: float = 30.0,
     stop: threading.Event | None = None,
+    prefect_api_url: str | None = None,
     on_page: Callable[[str], None] | None = None,
 ) -> None:
     """Serve the page until `stop` is set; an unreachable database is tried again at each poll.
@@ -168,8 +168,9 @@ def monitor(
         context: store and registry; disconnected between two readings.
         host: address to bind.
         port: 0 takes a free one.
-        poll_seconds: time between two readings of the store and of the server of PREFECT_API_URL.
+        poll_seconds: time between two readings of the store and of the Prefect server.
         stop: set to return; None serves until the process ends.
+        prefect_api_url: the Prefect server whose flow runs are shown; None shows none.
         on_page: called once with the page's URL.
 
     Raises:
@@ -178,8 +179,9 @@ def monitor(
     ended = stop or threading.Event()
     instruments = InstrumentSet()
     loop = LoopMonitor(instruments)
-    api_url = os.environ.get("PREFECT_API_URL")
-    flows = FlowMonitor(api_url, LoopMetrics(instruments)) if api_url else None
+    flows = None
+    if prefect_api_url:
+        flows = FlowMonitor(prefect_api_url, LoopMetrics(instruments))
     with MetricsPage(instruments.registry, host=host, port=port) as page:
         if on_page is not None:
             on_page(page.url)

@@ -36,7 +36,7 @@ class FlowMonitor:
     """Counts the flow runs that ended; one object for each process.
 
     Args:
-        api_url: `PREFECT_API_URL`.
+        api_url: the API of the server, as in PREFECT_API_URL.
         metrics: where it is shown.
     """
 

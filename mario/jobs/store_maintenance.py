@@ -54,7 +54,7 @@ def _tell_mlflow(report: CheckReport, context: JobContext) -> None:
         if run.status != RunStatus.KILLED or run.mlflow_run_id is None:
             continue
         try:
-            mark_ended(context.tracking.uri, run.mlflow_run_id, RunStatus.KILLED, run.ended_at)
+            mark_ended(context.tracking, run.mlflow_run_id, RunStatus.KILLED, run.ended_at)
         except RegistryUnavailableError as error:  # it would not answer for the next one either
             log.warning("MLflow may still show killed runs as running: %s", error)
             return

@@ -174,13 +174,12 @@ def open_writer(
         runs().set_mlflow_run(run.id, mlflow_run_id)
 
     return TrackingWriter(
-        tracking.uri,
+        tracking,
         run_dir,
         run_id=run.id,
         experiment=model_name(run.task),
         run_name=f"{run.name} {run.id}",
         started_at=run.started_at,
-        artifact_dir=tracking.artifact_dir,
         on_run=store_id,
         replaying=replaying,
         on_failure=on_failure,

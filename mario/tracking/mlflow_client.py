@@ -150,7 +150,7 @@ class MlflowTracking:
     """
 
     uri: str
-    artifact_dir: Path
+    artifact_dir: Path | None = None
 
     @property
     def client(self) -> MlflowClient:

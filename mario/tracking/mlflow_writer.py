@@ -29,9 +29,8 @@ from mario.tracking.mlflow_client import (
     TAG_POLICY,
     TAG_RUN,
     TAG_STATUS,
-    ensure_experiment,
+    MlflowTracking,
     is_unreachable,
-    tracking_client,
 )
 from mario.tracking.mlflow_policy import log_policy
 
@@ -63,13 +62,12 @@ class TrackingWriter:
     """Reports one training run to MLflow; no call waits for MLflow.
 
     Args:
-        tracking_uri: address of MLflow, which may be unreachable.
+        tracking: the MLflow server, which may be unreachable.
         folder: the run's folder; the journal is ``folder/journal-mlflow``.
         run_id: the run's id in the store; a resumed run continues the same MLflow run.
         experiment: MLflow experiment; created if missing.
         run_name: the name of the MLflow run.
         started_at: when the run began; None is the time of the first delivery.
-        artifact_dir: where an embedded MLflow keeps artefacts.
         on_run: called once with the MLflow run's id, from the writer's thread.
         replaying: only deliver the journal of an earlier process; the run does not continue.
         on_failure: called, from the writer's thread, for each batch that MLflow did not accept.
@@ -82,26 +80,24 @@ class TrackingWriter:
 
     def __init__(
         self,
-        tracking_uri: str,
+        tracking: MlflowTracking,
         folder: Path | str,
         *,
         run_id: str,
         experiment: str,
         run_name: str,
         started_at: datetime | None = None,
-        artifact_dir: Path | None = None,
         on_run: Callable[[str], None] | None = None,
         replaying: bool = False,
         on_failure: Callable[[], None] | None = None,
         flush_seconds: float = 2.0,
         patience: Patience = NO_PATIENCE,
     ) -> None:
-        self._tracking_uri = tracking_uri
+        self._tracking = tracking
         self._run_id = run_id
         self._experiment = experiment
         self._run_name = run_name
         self._started_at = started_at
-        self._artifact_dir = artifact_dir
         self._on_run = on_run
         self._on_failure = on_failure
         self._mlflow_run_id: str | None = None
@@ -218,7 +214,7 @@ class TrackingWriter:
         from mlflow.exceptions import MlflowException
 
         try:
-            client = tracking_client(self._tracking_uri)
+            client = self._tracking.client
             self._send(client, self._ensure_run(client), records)
         except DeliveryRefusedError:
             self._note_failure()
@@ -233,7 +229,7 @@ class TrackingWriter:
             sa.exc.SQLAlchemyError,
         ) as error:
             self._note_failure()
-            raise DeliveryUnavailableError(f"MLflow at {self._tracking_uri}: {error}") from error
+            raise DeliveryUnavailableError(f"MLflow at {self._tracking.uri}: {error}") from error
 
     def _note_failure(self) -> None:
         if self._on_failure is not None:
@@ -242,7 +238,7 @@ class TrackingWriter:
     def _ensure_run(self, client: MlflowClient) -> str:
         if self._mlflow_run_id is not None:
             return self._mlflow_run_id
-        experiment = ensure_experiment(client, self._experiment, self._artifact_dir)
+        experiment = self._tracking.experiment(self._experiment)
         found = client.search_runs(
             [experiment], f"tags.`{TAG_RUN}` = '{self._run_id}'", max_results=1
         )
@@ -355,7 +351,7 @@ def _unix_milliseconds(moment: datetime) -> int:
 
 
 def mark_ended(
-    tracking_uri: str, mlflow_run_id: str, status: str, ended_at: datetime | None
+    tracking: MlflowTracking, mlflow_run_id: str, status: str, ended_at: datetime | None
 ) -> None:
     """Set the end of an MLflow run as the store has it, for a process that was killed.
 
@@ -370,7 +366,7 @@ def mark_ended(
     shown = MLFLOW_STATUS.get(status, "FAILED")
     end = None if ended_at is None else _unix_milliseconds(ended_at)
     try:
-        client = tracking_client(tracking_uri)
+        client = tracking.client
     except RegistryError as error:
         raise RegistryUnavailableError(str(error)) from error
     try:
@@ -383,6 +379,6 @@ def mark_ended(
     except MlflowException as error:
         kind = RegistryUnavailableError if is_unreachable(error) else RegistryError
         raise kind(
-            f"cannot mark run {mlflow_run_id} as {status} at {tracking_uri} "
+            f"cannot mark run {mlflow_run_id} as {status} at {tracking.uri} "
             f"({str(error).splitlines()[0][:200]}); expected an MLflow that answers"
         ) from error

@@ -14,13 +14,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 import requests
 import sqlalchemy as sa
+from mlflow.tracking import MlflowClient
 
-import mario.jobs.store_maintenance
 from mario.jobs.context import JobContext, JobSettings
 from mario.jobs.store_maintenance import check
 from mario.registry.registry import ModelRegistry
@@ -29,7 +28,7 @@ from mario.store.records import AttemptEnd, Run, utc_now
 from mario.store.store import ExperimentStore
 from mario.store.tables import RunAttemptRow
 from mario.tracking.mlflow import MlflowSink, open_writer
-from mario.tracking.mlflow_client import tracking_client
+from mario.tracking.mlflow_client import MlflowTracking, tracking_client
 from mario.tracking.mlflow_writer import TrackingWriter, mark_ended
 from tests.support.mlflow_server import MlflowServer
 from tests.support.onnx_networks import write_test_artefact
@@ -46,12 +45,11 @@ def tracking_uri(tmp_path: Path, empty_mlflow: Path) -> str:
 
 def _writer(tracking_uri: str, tmp_path: Path, run_id: str = "run-1", **more: object):
     return TrackingWriter(
-        tracking_uri,
+        MlflowTracking(tracking_uri, tmp_path / "artifacts"),
         tmp_path / run_id,
         run_id=run_id,
         experiment="mario-1-1",
         run_name="demo",
-        artifact_dir=tmp_path / "artifacts",
         flush_seconds=0.05,
         **more,  # type: ignore[arg-type]
     )
@@ -116,7 +114,7 @@ def test_a_resumed_run_is_the_same_run(tracking_uri: str, tmp_path: Path) -> Non
     assert run.data.tags["changed.lr"] == "2"
     assert _history(tracking_uri, first, "return") == [(1, 1.0), (2, 2.0)]
     monday = datetime(2026, 11, 23, 10, 15, tzinfo=UTC)
-    mark_ended(tracking_uri, first, "killed", monday)
+    mark_ended(MlflowTracking(tracking_uri), first, "killed", monday)
     info = client.get_run(first).info
     assert (info.status, info.end_time) == ("KILLED", milliseconds(monday))
 
@@ -250,16 +248,21 @@ def test_an_unreachable_mlflow_is_asked_once_for_all_killed_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    away = f"http://127.0.0.1:{free_port()}"
     asked: list[str] = []
 
-    def spy(uri: str, mlflow_run_id: str, *more: Any) -> None:
-        asked.append(mlflow_run_id)
-        mark_ended(uri, mlflow_run_id, *more)
+    class Counted(MlflowTracking):
+        @property
+        def client(self) -> MlflowClient:
+            asked.append(self.uri)
+            return super().client
 
-    monkeypatch.setattr(mario.jobs.store_maintenance, "mark_ended", spy)
-    context = JobContext(
-        JobSettings(tmp_path, f"sqlite:///{tmp_path}/mario.db", f"http://127.0.0.1:{free_port()}")
-    )
+    class CountingContext(JobContext):
+        @property
+        def tracking(self) -> MlflowTracking:
+            return Counted(away)
+
+    context = CountingContext(JobSettings(tmp_path, f"sqlite:///{tmp_path}/mario.db", away))
     store = context.store
     for number in range(3):
         killed_days_ago(store, f"{number:032x}", 1)
