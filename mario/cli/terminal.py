@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console as TerminalConsole
@@ -74,12 +73,7 @@ class TrainingDisplay:
             self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Leave the bar in its last state."""
         if self._live:
             self._bar.stop()

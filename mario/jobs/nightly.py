@@ -37,7 +37,6 @@ class NightlyCheck:
         model: ``mario-<task>``.
         version: the champion.
         verdict_id: the verdict that promoted it; some of its units are replayed.
-        baseline_id: the stored evaluation that the fresh units are compared with.
         evaluation_id: the stored evaluation of the fresh units.
         drift: the comparison.
     """
@@ -45,7 +44,6 @@ class NightlyCheck:
     model: str
     version: int
     verdict_id: str
-    baseline_id: str
     evaluation_id: str
     drift: Drift
 
@@ -105,7 +103,6 @@ def check_champion(
         champion.model,
         champion.version,
         verdict.id,
-        baseline.evaluation_id,
         fresh.evaluation_id,
         drift,
     )
