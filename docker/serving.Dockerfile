@@ -31,9 +31,9 @@ COPY CMakeLists.txt README.md LICENSE ./
 COPY mario mario
 COPY flows flows
 COPY serving serving
-# The image contains nothing that trains: no flows, no training, no torch.
+# The image contains nothing that trains: no flows, no jobs, no training, no torch.
 # hadolint ignore=DL3003
-RUN rm -rf flows mario/training && \
+RUN rm -rf flows mario/jobs mario/training && \
     mkdir flows && touch flows/__init__.py && \
     PATH="/opt/build/bin:${PATH}" /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir dist . && \
     /opt/mario/bin/pip install --no-deps dist/*.whl && \

@@ -1,22 +1,21 @@
-# The trainer's image: trains, evaluates, judges, and is Prefect worker and MLflow server as well.
+# The trainer image: training, evaluation, the gate, the Prefect worker and the MLflow server.
 #
 #   make docker-build                                                                 CPU
 #   make docker-build TORCH_FLAVOUR=cuda                                              CUDA
 #
 # By hand: docker build -f docker/trainer.Dockerfile --build-arg REVISION=$(git rev-parse HEAD) …
 #
-# The package index has PyTorch with CUDA. For the CPU, put the wheel of the CPU build into wheels/
-# (any wheel there goes before the index); without it the CPU image is larger than it has to be and
-# works the same.
+# The package index offers PyTorch with CUDA. For a smaller CPU image, put the wheel of the CPU build
+# into wheels/: wheels there take precedence over the index. Without it the image works the same.
 
-# The digest is what makes the base the same tomorrow; .github/dependabot.yml moves it.
+# The digest pins the base; .github/dependabot.yml updates it.
 ARG BASE=python:3.11-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
 
 # hadolint ignore=DL3006
 FROM ${BASE} AS builder
 ARG TORCH_FLAVOUR=cpu
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
-# Debian's compiler of the base's release; its version is the base's, so it is not named again.
+# The release of the base determines the version of the compiler.
 # hadolint ignore=DL3008
 RUN command -v g++ >/dev/null || \
     { apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*; }
@@ -24,11 +23,11 @@ WORKDIR /src
 RUN python -m venv /opt/mario && python -m venv /opt/build
 COPY pyproject.toml constraints.txt ./
 COPY scripts/requirements.py scripts/
-# constraints.txt is there twice so that the pattern always matches something.
+# constraints.txt is copied again because the pattern *.whl may match nothing.
 COPY constraints.txt wheels/*.whl wheels/
-# A certificate authority of your own network can be handed in for these steps:
-# --secret id=ca,src=/etc/ssl/certs/ca-certificates.crt; it does not stay in the image.
-# PyTorch first and by its exact version: once it is there, no resolver swaps it for another build.
+# A certificate authority of your network can be mounted for these steps and stays out of the image:
+# --secret id=ca,src=/etc/ssl/certs/ca-certificates.crt
+# PyTorch is installed first, by its exact version, so that pip does not replace it by another build.
 # hadolint ignore=SC2086
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=ca,target=/etc/ssl/certs/ca-certificates.crt \
     case "${TORCH_FLAVOUR}" in \
@@ -48,7 +47,7 @@ COPY CMakeLists.txt README.md LICENSE ./
 COPY mario mario
 COPY flows flows
 COPY serving serving
-# `pip wheel` leaves the console out where it cannot be compiled; here that is an error.
+# `pip wheel` omits the native console if it cannot be compiled; the import below then fails the build.
 # hadolint ignore=DL3003
 RUN PATH="/opt/build/bin:${PATH}" /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir dist . && \
     /opt/mario/bin/pip install --no-deps dist/*.whl && \
@@ -83,10 +82,10 @@ ENV PATH=/opt/mario/bin:${PATH} \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 10001:10001
 VOLUME ["/runs"]
-# A training run shows that it lives on its metrics page (MARIO_METRICS_PORT); other commands of this
-# image have health checks of their own in compose.yaml and k8s/.
+# A training run is healthy while its metrics page (MARIO_METRICS_PORT) answers; compose.yaml and k8s/
+# define the health checks of the other commands.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=120s --retries=5 \
     CMD ["python", "-c", "import os,urllib.request as u; p=os.environ.get('MARIO_METRICS_PORT','0'); p=='0' or u.urlopen(f'http://127.0.0.1:{p}/metrics',timeout=4)"]
-# Python as process 1 ignores SIGTERM unless it handles it: run with --init (init: true).
+# Python as process 1 ignores SIGTERM without a handler: run with --init (init: true).
 ENTRYPOINT ["mario"]
 CMD ["--help"]

@@ -1,4 +1,4 @@
-"""What training does when the policy collapses."""
+"""Settings of the response to a collapse of the policy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mario.config.section import NonNegativeInt, Section
 
 
 class CollapseConfig(Section):
-    """What happens when health.py says that the policy has collapsed."""
+    """What training does when the collapse detector reports a collapse."""
 
     action: Literal["warn", "stop", "rollback"] = "stop"
     max_rollbacks: NonNegativeInt = 2

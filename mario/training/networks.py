@@ -192,7 +192,7 @@ class MarioActorCriticPolicy(ActorCriticCnnPolicy):
     def forward(
         self, obs: torch.Tensor, deterministic: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Choose actions for uint8 (N, 4, 84, 84).
+        """Choose actions for (N, *shape) of the task's kind of observation.
 
         Returns:
             Actions int64 (N,), values float32 (N, 1), log-probabilities float32 (N,).

@@ -75,7 +75,7 @@ def dormant_share(algorithm: Algorithm, observations: UInt8Array) -> float | Non
 
     Args:
         algorithm: the algorithm.
-        observations: uint8 (N, 4, 84, 84), recent ones.
+        observations: (N, *shape) of the task's kind of observation, recent ones.
 
     Returns:
         0 … 1 in the layer that has most of them (a network is as dead as its deadest layer);

@@ -25,7 +25,8 @@ class Network:
     """The layers of a policy, for the export and for the health of its units.
 
     Attributes:
-        extractor: convolutions and one dense layer, uint8 (N, 4, 84, 84) → float32 (N, width).
+        extractor: convolutions and one dense layer, (N, *shape) of the task's kind of
+            observation → float32 (N, width).
         action_head: one linear layer, features → logits float32 (N, A).
         value_head: one linear layer, features → value float32 (N, 1); None where the value is the
             largest logit.
@@ -42,7 +43,7 @@ class Experience:
 
     Attributes:
         actions: int (M,), M ≥ 1.
-        observations: uint8 (K, 4, 84, 84), K ≥ 1.
+        observations: (K, *shape) of the task's kind of observation, K ≥ 1.
     """
 
     actions: npt.NDArray[Any]
@@ -87,7 +88,7 @@ class Algorithm(Protocol):
         ...
 
     def outputs(self, observations: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run the network on uint8 (N, 4, 84, 84): logits (N, A) and values (N,)."""
+        """Run the network: (N, *shape) of the task's kind → logits (N, A), values (N,)."""
         ...
 
     def network(self) -> Network:
@@ -106,7 +107,7 @@ class Algorithm(Protocol):
         """Measure the policy for the collapse detector.
 
         Args:
-            probe: some of the last observations, uint8 (K, 4, 84, 84).
+            probe: some of the last observations, (K, *shape) of the task's kind.
 
         Returns:
             Fields of :class:`mario.training.collapse_detector.HealthSample`.

@@ -25,7 +25,7 @@ class DQNAlgorithm(QLearning):
         self.model = DQN(CnnPolicy, env, **self.replay_arguments(settings, env), **common)
 
     def q_values(self, observations: torch.Tensor) -> torch.Tensor:
-        """Run the network: uint8 (N, 4, 84, 84) → Q-values (N, A)."""
+        """Run the network: (N, *shape) of the task's kind of observation → Q-values (N, A)."""
         q_values: torch.Tensor = self.model.q_net(observations)
         return q_values
 

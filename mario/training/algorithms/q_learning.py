@@ -39,7 +39,7 @@ class QLearning:
     model: Any
 
     def q_values(self, observations: torch.Tensor) -> torch.Tensor:
-        """Run the network: uint8 (N, 4, 84, 84) → Q-values (N, A)."""
+        """Run the network: (N, *shape) of the task's kind of observation → Q-values (N, A)."""
         raise NotImplementedError
 
     @staticmethod

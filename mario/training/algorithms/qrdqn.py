@@ -28,7 +28,7 @@ class QRDQNAlgorithm(QLearning):
         self.model = QRDQN(CnnPolicy, env, **arguments)
 
     def q_values(self, observations: torch.Tensor) -> torch.Tensor:
-        """Run the network: uint8 (N, 4, 84, 84) → Q-values (N, A)."""
+        """Run the network: (N, *shape) of the task's kind of observation → Q-values (N, A)."""
         quantiles: torch.Tensor = self.model.quantile_net(observations)
         return quantiles.mean(dim=1)
 

@@ -112,7 +112,7 @@ def there(name):
     except ModuleNotFoundError:  # not even the package around it
         return False
 print([each for each in (
-    "torch", "stable_baselines3", "prefect", "mario.training.trainer", "mario.imitation.clone",
+    "torch", "stable_baselines3", "prefect", "mario.training.run", "mario.jobs.train",
     "flows.pipeline", "serving.service",
 ) if there(each)])
 """

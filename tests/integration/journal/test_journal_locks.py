@@ -162,13 +162,13 @@ def test_a_failure_to_store_the_end_does_not_hide_the_cause(
     context: JobContext, begun: TrainOutcome, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    def away(*_: object) -> None:
-        raise StoreError("the database is away")
+    def unreachable(*_: object) -> None:
+        raise StoreError("the database is unreachable")
 
-    monkeypatch.setattr("mario.store.runs.Runs.end", away)
+    monkeypatch.setattr("mario.store.runs.Runs.end", unreachable)
     with held(begun.run_dir / "journal", 600), pytest.raises(StoreError, match="another process"):
         train_run(CONFIG, waiting(context, 0.1), resume=begun.run_id)
-    assert "the database is away" in caplog.text
+    assert "the database is unreachable" in caplog.text
 
 
 def test_a_store_writer_waits_for_its_journal(tmp_path: Path) -> None:
