@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from mario.errors import EvaluationError
-from mario.evaluation.records import EpisodeRecord, metric_value, read_jsonl
+from mario.evaluation.records import EpisodeRecord, metric_value
 
 DATA = Path(__file__).resolve().parent / "data" / "gate"
 #: Clear-rate gains of the real pairs: less is noise of the files, more is over in a few units.
@@ -37,6 +39,40 @@ def simulated_scores(
     died = np.clip(0.5 * (spots + generator.normal(0, 0.02, n)), 0, 0.4999)
     won = np.clip(0.5 + 0.5 * generator.normal(clock, 0.04, n), 0.5, 1)
     return np.where(cleared, won, died)
+
+
+def read_jsonl(path: Path) -> tuple[EpisodeRecord, ...]:
+    """Read what `mario.evaluation.records.write_jsonl` wrote.
+
+    Raises:
+        EvaluationError: no such file, or a line that is not a record.
+    """
+    return tuple(_lines(path))
+
+
+def _lines(path: Path) -> Iterator[EpisodeRecord]:
+    if not path.is_file():
+        raise EvaluationError(
+            f"got {path}, which is not a file; expected episode records, one JSON object a line; "
+            "write them with `mario evaluate`"
+        )
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                data = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise EvaluationError(
+                    f"got {path}:{number}, which is not JSON ({error.msg}); expected one episode "
+                    "record a line; the file was cut or edited: evaluate again"
+                ) from error
+            if not isinstance(data, dict):
+                raise EvaluationError(
+                    f"got {path}:{number} holding {type(data).__name__}; expected an object; "
+                    "evaluate again"
+                )
+            yield EpisodeRecord.from_dict(data)
 
 
 def load_pools(generator: np.random.Generator) -> tuple[Pools, Real]:

@@ -52,6 +52,7 @@ def _judge(
 ) -> GateDecision:
     """Test a challenger and show the verdict."""
     from mario.cli.experiment_options import task_and_levels
+    from mario.config.evaluation import ENVIRONMENTS
     from mario.config.experiment import load_config
     from mario.config.gate import GateRule
     from mario.jobs.engines.factory import open_engine
@@ -76,7 +77,7 @@ def _judge(
             task,
             levels,
             context.store,
-            environments=settings.evaluation.environments if settings else 8,
+            environments=settings.evaluation.environments if settings else ENVIRONMENTS,
             console=console,
             engine=engine,
             on_units=show,

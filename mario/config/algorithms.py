@@ -6,7 +6,7 @@ Each algorithm names its settings of the first release in `identity_fields`; the
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -137,8 +137,3 @@ class QRDQNConfig(ReplayConfig):
 
 #: Every algorithm; `name` chooses one.
 AlgorithmConfig = Annotated[PPOConfig | DQNConfig | QRDQNConfig, Field(discriminator="name")]
-#: The settings of each algorithm by its name.
-ALGORITHMS: dict[str, type[Section]] = {
-    get_args(model.model_fields["name"].annotation)[0]: model
-    for model in get_args(get_args(AlgorithmConfig)[0])
-}

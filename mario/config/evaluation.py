@@ -16,6 +16,9 @@ NO_OP_MAX_FRAMES = 30
 STICKY_PROBABILITY = 0.25
 MAX_STEPS = 3_000
 
+#: Episodes that a process plays at once, where nothing else is set. It changes no record.
+ENVIRONMENTS = 8
+
 _SCHEDULER = re.compile(r"^(tcp|tls|ws|wss)://[^/\s]+:\d+$")
 
 
@@ -26,7 +29,7 @@ class EvaluationConfig(Section):
     """
 
     screening_units: PositiveInt = 20
-    environments: PositiveInt = 8
+    environments: PositiveInt = ENVIRONMENTS
     action_selection: Literal["greedy", "sample"] = "greedy"
     engine: Literal["local", "dask"] = "local"
     workers: NonNegativeInt = 0  # of a Dask cluster on this machine; 0 = one for each core

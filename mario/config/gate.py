@@ -32,6 +32,8 @@ GUARDS = (
 #: Guards that measure time. The first measurement of a test counts, or a slow moment could be
 #: measured away; a repeated verdict need not have the same number.
 TIMED_GUARDS = ("inference_latency",)
+#: The guard that a verdict on a network needs: the policy that was trained is the one served.
+NETWORK_GUARD = "onnx_agreement"
 
 
 class GateRule(Section):

@@ -41,7 +41,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mario.config.gate import GUARDS, METRICS, GateRule
+from mario.config.gate import GUARDS, METRICS, NETWORK_GUARD, GateRule
 from mario.config.parts import load_part
 from mario.errors import EvaluationError
 from mario.evaluation.betting import (
@@ -64,9 +64,6 @@ from mario.evaluation.verdict import (
     PolicySummary,
     Verdict,
 )
-
-#: The guard that a verdict on a network needs: the policy that was trained is the one served.
-_NETWORK_GUARD = "onnx_agreement"
 
 
 @dataclass(frozen=True, slots=True)
@@ -427,9 +424,9 @@ def _reasons(
     ]
     unseen = (
         ()
-        if any(g.name == _NETWORK_GUARD for g in guards)
+        if any(g.name == NETWORK_GUARD for g in guards)
         else (
-            f"no guard {_NETWORK_GUARD} was run: whether the challenger answers as it was trained "
+            f"no guard {NETWORK_GUARD} was run: whether the challenger answers as it was trained "
             "is not known",
         )
     )

@@ -17,7 +17,7 @@ from functools import cache
 
 import numpy as np
 
-from mario.config.evaluation import MAX_STEPS, NO_OP_MAX_FRAMES, STICKY_PROBABILITY
+from mario.config.evaluation import ENVIRONMENTS, MAX_STEPS, NO_OP_MAX_FRAMES, STICKY_PROBABILITY
 from mario.config.faults import parse_settings
 from mario.config.game import ConsoleName, GameConfig
 from mario.errors import EvaluationError
@@ -94,7 +94,7 @@ def play_units(
     units: Iterable[tuple[str, int]],
     *,
     policy_digest: str,
-    environments: int = 8,
+    environments: int = ENVIRONMENTS,
     console: ConsoleName = "native",
     threads: int = 0,
     on_step: Callable[[Observations, BatchStep], None] | None = None,

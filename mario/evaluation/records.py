@@ -18,10 +18,10 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 from mario.config.evaluation import PROTOCOL
 from mario.config.levels import LEVEL_NAMES
@@ -331,37 +331,3 @@ def write_jsonl(path: str | os.PathLike[str], records: Iterable[EpisodeRecord]) 
         for record in records:
             file.write(json.dumps(record.to_dict(), sort_keys=True) + "\n")
     aside.replace(target)
-
-
-def read_jsonl(path: str | os.PathLike[str]) -> tuple[EpisodeRecord, ...]:
-    """Read what `write_jsonl` wrote.
-
-    Raises:
-        EvaluationError: no such file, or a line that is not a record.
-    """
-    return tuple(_lines(Path(path)))
-
-
-def _lines(path: Path) -> Iterator[EpisodeRecord]:
-    if not path.is_file():
-        raise EvaluationError(
-            f"got {path}, which is not a file; expected episode records, one JSON object a line; "
-            "write them with `mario evaluate`"
-        )
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                data = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise EvaluationError(
-                    f"got {path}:{number}, which is not JSON ({error.msg}); expected one episode "
-                    "record a line; the file was cut or edited: evaluate again"
-                ) from error
-            if not isinstance(data, dict):
-                raise EvaluationError(
-                    f"got {path}:{number} holding {type(data).__name__}; expected an object; "
-                    "evaluate again"
-                )
-            yield EpisodeRecord.from_dict(cast(dict[str, Any], data))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mario.config.evaluation import PROTOCOL
+from mario.config.evaluation import ENVIRONMENTS, PROTOCOL
 from mario.config.game import ConsoleName
 from mario.evaluation.records import EpisodeRecord
 from mario.evaluation.seeds import SeedFamily, units_of
@@ -57,7 +57,7 @@ def evaluate_stored(
     key: EvaluationKey,
     store: ExperimentStore,
     *,
-    environments: int = 8,
+    environments: int = ENVIRONMENTS,
     console: ConsoleName = "native",
     planned_units: int | None = None,
     finish: bool = True,
@@ -118,7 +118,7 @@ def evaluate_family(
     store: ExperimentStore,
     *,
     source: str = "",
-    environments: int = 8,
+    environments: int = ENVIRONMENTS,
     console: ConsoleName = "native",
     engine: EvaluationEngine = LOCAL,
     on_progress: OnProgress | None = None,

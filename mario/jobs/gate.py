@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 
+from mario.config.evaluation import ENVIRONMENTS
 from mario.config.game import ConsoleName
 from mario.config.gate import GATE, TIMED_GUARDS, GateRule
 from mario.config.identities import identity_of_test
@@ -89,7 +90,7 @@ def judge(
     levels: tuple[str, ...],
     store: ExperimentStore,
     *,
-    environments: int = 8,
+    environments: int = ENVIRONMENTS,
     console: ConsoleName = "native",
     engine: EvaluationEngine = LOCAL,
     on_units: OnUnits | None = None,
@@ -186,7 +187,7 @@ def play_gate(
     store: ExperimentStore,
     *,
     test_key: str,
-    environments: int = 8,
+    environments: int = ENVIRONMENTS,
     console: ConsoleName = "native",
     engine: EvaluationEngine = LOCAL,
     on_units: OnUnits | None = None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from mario.config.evaluation import ENVIRONMENTS
 from mario.config.levels import model_name
 from mario.errors import EvaluationError
 from mario.evaluation.decision import GateDecision
@@ -55,7 +56,7 @@ def check_champion(
     *,
     units: int = 100,
     alpha: float = DRIFT_ALPHA,
-    environments: int = 8,
+    environments: int = ENVIRONMENTS,
     engine: EvaluationEngine = LOCAL,
 ) -> NightlyCheck:
     """Play fresh units with the champion and compare them with its baseline.

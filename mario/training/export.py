@@ -1,14 +1,12 @@
-"""From stable-baselines3 to the policy artefact: weights in and out, ONNX export, and its check.
+"""From stable-baselines3 to the policy artefact: its archive, the ONNX export, and its check.
 
 The ONNX graph is written node by node rather than traced: the same weights give the same bytes (so
 the same digest), in milliseconds, and without the fast but odd layout that training computes in.
-An archive's pickled part is never opened here; weights are read by torch's weights-only loader.
 """
 
 from __future__ import annotations
 
 import io
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +37,6 @@ from mario.training.algorithms.contract import Algorithm, Network
 TOLERANCE = 1e-4
 #: ONNX operator set; every operator used is older, so any runtime since 2021 reads it.
 _OPSET = 13
-_WEIGHTS_FILE = "policy.pth"
 
 
 class TorchPolicy:
@@ -104,31 +101,6 @@ def save_archive(model: BaseAlgorithm) -> bytes:
     buffer = io.BytesIO()
     model.save(buffer)
     return buffer.getvalue()
-
-
-def load_weights(model: BaseAlgorithm, archive: Path | bytes) -> None:
-    """Put the network weights of an archive into a model; nothing pickled is opened.
-
-    Args:
-        model: with a network of the same shape.
-        archive: what :func:`save_archive` wrote, as a file or as its bytes.
-
-    Raises:
-        ArtefactError: the archive is broken or its network has another shape.
-    """
-    source: Any = io.BytesIO(archive) if isinstance(archive, bytes) else archive
-    try:
-        with zipfile.ZipFile(source) as opened:
-            weights = io.BytesIO(opened.read(_WEIGHTS_FILE))
-        state = torch.load(weights, map_location=model.device, weights_only=True)
-        model.policy.load_state_dict(state)
-    except Exception as error:  # torch, zipfile and pickle each raise their own
-        name = "the archive's bytes" if isinstance(archive, bytes) else str(archive)
-        raise ArtefactError(
-            f"{name}: got no weights that fit ({str(error).splitlines()[0][:160]}); expected a "
-            "stable-baselines3 archive of the same algorithm and network; check `network` and "
-            "`game.actions` in the configuration"
-        ) from None
 
 
 def export_onnx(network: Network, observation: ObservationKind = OBSERVATION) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ import gate_calibration
 import gate_production
 import gate_simulation
 from gate_floor import floor_units
-from gate_pools import better_scores, load_pools
+from gate_pools import better_scores, load_pools, read_jsonl
 from gate_simulation import (
     best_bet,
     fastest_bet,
@@ -362,3 +363,10 @@ def test_a_full_run_without_savvi_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["gate_calibration.py"])
     assert gate_calibration.main() == 2
     assert f"pip install {gate_calibration.SAVVI}" in capsys.readouterr().err
+
+
+def test_a_file_that_holds_no_records_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "cut.jsonl").write_text('{"a": ')
+    for path in (tmp_path / "cut.jsonl", tmp_path / "none.jsonl"):
+        with pytest.raises(EvaluationError):
+            read_jsonl(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 
 import pytest
 from hypothesis import given, settings
@@ -17,7 +18,6 @@ from mario.evaluation.records import (
     episode_score,
     metric_value,
     pair_records,
-    read_jsonl,
     write_jsonl,
 )
 from tests.support.evaluation_helpers import record
@@ -46,15 +46,13 @@ def test_record_round_trips_and_its_score_is_recomputed(tmp_path):
     one = record(cleared=True)
     assert EpisodeRecord.from_dict(one.to_dict()) == one
     write_jsonl(tmp_path / "deep" / "r.jsonl", [one, record(seed=2**63 - 1)])
-    assert read_jsonl(tmp_path / "deep" / "r.jsonl") == (one, record(seed=2**63 - 1))
+    lines = (tmp_path / "deep" / "r.jsonl").read_text().splitlines()
+    read = [EpisodeRecord.from_dict(json.loads(line)) for line in lines]
+    assert read == [one, record(seed=2**63 - 1)]
     with pytest.raises(EvaluationError, match="evaluate again"):
         EpisodeRecord.from_dict({**one.to_dict(), "episode_score": 0.9})
     with pytest.raises(EvaluationError, match="unknown fields"):
         EpisodeRecord.from_dict({**one.to_dict(), "luck": 1})
-    (tmp_path / "cut.jsonl").write_text('{"a": ')
-    for path in (tmp_path / "cut.jsonl", tmp_path / "none.jsonl"):
-        with pytest.raises(EvaluationError):
-            read_jsonl(path)
 
 
 @pytest.mark.parametrize(
