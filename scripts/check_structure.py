@@ -8,6 +8,7 @@ inside functions and under `TYPE_CHECKING` count like the others.
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +21,8 @@ PACKAGES = ("mario", "flows", "serving")
 MIGRATIONS = "mario.store.migrations.versions."
 MODULE_LINES = 500
 FUNCTION_LINES = 80
+#: A name of a type at the top of a module: capitalised words.
+ALIAS = re.compile(r"_?(?:[A-Z][A-Z0-9]*[a-z][a-z0-9]*)+")
 
 
 @dataclass(frozen=True)
@@ -91,12 +94,17 @@ def import_cycles(modules: Mapping[str, Module]) -> Iterator[str]:
 
 
 def class_names(modules: Mapping[str, Module]) -> Iterator[str]:
-    """Yield one line for each class name that two modules define."""
+    """Yield one line for each name of a class or type alias that two modules define."""
     places: dict[str, list[str]] = defaultdict(list)
     for name, module in sorted(modules.items()):
         for node in ast.walk(module.tree):
             if isinstance(node, ast.ClassDef):
                 places[node.name].append(name)
+        for node in module.tree.body:
+            targets = node.targets if isinstance(node, ast.Assign) else []
+            for target in targets:
+                if isinstance(target, ast.Name) and ALIAS.fullmatch(target.id):
+                    places[target.id].append(name)
     for name, found in sorted(places.items()):
         if len(found) > 1:
             yield f"class {name} is defined {len(found)} times: {', '.join(found)}"

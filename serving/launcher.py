@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mario.config.addresses import Addresses, absolute_url
 from mario.errors import ServingError
 from serving.settings import PREFIX, ServingSettings, family_of
 
@@ -141,14 +142,6 @@ def free_port(host: str = "127.0.0.1") -> int:
         return port
 
 
-def absolute_url(url: str) -> str:
-    """Make the path of a relative SQLite URL absolute; return any other URL unchanged."""
-    scheme, found, path = url.partition(":///")
-    if not found or not scheme.startswith("sqlite") or not path or path.startswith(("/", ":")):
-        return url
-    return f"{scheme}:///{Path(path).absolute()}"
-
-
 def _resolve(settings: ServingSettings) -> ServingSettings:
     places: dict[str, Any] = {
         name: Path(getattr(settings, name)).absolute()
@@ -193,7 +186,7 @@ def _start(
 ) -> subprocess.Popen[bytes]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     # The service runs in another folder, so make relative paths absolute.
-    clean["MARIO_RUNS_DIR"] = str(Path(os.environ.get("MARIO_RUNS_DIR") or "runs").absolute())
+    clean["MARIO_RUNS_DIR"] = str(Addresses.from_environment().runs_dir.absolute())
     for name in ("MARIO_DATABASE_URL", "MLFLOW_TRACKING_URI"):
         if name in clean:
             clean[name] = absolute_url(clean[name])

@@ -15,7 +15,8 @@ import numpy.typing as npt
 from prometheus_client import CollectorRegistry, generate_latest, multiprocess
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from mario.policy.manifest import Uint8Array, observation_features
+from mario.game.console.contract import UInt8Array
+from mario.policy.manifest import observation_features
 from mario.telemetry.instruments import instrument
 from mario.telemetry.names import SERVING_METRICS
 from serving.policies.sources import Role
@@ -79,7 +80,7 @@ class ServingMetrics:
             self.get("last_swap_timestamp_seconds", role).set(now.loaded_at)
 
     def record_predictions(
-        self, version: LoadedVersion, observations: Uint8Array, actions: npt.NDArray[np.int64]
+        self, version: LoadedVersion, observations: UInt8Array, actions: npt.NDArray[np.int64]
     ) -> None:
         """Count actions and add the observations to the window."""
         names = version.policy.artefact.manifest.action_names
@@ -126,7 +127,7 @@ class ObservationWindow:
         self._lock = threading.Lock()
 
     def add(
-        self, version: LoadedVersion, observations: Uint8Array, actions: npt.NDArray[np.int64]
+        self, version: LoadedVersion, observations: UInt8Array, actions: npt.NDArray[np.int64]
     ) -> None:
         """Add the observations and actions of one call."""
         with self._lock:

@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from mario.config.game import ConsoleName
 from mario.errors import ServingError
 
 PREFIX = "MARIO_SERVING_"
@@ -111,7 +112,7 @@ class ServingSettings(BaseModel):
     canary_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     comparison_flush_seconds: float = Field(default=10, gt=0)
     max_watchers: int = Field(default=4, ge=0)
-    console: Literal["auto", "native", "nes-py"] = "auto"
+    console: Literal["auto", ConsoleName] = "auto"
     drift_window: int = Field(default=1000, ge=10)
 
     @model_validator(mode="after")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 from pydantic import model_validator
 
@@ -19,6 +19,10 @@ MAX_STEPS = 3_000
 #: Episodes that a process plays at once, where nothing else is set. It changes no record.
 ENVIRONMENTS = 8
 
+#: How a policy chooses: the action of the greatest logit, or one drawn from the distribution.
+ActionSelection = Literal["greedy", "sample"]
+ACTION_SELECTIONS: tuple[ActionSelection, ...] = get_args(ActionSelection)
+
 _SCHEDULER = re.compile(r"^(tcp|tls|ws|wss)://[^/\s]+:\d+$")
 
 
@@ -30,7 +34,7 @@ class EvaluationConfig(Section):
 
     screening_units: PositiveInt = 20
     environments: PositiveInt = ENVIRONMENTS
-    action_selection: Literal["greedy", "sample"] = "greedy"
+    action_selection: ActionSelection = "greedy"
     engine: Literal["local", "dask"] = "local"
     workers: NonNegativeInt = 0  # of a Dask cluster on this machine; 0 = one for each core
     scheduler: str | None = None  # address of a Dask scheduler that runs, with workers of its own

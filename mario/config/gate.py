@@ -13,10 +13,10 @@ from mario.config.section import PositiveInt, Probability, Section
 from mario.errors import ConfigError
 
 GATE = "mario-gate-v1"
-Metric = Literal["score", "clear", "progress"]
-METRICS: tuple[Metric, ...] = get_args(Metric)
+GateMetric = Literal["score", "clear", "progress"]
+METRICS: tuple[GateMetric, ...] = get_args(GateMetric)
 #: Smallest effect of interest where the rule names none, in the metric's own unit.
-DEFAULT_DELTA: Mapping[Metric, float] = types.MappingProxyType(
+DEFAULT_DELTA: Mapping[GateMetric, float] = types.MappingProxyType(
     {"clear": 0.10, "score": 0.03, "progress": 0.05}
 )
 
@@ -69,7 +69,7 @@ class GateRule(Section):
         max_latency_ratio: tolerated median inference time, as a multiple of the champion's, > 0.
     """
 
-    primary: Metric = "score"
+    primary: GateMetric = "score"
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.05
     beta: Annotated[float, Field(gt=0, lt=1)] = 0.10
     delta: Annotated[float, Field(gt=0, lt=1)] | None = None

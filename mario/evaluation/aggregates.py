@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from mario.errors import EvaluationError
-
-FloatArray = NDArray[np.float64]
+from mario.evaluation.statistics import FloatArray
 
 
 class Interval(NamedTuple):

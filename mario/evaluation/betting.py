@@ -38,9 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mario.errors import EvaluationError
-from mario.evaluation.statistics import check_counts
-
-FloatArray = NDArray[np.float64]
+from mario.evaluation.statistics import FloatArray, check_counts
 
 # The grid and its priors are part of mario-gate-v1. For a difference of clear rates of .1 to .3 the
 # best theta is .3 to .6. Progress without clears also needs the greatest theta: its differences are

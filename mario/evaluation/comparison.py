@@ -22,10 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from mario.config.gate import Metric
+from mario.config.gate import GateMetric
 from mario.errors import EvaluationError
 from mario.evaluation.aggregates import (
-    FloatArray,
     Interval,
     bootstrap,
     check_scores,
@@ -37,6 +36,7 @@ from mario.evaluation.aggregates import (
     probability_of_improvement,
 )
 from mario.evaluation.records import EpisodeRecord, metric_value
+from mario.evaluation.statistics import FloatArray
 
 COMPARISON = "mario-comparison-v1"
 #: Below this many runs a percentile interval is narrower than its name (3 runs: about 75%).
@@ -123,7 +123,7 @@ class Comparison:
 
 
 def score_matrix(
-    runs: Sequence[Sequence[EpisodeRecord]], levels: Sequence[str], metric: Metric = "score"
+    runs: Sequence[Sequence[EpisodeRecord]], levels: Sequence[str], metric: GateMetric = "score"
 ) -> FloatArray:
     """Average the metric of each run on each level.
 

@@ -46,7 +46,6 @@ from mario.config.parts import load_part
 from mario.errors import EvaluationError
 from mario.evaluation.betting import (
     EProcess,
-    FloatArray,
     confidence_sequence,
     lower_bound,
     prior_for,
@@ -56,7 +55,12 @@ from mario.evaluation.decision import GateDecision
 from mario.evaluation.guards.contract import Guard, GuardInput, Networks
 from mario.evaluation.guards.levels import level_results
 from mario.evaluation.records import EpisodeRecord, PairedUnit
-from mario.evaluation.statistics import clopper_pearson, paired_permutation, successes_needed
+from mario.evaluation.statistics import (
+    FloatArray,
+    clopper_pearson,
+    paired_permutation,
+    successes_needed,
+)
 from mario.evaluation.verdict import (
     Effect,
     EvidencePoint,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from mario.config.addresses import Addresses
 from mario.journal.format import LOCK_SECONDS
 from mario.registry.registry import ModelRegistry
 from mario.store.process_identity import HANG_SECONDS, HEARTBEAT_SECONDS
@@ -18,48 +18,12 @@ from mario.store.store import ExperimentStore
 from mario.tracking.mlflow_client import MlflowTracking
 
 
-@dataclass(frozen=True)
-class JobSettings:
-    """The addresses and the folder that a job works with.
-
-    Attributes:
-        runs_dir: folder of checkpoints, artefacts, videos and reports.
-        database_url: SQLAlchemy URL of the store.
-        tracking_uri: MLflow tracking and registry URI.
-    """
-
-    runs_dir: Path
-    database_url: str
-    tracking_uri: str
-
-    @classmethod
-    def embedded(cls, runs_dir: Path | str = "runs") -> JobSettings:
-        """Keep everything in files under `runs_dir`, without a server."""
-        folder = Path(runs_dir)
-        return cls(
-            runs_dir=folder,
-            database_url=f"sqlite:///{folder / 'mario.db'}",
-            tracking_uri=f"sqlite:///{folder / 'mlflow.db'}",
-        )
-
-    @classmethod
-    def from_environment(cls) -> JobSettings:
-        """Read MARIO_RUNS_DIR, MARIO_DATABASE_URL and MLFLOW_TRACKING_URI; default: embedded."""
-        embedded = cls.embedded(os.environ.get("MARIO_RUNS_DIR") or "runs")
-        return cls(
-            runs_dir=embedded.runs_dir,
-            database_url=os.environ.get("MARIO_DATABASE_URL") or embedded.database_url,
-            tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or embedded.tracking_uri,
-        )
+class JobSettings(Addresses):
+    """The addresses and the folder that a job works with."""
 
     def run_dir(self, run_id: str) -> Path:
         """The folder of one training run."""
         return self.runs_dir / run_id
-
-    @property
-    def artifact_dir(self) -> Path:
-        """Where embedded MLflow keeps artefacts."""
-        return self.runs_dir / "artifacts"
 
 
 @dataclass(frozen=True)

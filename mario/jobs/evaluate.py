@@ -22,7 +22,7 @@ from mario.store.store import ExperimentStore
 #: Episodes are stored about this often, which bounds what a killed job loses.
 _STORE_EVERY_SECONDS = 2.0
 
-OnProgress = Callable[[int, int], None]
+OnEpisode = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def evaluate_stored(
     planned_units: int | None = None,
     finish: bool = True,
     engine: EvaluationEngine = LOCAL,
-    on_progress: OnProgress | None = None,
+    on_progress: OnEpisode | None = None,
 ) -> EvaluationOutcome:
     """Play the units that are not stored yet, and return the records of all units.
 
@@ -121,7 +121,7 @@ def evaluate_family(
     environments: int = ENVIRONMENTS,
     console: ConsoleName = "native",
     engine: EvaluationEngine = LOCAL,
-    on_progress: OnProgress | None = None,
+    on_progress: OnEpisode | None = None,
 ) -> EvaluationOutcome:
     """Play the first units of a seed family; see `evaluate_stored`.
 

@@ -23,12 +23,12 @@ from zipfile import BadZipFile
 import numpy as np
 from pydantic import ValidationError
 
+from mario.config.evaluation import ActionSelection
 from mario.errors import ArtefactError
 from mario.files import whole_folder, write_synced
 from mario.game.smb.actions import Action
 from mario.game.smb.observations.contract import ObservationKind, Observations
 from mario.policy.manifest import (
-    ActionSelection,
     Float32Array,
     ObservationSpec,
     ObservationStatistics,

@@ -9,15 +9,15 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from mario.config.evaluation import ActionSelection
 from mario.errors import ArtefactError, ConfigError
+from mario.game.console.contract import UInt8Array
 from mario.game.smb.actions import Action
 from mario.game.smb.observations.contract import ObservationKind, Observations
 from mario.game.smb.observations.factory import kind_of_version
 from mario.game.smb.observations.pixels import OBSERVATION
 
-ActionSelection = Literal["greedy", "sample"]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Uint8Array = npt.NDArray[np.uint8]
 Float32Array = npt.NDArray[np.float32]
 
 
@@ -89,7 +89,7 @@ class ObservationStatistics(_Frozen):
     frozen_share: float = Field(ge=0, le=1)
 
     @classmethod
-    def of(cls, observations: Uint8Array) -> Self:
+    def of(cls, observations: UInt8Array) -> Self:
         """Measure the statistics of observations uint8 (N, 4, 84, 84), N ≥ 1."""
         check_observations(observations)
         if len(observations) == 0:
@@ -126,7 +126,7 @@ class ObservationFeatures:
     frozen: npt.NDArray[np.bool_]
 
 
-def observation_features(observations: Uint8Array) -> ObservationFeatures:
+def observation_features(observations: UInt8Array) -> ObservationFeatures:
     """Compute the drift features of observations uint8 (N, 4, 84, 84)."""
     newest = observations[:, -1].reshape(len(observations), -1)
     frozen = np.all(observations[:, 1:] == observations[:, :1], axis=(1, 2, 3))

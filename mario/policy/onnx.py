@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from mario.config.evaluation import ActionSelection
 from mario.errors import ArtefactError
 from mario.game.smb.observations.contract import Observations
 from mario.policy.artefact import Artefact
-from mario.policy.manifest import ActionSelection, Float32Array, check_observations
+from mario.policy.manifest import Float32Array, check_observations
 from mario.policy.policy import Generators, PolicyOutput, choose, softmax
 
 INPUT_NAME = "observation"

@@ -9,11 +9,11 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from mario.config.evaluation import FRAME_SKIP
+from mario.config.evaluation import FRAME_SKIP, ActionSelection
 from mario.game.smb.actions import Action
 from mario.game.smb.observations.contract import ObservationKind, Observations
 from mario.game.smb.observations.pixels import OBSERVATION
-from mario.policy.manifest import ActionSelection, Float32Array, check_observations
+from mario.policy.manifest import Float32Array, check_observations
 
 Generators = np.random.Generator | Sequence[np.random.Generator]
 """One generator for the batch, or one for each row.

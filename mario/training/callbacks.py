@@ -14,7 +14,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from mario.training.algorithms.contract import Algorithm
 from mario.training.episodes import TrainingEpisode
-from mario.training.interval import Interval
+from mario.training.interval import StepInterval
 from mario.training.signals import rollout_signals
 
 
@@ -59,7 +59,7 @@ class TrainerCallback(BaseCallback):
         self._total_steps = total_steps
         self._algorithm = algorithm
         every_steps = algorithm.boundary_every_steps
-        self._interval = Interval(every_steps, at_start=True) if every_steps else None
+        self._interval = StepInterval(every_steps, at_start=True) if every_steps else None
         self._rollout: dict[str, Any] = {}
         self._seconds = {"rollout": 0.0, "update": 0.0}
         self._lap_began: float | None = None

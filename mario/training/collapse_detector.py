@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from mario.config.run_states import HealthState
 
-Verdict = Literal["ok", "suspicious", "bad"]
+RuleVerdict = Literal["ok", "suspicious", "bad"]
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ class _Memory:
 @dataclass(frozen=True)
 class _Finding:
     rule: str
-    verdict: Verdict
+    verdict: RuleVerdict
     reason: str
     patience: int
     outcome: HealthState = HealthState.COLLAPSED
@@ -294,7 +294,7 @@ class CollapseDetector:
         def add(rule: str, bad: bool, suspicious: bool, reason: str, *,
                 patience: int | None = None,
                 outcome: HealthState = HealthState.COLLAPSED) -> None:  # fmt: skip
-            verdict: Verdict = "bad" if bad else "suspicious" if suspicious else "ok"
+            verdict: RuleVerdict = "bad" if bad else "suspicious" if suspicious else "ok"
             limit = rules.patience if patience is None else patience
             findings.append(_Finding(rule, verdict, reason, limit, outcome))
 

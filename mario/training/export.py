@@ -15,6 +15,7 @@ import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import nn
 
+from mario.config.evaluation import ActionSelection
 from mario.config.experiment import ExperimentConfig
 from mario.errors import ArtefactError
 from mario.game.smb.actions import action_set
@@ -23,7 +24,6 @@ from mario.game.smb.observations.factory import observation_kind
 from mario.game.smb.observations.pixels import OBSERVATION
 from mario.policy.artefact import MAX_GOLDEN_OBSERVATIONS, Artefact, Golden, write_artefact
 from mario.policy.manifest import (
-    ActionSelection,
     Float32Array,
     ObservationSpec,
     ObservationStatistics,

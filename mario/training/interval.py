@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Interval:
+class StepInterval:
     """Something that is due at every multiple of a number of agent steps.
 
     Multiples, so that a resumed run does the same at the same steps.

@@ -30,7 +30,7 @@ from mario.training.collapse_policy import CollapsePolicy
 from mario.training.episodes import EpisodeWindow, TrainingEpisode
 from mario.training.export import TorchPolicy
 from mario.training.health_monitor import HealthMonitor
-from mario.training.interval import Interval
+from mario.training.interval import StepInterval
 from mario.training.reporting import Reporter
 from mario.training.result import Select, SelectionScore, TrainingResult
 from mario.training.resume import PreservedGenerators, capture, restore, restore_networks
@@ -84,7 +84,7 @@ class TrainingRun:
         self._health = HealthMonitor(self._window, sinks, config.total_steps, rules)
         self._collapse = CollapsePolicy(config.collapse)
         self._checkpoints = RunCheckpoints(folder, config.checkpoint.keep, sinks)
-        self._checkpoint_interval = Interval(config.checkpoint.every_steps)
+        self._checkpoint_interval = StepInterval(config.checkpoint.every_steps)
         self._selection = Selection(config.selection, self._checkpoints, sinks, stop)
         self._seen_boundary = False
         self._finished_before = 0

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from mario.config.checkpoints import SelectionConfig
 from mario.training.checkpoint import CheckpointContent
 from mario.training.checkpoint_retention import RunCheckpoints
-from mario.training.interval import Interval
+from mario.training.interval import StepInterval
 from mario.training.result import SelectionScore
 from mario.training.sinks import SelectionDone, SinkSet
 
@@ -33,7 +33,7 @@ class Selection:
             sinks: receive each score.
             stop: set when the run must end; a selection that it interrupts is repeated later.
         """
-        self.interval = Interval(settings.every_steps)
+        self.interval = StepInterval(settings.every_steps)
         self._enabled = settings.units > 0
         self._checkpoints = checkpoints
         self._sinks = sinks

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import orjson
 
+from mario.game.console.contract import UInt8Array
 from mario.game.smb.observations.pixels import OBSERVATION_SHAPE
-from mario.policy.manifest import Uint8Array
 from serving.api.request_parsing import (
     OBSERVATION_BYTES,
     check_count,
@@ -241,7 +241,7 @@ def _split(request: Request, max_lists: int) -> tuple[dict[str, Any], bytes]:
     return document, binary
 
 
-def _tensor_data(tensor: dict[str, Any], shape: list[int], binary: bytes) -> Uint8Array:
+def _tensor_data(tensor: dict[str, Any], shape: list[int], binary: bytes) -> UInt8Array:
     parameters = _parameters(tensor, "inputs[0].parameters", ("binary_data_size",))
     size = parameters.get("binary_data_size")
     expected = shape[0] * OBSERVATION_BYTES

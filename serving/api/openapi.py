@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mario.config.evaluation import ACTION_SELECTIONS
 from serving.api.page import page_file
 from serving.api.request_parsing import MAX_SEED, OBSERVATION_BYTES
 from serving.http.application import Route
@@ -108,7 +109,7 @@ def document(settings: ServingSettings) -> dict[str, Any]:
 
 _RETRY_AFTER = {"Retry-After": {"schema": {"type": "integer"}, "description": "seconds"}}
 _BINARY = {"type": "string", "format": "binary"}
-_MODE = {"enum": ["greedy", "sample"]}
+_MODE = {"enum": [*ACTION_SELECTIONS]}
 _SEED = {"type": "integer", "minimum": 0, "maximum": MAX_SEED}
 _QUERY = [
     {"name": "mode", "in": "query", "schema": _MODE},

@@ -14,8 +14,9 @@ from typing import Any, cast
 
 import numpy as np
 
+from mario.config.evaluation import ACTION_SELECTIONS, ActionSelection
+from mario.game.console.contract import UInt8Array
 from mario.game.smb.observations.pixels import OBSERVATION_SHAPE, frame_from_rgb
-from mario.policy.manifest import ActionSelection, Uint8Array
 from serving.http.errors import HttpError, bad_request
 from serving.http.json_body import kind, parse_object, show
 from serving.policies.prediction import PredictionInput
@@ -162,8 +163,9 @@ def parse_mode_and_seed(
         HttpError: 400.
     """
     mode, seed = values.get("mode"), values.get("seed")
-    if mode not in (None, "greedy", "sample"):
-        raise bad_request("mode", f"mode: got {show(mode)}; expected greedy or sample")
+    if mode is not None and mode not in ACTION_SELECTIONS:
+        expected = " or ".join(ACTION_SELECTIONS)
+        raise bad_request("mode", f"mode: got {show(mode)}; expected {expected}")
     if seed is not None and (type(seed) is not int or not 0 <= seed <= MAX_SEED):
         raise bad_request(
             "seed", f"seed: got {show(seed)}; expected a whole number from 0 to {MAX_SEED}"
@@ -235,7 +237,7 @@ def _query_mode_and_seed(
     return parse_mode_and_seed({**parameters, "seed": int(seed)})
 
 
-def _observation(value: object, where: str, suspicious: bool) -> Uint8Array:
+def _observation(value: object, where: str, suspicious: bool) -> UInt8Array:
     if isinstance(value, str):
         if len(value) != _BASE64_LENGTH:
             raise bad_request(

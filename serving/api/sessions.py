@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from mario.policy.manifest import Uint8Array
+from mario.game.console.contract import UInt8Array
 from serving.api.rendering import describe_output, json_answer
 from serving.api.request_parsing import (
     parse_frames_bytes,
@@ -90,7 +90,7 @@ class SessionEndpoints:
         return json_response({"ended": True})
 
     @staticmethod
-    async def _frame(kind: bytes, body: bytes) -> Uint8Array:
+    async def _frame(kind: bytes, body: bytes) -> UInt8Array:
         # Decoding a plain screen takes less time than switching to a thread and back.
         if kind != PNG:
             return frame_from_bytes(body, "the screen")

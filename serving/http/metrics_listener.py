@@ -38,7 +38,7 @@ class MetricsListener:
         """
         page = self._page
 
-        class Handler(BaseHTTPRequestHandler):
+        class MetricsHandler(BaseHTTPRequestHandler):
             timeout = 10
 
             def do_GET(self) -> None:
@@ -72,7 +72,7 @@ class MetricsListener:
                 """Log nothing: Prometheus asks every few seconds."""
 
         try:
-            self._server = _Server(self._address, Handler)
+            self._server = _Server(self._address, MetricsHandler)
         except OSError as error:
             raise ServingError(
                 f"metrics port: got {self._address[0]}:{self._address[1]}, which cannot be "

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mario.policy.manifest import Float32Array, Uint8Array
+from mario.game.console.contract import UInt8Array
+from mario.policy.manifest import Float32Array
 from serving.http.errors import HttpError
 from serving.policies.version_follower import LoadedVersion
 
@@ -41,7 +42,7 @@ class NetworkOutput:
     batch_observations: int
 
 
-_Job = tuple[Uint8Array, "asyncio.Future[NetworkOutput]"]
+_Job = tuple[UInt8Array, "asyncio.Future[NetworkOutput]"]
 
 
 class Batcher:
@@ -102,7 +103,7 @@ class Batcher:
         if self._thread is not None:
             self._thread.join(timeout=10)
 
-    def submit(self, observations: Uint8Array) -> asyncio.Future[NetworkOutput]:
+    def submit(self, observations: UInt8Array) -> asyncio.Future[NetworkOutput]:
         """Queue observations uint8 (N, 4, 84, 84), N ≥ 1; the future gets the output.
 
         Raises:

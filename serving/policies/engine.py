@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mario.policy.manifest import Uint8Array
+from mario.game.console.contract import UInt8Array
 from mario.policy.policy import choose, sample_at, softmax
 from serving.http.errors import HttpError
 from serving.lifecycle import Lifecycle
@@ -130,7 +130,7 @@ class Engine:
         return "challenger" if drawn else "champion"
 
     async def predict_in_session(
-        self, session: Session, observation: Uint8Array
+        self, session: Session, observation: UInt8Array
     ) -> PredictionOutput:
         """Choose the action for one observation uint8 (4, 84, 84) of a session.
 
@@ -160,14 +160,14 @@ class Engine:
         batchers = (self.champion_batcher, self.challenger_batcher)
         return sum(batcher.queued_observations for batcher in batchers)
 
-    def _maybe_shadow(self, observations: Uint8Array, output: PredictionOutput) -> None:
+    def _maybe_shadow(self, observations: UInt8Array, output: PredictionOutput) -> None:
         share = self.settings.shadow_share
         challenger = self.challenger.current
         if share and challenger is not None and self._random.random() < share:
             self._shadow(observations, output, challenger)
 
     def _shadow(
-        self, observations: Uint8Array, output: PredictionOutput, challenger: LoadedVersion
+        self, observations: UInt8Array, output: PredictionOutput, challenger: LoadedVersion
     ) -> None:
         champion = output.version
         count = len(observations)

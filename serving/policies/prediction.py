@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from mario.config.evaluation import ActionSelection
+from mario.game.console.contract import UInt8Array
 from mario.game.smb.actions import Action
-from mario.policy.manifest import ActionSelection, Float32Array, Uint8Array
+from mario.policy.manifest import Float32Array
 from serving.policies.version_follower import LoadedVersion
 
 
@@ -22,7 +24,7 @@ class PredictionInput:
         seed: seed for sampling; None draws one.
     """
 
-    observations: Uint8Array
+    observations: UInt8Array
     mode: ActionSelection | None
     seed: int | None
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mario.config.addresses import Addresses
 from mario.config.levels import model_name, task_of_model
 from mario.errors import RegistryError
 from mario.evaluation.seeds import SeedFamily
@@ -42,14 +42,10 @@ class RegistrySource:
 
     def __init__(self, settings: ServingSettings) -> None:
         """Follow the model of the settings' task; nothing is opened before the first poll."""
-        runs = Path(os.environ.get("MARIO_RUNS_DIR") or "runs").absolute()
-        self._database_url = settings.database_url or (
-            os.environ.get("MARIO_DATABASE_URL") or f"sqlite:///{runs / 'mario.db'}"
-        )
-        self._tracking_uri = settings.tracking_uri or (
-            os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{runs / 'mlflow.db'}"
-        )
-        self._artifact_dir = runs / "artifacts"
+        shared = Addresses.from_environment().absolute()
+        self._database_url = settings.database_url or shared.database_url
+        self._tracking_uri = settings.tracking_uri or shared.tracking_uri
+        self._artifact_dir = shared.artifact_dir
         self._cache = settings.cache or private_folder("mario-cache")
         self._model = model_name(settings.task)
         self._registry: ModelRegistry | None = None

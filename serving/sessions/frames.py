@@ -7,8 +7,8 @@ import io
 import numpy as np
 from PIL import Image
 
+from mario.game.console.contract import UInt8Array
 from mario.game.smb.observations.pixels import OBSERVATION_SHAPE, area_resize, frame_from_rgb, grey
-from mario.policy.manifest import Uint8Array
 from serving.http.errors import bad_request
 
 SCREEN_SHAPE = (240, 256, 3)
@@ -25,7 +25,7 @@ _PLAIN_CHUNK_TYPES = frozenset(
 _PLAIN_CHUNKS = 32
 
 
-def frame_from_png(data: bytes, where: str) -> Uint8Array:
+def frame_from_png(data: bytes, where: str) -> UInt8Array:
     """Decode one screen.
 
     Args:
@@ -91,7 +91,7 @@ def is_plain_png(data: bytes) -> bool:
     return False
 
 
-def frame_from_bytes(data: bytes, where: str) -> Uint8Array:
+def frame_from_bytes(data: bytes, where: str) -> UInt8Array:
     """Read one screen (240 × 256 × 3, red first) or one ready frame (84 × 84).
 
     Returns:

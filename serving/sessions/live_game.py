@@ -16,13 +16,12 @@ from PIL import Image
 from mario.config.evaluation import NO_OP_MAX_FRAMES, STICKY_PROBABILITY
 from mario.config.levels import LEVEL_NAMES
 from mario.errors import ConsoleError
-from mario.game.console.contract import Console
+from mario.game.console.contract import Console, UInt8Array
 from mario.game.console.factory import open_console
 from mario.game.rng import SplitMix64
 from mario.game.smb import stage
 from mario.game.smb.memory import read_state
 from mario.game.smb.observations.pixels import FrameStack, area_resize
-from mario.policy.manifest import Uint8Array
 
 _STATE_NAMES = ("x_px", "y_px", "score", "coins", "time_left", "status", "world", "stage")
 
@@ -125,7 +124,7 @@ class LiveGame:
             self._stack.push(self._picture())
         return due and not over
 
-    def observation(self) -> Uint8Array:
+    def observation(self) -> UInt8Array:
         """The observation, uint8 (4, 84, 84)."""
         return self._stack.observation()
 
@@ -149,7 +148,7 @@ class LiveGame:
         Image.fromarray(screen).save(buffer, "PNG", compress_level=1)
         return buffer.getvalue()
 
-    def _picture(self) -> Uint8Array:
+    def _picture(self) -> UInt8Array:
         return area_resize(self._console.screen_grey())
 
     def _play(self, buttons: int) -> bool:

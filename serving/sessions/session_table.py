@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
+from mario.config.evaluation import ACTION_SELECTIONS, ActionSelection
+from mario.game.console.contract import UInt8Array
 from mario.game.rng import SplitMix64
 from mario.game.smb.observations.pixels import OBSERVATION_SHAPE, FrameStack
-from mario.policy.manifest import ActionSelection, Uint8Array
 from serving.http.errors import HttpError, bad_request
 from serving.policies.sources import Role
 
@@ -38,7 +39,7 @@ _SLOT = np.dtype(
     ]
 )
 _ROLES: tuple[Role, ...] = ("champion", "challenger")
-_MODES: tuple[ActionSelection | None, ...] = (None, "greedy", "sample")
+_MODES: tuple[ActionSelection | None, ...] = (None, *ACTION_SELECTIONS)
 _TOKEN_LENGTH = 32
 _SLOT_DIGITS = 5
 
@@ -65,7 +66,7 @@ class Session:
     generator: SplitMix64
     stack: FrameStack
 
-    def push(self, frame: Uint8Array) -> Uint8Array:
+    def push(self, frame: UInt8Array) -> UInt8Array:
         """Add one frame uint8 (84, 84); return the observation uint8 (4, 84, 84)."""
         if self.frames == 0:
             self.stack.fill(frame)

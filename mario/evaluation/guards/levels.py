@@ -10,14 +10,13 @@ import numpy as np
 from mario.config.gate import GateRule
 from mario.evaluation.betting import (
     PRIOR_BOLD,
-    FloatArray,
     log_wealth,
     lower_bound,
     prior_for,
 )
 from mario.evaluation.guards.contract import GuardInput
 from mario.evaluation.records import PairedUnit
-from mario.evaluation.statistics import holm
+from mario.evaluation.statistics import FloatArray, holm
 from mario.evaluation.verdict import GuardResult, LevelResult
 
 

@@ -6,12 +6,10 @@ Two implementations pass the same contract tests: `nes_py.NesPyConsole`, the ref
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-
-ConsoleName = Literal["native", "nes-py"]
 
 RAM_BYTES = 0x800
 SCREEN_HEIGHT_PX = 240

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from mario.config.game import ConsoleName
 from mario.errors import ConsoleError
-from mario.game.console.contract import Console, ConsoleName
+from mario.game.console.contract import Console
 
 
 def open_console(name: ConsoleName = "native") -> Console:

@@ -15,7 +15,8 @@ from __future__ import annotations
 import numpy as np
 
 from mario.game.smb.memory import Ram
-from mario.game.smb.observations.contract import ObservationKind, Observations, UInt8Array
+from mario.game.console.contract import UInt8Array
+from mario.game.smb.observations.contract import ObservationKind, Observations
 
 _BYTES = [Ram.PLAYER_PAGE, Ram.PLAYER_X, Ram.PLAYER_SCREEN_Y, Ram.FLOAT_STATE, Ram.TIME, Ram.LIVES]
 

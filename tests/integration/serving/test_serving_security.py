@@ -18,9 +18,10 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
+from mario.config.addresses import absolute_url
 from mario.errors import ServingError
 from serving.api.openapi import document
-from serving.launcher import absolute_url, running
+from serving.launcher import running
 from serving.settings import ServingSettings
 from tests.support.onnx_networks import random_observations, write_test_artefact
 from tests.support.serving_load import wait_until

@@ -68,6 +68,15 @@ def test_a_class_name_that_is_defined_twice_is_found(tmp_path: Path) -> None:
     ]
 
 
+def test_a_type_alias_counts_like_a_class(tmp_path: Path) -> None:
+    _write(
+        tmp_path, a="FloatArray = list[float]\nLIMIT = 1\n", b="class FloatArray: ...\nLIMIT = 2\n"
+    )
+    assert list(class_names(read_modules(tmp_path))) == [
+        "class FloatArray is defined 2 times: mario.a, mario.b"
+    ]
+
+
 def test_long_modules_and_functions_are_found(tmp_path: Path) -> None:
     body = "    pass\n" * (FUNCTION_LINES - 1)
     _write(tmp_path, a=f"def fits():\n{body}", b="pass\n" * MODULE_LINES)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from mario.training.interval import Interval
+from mario.training.interval import StepInterval
 
 
 def test_it_is_due_at_the_first_boundary_at_or_after_each_multiple() -> None:
-    interval = Interval(100)
+    interval = StepInterval(100)
     due = []
     for steps in range(0, 420, 32):  # boundaries do not meet the multiples
         if interval.is_due(steps):
@@ -16,11 +16,11 @@ def test_it_is_due_at_the_first_boundary_at_or_after_each_multiple() -> None:
 
 
 def test_multiples_that_one_boundary_passes_count_once() -> None:
-    interval = Interval(10)
+    interval = StepInterval(10)
     interval.advance(57)
     assert interval.next_steps == 60
 
 
 def test_it_may_be_due_at_the_start() -> None:
-    assert Interval(100, at_start=True).is_due(0)
-    assert not Interval(100).is_due(0)
+    assert StepInterval(100, at_start=True).is_due(0)
+    assert not StepInterval(100).is_due(0)

@@ -12,7 +12,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-UInt8Array = npt.NDArray[np.uint8]
+from mario.game.console.contract import UInt8Array
+
 #: uint8 or float32, as the kind says.
 Observations = npt.NDArray[Any]
 

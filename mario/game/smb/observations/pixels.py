@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mario.errors import ConsoleError
-from mario.game.smb.observations.contract import ObservationKind, UInt8Array
+from mario.game.console.contract import UInt8Array
+from mario.game.smb.observations.contract import ObservationKind
 
 STACK = 4
 SIZE_PX = 84
