@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Compiles nes-py's own sources, unchanged, with link-time and profile-guided optimisation.
+# Compile nes-py's unchanged sources with link-time and profile-guided optimisation.
 #   scripts/fast_oracle.sh build/oracle && PYTHONPATH=build/oracle python benchmarks/exactness.py
-# The comparison with nes-py is paid for in nes-py's frames; this build makes about twice as many.
+# The comparison with nes-py takes nes-py's time; this build is about twice as fast.
 set -euo pipefail
 target=${1:?usage: scripts/fast_oracle.sh FOLDER [PYTHON]}
 python=${2:-python}
@@ -20,7 +20,7 @@ cp -r "$installed" "$target/nes_py"
 library=$(echo "$target"/nes_py/lib_nes_env*.so)
 
 compile() { # compile PROFILE_FLAG...
-    # The profile is kept beside the objects' names, so it must be the same output each time.
+    # The compiler finds the profile by the objects' names, so the output must be the same each time.
     (cd "$work" && g++ "${flags[@]}" "$@" -I"$sources/include" \
         "$sources"/src/*.cpp "$sources"/src/mappers/*.cpp -o "$work/library.so")
     cp "$work/library.so" "$library"

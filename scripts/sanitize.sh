@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fuzzes the native console under sanitizers: `sanitize.sh BIN [SECONDS]`, called by `make sanitize`.
+# Fuzz the native console under sanitizers: `sanitize.sh BIN [SECONDS]`, called by `make sanitize`.
 #
 # Address and undefined-behaviour sanitizers over random play, random save and restore, broken
 # save-states and cartridges; then the thread sanitizer over the same (batches use threads).

@@ -1,4 +1,4 @@
-"""Finds inputs that clear levels, by exploring with save-states on the native console.
+"""Find inputs that clear levels, by exploring with save-states on the native console.
 
     python tests/support/find_playthroughs.py [--seconds 120] [LEVEL ...]
 
@@ -41,7 +41,7 @@ CHOICES = {
     RIGHT | B: 6, RIGHT | A | B: 8, RIGHT: 2, RIGHT | A: 3, 0: 1, A: 1,
     LEFT | B: 1, LEFT | A | B: 1, DOWN: 1, UP: 1,
 }  # fmt: skip
-# A player who walks more and jumps less gets into pipes in the water.
+# Walking more and jumping less is needed to enter pipes under water.
 CALM = {RIGHT: 10, RIGHT | B: 4, RIGHT | A: 3, 0: 3, LEFT: 2, DOWN: 3, RIGHT | A | B: 3, A: 1}
 BUTTONS = tuple(CHOICES | CALM)
 GAME = GameConfig(
@@ -57,7 +57,7 @@ Cell = tuple[int, ...]
 
 @dataclass
 class Node:
-    """A cell's best state and how it was reached."""
+    """The best state of a cell, and the actions that lead to it."""
 
     state: bytes
     steps: int
@@ -68,7 +68,7 @@ class Node:
 
 
 def cell_of(ram: bytes) -> Cell:
-    """Where Mario is: area, page, 32 px columns, 32 px rows, and whether he is on the ground."""
+    """Locate Mario: area, page, 24 px column, 32 px row, and whether he is on the ground."""
     x_px = ram[Ram.PLAYER_PAGE] * 256 + ram[Ram.PLAYER_X]
     return (
         ram[Ram.AREA_POINTER],
@@ -80,12 +80,12 @@ def cell_of(ram: bytes) -> Cell:
 
 
 def reach_in_level(cell: Cell, rooms: dict[tuple[int, int], int]) -> int:
-    """How far a cell is on the way to the level's end: rooms in the order of their discovery."""
+    """Estimate a cell's distance from the start: rooms count in the order of discovery."""
     return cell[2] + 60 * rooms.setdefault((cell[0], cell[1]), len(rooms))
 
 
 def vine_x_px(level: str) -> int:
-    """The x of the brick with the vine, from the level's object list in the cartridge.
+    """Find the x of the brick with the vine in the level's object list in the cartridge.
 
     Raises:
         SystemExit: the level has none.
@@ -107,7 +107,7 @@ def vine_x_px(level: str) -> int:
 
 
 def reach_on_vine(ram: bytes, vine_px: int) -> int:
-    """How far a state is on the way up a vine: near its brick, in sight of it, on it, how high."""
+    """Estimate the progress to a vine's top: near its brick, vine in sight, climbing, height."""
     if VINE not in ram[OBJECTS]:
         return -abs(ram[Ram.PLAYER_PAGE] * 256 + ram[Ram.PLAYER_X] - vine_px) // 24
     climbing = ram[Ram.FLOAT_STATE] == CLIMBING

@@ -1,4 +1,4 @@
-"""Two consoles that run in lockstep and are compared after every frame: ours and nes-py."""
+"""Run the native console and nes-py in lockstep, and compare them after every frame."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Divergence(AssertionError):
 
 
 class Sights:
-    """Counts what was come through, read from the game's memory once a frame.
+    """Count events of the play, read from the game's memory once a frame.
 
     Attributes:
         counts: frames; of them under water and in castles; pipes entered, vines climbed to their
@@ -57,7 +57,7 @@ class Sights:
         self._state = self._mode = self._page = 0
 
     def look(self, ram: UInt8Array) -> None:
-        """Take in the frame that was just played."""
+        """Count what the last frame shows."""
         state, mode, page, kind = (int(ram[at]) for at in _SEEN)
         counts, entered = self.counts, state if state != self._state else -1
         counts["frames"] += 1
@@ -76,7 +76,7 @@ class Sights:
 
 
 class LockstepConsole:
-    """A console that is both; every frame's memory and picture are compared.
+    """Both consoles as one; memory and picture are compared after every frame.
 
     Now and then the native console is replaced by a new one that was given its save-state, so that
     every comparison after that also says that the save-state held everything.
@@ -96,7 +96,7 @@ class LockstepConsole:
 
     @property
     def ram(self) -> UInt8Array:
-        return self.oracle.ram  # the native console changes, this view stays
+        return self.oracle.ram  # this view stays valid when the native console is replaced
 
     def reset(self) -> None:
         self.native.reset()
@@ -122,7 +122,7 @@ class LockstepConsole:
 
     def _change_native(self) -> None:
         state = self.native.save_state()
-        # A picture drawn from a save-state is the same picture too.
+        # A picture that is drawn from a save-state is the same.
         self.native = NativeConsole(draw=self._random.random() < 0.5)
         self.native.load_state(state)
         self.restores += 1
@@ -158,7 +158,7 @@ class LockstepConsole:
 
 @cache
 def playthroughs() -> dict[str, list[int]]:
-    """Button bytes, one a controllable frame, that clear each level from its start."""
+    """Read the button bytes, one per controllable frame, that clear each level."""
     data = json.loads(PLAYTHROUGHS.read_text())
     skip = data["frame_skip"]
     return {
@@ -168,7 +168,7 @@ def playthroughs() -> dict[str, list[int]]:
 
 
 def random_buttons(seed: int) -> Iterator[int]:
-    """A restless player who mostly runs to the right, and sometimes presses anything."""
+    """Yield random buttons, mostly to the right."""
     player = random.Random(seed)
     while True:
         buttons = (
@@ -214,7 +214,7 @@ def play(console: LockstepConsole, level: str | None, frames: int, seed: int) ->
 
 
 def check_native_is_built() -> None:
-    """Say at once what to do when the extension is missing."""
+    """Fail early, with advice, when the native extension is missing."""
     try:
         NativeConsole()
     except MarioError as error:

@@ -1,4 +1,4 @@
-"""Policy artefacts whose skill is known without training: they press buttons by fixed odds."""
+"""Policy artefacts of known skill, without training: they choose actions by fixed odds."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tests.support.onnx_networks import random_observations
 #: Odds of the action set `complex`: noop, right, right+A, right+B, right+A+B, A, left, left+A,
 #: left+B, left+A+B, down, up. GOOD gets about three times as far on 1-1 as uniform odds.
 GOOD = (0.005, 0.005, 0.30, 0.30, 0.355, 0.005, 0.005, 0.005, 0.005, 0.005, 0.005, 0.005)
-#: STUCK never leaves the start: whoever goes right at all beats it.
+#: STUCK never leaves the start, so any policy that goes right beats it.
 STUCK = (0.4945, 0.0005, 0.0005, 0.0005, 0.0005, 0.001, 0.40, 0.001, 0.10, 0.0005, 0.0005, 0.0005)
 POOR = (0.20, 0.05, 0.05, 0.05, 0.05, 0.05, 0.20, 0.10, 0.10, 0.05, 0.05, 0.05)
 
 
 def odds_network(odds: Sequence[float]) -> bytes:
-    """An ONNX network of the contract whose logits are log odds, whatever it sees."""
+    """Build an ONNX network whose logits are constant log odds."""
     logits = np.log(np.asarray(odds, np.float32))
     zeros = np.zeros((1, len(odds)), np.float32)
     tensors = [

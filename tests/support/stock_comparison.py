@@ -1,4 +1,4 @@
-"""Plays the same episodes on the native batch and on stock gym-super-mario-bros, frame by frame."""
+"""Play the same episodes on the native batch and on gym-super-mario-bros, frame by frame."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from mario.game.smb.observations.pixels import OBSERVATION_SHAPE, grey
 from tests.support.lockstep import START, playthroughs, random_buttons
 from tests.support.stock_env import stock_env
 
-# Every button byte is an action, one frame a step, no noise: what the stock environment does.
+# As in the stock environment: every button byte is an action, a step is a frame, no noise.
 GAME = GameConfig(frame_skip=1, no_op_max_frames=0, sticky_probability=0.0, max_steps=10**6)
 BUTTONS = tuple(range(256))
 
 
 @dataclass
 class Comparison:
-    """What was compared."""
+    """How much was compared."""
 
     frames: int = 0
     ends: dict[str, int] = field(default_factory=dict)
@@ -49,14 +49,14 @@ def compare(level: str | None, episodes: int, seed: int, *, film: bool = False) 
     comparison = Comparison()
     play = playthroughs().get(level or "", []) if film else []
     for episode in range(episodes):
-        # Every second end starts the next episode in the same call; the others stay where they are,
-        # so that memory and picture of the end itself can be compared, too.
+        # Every second end starts the next episode in the same call; after the others the slot is
+        # idle, so that memory and picture at the end can be compared, too.
         stays = episode % 2 == 1
         batch.queue(0, None if stays else EpisodeSpec(level, 0))
         _same_picture(batch, env, out[0, -1], comparison)
         for buttons in itertools.chain(play, random_buttons(seed * 1000 + episode)):
             if buttons & START:
-                continue  # Start pauses the game, which is long and says nothing
+                continue  # Start only pauses the game
             screen, reward, done, info = env.step(buttons)
             result = batch.step(np.array([buttons], np.int64), out)
             after = result.after[0]

@@ -1,4 +1,4 @@
-"""Stock gym-super-mario-bros, mended for NumPy 2 and nothing else; and the usual wrappers."""
+"""Stock gym-super-mario-bros, patched for NumPy 2 only; and the usual wrappers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mario.game.console.nes_py import _nes_env_class
 
 
 class _IntRam(np.ndarray):
-    """RAM whose single bytes read as Python integers, as NumPy 1 let the package assume."""
+    """RAM whose single bytes are Python integers, as the package expects from NumPy 1."""
 
     def __getitem__(self, key: Any) -> Any:
         value = super().__getitem__(key)
@@ -24,7 +24,7 @@ class _IntRam(np.ndarray):
 @cache
 def stock_class() -> type[Any]:
     """Return `SuperMarioBrosEnv` with integer RAM reads (`gym.make` itself fails on NumPy 2)."""
-    _nes_env_class()  # mends nes-py's ROM reader
+    _nes_env_class()  # patches nes-py's ROM reader
     with contextlib.redirect_stderr(io.StringIO()):
         from gym_super_mario_bros import SuperMarioBrosEnv
 

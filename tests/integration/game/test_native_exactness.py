@@ -1,4 +1,4 @@
-"""The native console is nes-py and the native game is gym-super-mario-bros, bit by bit."""
+"""The native console equals nes-py and the native game gym-super-mario-bros, bit by bit."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from tests.support.lockstep import Divergence, LockstepConsole, play
 from tests.support.stock_comparison import BUTTONS, GAME, Comparison, compare
 from tests.support.stock_env import stock_env
 
-# Overworld, underground, water, castle, day, night, snow. Every second one is played to its end,
-# the others are left on the way, 6-2 by its vine. The play of 8-4 takes a wrong path, which loops,
-# then four pipes and a way under water to the last axe.
+# Overworld, underground, water, castle, day, night, snow. Every second level is played to its end,
+# the others to some point, 6-2 to its vine. The play of 8-4 takes a wrong path, which loops, then
+# four pipes and a passage under water to the last axe.
 LEVELS = (
     "1-1", "1-3", "1-4", "2-3", "2-2", "3-1", "3-4", "6-2",
     "1-2", "5-2", "4-2", "6-3", "7-2", "5-1", "8-4", "8-1",
@@ -45,7 +45,7 @@ def test_memory_and_picture_are_those_of_nes_py_on_every_frame() -> None:
     total = {name: sum(p[name] for p in played) for name in played[0]}
     assert total["frames"] >= 60_000
     assert total["restores"] >= 300
-    # It was real play: levels cleared, pipes and a vine taken, a loop, water, castles, lives lost.
+    # The play covered cleared levels, pipes, a vine, a loop, water, castles and lost lives.
     assert total["poles"] >= 5
     assert total["axes"] >= 3
     assert total["pipes"] >= 10
@@ -57,7 +57,7 @@ def test_memory_and_picture_are_those_of_nes_py_on_every_frame() -> None:
 
 
 def test_a_difference_in_memory_is_noticed() -> None:
-    """The comparison can fail: one changed byte on one side stops it."""
+    """The comparison can fail: one changed byte on one side ends it."""
     console = LockstepConsole()
     console.step(0, 40)
     console.native.poke(0x10, console.ram[0x10] ^ 1)
@@ -66,7 +66,7 @@ def test_a_difference_in_memory_is_noticed() -> None:
 
 
 def test_a_difference_in_the_picture_is_noticed() -> None:
-    """A cartridge with one row of one tile of the ground changed: the same memory, not the look."""
+    """One changed row of a ground tile: the memory stays the same, the picture does not."""
     console = LockstepConsole(restore_every_frames=10**9)
     rom = bytearray(rom_bytes())
     rom[GROUND_TILE_ROW] ^= 0x10
@@ -102,7 +102,7 @@ def test_a_time_out_is_the_stock_environments() -> None:
         assert batch.ram(0) == env.ram.tobytes()
         assert (int(result.end[0]) != EndReason.RUNNING) == done
         assert int(result.after[0]["time_left"]) == info["time"]
-        # The stock reward keeps the clock of before the poke: its first frame is not compared.
+        # The stock reward remembers the clock before the poke, so its first frame is not compared.
         assert result.frames[0] == 1 or int(result.game_reward[0]) == reward
     assert result.end[0] == EndReason.TIME_OUT
     assert result.frames[0] > 20

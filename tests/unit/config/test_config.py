@@ -1,4 +1,4 @@
-"""The configuration: every broken one is refused in one line that names the key and the way out."""
+"""Broken configurations are refused in one line that names the key and what is expected."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CONFIGS = ROOT / "configs"
 
 MINIMAL = "name: try\ntotal_steps: 4096\n"
 
-# What is written after the minimal configuration, and what the message must name.
+# The text after the minimal configuration, and the words that the message must contain.
 BROKEN = {
     "unknown key": ("gama: 0.9\n", ["gama", "unknown key"]),
     "unknown key in a section": (
@@ -199,7 +199,7 @@ def test_environments_are_the_machines_unless_set(
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
     config = parse_config({"name": "here", "total_steps": 1_000}, "test")
     assert config.environments == expected
-    # What is written down holds elsewhere too.
+    # The number that was written holds on another machine, too.
     written = yaml.safe_load(config.to_yaml())
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(3)))
     assert parse_config(written, "test") == config
@@ -233,8 +233,8 @@ def test_dqn_1_1_has_the_values_that_its_sources_have() -> None:
     # Rainbow, table 1: 80,000 frames of history.
     assert dqn.learning_starts_steps * config.game.frame_skip == 80_000
     assert (config.game.frame_skip, config.game.reward.name) == (4, "progress")
-    # Several games step together; the replay period stays what it is with one.
+    # Several games step together; the replay period is that of one game.
     assert config.environments == 16
     assert config.environments % dqn.train_frequency_steps == 0
-    # What lies on the disk is bounded: each checkpoint holds the replay buffer.
+    # Disk use is bounded, as each checkpoint holds the replay buffer.
     assert config.checkpoint.keep == 2

@@ -1,4 +1,4 @@
-"""What a sweep's file may say, and what it is told where it says something else."""
+"""A sweep's file: what it may contain, and the message where it contains something else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MarioEnv as Gymnasium wants it, and as a person uses it."""
+"""MarioEnv follows Gymnasium's interface."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_same_seed_same_episode_and_other_seeds_differ() -> None:
 
 
 def test_the_terminal_observation_is_the_one_of_the_end() -> None:
-    """What an episode shows on its last step is what one that goes on shows there."""
+    """The last observation of a truncated episode is that of an episode that continues."""
     env, longer = (MarioEnv("1-1", GameConfig(**QUIET, max_steps=n)) for n in (4, 5))
     env.reset(seed=0)
     longer.reset(seed=0)
@@ -130,10 +130,10 @@ def test_game_reward_is_what_gym_super_mario_bros_pays() -> None:
 
     from mario.game.console.nes_py import _nes_env_class
 
-    _nes_env_class()  # mends nes-py for NumPy 2
+    _nes_env_class()  # patches nes-py for NumPy 2
 
     class Stock(SuperMarioBrosEnv):  # type: ignore[misc]
-        """The stock environment; RAM reads become wide integers as NumPy 2 needs."""
+        """The stock environment, with RAM bytes as Python integers for NumPy 2."""
 
         def _ram_buffer(self) -> np.ndarray:
             return super()._ram_buffer().view(_WideReads)
@@ -160,7 +160,7 @@ def test_game_reward_is_what_gym_super_mario_bros_pays() -> None:
 
 
 class _WideReads(np.ndarray):
-    """Gives Python integers where a single byte is read."""
+    """RAM whose single bytes are Python integers."""
 
     def __getitem__(self, key: object) -> object:
         value = super().__getitem__(key)  # type: ignore[index]
@@ -182,7 +182,7 @@ def test_videos_move_and_a_frozen_one_is_found_out(tmp_path: Path) -> None:
     assert moving_share(tmp_path / "frozen.mp4") == 0
 
     def live_view() -> Iterator[np.ndarray]:
-        """One buffer that changes under the recorder's hands: it must have copied the picture."""
+        """Yield one buffer that changes: the recorder must copy each picture."""
         buffer = np.empty_like(frames[0])
         for picture in frames:
             buffer[:] = picture

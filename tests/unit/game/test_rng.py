@@ -1,4 +1,4 @@
-"""The episode's generator against published values and its uses."""
+"""The episode's generator gives the published values, and its draws are uniform."""
 
 from __future__ import annotations
 

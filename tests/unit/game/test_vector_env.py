@@ -1,4 +1,4 @@
-"""The Gymnasium VectorEnv: what N single environments play, in one call."""
+"""MarioVectorEnv plays what N single environments play."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def same_info(mine: dict[str, Any], theirs: dict[str, Any]) -> None:
 
 
 def test_it_plays_what_single_environments_play(env: MarioVectorEnv) -> None:
-    """Held to Gymnasium's own SyncVectorEnv over MarioEnv, with the same autoreset."""
+    """Compare with Gymnasium's SyncVectorEnv over MarioEnv, with the same autoreset."""
     reference = SyncVectorEnv(
         [single(level) for level in LEVELS], autoreset_mode=AutoresetMode.SAME_STEP
     )

@@ -1,4 +1,4 @@
-"""The policy artefact: written whole or not at all, refused when anything does not fit."""
+"""The policy artefact is written completely or not at all, and refused when broken."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ONNX runtime of a policy: right numbers, the same for every batch, no torch."""
+"""The ONNX runtime gives the right numbers, the same for every batch, without torch."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_logits_match_the_onnx_reference_evaluator(policy: OnnxPolicy) -> None:
 def test_answers_do_not_depend_on_the_batch(
     folder: Path, threads: int, forced: bool | None
 ) -> None:
-    """Bitwise, for every batch size up to 65 and for each place in the batch."""
+    """Bit-identical for every batch size up to 65 and every position in the batch."""
     policy = OnnxPolicy(load_artefact(folder), threads=threads, batch_invariant=forced)
     observations = random_observations(70, seed=3)
     observations[5] = 0
@@ -63,7 +63,7 @@ def test_answers_do_not_depend_on_the_batch(
 
 
 def test_the_probe_sees_a_network_whose_rows_depend_on_each_other(tmp_path: Path) -> None:
-    """The fallback for kernels that differ by batch size, driven by a network that surely does."""
+    """The fallback for kernels that depend on the batch size, with a network that does."""
     model = onnx.load_from_string(nature_cnn_onnx())
     for node in model.graph.node:
         if node.output[0] == "logits":

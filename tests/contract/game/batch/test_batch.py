@@ -1,4 +1,4 @@
-"""The contract of a batch of games, for each implementation."""
+"""Each implementation of a batch keeps the contract."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def buffer(slots: int) -> UInt8Array:
 
 
 def policy(step: int, episode: int) -> int:
-    """Some actions that depend on the step and the episode only."""
+    """Choose an action that depends on the step and the episode only."""
     return (1, 3, 4, 2, 3, 5, 3, 6)[(step // 3 + episode) % 8]
 
 
 @dataclass
 class Trace:
-    """What one episode showed."""
+    """The observations and values of one episode."""
 
     observations: list[bytes] = field(default_factory=list)
     rows: list[tuple[object, ...]] = field(default_factory=list)
@@ -56,7 +56,7 @@ class Trace:
 
 
 def play(batch: GameBatch, specs: list[EpisodeSpec]) -> list[Trace]:
-    """Play all specs over however many slots there are; traces in the order of specs."""
+    """Play all specs over the batch's slots; traces in the order of the specs."""
     slots, out = batch.slots, buffer(batch.slots)
     traces = [Trace() for _ in specs]
     waiting = list(range(len(specs)))
@@ -130,7 +130,7 @@ def test_episodes_do_not_depend_on_slot_order_or_threads(make_batch: MakeBatch) 
 
 
 def test_the_reference_over_nes_py_gives_the_same_episodes(make_batch: MakeBatch) -> None:
-    """Fails for a batch that is self-consistent and wrong."""
+    """A batch that is consistent with itself and still wrong fails this."""
     settings = game(max_steps=25)
     reference = play(ConsoleBatch(1, game(max_steps=25, console="nes-py")), SPECS[1:3])
     assert play(make_batch(2, settings), SPECS[1:3]) == reference
@@ -144,14 +144,14 @@ def test_seeds_change_the_episode(make_batch: MakeBatch) -> None:
 
 
 def test_without_noise_all_seeds_are_one_episode(make_batch: MakeBatch) -> None:
-    """The old accident, made on purpose: no start no-ops and no sticky actions."""
+    """Without frames of no input and sticky actions, all seeds give one episode."""
     settings = game(no_op_max_frames=0, sticky_probability=0.0, max_steps=12)
     batch = make_batch(1, settings)
     assert play(batch, [EpisodeSpec("1-1", 1)]) == play(batch, [EpisodeSpec("1-1", 2)])
 
 
 def test_start_no_ops_and_sticky_frames_follow_the_generator(make_batch: MakeBatch) -> None:
-    """One step of one episode, computed again frame by frame from the definition."""
+    """Compute a step again, frame by frame, from the definition."""
     seed = 4
     batch, out = make_batch(1, game()), buffer(1)
     batch.begin(0, EpisodeSpec("1-1", seed), out)
@@ -249,7 +249,7 @@ def test_death_ends_the_episode_in_the_frame_it_happens(make_batch: MakeBatch) -
 
 
 def test_the_games_own_clock_ends_the_episode(make_batch: MakeBatch) -> None:
-    """A save-state with two units of the clock left (and the start's enemies far away)."""
+    """From a save-state with two units of the clock left, away from enemies."""
     quiet = game(no_op_max_frames=0, sticky_probability=0.0, max_steps=200)
     batch, out = make_batch(1, quiet), buffer(1)
     console = open_console("nes-py" if isinstance(batch, ConsoleBatch) else "native")
@@ -313,11 +313,11 @@ def test_broken_snapshots_are_refused(make_batch: MakeBatch) -> None:
 
 
 def test_forged_snapshots_are_refused_or_harmless(make_batch: MakeBatch) -> None:
-    """With a checksum that fits; what is refused leaves the slot as it was."""
+    """The checksum is valid; a refused snapshot leaves the slot unchanged."""
     batch, out = make_batch(1, game(no_op_max_frames=0)), buffer(1)
     batch.begin(0, EpisodeSpec("1-1", 0), out)
     genuine = batch.snapshot(0)
-    # The checksum's place and the body's: after a magic, and the native batch's version number.
+    # Offsets of checksum and body: after the magic number, and the native batch's version.
     at, body = (4, 8) if isinstance(batch, ConsoleBatch) else (6, 10)
     generator, refused = np.random.default_rng(3), 0
     for _ in range(40):

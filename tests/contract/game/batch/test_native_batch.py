@@ -1,4 +1,4 @@
-"""What the native batch promises beyond the contract that all batches share."""
+"""The guarantees of the native batch beyond the contract of all batches."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def game(**changes: object) -> GameConfig:
 
 
 def trajectories(slots: int, threads: int, episodes: int) -> dict[int, list[bytes]]:
-    """What each seed's episode showed, played in whatever slot was free."""
+    """Play each seed's episode in the next free slot; give what each showed."""
     batch = NativeBatch(slots, game(), threads=threads)
     out = np.zeros((slots, *OBSERVATION_SHAPE), np.uint8)
     players = [np.random.default_rng(seed) for seed in range(episodes)]
@@ -139,7 +139,7 @@ def test_furthest_x_ignores_a_mario_left_of_the_area() -> None:
 
 
 def inside(call: Callable[[], object]) -> bool:
-    """Whether another Python thread gets to run while `call` does, and not before or after it."""
+    """Tell whether another Python thread runs while `call` does, and not before or after it."""
     gate, within, seen = threading.Lock(), [False], [False]
 
     def other() -> None:
@@ -150,7 +150,7 @@ def inside(call: Callable[[], object]) -> bool:
     gate.acquire()
     thread = threading.Thread(target=other)
     thread.start()
-    # Python itself hands the lock over after this long only, so it is the call that lets it go.
+    # Python itself switches threads after this time only, so the call must release the lock.
     sys.setswitchinterval(100)
     within[0] = True
     gate.release()
@@ -169,7 +169,7 @@ def test_steps_release_the_interpreter_lock() -> None:
     assert inside(lambda: batch.step(standing, out))
     console = NativeConsole(draw=False)
     assert inside(lambda: console.step(0, 20_000))
-    # The probe can say no: this call is as long and keeps the lock.
+    # The probe can fail: this call lasts as long and keeps the lock.
     assert not inside(lambda: sum(range(20_000_000)))
 
 
@@ -180,24 +180,24 @@ def test_the_threads_are_as_many_as_asked_for_and_end_with_the_batch() -> None:
     def threads() -> int:
         return sum(1 for _ in Path("/proc/self/task").iterdir())
 
-    gc.collect()  # batches that other tests left have threads, too
+    gc.collect()  # batches of other tests have threads, too
     before = threads()
     batch = NativeBatch(4, game(), threads=3)  # the caller is one of them
     assert threads() == before + 2
     batch.close()
     gc.collect()
     assert threads() == before
-    alone = NativeBatch(1, game(), threads=3)  # one game cannot be shared out
+    alone = NativeBatch(1, game(), threads=3)  # a single game needs no threads
     assert threads() == before
     alone.close()
 
 
 def test_games_that_get_stuck_fall_idle_and_are_forgotten() -> None:
-    """Two games that are paused for ever while Mario walks by himself, and one that plays."""
+    """Two games that are paused forever while Mario walks by himself, and one that plays."""
     console = NativeConsole(draw=False)
     start_level(console, "1-1")
     console.poke(Ram.PAUSE, 1)  # paused …
-    console.poke(Ram.PLAYER_STATE, 7)  # … in a state in which nobody plays
+    console.poke(Ram.PLAYER_STATE, 7)  # … in a state without control
     stuck = EpisodeSpec("1-1", 0, console.save_state())
     quiet = game(no_op_max_frames=0, sticky_probability=0.0)
     batch, out = NativeBatch(3, quiet, threads=2), np.zeros((3, *OBSERVATION_SHAPE), np.uint8)
@@ -219,7 +219,7 @@ def test_a_closed_batch_says_so() -> None:
 
 
 def test_a_forked_process_plays_on_without_the_threads() -> None:
-    """And ends: the threads that it did not get are not waited for."""
+    """The process also ends: it does not wait for threads that could not be started."""
     batch = NativeBatch(4, game(), threads=3)
     out = np.zeros((4, *OBSERVATION_SHAPE), np.uint8)
     for slot in range(4):

@@ -1,4 +1,4 @@
-"""Games seen as another kind of observation: the contract holds, and what is seen is of now."""
+"""A batch with another kind of observation keeps the contract and shows the present state."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_observations_are_those_of_the_games_now(make_batch: MakeBatch) -> None:
     for batch, out in ((games, seen), (raw, pixels)):
         for slot, spec in enumerate(first):
             batch.begin(slot, spec, out)
-        batch.queue(0, EpisodeSpec("1-2", 3))  # the other slot falls idle
+        batch.queue(0, EpisodeSpec("1-2", 3))  # the other slot becomes idle
     ends = 0
     for step in range(14):
         actions = np.array([step % 7, 3], np.int64)

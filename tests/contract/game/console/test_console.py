@@ -1,4 +1,4 @@
-"""The contract of a console, for each implementation."""
+"""Each implementation of a console keeps the contract."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_ram_is_a_live_view_that_cannot_be_written(console: Console) -> None:
 
 
 def test_screens_are_copies(console: Console) -> None:
-    """The classic fault: a video of live views is its last frame many times."""
+    """Views of memory instead of copies would make every frame of a video equal the last."""
     start_level(console, "1-1")
     kept = [console.screen_rgb()]
     for _ in range(4):
@@ -144,7 +144,7 @@ def test_broken_save_states_are_refused_and_change_nothing(console: Console, dam
 
 
 def test_a_forged_save_state_of_nes_py_is_refused_and_changes_nothing() -> None:
-    """With a checksum that fits; the native console's forged ones are in its own tests."""
+    """The checksum is valid; the native console's own tests forge its save-states."""
     console = open_console("nes-py")
     console.step(0, 30)
     before = console.ram.copy()

@@ -1,4 +1,4 @@
-"""What the native console promises beyond the contract that all consoles share."""
+"""The guarantees of the native console beyond the contract of all consoles."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_missing_cartridge_says_where_it_comes_from(
 
 
 def test_without_its_extension_the_error_says_the_way_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As after an install without a compiler: the module is not there."""
+    """An installation without a compiler has no such module."""
     monkeypatch.delattr(mario.game, "_native", raising=False)
     monkeypatch.setitem(sys.modules, "mario.game._native", None)
     with pytest.raises(ConsoleError, match=r"install a C\+\+17 compiler.*`console: nes-py`"):
@@ -106,7 +106,7 @@ def test_a_state_of_another_cartridge_or_version_is_refused() -> None:
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_a_forged_state_is_refused_or_harmless(data: st.DataObject) -> None:
-    """With a checksum that fits, so that the checks of the single fields are what is tested."""
+    """The checksum is valid, so that the checks of single fields are tested."""
     console = NativeConsole()
     console.step(0, 40)
     state = bytearray(console.save_state())
@@ -129,13 +129,13 @@ def test_a_console_that_does_not_draw_shows_the_same_pictures() -> None:
     for frames in (1, 7, 30):
         for console in (drawing, lazy):
             console.step(RIGHT_B, frames)
-            console.poke(Ram.COINS, frames % 10)  # what is poked afterwards is not in the picture
+            console.poke(Ram.COINS, frames % 10)  # the picture shows nothing that is poked later
         assert np.array_equal(drawing.screen_rgb(), lazy.screen_rgb())
         assert lazy.ram[Ram.COINS] == frames % 10
 
 
 def test_one_machine_has_one_save_state_whoever_looked() -> None:
-    """Drawn in turns: what was worked out for a picture is not told."""
+    """Drawing leaves no trace in the save-state: consoles draw in turns."""
     looked_at, left_alone = NativeConsole(draw=True), NativeConsole(draw=False)
     for frame in range(400):
         held = RIGHT_B if frame % 40 else 0x08

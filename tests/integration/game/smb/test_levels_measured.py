@@ -1,4 +1,4 @@
-"""The table of levels is what the cartridge says and what plays to the end measure."""
+"""The table of levels agrees with the cartridge and with playthroughs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ END_ELSEWHERE = {"1-2", "2-2", "4-2", "7-2"}
 
 
 def objects(prg: bytes, address: int) -> list[tuple[int, int]]:
-    """Kinds and x in px of the row-13 objects in the list at `address`."""
+    """List kind and x in px of the row-13 objects at `address`."""
     found, page, at = [], 0, address - 0x8000
     while prg[at] != 0xFD:
         first, second = prg[at : at + 2]
@@ -62,7 +62,7 @@ def test_a_level_begins_and_ends_where_the_cartridge_says(name: str) -> None:
 
 @pytest.mark.parametrize("name", LEVEL_NAMES)
 def test_a_play_ends_at_the_length(name: str) -> None:
-    """The pole is held at one x exactly; the axe can be jumped at from a little further."""
+    """Mario holds the pole at one x exactly; he can reach the axe from a little further."""
     film = playthroughs()[name]
     level = LEVELS[name]
     batch, out = (

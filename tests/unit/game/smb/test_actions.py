@@ -1,4 +1,4 @@
-"""Buttons mean the same in every format the system reads."""
+"""Buttons and action sets are those of nes-py and gym-super-mario-bros."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The observation against an independent computation."""
+"""Compare the observation with an independent computation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_area_resize_is_opencv_inter_area_within_one_level(seed: int) -> None:
 
 
 def test_area_resize_by_exact_fractions() -> None:
-    """One output pixel by the definition, in whole numbers: rows of 20/7, columns of 64/21."""
+    """Compute one output pixel by the definition, in integers: rows of 20/7, columns of 64/21."""
     screen = np.random.default_rng(1).integers(0, 256, (240, 256), dtype=np.uint8)
     ours = area_resize(screen)
     for row, column in [(0, 0), (1, 1), (41, 17), (83, 83), (0, 83)]:
@@ -36,7 +36,7 @@ def test_area_resize_by_exact_fractions() -> None:
 
 @pytest.mark.parametrize("shape", [(240, 256), (100, 91), (83, 85), (257, 257)])
 def test_area_resize_of_any_size_by_repeating_pixels(shape: tuple[int, int]) -> None:
-    """Each pixel 84 times along each axis: then an output pixel is a sum of whole small ones."""
+    """Repeat each pixel 84 times along each axis, so that an output pixel sums whole pixels."""
     screen = np.random.default_rng(2).integers(0, 256, shape, dtype=np.uint8)
     height, width = shape
     rows = screen.astype(np.int64).repeat(84, axis=0).reshape(84, height, width).sum(axis=1)

@@ -1,4 +1,4 @@
-"""The rewards against values worked out by hand."""
+"""Compare the rewards with values computed by hand."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ SPEEDRUN, PROGRESS = SpeedrunReward(), ProgressReward()
 
 
 def test_each_term_of_a_reward_can_be_set_alone() -> None:
-    """The base reward's weight and what pays forward are no settings: they are the reward."""
+    """The weight of the game's own reward and `new_x_only` are not settings."""
     for default in (STANDARD, SPEEDRUN, PROGRESS):
         for term in RewardConfig.model_fields.keys() - {"name"}:
             value: object = {7: 1.5} if term == "milestones" else 1.25
