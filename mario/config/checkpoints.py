@@ -13,7 +13,7 @@ class CheckpointConfig(Section):
 
 
 class SelectionConfig(Section):
-    """Choosing the best checkpoint, on selection seeds, while training goes on."""
+    """How often the policy is scored on selection seeds, to find the best checkpoint."""
 
     every_steps: PositiveInt = 100_000
     units: NonNegativeInt = 20

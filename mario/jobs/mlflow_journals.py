@@ -12,7 +12,7 @@ from mario.policy.artefact import Artefact
 from mario.store.records import Run
 from mario.tracking.mlflow import open_writer
 from mario.tracking.mlflow_writer import JOURNAL_FOLDER, TrackingWriter
-from mario.training.sinks import wait_patiently
+from mario.training.sinks import wait_until_done
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def track_policy(context: JobContext, run: Run, artefact: Artefact, stop: thread
         log.warning("the policy is not logged to MLflow: %s", error)
         return
     writer.policy(artefact)
-    wait_patiently(writer.flush, _POLICY_SECONDS, stop, stopped_seconds=_POLICY_SECONDS_STOPPED)
+    wait_until_done(writer.flush, _POLICY_SECONDS, stop, stopped_seconds=_POLICY_SECONDS_STOPPED)
     report = writer.close(0.0)
     if report.pending:
         log.warning(

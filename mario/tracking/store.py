@@ -33,8 +33,8 @@ from mario.training.sinks import (
     RunEnd,
     RunStart,
     SelectionDone,
-    patience_seconds,
-    wait_patiently,
+    end_timeout_seconds,
+    wait_until_done,
 )
 
 log = logging.getLogger(__name__)
@@ -192,7 +192,7 @@ class StoreSink(BaseSink):
                 )
             ]
         )
-        wait_patiently(self._writer.flush, patience_seconds(end), end.stop)
+        wait_until_done(self._writer.flush, end_timeout_seconds(end), end.stop)
         report = self._writer.close(0.0)
         if report.pending:
             log.warning(

@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 from mario.config.run_states import RunStatus
 from mario.tracking.numbers import NumbersSink
 from mario.tracking.opening import SinkOpening
-from mario.training.sinks import RunEnd, RunStart, patience_seconds, wait_patiently
+from mario.training.sinks import RunEnd, RunStart, end_timeout_seconds, wait_until_done
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class WandbSink(NumbersSink):
         if self._thread is None or self._failure:
             return
         self._exit_code = 0 if end.status == RunStatus.FINISHED else 1
-        if not wait_patiently(self._close, patience_seconds(end), end.stop):
+        if not wait_until_done(self._close, end_timeout_seconds(end), end.stop):
             self._left_behind = True
             log.warning("Weights & Biases did not take everything in time; `wandb sync` sends it")
             _bound_exit()

@@ -1,7 +1,7 @@
-"""The callback between stable-baselines3's loop and this project's trainer; sees every environment.
+"""The callback through which stable-baselines3's loop calls the training run.
 
-stable-baselines3 calls back at each step and before each rollout. Before a rollout the networks are
-between two updates: that is the *boundary*, where a run is observed, selected and saved.
+stable-baselines3 calls back at each step and before each rollout. Before a rollout no update is
+under way: that is a *boundary*, where the run is reported, judged and saved.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from mario.training.signals import rollout_signals
 
 
 class TrainerHooks(Protocol):
-    """What the trainer does when it is called back; each method may raise to end `learn`."""
+    """What the training run does at each callback; each method may raise to end `learn`."""
 
-    def step(self, records: list[TrainingEpisode]) -> None:
-        """All environments made a step; `records` are the episodes that ended in it."""
+    def step(self, episodes: list[TrainingEpisode]) -> None:
+        """Every environment made a step; `episodes` are those that ended in it."""
         ...
 
     def between_updates(self) -> None:
-        """The networks are between two updates, but nothing is due but to obey a stop."""
+        """No update is under way, but no boundary is due: only a stop is obeyed."""
         ...
 
     def boundary(
         self, scalars: Mapping[str, Any], rollout: Mapping[str, Any], pace: Mapping[str, float]
     ) -> None:
-        """The networks are between two updates.
+        """No update is under way, and a boundary is due.
 
         Args:
-            scalars: what the last update logged; empty before the first.
-            rollout: signals of the rollout before it.
+            scalars: what stable-baselines3 logged in the last update; empty before the first.
+            rollout: signals of the rollout before that update.
             pace: seconds of rollout and update since the last boundary, and the algorithm's
                 `progress_scalars`; also before the first update.
         """
@@ -44,13 +44,13 @@ class TrainerHooks(Protocol):
 
 
 class TrainerCallback(BaseCallback):
-    """Calls the trainer at steps and boundaries."""
+    """Calls the training run at each step and boundary."""
 
     def __init__(self, hooks: TrainerHooks, algorithm: Algorithm, total_steps: int) -> None:
-        """Connect to the trainer.
+        """Connect to the run.
 
         Args:
-            hooks: the trainer.
+            hooks: the run.
             algorithm: the algorithm that learns.
             total_steps: agent steps of the whole run, for the algorithm's schedules.
         """
@@ -67,9 +67,8 @@ class TrainerCallback(BaseCallback):
     def _on_step(self) -> bool:
         infos: list[dict[str, Any]] = self.locals["infos"]
         dones = self.locals["dones"]
-        # Every environment, not only the first: the run this system was born from read index 0.
-        records = [infos[i]["record"] for i in range(len(infos)) if dones[i]]
-        self._hooks.step(records)
+        # Every environment: the older project read index 0 only and did not see its run collapse.
+        self._hooks.step([infos[i]["record"] for i in range(len(infos)) if dones[i]])
         return True
 
     def _on_rollout_start(self) -> None:
@@ -80,13 +79,13 @@ class TrainerCallback(BaseCallback):
                 return
             self._interval.advance(self.num_timesteps)
         self._report()
-        # What a boundary takes (selection, checkpoint) is neither rollout nor update.
+        # The time of a boundary (selection, checkpoint) belongs to neither rollout nor update.
         self._lap_began = time.perf_counter()
 
     def _on_rollout_end(self) -> None:
         self._lap("rollout")
         if self._interval is None:
-            # The rollout of this boundary, before its update empties the buffer.
+            # Before the update, which empties the buffer.
             self._rollout = rollout_signals(self._algorithm)
         self._algorithm.before_update(1.0 - self.num_timesteps / self._total_steps)
 

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 STATE_FILE, TENSORS_FILE, ARRAYS_FILE = "state.json", "tensors.pt", "arrays.npz"
 _FORMAT = 1
 _NAME = re.compile(r"^steps-(\d{12})$")
-#: Written at once; small enough to stay in the processor's cache.
+#: Bytes in one write; few enough to stay in the processor's cache.
 _PIECE_BYTES = 1 << 20
 _Read = TypeVar("_Read")
 
@@ -102,7 +102,7 @@ def write_checkpoint(target: Path, total_steps: int, content: CheckpointContent)
     except OSError as error:
         raise CheckpointError(
             f"{target}: checkpoint not written ({error.strerror or error}); expected room and "
-            "permission to write; free disk space, training goes on from the one before"
+            "permission to write; free disk space; the previous checkpoint remains"
         ) from error
     return CheckpointInfo(target, total_steps, own, size)
 
@@ -173,7 +173,7 @@ def load_latest(
     Args:
         folder: where the checkpoints are.
         device: where the tensors go.
-        on_skipped: told of each broken one.
+        on_skipped: called with the error of each broken one.
 
     Returns:
         Its folder and content; None where there is no checkpoint at all.
@@ -210,14 +210,14 @@ def _newest_whole(
             skipped(error)
     if paths:
         raise CheckpointError(
-            f"{folder}: got {len(paths)} checkpoints and none of them whole; expected one that "
+            f"{folder}: got {len(paths)} checkpoints, none of them whole; expected one that "
             "verifies; start the run again without resuming"
         )
     return None
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Delete all but the `keep` newest checkpoints, and what killed writers left aside."""
+    """Delete all but the `keep` newest checkpoints, and what killed writers left unfinished."""
     for path in list_checkpoints(folder)[keep:]:
         discard(path)
     clear_unfinished(folder)
@@ -263,7 +263,7 @@ def _tensor_bytes(tensors: Mapping[str, Any]) -> bytes:
 def _write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> str:
     """Write arrays as `numpy.savez` does, without the copies that it makes of each piece.
 
-    A replay buffer has most of a gigabyte, and a run that is told to end has little time.
+    A replay buffer takes most of a gigabyte, and a run that is stopped has little time.
     """
     with path.open("wb") as file:
         with zipfile.ZipFile(file, "w") as archive:

@@ -70,11 +70,11 @@ class RunCheckpoints:
             total_steps: agent steps at that checkpoint.
             best: name, steps and score of the best one, as that checkpoint has it.
         """
-        # Not to be written again as it is: one that is replaced is gone for a moment.
+        # Never written again: while a checkpoint is replaced there is none of that name.
         self.last, self._written_steps = path, total_steps
         folder = self._folder / BEST_FOLDER
         for found in list_checkpoints(folder):
-            # Found after the checkpoint was taken: it will be found again.
+            # Selected after the checkpoint was taken: it will be selected again.
             if found.name > checkpoint_name(total_steps):
                 discard(found)
         if best is None:
@@ -83,7 +83,7 @@ class RunCheckpoints:
         try:
             verify_checkpoint(folder / name)
         except CheckpointError as error:
-            log.warning("the next selection finds the best anew: %s", error)
+            log.warning("the best checkpoint is lost; the next selection is the best: %s", error)
             self.skipped(error)
         else:
             self.best = BestCheckpoint(folder / name, steps, score)
@@ -109,11 +109,11 @@ class RunCheckpoints:
         try:
             return read_checkpoint(self.best.path, device)
         except CheckpointError as error:
-            log.warning("no way back to the best checkpoint: %s", error)
+            log.warning("no rollback, as the best checkpoint cannot be read: %s", error)
             return None
 
     def save_best(self, steps: int, score: float, content: CheckpointContent) -> bool:
-        """Write the best checkpoint; False on a full disk: a policy that is not kept is none."""
+        """Write the best checkpoint; False where the disk does not take it."""
         target = self._folder / BEST_FOLDER / checkpoint_name(steps)
         if not self._write(CheckpointKind.BEST, target, steps, content, score):
             return False
@@ -134,7 +134,7 @@ class RunCheckpoints:
         if content is None or steps == self._written_steps:
             return
         target = self._folder / CHECKPOINTS_FOLDER / checkpoint_name(steps)
-        # Episodes must be durable before a checkpoint that will not play them again.
+        # Episodes must be durable before a checkpoint after which they are not played again.
         if not self._sinks.flush() and not required:
             self._failed(f"{target}: not written, the episodes before it are not on the disk")
             return
@@ -144,18 +144,18 @@ class RunCheckpoints:
             self._prune_best()
 
     def _prune_best(self) -> None:
-        """Keep the best one, and each that a checkpoint names which may be gone on from.
+        """Keep the best checkpoint, and each that a checkpoint to resume from names.
 
-        However many have been found since that checkpoint: after a kill the run is back at it, and
-        those that it does not know of yet are no longer there.
+        After a kill the run is back at such a checkpoint and needs the best policy of that time,
+        however many better ones were found since.
         """
         named = set() if self.best is None else {self.best.path.name}
         for checkpoint in list_checkpoints(self._folder / CHECKPOINTS_FOLDER):
             try:
                 best = read_values(checkpoint)["trainer"]["best"]
             except (CheckpointError, KeyError) as error:
-                # What it names cannot be known; it goes itself when newer ones have come.
-                log.warning("%s: no best checkpoint is deleted meanwhile (%s)", checkpoint, error)
+                # Which one it names cannot be known; it is pruned itself when newer ones exist.
+                log.warning("%s: unreadable, so no best one is deleted (%s)", checkpoint, error)
                 return
             if best is not None:
                 named.add(best[0])

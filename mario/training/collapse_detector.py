@@ -1,9 +1,9 @@
-"""The collapse detector: a stream of samples in, a state with reasons out. Pure.
+"""The collapse detector: it reads one sample per update and gives a state with reasons. Pure.
 
-A sample is what one network update and the episodes around it looked like, over *every*
-environment. Each rule judges one signal and says `ok`, `suspicious` or `bad`; a rule that is bad
-long enough ends in `collapsed` (or `diverged`, where numbers left all bounds). One bad sample is
-chance, several in a row are not: every rule has its patience, in updates.
+A sample describes one network update and the episodes before it, over *every* environment. Each
+rule judges one signal: `ok`, `suspicious` or `bad`. A rule that is bad for as many updates as its
+patience makes the state `collapsed` (or `diverged`, where numbers grew without bound): one bad
+sample is chance, several in a row are not.
 
 The thresholds were chosen on the tuning half of the traces of `benchmarks/collapse.py` and judged
 on the other half; `docs/reference/collapse-rules.md` gives the purpose and the source of each rule.
@@ -24,7 +24,7 @@ RuleVerdict = Literal["ok", "suspicious", "bad"]
 
 @dataclass(frozen=True)
 class HealthSample:
-    """What one update looked like. None: the algorithm has no such signal, or not yet.
+    """The signals of one update. None: the algorithm has no such signal, or not yet.
 
     Attributes:
         update: number of the update in the run, from 1.
@@ -103,12 +103,12 @@ class HealthSample:
 
 @dataclass(frozen=True)
 class Health:
-    """What the detector says after a sample.
+    """The detector's judgement after a sample.
 
     Attributes:
         state: the run's state.
-        reasons: one sentence for each rule that is not content, the gravest first.
-        changed: whether the state is another one than after the sample before.
+        reasons: one phrase for each rule that is not `ok`, the gravest first.
+        changed: whether the state differs from the one that was reported before.
         rules: names of the rules behind `reasons`.
     """
 
@@ -123,8 +123,8 @@ class HealthRules:
     """Every threshold of the detector; `docs/reference/collapse-rules.md` gives each rule's source.
 
     Attributes:
-        warmup_updates: updates before a rule that compares with the past may speak.
-        patience: updates in a row that a rule must be bad, where it has no patience of its own.
+        warmup_updates: updates before a rule that compares with the past applies.
+        patience: updates in a row that a rule must be bad, unless another patience is listed.
         short_patience: for signals that no healthy run shows even twice.
         drop_share: bad when furthest x of the last 20 episodes is below this share of the best
             mean of 100.
@@ -181,11 +181,11 @@ class HealthRules:
 
 @dataclass
 class _Memory:
-    """What the detector remembers between samples; plain values, so that it can be saved."""
+    """The detector's state between samples; plain values, so that it can be saved."""
 
     samples: int = 0
     state: HealthState = HealthState.WARMING
-    told: HealthState = HealthState.WARMING
+    reported: HealthState = HealthState.WARMING
     restarted: bool = False
     best_furthest_px: float = 0.0
     best_return: float = -math.inf
@@ -215,7 +215,7 @@ class CollapseDetector:
     """
 
     def __init__(self, rules: HealthRules | None = None) -> None:
-        """Start with a run that has not been seen yet."""
+        """Begin without a sample."""
         self.rules = rules or HealthRules()
         self._memory = _Memory()
 
@@ -234,7 +234,7 @@ class CollapseDetector:
             The state with its reasons.
         """
         memory = self._memory
-        before, told = memory.state, memory.told
+        before, reported = memory.state, memory.reported
         memory.samples += 1
         findings = [finding for finding in self._judge(sample) if finding.verdict != "ok"]
         self._remember(sample)
@@ -250,41 +250,44 @@ class CollapseDetector:
         else:
             warm = memory.samples >= self.rules.warmup_updates
             state = HealthState.HEALTHY if warm else HealthState.WARMING
-        memory.state = memory.told = state
+        memory.state = memory.reported = state
         ordered = fatal + [finding for finding in findings if finding not in fatal]
         return Health(
             state,
             tuple(finding.reason for finding in ordered),
-            state != told,
+            state != reported,
             tuple(finding.rule for finding in ordered),
         )
 
     @property
-    def told(self) -> HealthState:
-        """What was said last; after a rollback, still what led to it."""
-        return self._memory.told
+    def reported_state(self) -> HealthState:
+        """The state that was reported last; after a rollback still the collapse before it."""
+        return self._memory.reported
 
     def restart(self) -> None:
-        """Begin anew after a rollback; the furthest x that was reached stays the measure.
+        """Forget the samples before a rollback, but not the furthest x that was reached.
 
-        The best return does not: what is rolled back to may have had a lower one.
-        The samples that follow must speak of episodes since then only.
-        The next sample's `changed` is against what was said last, so that the way back from a
-        collapse is a change of state like any other.
+        The best return is forgotten: the policy that the run returns to may have had a lower one.
+        The samples that follow must contain only episodes since the rollback. The next sample's
+        `changed` compares with the last reported state, so that the recovery from a collapse is a
+        change of state like any other.
         """
         kept = self._memory
         self._memory = _Memory(
-            best_furthest_px=kept.best_furthest_px, told=kept.told, restarted=True
+            best_furthest_px=kept.best_furthest_px, reported=kept.reported, restarted=True
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything remembered, as JSON types."""
-        return asdict(self._memory)
+        """The detector's state, as JSON types."""
+        values = asdict(self._memory)
+        values["told"] = values.pop("reported")  # its name in checkpoints
+        return values
 
     def restore(self, values: Mapping[str, Any]) -> None:
-        """Go on from :meth:`to_dict`."""
-        states = {name: HealthState(values[name]) for name in ("state", "told")}
-        self._memory = _Memory(**{**values, **states, "streaks": dict(values["streaks"])})
+        """Restore what :meth:`to_dict` gave."""
+        kept = dict(values)
+        states = {"state": HealthState(kept["state"]), "reported": HealthState(kept.pop("told"))}
+        self._memory = _Memory(**{**kept, **states, "streaks": dict(kept["streaks"])})
 
     def _judge(self, sample: HealthSample) -> list[_Finding]:
         rules, memory = self.rules, self._memory

@@ -12,12 +12,12 @@ import numpy as np
 
 from mario.game.smb.levels import level as find_level
 
-#: Episodes that means are taken over, everywhere.
+#: Episodes that every mean of a run is taken over.
 WINDOW_EPISODES = 100
-#: Episodes that a signal of the collapse detector needs, where it compares recent ones.
+#: Episodes that a signal over recent episodes is taken over, and needs.
 RECENT_EPISODES = 20
 _WINDOW_ENVIRONMENT_EPISODES = 2
-#: The game's clock at the start of a level; to score training episodes as the protocol does.
+#: The game's clock at the start of a level, by which the protocol scores an episode.
 _START_CLOCK = 400
 
 
@@ -68,7 +68,7 @@ class EpisodeWindow:
         self._begun_before: set[int] = set()
 
     def add(self, episode: TrainingEpisode) -> None:
-        """Take an episode in."""
+        """Add an episode."""
         self.seen += 1
         if episode.env_index in self._begun_before:
             self._begun_before.remove(episode.env_index)
@@ -79,10 +79,10 @@ class EpisodeWindow:
         self._by_environment[episode.env_index].append(float(episode.furthest_x_px))
 
     def roll_back(self) -> None:
-        """Forget the episodes of the policy that is gone, those that still run included.
+        """Forget the episodes of the policy before a rollback, including those that still run.
 
-        How many there were stays known. The scores stay as well: where they choose the best
-        checkpoint, the mean of the first few episodes after a rollback would be chance.
+        The counts stay. The scores stay as well: where they choose the best checkpoint, the mean
+        of the first few episodes after a rollback would be chance.
         """
         for window in (self.returns, self.furthest_px, *self._by_environment):
             window.clear()
@@ -109,7 +109,7 @@ class EpisodeWindow:
         return _mean(self.scores)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, as JSON types."""
+        """The whole window, as JSON types."""
         return {
             "finished": self.finished,
             "seen": self.seen,
@@ -121,7 +121,7 @@ class EpisodeWindow:
         }
 
     def restore(self, values: Mapping[str, Any]) -> None:
-        """Go on from :meth:`to_dict`."""
+        """Restore what :meth:`to_dict` gave."""
         self.finished, self.seen = values["finished"], values["seen"]
         for name in ("returns", "furthest_px", "scores"):
             window = getattr(self, name)

@@ -57,7 +57,7 @@ class HealthMonitor:
     @property
     def reported_state(self) -> HealthState:
         """The state that was reported last; after a rollback still the collapse before it."""
-        return self._detector.told
+        return self._detector.reported_state
 
     def observe(
         self,
@@ -102,7 +102,7 @@ class HealthMonitor:
         return health
 
     def roll_back(self) -> None:
-        """Forget the policy that is gone: its episodes, and what the detector compared with."""
+        """Forget the policy before a rollback: its episodes, and the detector's memory of it."""
         self._detector.restart()
         self._window.roll_back()
 
@@ -111,7 +111,7 @@ class HealthMonitor:
         self._updated_at = self._clock()
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run continues with, as JSON types."""
+        """The monitor's state, as JSON types."""
         return {
             "update": self.update,
             "window": self._window.to_dict(),
@@ -119,7 +119,7 @@ class HealthMonitor:
         }
 
     def restore(self, values: Mapping[str, Any]) -> None:
-        """Continue from :meth:`to_dict`."""
+        """Restore what :meth:`to_dict` gave."""
         self.update = values["update"]
         self._window.restore(values["window"])
         self._detector.restore(values["detector"])
@@ -131,7 +131,7 @@ class HealthMonitor:
         return self.health
 
     def _age(self) -> float | None:
-        """Seconds since the update before, where they are too many."""
+        """Seconds since the previous update, where they are too many."""
         now = self._clock()
         age = 0.0 if self._updated_at is None else now - self._updated_at
         self._updated_at = now
@@ -149,7 +149,7 @@ def make_sample(
     signals: Mapping[str, Any],
     since_update: float | None = None,
 ) -> HealthSample:
-    """Put together what an update looked like.
+    """Put the sample of an update together.
 
     Args:
         window: the last episodes.
@@ -160,7 +160,7 @@ def make_sample(
         scalars: what stable-baselines3 logged in `train()`.
         signals: further fields of the sample, from :func:`rollout_signals` and the algorithm's
             `update_signals`.
-        since_update: seconds since the update before, where that is too long.
+        since_update: seconds since the previous update, where they are too many.
     """
     returns, furthest = window.recent()
     enough = len(returns) == RECENT_EPISODES

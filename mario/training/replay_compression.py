@@ -1,4 +1,4 @@
-"""Packs the pictures of DQN's replay buffer for checkpoints: a quarter of the size, nothing lost.
+"""Packs the observations of a replay buffer for checkpoints, to a quarter, without loss.
 
 An observation is four frames of which three are in the observation before it. So only the newest
 frame of each is kept, and the whole observation where that does not hold (an episode's start, the
@@ -12,15 +12,13 @@ import numpy.typing as npt
 
 from mario.game.console.contract import UInt8Array
 
-#: Rows compared at once: bounds the memory that packing needs beside the buffer.
-_BLOCK_ROWS = 256
 
-
-def pack(observations: UInt8Array) -> dict[str, npt.NDArray[np.generic]]:
+def pack(observations: UInt8Array, block_rows: int = 256) -> dict[str, npt.NDArray[np.generic]]:
     """Pack observations.
 
     Args:
         observations: uint8 (T, N, 4, 84, 84), in the order they were stored in.
+        block_rows: rows compared at once, ≥ 1; bounds the memory that packing needs.
 
     Returns:
         ``newest`` uint8 (T, N, 84, 84), ``whole`` uint8 (W, 4, 84, 84) and ``where`` int64 (W, 2),
@@ -28,11 +26,11 @@ def pack(observations: UInt8Array) -> dict[str, npt.NDArray[np.generic]]:
     """
     rows, environments, frames = observations.shape[:3]
     pixels = observations.reshape(rows, environments, frames, -1)
-    # Eight pixels at a time: a run that is told to end has little time.
+    # Eight pixels at a time: a run that is stopped has little time.
     words = pixels.view(np.uint64) if pixels.shape[-1] % 8 == 0 else pixels
     irregular = np.ones((rows, environments), np.bool_)
-    for start in range(1, rows, _BLOCK_ROWS):
-        stop = min(start + _BLOCK_ROWS, rows)
+    for start in range(1, rows, block_rows):
+        stop = min(start + block_rows, rows)
         older = words[start:stop, :, :-1]
         before = words[start - 1 : stop - 1, :, 1:]
         irregular[start:stop] = np.any(older != before, axis=(2, 3))
@@ -47,7 +45,7 @@ def pack(observations: UInt8Array) -> dict[str, npt.NDArray[np.generic]]:
 def unpack(
     newest: UInt8Array, whole: UInt8Array, where: npt.NDArray[np.int64], out: UInt8Array
 ) -> None:
-    """Undo :func:`pack`.
+    """Unpack what :func:`pack` packed.
 
     Args:
         newest: uint8 (T, N, 84, 84).

@@ -1,4 +1,4 @@
-"""What training takes and gives: the selection of policies, and a run's result."""
+"""The score of a policy on selection seeds, and the result of a training run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class SelectionScore:
 
     Attributes:
         score: higher is better.
-        details: further numbers for people, such as mean furthest x and clears.
+        details: further numbers for a person, such as mean furthest x and clears.
     """
 
     score: float
@@ -25,7 +25,7 @@ class SelectionScore:
 
 
 Select = Callable[[Policy], SelectionScore | None]
-"""Judges a policy on selection seeds; None when it was broken off by a stop."""
+"""Scores a policy on selection seeds; None where a stop interrupted it."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ class BestCheckpoint:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """How a run, or this attempt at it, ended.
+    """The end of a run, or of one attempt at it.
 
     Attributes:
         status: finished, interrupted, collapsed or diverged.
-        reason: for people; empty when finished.
+        reason: an explanation; empty when finished.
         total_steps: agent steps of the run, earlier attempts included.
         attempt_steps: agent steps of this attempt.
         seconds: wall time of this attempt.
@@ -59,8 +59,8 @@ class TrainingResult:
         mean_return: likewise, shaped.
         best: the best checkpoint; None before the first selection.
         last: the last checkpoint written, for resuming.
-        health: what the detector said last.
-        rollbacks: how often the run went back to its best.
+        health: the collapse detector's last judgement.
+        rollbacks: how often the run returned to its best policy.
     """
 
     status: RunStatus

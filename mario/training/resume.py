@@ -1,9 +1,9 @@
-"""Exact resume: take everything that decides how training goes on, and put it back.
+"""Exact resume: copy everything that decides how training continues, and restore it.
 
-Networks, optimizer, every generator (Python, NumPy, torch, CUDA, the action space), counters, the
-observation the policy sees next, the environments with their partly finished episodes, and what
-the algorithm itself adds (a replay buffer). What is left out is rebuilt the same or changes no
-weight.
+That is: networks, optimizer, every random generator (Python, NumPy, torch, CUDA, the action space),
+counters, the observation the policy sees next, the environments with their unfinished episodes, and
+what the algorithm itself adds (a replay buffer). Whatever is left out is rebuilt identically or
+changes no weight.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def capture(algorithm: Algorithm, env: GameVecEnv, values: Mapping[str, Any]) ->
     Args:
         algorithm: the algorithm.
         env: its games.
-        values: what the trainer itself must remember, as JSON types.
+        values: the run's own state, as JSON types.
     """
     model = algorithm.model
     policy: Any = model.policy
@@ -73,7 +73,7 @@ def capture(algorithm: Algorithm, env: GameVecEnv, values: Mapping[str, Any]) ->
 
 
 def restore(algorithm: Algorithm, env: GameVecEnv, content: CheckpointContent) -> dict[str, Any]:
-    """Put a captured state back.
+    """Restore a captured state.
 
     Args:
         algorithm: freshly built from the same configuration.
@@ -81,7 +81,7 @@ def restore(algorithm: Algorithm, env: GameVecEnv, content: CheckpointContent) -
         content: from :func:`capture`.
 
     Returns:
-        The trainer's own values.
+        The run's own state.
 
     Raises:
         CheckpointError: the state does not fit the model or the games.
@@ -119,7 +119,7 @@ def restore(algorithm: Algorithm, env: GameVecEnv, content: CheckpointContent) -
 
 
 def restore_networks(model: BaseAlgorithm, content: CheckpointContent) -> None:
-    """Put the networks and the optimizer back, and nothing else (a rollback)."""
+    """Restore the networks and the optimizer, and nothing else."""
     policy: Any = model.policy
     policy.load_state_dict(content.tensors["policy"])
     policy.optimizer.load_state_dict(content.tensors["optimizer"])
@@ -145,17 +145,20 @@ def _listed(value: Any) -> Any:
 
 
 class PreservedGenerators:
-    """Context that leaves the global generators as they were: selection must not steer training."""
+    """A context that restores the global random generators at its end.
+
+    Within it the policy is scored, which must not change how training continues.
+    """
 
     def __enter__(self) -> None:
-        """Remember the generators' states."""
+        """Copy the generators' states."""
         self._python = random.getstate()
         self._numpy = np.random.get_state()  # noqa: NPY002 - SB3 draws from it
         self._torch = torch.get_rng_state()
         self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
 
     def __exit__(self, *_: object) -> None:
-        """Put them back."""
+        """Restore them."""
         random.setstate(self._python)
         np.random.set_state(self._numpy)  # noqa: NPY002 - SB3 draws from it
         torch.set_rng_state(self._torch)

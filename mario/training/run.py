@@ -133,7 +133,7 @@ class TrainingRun:
             self._checkpoints.write_held(required=True)
         finally:
             self._meter.close()
-        # What a stop interrupted is repeated: the run stands where its checkpoint is.
+        # The interrupted steps will be repeated: the run stands where its checkpoint is.
         held = status == RunStatus.INTERRUPTED
         steps = self._checkpoints.held_steps if held else self._steps
         self._reporter.end(status, reason, steps, self._stop)
@@ -146,7 +146,7 @@ class TrainingRun:
 
     def step(self, episodes: list[TrainingEpisode]) -> None:
         """Take the episodes that ended; see `TrainerHooks.step`."""
-        # Counted by the games themselves: what a callback overlooks is noticed then.
+        # Counted by the games themselves, so that an episode that the callback misses is noticed.
         self._window.finished = self._finished_before + self._env.finished_episodes
         self._reporter.add(episodes)
         if self._algorithm.holds_resume_points:
@@ -208,7 +208,7 @@ class TrainingRun:
     def _obey_stop(self) -> None:
         """End `learn` where the run is to stop."""
         if self._stop.is_set():
-            # Whoever stops a run may say why: a sweep that prunes a trial does.
+            # A stop may carry its reason, as that of a pruned trial of a sweep does.
             reason = getattr(self._stop, "reason", "") or "stopped on request"
             raise _EndLearning(RunStatus.INTERRUPTED, reason)
 
@@ -235,7 +235,7 @@ class TrainingRun:
             or self._roll_back()
         ):  # fmt: skip
             return
-        # The state after the collapse is what a person will want to look at.
+        # The checkpoint shows the policy after the collapse.
         self._hold_point()
         raise _EndLearning(RunStatus(health.state), "; ".join(health.reasons))
 
@@ -250,7 +250,7 @@ class TrainingRun:
         restore_networks(self._model, content)
         learning_rate(self._model).factor *= self._collapse.learning_rate_factor
         self._health.roll_back()
-        # What a refused update left: the next boundary has no update to judge.
+        # Left by the refused update: the next boundary has no update to judge.
         self._meter.take()
         self._model.logger.name_to_value.clear()
         message = self._collapse.count_rollback(best.total_steps)

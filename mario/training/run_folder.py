@@ -1,4 +1,4 @@
-"""The folder of a run: what is in it, and whether a run there can be resumed."""
+"""The folder of a run: its files, and whether the run can be resumed."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def find_saved(
         clear_unfinished(folder / part)
     saved = load_latest(folder / CHECKPOINTS_FOLDER, on_skipped=on_skipped)
     if saved is None:
-        log.info("%s: killed before its first checkpoint, starting anew", folder)
+        log.info("%s: killed before its first checkpoint, starting at step 0", folder)
         return None
     check_fits(config, saved[0], saved[1].values)
     return saved

@@ -105,7 +105,7 @@ class GameVecEnv(VecEnv):
 
     @property
     def finished_episodes(self) -> int:
-        """Episodes that ended since this object was made, whoever took their records."""
+        """Episodes that ended since this object was made."""
         return self._finished_episodes
 
     @property
@@ -116,7 +116,7 @@ class GameVecEnv(VecEnv):
     def reset(self) -> Observations:
         """Start an episode in every environment: observations (N, …).
 
-        A second reset goes on with the next episodes, it does not play the first ones again.
+        A second reset starts the next episodes; it does not repeat the first ones.
         """
         if self._started:
             self._episodes += 1

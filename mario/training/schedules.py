@@ -13,7 +13,7 @@ Schedule = Callable[[float], float]
 
 
 class ScaledSchedule:
-    """A schedule that the run can lower: a rollback goes on with a smaller learning rate.
+    """A schedule that a rollback lowers.
 
     Attributes:
         factor: what every value is multiplied with, > 0.

@@ -53,9 +53,9 @@ class Selection:
 
         Args:
             steps: agent steps of the run.
-            score: scores the policy; None where nothing can be said of it yet, or where a stop
-                interrupted it.
-            capture: gives what a checkpoint of the best policy holds.
+            score: scores the policy; None where it has no episode yet, or where a stop
+                interrupted the scoring.
+            capture: copies what a checkpoint of the best policy holds.
         """
         began = time.monotonic()
         result = score()

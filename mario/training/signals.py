@@ -1,4 +1,4 @@
-"""Measures what the collapse detector looks at: all environments' episodes, networks, rollouts."""
+"""Measures network, gradient and rollout for the collapse detector."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PROBE_OBSERVATIONS = 64
 #: A unit is dormant when its mean activation is below this share of its layer's mean
 #: (Sokar et al. 2023, "The Dormant Neuron Phenomenon in Deep Reinforcement Learning").
 _DORMANT_TAU = 0.025
-#: Above this share of random actions those that the network chose cannot be told from them.
+#: Above this share of random actions the network's own choices cannot be inferred.
 _EXPLORATION_LIMIT = 0.5
 
 
@@ -25,7 +25,7 @@ class GradientMeter:
     """Measures the gradient's norm before stable-baselines3 clips it, and guards each update.
 
     Hooks on the parameters see every gradient as backward finishes it; a hook on the optimizer
-    sees that an update is about to happen.
+    sees each update before it changes the weights.
     """
 
     def __init__(self, model: BaseAlgorithm, guard: Callable[[float], None]) -> None:
@@ -49,13 +49,13 @@ class GradientMeter:
     def take(self) -> float | None:
         """Give the mean norm since the last call; None where there was no update.
 
-        Of an update that the guard refused there is none: its weights did not change.
+        An update that the guard refused does not count: it changed no weight.
         """
         norms, self._norms = self._norms, []
         return float(np.mean(norms)) if norms else None
 
     def close(self) -> None:
-        """Take the hooks out."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
 
@@ -98,10 +98,10 @@ def dormant_share(algorithm: Algorithm, observations: UInt8Array) -> float | Non
 
 
 def rollout_signals(algorithm: Algorithm) -> dict[str, Any]:
-    """Measure what the policy did lately.
+    """Measure the policy's last actions and observations.
 
     Returns:
-        Fields of :class:`HealthSample`; none before the policy did anything.
+        Fields of :class:`HealthSample`; none before the first action.
     """
     experience = algorithm.experience()
     if experience is None:

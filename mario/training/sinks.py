@@ -1,7 +1,7 @@
-"""Where training reports to: a small Protocol, and the set that no sink can break a run from.
+"""The contract of a sink, which receives the events of a run, and the set of a run's sinks.
 
-The sinks themselves (store, MLflow, Prometheus, TensorBoard, Weights & Biases) are wired in
-`mario.jobs`; training knows only this.
+The sinks themselves (store, MLflow, Prometheus, TensorBoard, Weights & Biases) are in
+`mario/tracking`.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from mario.training.episodes import TrainingEpisode
 
 log = logging.getLogger(__name__)
 
-#: How long a sink may wait for its server when a run ends; what it did not take by then stays in
-#: the run's journal. A run that was told to end does so within 10 s, its checkpoint included.
-_PATIENCE_SECONDS, _PATIENCE_SECONDS_INTERRUPTED = 20.0, 2.0
-#: How often whoever waits looks whether the run was told to end meanwhile.
-_LOOK_SECONDS = 0.1
-#: What a sink may take beyond that to let go of threads, sockets and files.
-_LETTING_GO_SECONDS = 2.0
+#: How long a sink may wait for its server when a run ends; what the server does not take by then
+#: stays in the run's journal. A stopped run ends within 10 s, its checkpoint included.
+_END_SECONDS, _END_SECONDS_STOPPED = 20.0, 2.0
+#: How often a waiting sink checks whether the run is stopped.
+_POLL_SECONDS = 0.1
+#: What a sink may take beyond that to close threads, sockets and files.
+_CLEANUP_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
 class RunStart:
-    """A run begins or goes on.
+    """A run begins or is resumed.
 
     Attributes:
         config: the experiment.
         run_dir: the run's folder.
-        start_steps: agent steps done before; more than 0 when the run is resumed.
+        start_steps: agent steps of earlier attempts; more than 0 when the run is resumed.
         attempt: 1 for the first start, one more for each resume.
         hardware: device, threads, precision and number of parameters.
-        state: what the collapse detector said last, in the attempt before.
+        state: the collapse detector's last state in the previous attempt.
     """
 
     config: ExperimentConfig
@@ -62,7 +62,7 @@ class CheckpointWritten:
         sha256: its digest.
         size_bytes: its size.
         score: for `best`, the selection score, higher is better.
-        seconds: how long it took.
+        seconds: time that writing took.
     """
 
     kind: CheckpointKind
@@ -76,12 +76,12 @@ class CheckpointWritten:
 
 @dataclass(frozen=True)
 class Incident:
-    """Something that a run survives and somebody should see.
+    """A problem that the run survives.
 
     Attributes:
-        kind: the run went back to its best checkpoint; a checkpoint could not be written, or was
-            broken and skipped; a sink failed.
-        reason: for people.
+        kind: the run returned to its best checkpoint; a checkpoint was not written; a broken one
+            was skipped; a sink failed.
+        reason: an explanation.
         sink: of `sink_failed`, the sink's name.
     """
 
@@ -92,15 +92,15 @@ class Incident:
 
 @dataclass(frozen=True)
 class SelectionDone:
-    """The policy was judged on selection seeds.
+    """The policy was scored on selection seeds.
 
     Attributes:
         total_steps: agent steps of the run.
         score: its score, higher is better.
         best_score: the best score of the run so far, this one included.
         is_best: whether this is the best one.
-        details: further numbers for people.
-        seconds: how long it took.
+        details: further numbers for a person.
+        seconds: time that scoring took.
     """
 
     total_steps: int
@@ -113,7 +113,7 @@ class SelectionDone:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the run is.
+    """The progress of a run.
 
     Attributes:
         total_steps: agent steps done.
@@ -123,9 +123,9 @@ class Progress:
         episodes: episodes finished in the whole run.
         mean_furthest_px: over the last 100 episodes of all environments; None before the first.
         mean_return: likewise, shaped.
-        state: what the collapse detector says.
-        scalars: training numbers of the last update, by stable-baselines3's names, and how long
-            it took: `time/rollout_seconds` and `time/update_seconds`.
+        state: the collapse detector's state.
+        scalars: numbers of the last update by stable-baselines3's names, and its duration:
+            `time/rollout_seconds` and `time/update_seconds`.
     """
 
     total_steps: int
@@ -141,13 +141,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class RunEnd:
-    """The run, or this attempt at it, is over.
+    """An attempt at a run ends.
 
     Attributes:
-        status: how it ended; `failed` where an error ended it.
-        reason: for people; empty when finished.
+        status: `failed` where an error ended it.
+        reason: an explanation; empty when finished.
         total_steps: agent steps done.
-        stop: set as soon as the run is told to end, also while its sinks wait.
+        stop: set when the run is stopped, also while its sinks wait.
     """
 
     status: RunStatus
@@ -156,68 +156,66 @@ class RunEnd:
     stop: threading.Event = field(default_factory=threading.Event, compare=False, repr=False)
 
 
-def patience_seconds(end: RunEnd) -> float:
-    """How long a sink may wait for its server at a run's end; all sinks wait at the same time."""
-    return (
-        _PATIENCE_SECONDS_INTERRUPTED if end.status == RunStatus.INTERRUPTED else _PATIENCE_SECONDS
-    )
+def end_timeout_seconds(end: RunEnd) -> float:
+    """Seconds that a sink may wait for its server at a run's end; all sinks wait in parallel."""
+    return _END_SECONDS_STOPPED if end.status == RunStatus.INTERRUPTED else _END_SECONDS
 
 
-def wait_patiently(
+def wait_until_done(
     done: Callable[[float], bool],
     seconds: float,
     stop: threading.Event,
     *,
-    stopped_seconds: float = _PATIENCE_SECONDS_INTERRUPTED,
+    stopped_seconds: float = _END_SECONDS_STOPPED,
 ) -> bool:
-    """Wait for a server at a run's end, and not for long once the run is told to end.
+    """Wait for a server at a run's end, and more briefly once the run is stopped.
 
     Args:
-        done: waits so many seconds at most, and says whether all is done.
+        done: waits for at most so many seconds; returns whether everything is done.
         seconds: the longest wait.
-        stop: set when the run is told to end.
+        stop: set when the run is stopped.
         stopped_seconds: the longest wait from then on.
 
     Returns:
-        Whether all is done.
+        Whether everything is done.
     """
     deadline = time.monotonic() + seconds
     while True:
         now = time.monotonic()
         if stop.is_set():
             deadline = min(deadline, now + stopped_seconds)
-        if done(max(min(deadline - now, _LOOK_SECONDS), 0.0)):
+        if done(max(min(deadline - now, _POLL_SECONDS), 0.0)):
             return True
         if time.monotonic() >= deadline:
             return False
 
 
 class TrainingSink(Protocol):
-    """Hears what happens in a run. No method may block: slow work belongs in the sink's thread.
+    """Receives the events of a run. No method may block: slow work belongs in the sink's thread.
 
     Attributes:
-        name: what it is called in messages and metrics.
+        name: the sink's name in messages and metrics.
     """
 
     name: ClassVar[str]
 
     def on_start(self, start: RunStart) -> None:
-        """The run begins or goes on."""
+        """The run begins or is resumed."""
         ...
 
     def on_episodes(self, episodes: Sequence[TrainingEpisode]) -> None:
-        """Episodes finished, of every environment, in order.
+        """Episodes of all environments finished; in order.
 
-        After a resume some may come again: (env_index, episode_index) is their identity.
+        After a resume some may be sent again: (env_index, episode_index) identifies an episode.
         """
         ...
 
     def on_health(self, sample: HealthSample, health: Health) -> None:
-        """The detector saw an update."""
+        """The detector judged an update."""
         ...
 
     def on_selection(self, selection: SelectionDone) -> None:
-        """The policy was judged on selection seeds."""
+        """The policy was scored on selection seeds."""
         ...
 
     def on_checkpoint(self, checkpoint: CheckpointWritten) -> None:
@@ -225,32 +223,32 @@ class TrainingSink(Protocol):
         ...
 
     def on_incident(self, incident: Incident) -> None:
-        """Something went wrong, and the run goes on."""
+        """A problem occurred, and the run continues."""
         ...
 
     def on_progress(self, progress: Progress) -> None:
-        """After each update."""
+        """An update is done."""
         ...
 
     def flush(self) -> bool:
-        """Make what was heard durable: after this, a checkpoint that builds on it is written.
+        """Make every event so far durable: the checkpoint that follows builds on them.
 
         Returns:
-            False where that cannot be done now: the checkpoint waits for the next time, since a
-            run resumed from it would not tell these episodes again.
+            False where that is impossible now. Then the checkpoint is not written, as a run that
+            is resumed from it would not send these episodes again.
         """
         ...
 
     def on_end(self, end: RunEnd) -> None:
-        """The run is over; finish within :func:`patience_seconds`, or be left behind.
+        """The attempt ends; a sink that takes longer than :func:`end_timeout_seconds` is abandoned.
 
-        Where `end.stop` is set meanwhile, sooner: :func:`wait_patiently` knows when.
+        When `end.stop` is set meanwhile, less time is left; :func:`wait_until_done` observes it.
         """
         ...
 
 
 class BaseSink:
-    """A sink that ignores everything; override what matters."""
+    """A sink that ignores every event; a subclass overrides those that it needs."""
 
     name: ClassVar[str] = "other"
 
@@ -276,7 +274,7 @@ class BaseSink:
         """Ignore."""
 
     def flush(self) -> bool:
-        """Nothing is kept, so nothing is lost."""
+        """Nothing needs to be made durable."""
         return True
 
     def on_end(self, end: RunEnd) -> None:
@@ -284,55 +282,55 @@ class BaseSink:
 
 
 class SinkSet:
-    """All sinks of a run behind one; whatever a sink raises is logged and goes no further.
+    """Calls all sinks of a run; what a sink raises is logged and does not reach the run.
 
     Attributes:
         failures: number of failed calls of each sink, in the order given.
     """
 
     def __init__(self, sinks: Sequence[TrainingSink] = ()) -> None:
-        """Keep the sinks; each is called in order."""
+        """Call these sinks, in this order."""
         self._sinks = tuple(sinks)
-        # Of the class, asked once: not even a sink's name may raise later.
+        # Read once and from the class: not even a sink's name may raise later.
         self._names = [getattr(type(sink), "name", type(sink).__name__) for sink in self._sinks]
         self.failures = [0] * len(self._sinks)
 
     def on_start(self, start: RunStart) -> None:
-        """Tell all sinks."""
-        self._tell("on_start", start)
+        """Call all sinks."""
+        self._call_all("on_start", start)
 
     def on_episodes(self, episodes: Sequence[TrainingEpisode]) -> None:
-        """Tell all sinks."""
-        self._tell("on_episodes", episodes)
+        """Call all sinks."""
+        self._call_all("on_episodes", episodes)
 
     def on_health(self, sample: HealthSample, health: Health) -> None:
-        """Tell all sinks."""
-        self._tell("on_health", sample, health)
+        """Call all sinks."""
+        self._call_all("on_health", sample, health)
 
     def on_selection(self, selection: SelectionDone) -> None:
-        """Tell all sinks."""
-        self._tell("on_selection", selection)
+        """Call all sinks."""
+        self._call_all("on_selection", selection)
 
     def on_checkpoint(self, checkpoint: CheckpointWritten) -> None:
-        """Tell all sinks."""
-        self._tell("on_checkpoint", checkpoint)
+        """Call all sinks."""
+        self._call_all("on_checkpoint", checkpoint)
 
     def on_incident(self, incident: Incident) -> None:
-        """Tell all sinks."""
-        self._tell("on_incident", incident)
+        """Call all sinks."""
+        self._call_all("on_incident", incident)
 
     def on_progress(self, progress: Progress) -> None:
-        """Tell all sinks."""
-        self._tell("on_progress", progress)
+        """Call all sinks."""
+        self._call_all("on_progress", progress)
 
     def flush(self) -> bool:
-        """Tell all sinks; False where one of them says so (one that fails has no say)."""
-        return False not in self._tell("flush")
+        """Call all sinks; False where one returns False (one that raises does not count)."""
+        return False not in self._call_all("flush")
 
     def on_end(self, end: RunEnd) -> None:
-        """Tell all sinks at once, and wait for all of them together, not for one that hangs."""
+        """Call all sinks in parallel, and wait for them together, but not for one that hangs."""
         calls = [
-            # A daemon: neither may a sink that hangs keep the process from ending.
+            # Daemons: a sink that hangs must not keep the process from exiting.
             threading.Thread(target=self._call, args=(index, "on_end", end), daemon=True)
             for index in range(len(self._sinks))
         ]
@@ -345,9 +343,9 @@ class SinkSet:
                 call.join(max(deadline - time.monotonic(), 0.0))
             return not any(call.is_alive() for call in calls)
 
-        wait_patiently(
-            ended, patience_seconds(end) + _LETTING_GO_SECONDS, end.stop,
-            stopped_seconds=_PATIENCE_SECONDS_INTERRUPTED + _LETTING_GO_SECONDS,
+        wait_until_done(
+            ended, end_timeout_seconds(end) + _CLEANUP_SECONDS, end.stop,
+            stopped_seconds=_END_SECONDS_STOPPED + _CLEANUP_SECONDS,
         )  # fmt: skip
         for index, call in enumerate(calls):
             if call.is_alive():
@@ -355,23 +353,23 @@ class SinkSet:
                 log.warning("the sink %s did not end in time; the run ends without it",
                             self._names[index])  # fmt: skip
 
-    def _tell(self, method: str, *what: Any) -> list[Any]:
-        return [self._call(index, method, *what) for index in range(len(self._sinks))]
+    def _call_all(self, method: str, *arguments: Any) -> list[Any]:
+        return [self._call(index, method, *arguments) for index in range(len(self._sinks))]
 
-    def _call(self, index: int, method: str, *what: Any) -> Any:
-        """Tell one sink; None where it fails."""
+    def _call(self, index: int, method: str, *arguments: Any) -> Any:
+        """Call one sink; None where it raises."""
         sink = self._sinks[index]
         try:
-            return getattr(sink, method)(*what)
-        except Exception as error:  # a sink may raise anything; the run goes on
+            return getattr(sink, method)(*arguments)
+        except Exception as error:  # a sink may raise anything; the run continues
             self.failures[index] += 1
-            # The first failure and then ever fewer: a dead sink must not flood the log.
+            # The 1st, 2nd, 4th, 8th … failure: a broken sink must not flood the log.
             if self.failures[index].bit_count() == 1:
                 log.warning(
-                    "%s.%s failed (%d times so far), training goes on: %s: %s",
+                    "%s.%s failed (%d times so far), training continues: %s: %s",
                     type(sink).__name__, method, self.failures[index],
                     type(error).__name__, error,
                 )  # fmt: skip
-            if method != "on_incident":  # or two sinks that fail would tell each other for ever
+            if method != "on_incident":  # else two sinks that fail would call each other forever
                 self.on_incident(Incident("sink_failed", str(error), self._names[index]))
             return None

@@ -1,13 +1,13 @@
-"""Trains: `train(config, run_dir)` runs an experiment from start or checkpoint to a result.
+"""Trains an experiment, from step 0 or from a checkpoint.
 
-The loop is stable-baselines3's; what is added happens at its boundaries, between two updates:
-finished episodes go to the sinks, the collapse detector looks, the policy is judged on selection
-seeds, a checkpoint is written. A collapse is a result, not an exception.
+The loop is stable-baselines3's. At its boundaries, between two updates, finished episodes go to the
+sinks, the collapse detector judges the update, the policy is scored on selection seeds, and a
+checkpoint is written. A collapse is a result, not an exception.
 
-A stop (signal, Ctrl-C) is obeyed within the step or minibatch that runs. What a stop interrupts is
-not kept: the checkpoint is that of the last boundary, held in memory, and the resumed run does the
-interrupted work again with the same generators. So killed and resumed runs end with the same
-weights, byte for byte, as undisturbed ones.
+A stop (signal, Ctrl-C) takes effect within the current step or minibatch. The interrupted rollout
+or update is discarded: the checkpoint is that of the last boundary, held in memory, and the resumed
+run repeats the interrupted work with the same random generators. So a run that was stopped or
+killed ends with the same weights, byte for byte, as one that was not.
 """
 
 from __future__ import annotations
@@ -58,22 +58,23 @@ def train(
     Args:
         config: the experiment.
         run_dir: the run's folder; holds `config.yaml`, `checkpoints/` and `best/`.
-        sinks: who else hears of it; none of them can stop the run.
-        resume: go on from the newest whole checkpoint in `run_dir` (from the start, if the run
+        sinks: receive the events of the run; an error in one never ends the run.
+        resume: continue from the newest whole checkpoint in `run_dir` (from step 0, if the run
             was killed before its first).
-        stop: set from a signal handler to end cleanly, with a checkpoint, within seconds.
+        stop: set it, from a signal handler for one, to end cleanly within seconds, with a
+            checkpoint.
         progress: called after each update.
-        select: judges the policy on selection seeds every `selection.every_steps`; without it the
+        select: scores the policy on selection seeds every `selection.every_steps`; without it the
             training episodes' mean score decides which checkpoint is best.
         episodes: what each environment plays; by default the task's levels in turn.
-        initial: called with the fresh algorithm before the first step (weights from elsewhere).
+        initial: called with the new model before the first step, to load weights for one.
         rules: thresholds of the collapse detector.
 
     Raises:
         TrainingError: the folder holds a run and `resume` is not set.
         CheckpointError: there is nothing whole to resume from, or it does not fit the
             configuration, or the final checkpoint cannot be written.
-        ConsoleError: the console is not there.
+        ConsoleError: the emulator is not installed.
     """
     folder = Path(run_dir)
     run = TrainingRun(

@@ -72,7 +72,7 @@ def test_a_damaged_best_policy_is_found_anew(
     flip_a_bit(damaged / "tensors.pt")
     with caplog.at_level(logging.WARNING):
         done = train_run(CONFIG, context, resume=begun.run_id)
-    assert "finds the best anew" in caplog.text
+    assert "the next selection is the best" in caplog.text
     assert done.result.status == "finished"
     assert done.result.best is not None
     assert done.result.best.path != damaged

@@ -24,11 +24,10 @@ def stacks(rows: int, environments: int, ends: list[tuple[int, int]]) -> np.ndar
 
 
 @pytest.mark.parametrize("block", [3, 1_024])
-def test_round_trip_and_size(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mario.training.replay_compression._BLOCK_ROWS", block)
+def test_round_trip_and_size(block: int) -> None:
     ends = [(4, 0), (4, 1), (9, 1)]
     observations = stacks(12, 2, ends)
-    packed = pack(observations)
+    packed = pack(observations, block)
     assert sorted(map(tuple, packed["where"].tolist())) == sorted([(0, 0), (0, 1), *ends])
     out = np.full((15, 2, 4, 84, 84), 7, np.uint8)
     unpack(packed["newest"], packed["whole"], packed["where"], out)  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from mario.config.run_states import RunStatus
-from mario.training.sinks import BaseSink, RunEnd, SinkSet, patience_seconds, wait_patiently
+from mario.training.sinks import BaseSink, RunEnd, SinkSet, end_timeout_seconds, wait_until_done
 from tests.support.slow_machine import without_a_stall
 
 END = RunEnd(RunStatus.INTERRUPTED, "SIGTERM", 0)
@@ -42,7 +42,7 @@ class Waits(BaseSink):
 
     def on_end(self, end: RunEnd) -> None:
         never = threading.Event()
-        self.gave_up = not wait_patiently(never.wait, patience_seconds(end), end.stop)
+        self.gave_up = not wait_until_done(never.wait, end_timeout_seconds(end), end.stop)
 
 
 class Fails(BaseSink):
@@ -107,8 +107,8 @@ def test_a_finished_run_that_is_told_to_end_waits_no_longer(after_seconds: float
 
 def test_waiting_ends_with_what_is_waited_for() -> None:
     done, stop = threading.Event(), threading.Event()
-    assert not wait_patiently(done.wait, 0.3, stop)
+    assert not wait_until_done(done.wait, 0.3, stop)
     threading.Timer(0.3, done.set).start()
-    assert wait_patiently(done.wait, 60, stop)
+    assert wait_until_done(done.wait, 60, stop)
     stop.set()
-    assert wait_patiently(done.wait, 0, stop)  # what is done is seen, however short the wait
+    assert wait_until_done(done.wait, 0, stop)  # what is done is seen, however short the wait
