@@ -19,7 +19,7 @@ from typing import Any
 from _report import Row, finish, print_table, spread
 
 from mario.evaluation.protocol import play_units
-from mario.evaluation.seeds import schedule
+from mario.evaluation.seeds import SeedFamily, units_of
 from mario.jobs.policies import LoadedPolicy, policy_from_artefact
 from mario.policy.policy import Policy, PolicyOutput
 
@@ -65,7 +65,7 @@ class TimedPolicy:
 
 def measure(loaded: Sequence[LoadedPolicy], units: int, environments: int) -> dict[str, float]:
     """Play the units with both policies once."""
-    chosen = [u.key for block in schedule(("1-1",), "screening", units=units) for u in block]
+    chosen = units_of(("1-1",), SeedFamily.SCREENING, "", units)
     total = network = steps = 0.0
     for policy in loaded:
         timed = TimedPolicy(policy.policy)

@@ -25,7 +25,7 @@ from mario.config.experiment import ExperimentConfig, load_config
 from mario.errors import EvaluationError
 from mario.evaluation.protocol import play_units
 from mario.evaluation.records import write_jsonl
-from mario.evaluation.seeds import schedule
+from mario.evaluation.seeds import SeedFamily, units_of
 from mario.game.batch.contract import BatchStep
 from mario.game.console.contract import UInt8Array
 from mario.game.smb.actions import action_set
@@ -75,7 +75,7 @@ def export(checkpoint: Path, config: ExperimentConfig, folder: Path) -> Path:
     def keep(observations: UInt8Array, step: BatchStep) -> None:
         seen.extend(observations[step.active])
 
-    units = [unit.key for block in schedule(("1-1",), "selection", units=4) for unit in block]
+    units = units_of(("1-1",), SeedFamily.SELECTION, "", 4)
     for _ in play_units(policy, units, policy_digest=checkpoint.name, on_step=keep):
         pass
     observations = np.stack(list(islice(seen, 0, None, max(1, len(seen) // 256))))
@@ -90,8 +90,7 @@ def main() -> int:
     parser.add_argument("--config", type=Path, help="experiment of the training checkpoints")
     arguments = parser.parse_args()
     config = load_config(arguments.config) if arguments.config else None
-    blocks = schedule(("1-1",), "screening", key="gate-benchmark", units=arguments.units)
-    units = [unit.key for block in blocks for unit in block]
+    units = units_of(("1-1",), SeedFamily.SCREENING, "gate-benchmark", arguments.units)
     with tempfile.TemporaryDirectory(prefix="gate-data-") as aside:
         for reference in arguments.policies:
             name, loaded = load(reference, config, Path(aside))

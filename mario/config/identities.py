@@ -2,20 +2,20 @@
 
 An identity is the SHA-256 of a JSON object that is built from a named list of fields. It decides
 whether a checkpoint may be resumed, whether α has been spent on a test, and whether a worker may
-join a sweep. Its list belongs to a version and never changes. So a setting that is added later
-leaves every identity as it was:
+join a sweep (docs/adr/0013). The list belongs to a version and never changes:
 
-- a listed field enters with its value;
-- a field that no list names enters only where its value is not its default, or where it has none;
-- a free field never enters: it changes nothing that the identity stands for.
+- A listed field enters with its value.
+- A field that no list names was added later. It enters only where it is not at its default, so a
+  new setting with a default leaves every identity as it was.
+- A free field never enters: it changes nothing that the identity stands for.
 
-The limit of this rule: the default of a field that no list names must keep its meaning. Where it
-does not, the list gets a second version: identities that are made from then on follow it, and
-stored ones are compared by the version that they were made with (see `is_identity_of_run`).
+The limit of this rule is a default that changes its meaning later. Then the list gets a second
+version: new identities follow it, and stored ones are compared by their own version (see
+`is_identity_of_run`).
 
-A part that brings its own settings, such as an algorithm, brings its list in `identity_fields`.
-The identity of a stored evaluation is the row `mario.store.records.EvaluationKey`, that of a policy
-is the digest of its manifest (docs/adr/0003).
+A part with settings of its own, such as an algorithm, declares its list in `identity_fields`. The
+identity of a stored evaluation is `mario.store.records.EvaluationKey`; that of a policy is the
+digest of its manifest (docs/adr/0003).
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ class FieldList:
 
 
 def _select(section: BaseModel, listed: Fields, free: Fields) -> dict[str, Any]:
+    """Select from a section and, with the lists below its name, from each section inside."""
     listed = getattr(section, "identity_fields", listed)
     plain = section.model_dump(mode="json")
     chosen = {}

@@ -33,9 +33,10 @@ Usage:
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 import numpy as np
 
@@ -62,19 +63,11 @@ _TAG_SHIFT = 61
 _PAYLOAD_MASK = (1 << _TAG_SHIFT) - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """One unit of evaluation: which level, which seed, and where it stands in the schedule."""
+class Unit(NamedTuple):
+    """One unit of evaluation, as in `EpisodeRecord.unit`."""
 
     level: str
     seed: int
-    block: int
-    position: int
-
-    @property
-    def key(self) -> tuple[str, int]:
-        """(level, seed), as in `EpisodeRecord.unit`."""
-        return (self.level, self.seed)
 
 
 def unit_seed(family: SeedFamily, key: str, level: str, index: int) -> int:
@@ -152,22 +145,16 @@ def schedule(
         )
     source = _order_generator(family, key)
     for block in range(units // len(levels)):
-        order = source.permutation(len(levels))
-        yield tuple(
-            Unit(levels[i], unit_seed(family, key, levels[i], block), block, position)
-            for position, i in enumerate(order)
-        )
+        order = [levels[i] for i in source.permutation(len(levels))]
+        yield tuple(Unit(level, unit_seed(family, key, level, block)) for level in order)
 
 
-def units_of(
-    levels: Sequence[str], family: SeedFamily, key: str, count: int
-) -> tuple[tuple[str, int], ...]:
-    """The first `count` units (level, seed) of a family, in whole blocks of all levels."""
-    blocks = schedule(levels, family, key=key, units=count)
-    return tuple(unit.key for block in blocks for unit in block)
+def units_of(levels: Sequence[str], family: SeedFamily, key: str, count: int) -> tuple[Unit, ...]:
+    """The first `count` units of a family, in whole blocks of all levels."""
+    return tuple(itertools.chain(*schedule(levels, family, key=key, units=count)))
 
 
-def selection_units(config: ExperimentConfig) -> tuple[tuple[str, int], ...]:
-    """The units (level, seed) that checkpoints are chosen on, at least one for each level."""
+def selection_units(config: ExperimentConfig) -> tuple[Unit, ...]:
+    """The units that checkpoints are chosen on, at least one for each level."""
     count = max(config.selection.units, len(config.level_names))
     return units_of(config.level_names, SeedFamily.SELECTION, "", count)

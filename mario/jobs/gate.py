@@ -201,8 +201,7 @@ def play_gate(
     ]
     pairs: list[PairedUnit] = []
     evaluation_ids = ("", "")
-    for group in _rounds(blocks, engine.at_once(environments)):
-        units = [unit.key for unit in group]
+    for units in _rounds(blocks, engine.at_once(environments)):
         sides = [
             evaluate_stored(
                 loaded,

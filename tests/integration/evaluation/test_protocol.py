@@ -1,4 +1,4 @@
-"""mario-eval-v1 on the real game: what a unit's episode depends on, and what it does not."""
+"""mario-eval-v1 on the real game: an episode depends on its unit and its policy only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.onnx_networks import write_test_artefact
 
 ACTIONS = action_set("simple")
 POLICY = RandomPolicy(ACTIONS)
-UNITS = [u.key for block in schedule(("1-1", "5-3"), "selection", units=12) for u in block]
+UNITS = [u for block in schedule(("1-1", "5-3"), "selection", units=12) for u in block]
 
 
 def test_records_do_not_depend_on_the_number_of_environments_order_or_run() -> None:
@@ -50,7 +50,7 @@ def test_records_are_the_same_on_both_consoles() -> None:
 
 
 def test_different_seeds_give_different_trajectories() -> None:
-    """The old accident: evaluation episodes that were all one and the same."""
+    """In the older project all evaluation episodes were the same one."""
     records = evaluate_units(POLICY, UNITS, policy_digest="random")
     assert len({record.trajectory_hash for record in records}) == len(UNITS)
 

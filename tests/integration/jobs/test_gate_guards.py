@@ -1,4 +1,4 @@
-"""The gate's guards that look at networks, on real artefacts, and that what they say counts."""
+"""The guards that measure networks, on real artefacts, and their effect on the verdict."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def loaded(folder: Path, odds: tuple[float, ...]) -> LoadedPolicy:
 
 
 def with_golden(artefact: Artefact, folder: Path, golden: Golden | None) -> LoadedPolicy:
-    """The same network beside other recorded answers."""
+    """The same network with other recorded answers."""
     manifest = artefact.manifest
     write_artefact(
         folder,
@@ -64,13 +64,13 @@ def answering_otherwise(policy: LoadedPolicy, folder: Path) -> LoadedPolicy:
 
 
 def network_guards(challenger: LoadedPolicy, champion: LoadedPolicy) -> tuple[GuardResult, ...]:
-    """The results of the two guards that look at networks, from a verdict on one unit."""
+    """The results of the two guards that measure networks, from a verdict on one unit."""
     networks = NetworkMeasurements.of(challenger, champion)
     return decide(clear_pairs([(1, 0)]), RULE, networks=networks).guards[4:]
 
 
 def test_an_export_that_answers_otherwise_than_trained_is_refused(tmp_path: Path) -> None:
-    """Whatever the games say: who was trained is not who would be served."""
+    """Good episodes do not help: the policy that was trained is not the one served."""
     whole, stuck = loaded(tmp_path / "good", GOOD), loaded(tmp_path / "stuck", STUCK)
     other = answering_otherwise(whole, tmp_path / "other")
     with ExperimentStore.open(JobSettings.embedded(tmp_path / "runs").database_url) as store:
@@ -88,7 +88,7 @@ def test_an_export_that_answers_otherwise_than_trained_is_refused(tmp_path: Path
 def test_such_an_export_is_rejected_by_the_pipeline_with_report_and_repetition(
     tmp_path: Path,
 ) -> None:
-    """No stage before the gate ends in an error that leaves no verdict, and none after it."""
+    """Every stage runs to its end, so that there is a verdict."""
     context, experiment, run_id = (
         JobContext(JobSettings.embedded(tmp_path / "runs")),
         config(),
@@ -120,7 +120,7 @@ def test_such_an_export_is_rejected_by_the_pipeline_with_report_and_repetition(
 def test_a_judgement_of_the_same_test_keeps_its_first_latency(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else whoever was refused for a slow moment would ask again until one is quick."""
+    """Otherwise a refused challenger would pass once a repeated measurement is quick enough."""
     good, stuck = loaded(tmp_path / "good", GOOD), loaded(tmp_path / "stuck", STUCK)
     slow = CallTimes(np.array([0.03]), np.array([0.01]))
     with ExperimentStore.open(JobSettings.embedded(tmp_path / "runs").database_url) as store:
@@ -144,7 +144,7 @@ def test_a_judgement_of_the_same_test_keeps_its_first_latency(
 def test_a_verdict_on_an_unregistered_policy_says_that_it_cannot_be_repeated(
     tmp_path: Path,
 ) -> None:
-    """`mario gate` refuses it; code that calls `judge` can still make one."""
+    """`mario gate` refuses such a challenger; `judge` does not."""
     context = JobContext(JobSettings.embedded(tmp_path / "runs"))
     good, stuck = loaded(tmp_path / "good", GOOD), loaded(tmp_path / "stuck", STUCK)
     store = context.store

@@ -1,4 +1,4 @@
-"""The benchmark's vectorised gate is the gate: same decisions and stops on single streams."""
+"""The vectorised gate of the benchmark decides and stops like the gate on single streams."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_vectorised_gate_agrees_with_the_sequential_one(champion, challenger):
     ],
 )
 def test_every_cell_is_checked_by_the_production_gate(rule, levels):
-    """`run_gate` raises by itself when a stream of the cell comes out otherwise."""
+    """`run_gate` raises when the gate decides a stream of the cell otherwise."""
     generator = np.random.default_rng(4)
     effects = np.array([0.3, -0.1, 0.2, 0.0])[:levels]
     d = unlike_levels(generator, effects, 100, 120)
@@ -214,7 +214,7 @@ def scored(policy: str, seed: int, score: float):
 
 @pytest.mark.parametrize("primary", ["clear", "score"])
 def test_the_simulated_level_guard_is_the_productions(primary):
-    """Challengers that get further and clear less: what the test promotes the guard may refuse."""
+    """Challengers that get further and clear less: the guard may refuse what the test promotes."""
     generator = np.random.default_rng(12)
     won = {"challenger": 0.4, "champion": 0.6}
     rows = []

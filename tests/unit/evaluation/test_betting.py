@@ -84,7 +84,7 @@ def test_confidence_sequence_covers_at_all_times_together():
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.85])
 def test_bounds_of_a_share_cover_it_whenever_one_stops(share):
-    """Stopped where it errs, if it ever does; the interval for a fixed number of trials errs."""
+    """Stop where the sequence errs, if it ever does; a fixed-sample interval errs more often."""
     outcomes = np.random.default_rng(13).random((400, 300)) < share
     clears = outcomes.cumsum(axis=1)
     # Of a stream only its number of trials and of clears count: each pair is looked up once.
@@ -155,7 +155,7 @@ def test_sequence_holds_the_average_at_every_time_and_is_the_test_inverted(value
 
 @pytest.mark.parametrize("block", [1, 4])
 def test_a_long_sequence_in_parts_of_the_grid_is_the_same_as_at_once(block, monkeypatch):
-    """Thousands of units: memory stays bounded, and no number depends on how."""
+    """With thousands of units memory stays bounded, and the numbers are the same."""
     d = paired_clears(np.random.default_rng(3), 1, 1_200, 0.3, 0.6)[0]
     parts = confidence_sequence(d, 0.05, block=block)
     monkeypatch.setattr(betting, "_GRID_CELLS", d.size * 401)

@@ -1,4 +1,4 @@
-"""Drift: an honest champion raises no alarm, a changed one does; one other unit is proof."""
+"""Drift: an unchanged champion raises no alarm; a worse one, or one changed replay, does."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_what_cannot_be_compared_is_refused(
 
 
 def test_the_units_of_a_promotion_are_no_baseline() -> None:
-    """The gate stops because they go well: held against them, the policy seems to get worse."""
+    """The gate stops because units go well; compared with them, the same policy seems worse."""
     generator = np.random.default_rng(3)
     rule = GateRule(primary="clear", delta=0.02)
     alarms, gains = {"promotion": 0, "baseline": 0}, []

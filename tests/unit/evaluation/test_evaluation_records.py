@@ -129,7 +129,7 @@ def test_schedule_has_each_level_once_a_block_in_random_order():
     assert all(sorted(u.level for u in b) == sorted(levels) for b in blocks)
     assert len({tuple(u.level for u in b) for b in blocks}) > 3
     assert blocks == list(seeds.schedule(levels, "screening", units=43))
-    assert len({u.key for b in blocks for u in b}) == 40
+    assert len({u for b in blocks for u in b}) == 40
     with pytest.raises(EvaluationError):
         list(seeds.schedule(("1-1", "1-1"), "screening", units=4))
     with pytest.raises(EvaluationError):

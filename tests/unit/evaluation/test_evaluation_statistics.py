@@ -1,4 +1,4 @@
-"""Fixed-sample statistics, aggregates and wealth against independent implementations."""
+"""Fixed-sample statistics, aggregates and α budget against independent implementations."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_point_estimates_are_rliables(matrices):
 
 @pytest.fixture
 def rliables_seed():
-    """Seeds NumPy's global state, from which rliable draws, and puts it back afterwards."""
+    """Seed NumPy's global state, from which rliable draws, and restore it afterwards."""
     state = np.random.get_state()  # noqa: NPY002
     np.random.seed(20261123)  # noqa: NPY002
     yield

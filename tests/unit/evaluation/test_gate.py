@@ -208,7 +208,7 @@ def test_a_verdict_of_before_the_clear_rates_confidence_sequence_is_read():
 
 
 def test_a_verdict_says_that_no_network_was_compared():
-    """A challenger that is no network has no such guard; nobody should take that for a pass."""
+    """A challenger that is no network has no such guard, and the verdict must not hide that."""
     for outcomes in ([(1, 0)] * 30, [(0, 1)] * 30):
         pairs = clear_pairs(outcomes)
         silent = decide(pairs, CLEAR)
@@ -391,7 +391,7 @@ def test_promotion_means_the_interval_excludes_zero_and_back(rows):
 
 @pytest.mark.parametrize(("won", "lost"), [(9, 11), (10, 14), (12, 18)])
 def test_evidence_that_is_gone_when_the_wait_ends_promotes_nobody(won, lost):
-    """A lucky start passes 1/alpha; when the rule may decide the challenger is behind."""
+    """The evidence passes 1/alpha during the wait; at its end the challenger is behind."""
     pairs = clear_pairs([(1, 0)] * won + [(0, 1)] * lost)
     rule = CLEAR.model_copy(update={"min_units": won + lost})
     verdict = decide(pairs, rule)

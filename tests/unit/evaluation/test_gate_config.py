@@ -11,7 +11,7 @@ from mario.jobs.gate import _rounds
 
 
 def test_every_other_test_is_paid_for_and_plays_other_units() -> None:
-    """Else a challenger that was lucky against one champion brings its luck to the next."""
+    """Otherwise a challenger that was lucky on these units would be lucky on them again."""
     rule = GateRule(primary="clear")
     first = ("a" * 64, "b" * 64, ("1-1",), rule)
     others = [
@@ -36,7 +36,7 @@ def test_another_protocol_is_another_test(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_rounds_grow_with_the_test_and_hold_every_block_once() -> None:
-    """Little is played for nothing when the test stops; a long test has few rounds."""
+    """Few units are wasted when the test stops, and a long test has few rounds."""
     for levels, cap in ((("1-1",), 2_000), (("1-1", "1-2"), 600)):
         blocks = list(schedule(levels, "confirmation", key="a" * 64, units=cap))
         rounds = list(_rounds(iter(blocks), 8))

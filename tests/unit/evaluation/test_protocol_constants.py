@@ -1,4 +1,4 @@
-"""The constants of the evaluation protocol are declared once, and what is played follows them."""
+"""The constants of the evaluation protocol are declared once, and every game uses them."""
 
 from __future__ import annotations
 
