@@ -34,7 +34,18 @@ from mario.training.trainer import train
 
 DATA = Path(__file__).parent / "data" / "collapse"
 # Of what is recorded next; a trace carries its own length (the first ones: 100 and 40 updates).
-UPDATES, UPDATES_DQN = 60, 30
+UPDATES = 60
+#: Of each algorithm: updates of a run, agent steps of an update, settings by the run's own.
+ALGORITHMS: dict[str, tuple[int, int, Callable[[dict[str, Any]], dict[str, Any]]]] = {
+    "ppo": (UPDATES, 256, lambda run: {
+        "n_steps": 256 // run["environments"], "batch_size": 128, "n_epochs": 2,
+        "entropy_coefficient": run["entropy"],
+    }),
+    "dqn": (30, 1_000, lambda run: {
+        "buffer_size": 20_000, "learning_starts_steps": 1_000, "batch_size": 32,
+        "train_frequency_steps": 32, "exploration_fraction": 0.3,
+    }),
+}  # fmt: skip
 HEALTHY, RUINED_EACH = 32, 5
 ONSET_SHARE = (0.35, 0.65)
 
@@ -183,21 +194,12 @@ def plan() -> list[dict[str, Any]]:
 
 def record(run: dict[str, Any]) -> dict[str, Any]:
     """Play one run and return it with its samples."""
-    dqn = run["algorithm"] == "dqn"
-    per_update = 1_000 if dqn else 256
+    updates, per_update, settings = ALGORITHMS[run["algorithm"]]
     scale = {"progress": 1.0, "game": 0.1, "standard": 0.02}[run["reward"]]
     algorithm: dict[str, Any] = {
         "name": run["algorithm"], "learning_rate": run["learning_rate"], "gamma": run["gamma"],
+        **settings(run),
     }  # fmt: skip
-    updates = UPDATES
-    if dqn:
-        updates = UPDATES_DQN
-        algorithm |= {"buffer_size": 20_000, "learning_starts_steps": 1_000, "batch_size": 32,
-                      "train_frequency_steps": 32, "exploration_fraction": 0.3}  # fmt: skip
-    else:
-        algorithm |= {"n_steps": 256 // run["environments"], "batch_size": 128,
-                      "n_epochs": 2,
-                      "entropy_coefficient": run["entropy"]}  # fmt: skip
     config = parse_config(
         {
             "name": run["id"], "task": run["level"], "seed": run["seed"],
@@ -212,7 +214,7 @@ def record(run: dict[str, Any]) -> dict[str, Any]:
         run["id"],
     )  # fmt: skip
     onset = run.get("onset")
-    if onset is not None and dqn:
+    if onset is not None:
         onset = run["onset"] = round(onset * updates / UPDATES)
     recorder = Recorder(onset, RUINS.get(run["label"]))
 

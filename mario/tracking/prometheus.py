@@ -83,7 +83,7 @@ class PrometheusSink(BaseSink):
         """Count episodes of every environment."""
         for record in episodes:
             self._metrics.episode(record.end, record.env_index)
-            self._cleared.append(record.end == "flag")
+            self._cleared.append(record.cleared)
             self._lengths_steps.append(record.length_steps)
 
     def on_health(self, sample: HealthSample, health: Health) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mario.game.smb.end_reason import EndReason
 from mario.game.smb.levels import level as find_level
 
 #: Episodes that every mean of a run is taken over.
@@ -34,7 +35,7 @@ class TrainingEpisode:
         length_steps: agent steps.
         length_frames: controllable console frames.
         furthest_x_px: furthest x reached.
-        end: why it ended: flag, death, time_out, truncated.
+        end: why it ended: the label of an :class:`~mario.game.smb.end_reason.EndReason`.
         total_steps: agent steps of all environments of the run when it ended.
         state: the game's 13 values at the end, by name.
     """
@@ -50,6 +51,11 @@ class TrainingEpisode:
     end: str
     total_steps: int
     state: dict[str, int]
+
+    @property
+    def cleared(self) -> bool:
+        """Whether Mario reached the flag."""
+        return self.end == EndReason.FLAG.label
 
 
 class EpisodeWindow:
@@ -140,7 +146,7 @@ def _mean(values: deque[float]) -> float | None:
 
 def _score(episode: TrainingEpisode) -> float:
     """Score a training episode as `mario-eval-v1` does: 0 … 1."""
-    if episode.end == "flag":
+    if episode.cleared:
         return 0.5 + 0.5 * min(episode.state["time_left"] / _START_CLOCK, 1.0)
     if episode.level is None:
         return 0.0

@@ -70,7 +70,7 @@ def training_episode(
 
 
 class Listener(BaseSink):
-    """Keeps what it hears."""
+    """Records every event."""
 
     def __init__(self) -> None:
         self.starts: list[RunStart] = []

@@ -1,4 +1,4 @@
-"""Which checkpoints of a run stay, whenever it is killed."""
+"""Which checkpoints of a run remain after a kill at any time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run whose checkpoints were damaged, lost or not taken by the disk: said, and gone on with."""
+"""Runs whose checkpoints are damaged, lost or did not fit on the disk are reported and resumed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CONFIG = small_config(
 
 
 def interrupted(context: JobContext) -> TrainOutcome:
-    """A run that was told to end after its first selection."""
+    """A run that was stopped after its first selection."""
     stop = threading.Event()
     outcome = train_run(
         CONFIG,
@@ -49,7 +49,7 @@ def interrupted(context: JobContext) -> TrainOutcome:
 
 
 def fill_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the disk take no policy."""
+    """Make every write of a policy fail as on a full disk."""
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -63,7 +63,7 @@ def flip_a_bit(file: Path) -> None:
     file.write_bytes(data)
 
 
-def test_a_damaged_best_policy_is_found_anew(
+def test_a_damaged_best_policy_is_replaced_by_the_next_selection(
     context: JobContext, caplog: pytest.LogCaptureFixture
 ) -> None:
     begun = interrupted(context)
@@ -94,10 +94,10 @@ def test_the_last_policy_is_exported_where_the_best_one_is_damaged(
 
 
 @pytest.mark.parametrize("finished", [False, True])
-def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew(
+def test_a_run_without_its_checkpoints_is_not_started_again(
     context: JobContext, finished: bool
 ) -> None:
-    """Its episodes would take the place of those that it had."""
+    """Its episodes would replace those in the store."""
     outcome = train_run(CONFIG, context) if finished else interrupted(context)
     store = context.store
     before = store.runs.get(outcome.run_id), store.runs.count_episodes(outcome.run_id)
@@ -109,10 +109,10 @@ def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew(
     assert after == before
 
 
-def test_a_run_that_was_begun_anew_elsewhere_has_only_the_checkpoints_since_then(
+def test_a_run_restarted_on_another_machine_has_only_its_checkpoints_since_then(
     context: JobContext, tmp_path: Path
 ) -> None:
-    """Another machine with a runs folder of its own, killed there before its first checkpoint."""
+    """The other machine has its own runs folder; the run was killed before its first checkpoint."""
     begun = interrupted(context)
     there = JobContext(replace(context.settings, runs_dir=tmp_path / "elsewhere"))
     run_dir = there.settings.run_dir(begun.run_id)
@@ -131,10 +131,10 @@ def test_a_run_that_was_begun_anew_elsewhere_has_only_the_checkpoints_since_then
         train_run(CONFIG, there, resume=begun.run_id)
 
 
-def test_a_run_is_not_begun_again_in_a_database_that_does_not_know_it(
+def test_a_run_is_not_restarted_in_a_database_that_does_not_know_it(
     context: JobContext, tmp_path: Path
 ) -> None:
-    """A launcher without MARIO_DATABASE_URL: what the run's journal holds is not for that one."""
+    """A launcher without MARIO_DATABASE_URL: the run's journal belongs to another database."""
     begun = interrupted(context)
     other = JobContext(replace(context.settings, database_url=f"sqlite:///{tmp_path}/other.db"))
     with pytest.raises(TrainingError, match=r"other.db does not know.*MARIO_DATABASE_URL"):
@@ -145,7 +145,7 @@ def test_a_run_is_not_begun_again_in_a_database_that_does_not_know_it(
 
 
 def test_a_checkpoint_is_not_replaced_by_itself(context: JobContext) -> None:
-    """Told to end at once, a run that was gone on with leaves its only checkpoint as it is."""
+    """A resumed run that is stopped at once leaves its only checkpoint as it is."""
     begun = interrupted(context)
     (checkpoint,) = list_checkpoints(begun.run_dir / "checkpoints")
     was = (checkpoint.stat().st_ino, checkpoint.stat().st_ctime_ns)
@@ -158,7 +158,7 @@ def test_a_checkpoint_is_not_replaced_by_itself(context: JobContext) -> None:
     assert train_run(CONFIG, context, resume=begun.run_id).result.status == "finished"
 
 
-def test_a_policy_that_the_disk_does_not_take_can_be_exported_later(
+def test_a_policy_that_did_not_fit_on_the_disk_can_be_exported_later(
     context: JobContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as full:
@@ -196,8 +196,8 @@ COMMAND = (
 
 
 @pytest.mark.parametrize("output", ["> /dev/full", "| head -n 1"])
-def test_output_that_nobody_takes_ends_no_run(tmp_path: Path, output: str) -> None:
-    """A log on a full disk; somebody who reads the first line only."""
+def test_a_closed_or_full_output_ends_no_run(tmp_path: Path, output: str) -> None:
+    """A log on a full disk; a reader that closes the pipe after the first line."""
     runs = tmp_path / "runs"
     done = subprocess.run(
         ["bash", "-c", f'set -o pipefail; "$@" {output}', "train",

@@ -1,4 +1,4 @@
-"""Schedules and threads as a real run uses them: what each update computes with, by number."""
+"""The learning rate, clip range, entropy and threads that each update of a real run uses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RATE, CLIP, ENTROPY = 4e-4, 0.2, 0.02
 
 
 def updates_of(algorithm: dict[str, Any], folder: Path, **changes: Any) -> list[dict[str, float]]:
-    """What each update of a run computed with, from the model itself, and the steps before it."""
+    """The settings of each update of a run, read from the model, and the steps before it."""
     model: list[Any] = []
     seen: list[dict[str, float]] = []
 
@@ -62,7 +62,7 @@ def test_ppo_updates_follow_their_schedules(kind: str, tmp_path: Path) -> None:
         assert update["entropy"] == pytest.approx(ENTROPY * left, abs=1e-9)
 
 
-def test_one_schedule_moves_nothing_else(tmp_path: Path) -> None:
+def test_one_schedule_changes_nothing_else(tmp_path: Path) -> None:
     mixed = {"learning_rate_schedule": "constant", "clip_range_schedule": "linear",
              "entropy_schedule": "constant"}  # fmt: skip
     seen = updates_of(PPO | mixed, tmp_path / "run")

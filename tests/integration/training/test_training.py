@@ -32,10 +32,10 @@ ALGORITHMS = {"ppo": PPO, "dqn": DQN}
 
 
 @pytest.fixture(scope="module", params=list(ALGORITHMS))
-def undisturbed(
+def uninterrupted(
     request: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, str, Listener]:
-    """Algorithm, digest of the final weights and what was heard of an undisturbed run."""
+    """Algorithm, digest of the final weights and events of a run that nothing interrupted."""
     listener = Listener()
     folder = tmp_path_factory.mktemp(f"whole-{request.param}")
     result = train(small_config(ALGORITHMS[request.param]), folder / "run", sinks=[listener])
@@ -48,17 +48,17 @@ def by_identity(episodes: list[TrainingEpisode]) -> dict[tuple[int, int], Traini
 
 
 def test_same_seed_same_weights_other_seed_others(
-    undisturbed: tuple[str, str, Listener], tmp_path: Path
+    uninterrupted: tuple[str, str, Listener], tmp_path: Path
 ) -> None:
-    algorithm, digest, _ = undisturbed
+    algorithm, digest, _ = uninterrupted
     again = train(small_config(ALGORITHMS[algorithm]), tmp_path / "again")
     assert weights_digest(again.last) == digest
     other = train(small_config(ALGORITHMS[algorithm], seed=4), tmp_path / "other")
     assert weights_digest(other.last) != digest
 
 
-def test_every_environment_is_seen(undisturbed: tuple[str, str, Listener]) -> None:
-    _, _, listener = undisturbed
+def test_every_environment_is_seen(uninterrupted: tuple[str, str, Listener]) -> None:
+    _, _, listener = uninterrupted
     assert {episode.env_index for episode in listener.episodes} == {0, 1, 2, 3}
     # Reading index 0 alone, as the accident's callback did, would give a quarter of them.
     numbers = [e.episode_index for e in listener.episodes if e.env_index == 3]
@@ -67,9 +67,9 @@ def test_every_environment_is_seen(undisturbed: tuple[str, str, Listener]) -> No
 
 
 def test_stopped_and_resumed_run_ends_with_the_same_weights(
-    undisturbed: tuple[str, str, Listener], tmp_path: Path
+    uninterrupted: tuple[str, str, Listener], tmp_path: Path
 ) -> None:
-    algorithm, digest, whole = undisturbed
+    algorithm, digest, whole = uninterrupted
     config = small_config(ALGORITHMS[algorithm])
     listener, chance = Listener(), random.Random(1)
     for attempt in range(200):
@@ -168,7 +168,7 @@ def test_episodes_are_counted_over_a_resume(tmp_path: Path) -> None:
     assert listener.starts[0].state in ("warming", "warning", "healthy")
 
 
-def test_a_long_silence_before_an_update_is_said(tmp_path: Path) -> None:
+def test_a_late_update_is_reported(tmp_path: Path) -> None:
     listener = Listener()
     train(small_config(), tmp_path / "run", sinks=[listener], rules=HealthRules(stale_seconds=1e-6))
     first, *others = listener.health
@@ -223,7 +223,7 @@ def test_no_checkpoint_without_its_episodes_on_the_disk(tmp_path: Path) -> None:
     assert last == [128, 512, 640]
 
 
-def test_an_error_is_told_to_the_sinks(tmp_path: Path) -> None:
+def test_an_error_is_reported_to_the_sinks(tmp_path: Path) -> None:
     def broken(_: Policy) -> SelectionScore:
         raise ZeroDivisionError("no units")
 
@@ -234,7 +234,7 @@ def test_an_error_is_told_to_the_sinks(tmp_path: Path) -> None:
     assert listener.ends[0].reason == "ZeroDivisionError: no units"
 
 
-def test_a_resume_that_is_refused_is_told_to_the_sinks(tmp_path: Path) -> None:
+def test_a_refused_resume_is_reported_to_the_sinks(tmp_path: Path) -> None:
     train(small_config(), tmp_path / "run")
     listener = Listener()
     with pytest.raises(CheckpointError):
@@ -243,10 +243,10 @@ def test_a_resume_that_is_refused_is_told_to_the_sinks(tmp_path: Path) -> None:
     assert "another configuration" in listener.ends[0].reason
 
 
-def test_selection_does_not_steer_training(
-    undisturbed: tuple[str, str, Listener], tmp_path: Path
+def test_selection_does_not_change_training(
+    uninterrupted: tuple[str, str, Listener], tmp_path: Path
 ) -> None:
-    algorithm, digest, _ = undisturbed
+    algorithm, digest, _ = uninterrupted
 
     def select(policy: Policy) -> SelectionScore:
         torch.rand(5)

@@ -1,4 +1,4 @@
-"""Real training runs that collapse, diverge, are rolled back, or are not looked at whole."""
+"""Real training runs that collapse, diverge, are rolled back, or are recorded in part only."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_collapse_stops_the_run_and_keeps_the_best(tmp_path: Path) -> None:
     )
 
 
-def test_rollback_goes_on_from_the_best_with_a_lower_rate(tmp_path: Path) -> None:
+def test_rollback_continues_from_the_best_with_a_lower_rate(tmp_path: Path) -> None:
     rules = HealthRules(dominant_share=0.0, patience=3, warmup_updates=1)
     scores = iter([0.1, 0.9, 0.2, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3])
     rates: list[float] = []
@@ -117,7 +117,7 @@ def test_one_minibatch_an_update_is_no_collapse(tmp_path: Path) -> None:
     assert (result.status, result.health.reasons) == ("finished", ())
 
 
-def test_rollback_is_told_and_one_to_a_damaged_best_ends_the_run(tmp_path: Path) -> None:
+def test_a_rollback_is_reported_and_a_damaged_best_ends_the_run(tmp_path: Path) -> None:
     class Damage(Listener):
         def on_health(self, sample: Any, health: Any) -> None:
             super().on_health(sample, health)
@@ -141,10 +141,10 @@ def test_rollback_is_told_and_one_to_a_damaged_best_ends_the_run(tmp_path: Path)
     assert changes == ["warning", "collapsed", "warning", "collapsed"]
 
 
-def test_a_run_that_is_gone_on_with_after_a_rollback_comes_from_the_collapse(
+def test_a_run_resumed_after_a_rollback_recovers_from_the_collapse(
     tmp_path: Path,
 ) -> None:
-    """Told to end right after the rollback: the next attempt's first change is the way back."""
+    """Stopped right after the rollback: the first change of the next attempt is the recovery."""
     stop = threading.Event()
 
     class Stop(Listener):
@@ -172,7 +172,7 @@ def test_a_run_that_is_gone_on_with_after_a_rollback_comes_from_the_collapse(
     assert first.state == "warning"
 
 
-def test_an_environment_that_nobody_reads_is_noticed(
+def test_an_environment_that_the_callback_misses_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The callback of the older project: it read environment 0."""
@@ -238,7 +238,7 @@ def test_a_single_infinite_gradient_costs_one_rollback(tmp_path: Path) -> None:
     assert len(norms) == 19  # of 20 rollouts, all but the third's
 
 
-def test_a_dqn_that_always_wants_one_action_is_collapsed(tmp_path: Path) -> None:
+def test_a_dqn_that_always_chooses_one_action_is_collapsed(tmp_path: Path) -> None:
     """At the default exploration, 0.1, it takes that action in 91% of the steps only."""
 
     def set_on_one(model: Any) -> None:

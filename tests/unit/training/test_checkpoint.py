@@ -1,4 +1,4 @@
-"""Checkpoints: complete or absent, verified, pruned; a broken one is skipped for the one before."""
+"""Checkpoints: complete or absent, verified, pruned; a broken one is skipped for an older one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The collapse detector: each signal alone, worked out by hand, and the accident it exists for."""
+"""The collapse detector: each signal alone, by hand, and the collapse of the older project."""
 
 from __future__ import annotations
 
@@ -159,8 +159,8 @@ def test_kl_is_judged_against_what_is_usual_for_the_run() -> None:
     assert feed(lively, 2, 21, approx_kl=0.05)[-1].state == "healthy"
 
 
-def test_the_original_accident() -> None:
-    """8 environments; 0 goes on as before, 1-7 fall apart; reading 0 alone shows nothing."""
+def test_the_collapse_of_the_older_project() -> None:
+    """Of 8 environments, 1 to 7 collapse and 0 does not; reading 0 alone shows nothing."""
     detector = CollapseDetector()
     feed(detector, 40)
     best = 500.0 + 10 * 40
@@ -192,7 +192,7 @@ def test_half_the_environments_in_a_bad_episode_is_normal() -> None:
         assert health.state == "healthy"
 
 
-def test_signals_that_an_algorithm_has_not_are_no_signal() -> None:
+def test_signals_that_an_algorithm_lacks_are_ignored() -> None:
     detector = CollapseDetector()
     for update in range(1, 40):
         health = detector.update(HealthSample(update, 1_000 * update, value_loss=0.1))
@@ -211,7 +211,7 @@ def test_memory_survives_json_in_the_middle_of_a_streak() -> None:
     assert second.state == "collapsed"
 
 
-def test_restart_forgets_the_streaks_and_keeps_the_measure() -> None:
+def test_restart_forgets_the_streaks_and_keeps_the_furthest_x() -> None:
     detector = CollapseDetector()
     feed(detector, 20)
     feed(detector, 3, 21, entropy_ratio=0.01)
@@ -221,7 +221,7 @@ def test_restart_forgets_the_streaks_and_keeps_the_measure() -> None:
     assert detector.state == "collapsed"
 
 
-def test_a_run_that_recovers_after_a_rollback_is_left_alone() -> None:
+def test_a_run_that_recovers_after_a_rollback_continues() -> None:
     """Fewer than 20 episodes end while the detector warms again: only those since then count."""
     detector, window = CollapseDetector(), EpisodeWindow(8)
 
@@ -268,7 +268,7 @@ def test_a_run_that_recovers_after_a_rollback_is_left_alone() -> None:
     assert detector.state == "healthy"
 
 
-def test_a_q_value_is_not_judged_before_anything_was_earned() -> None:
+def test_a_q_value_is_not_judged_before_the_first_reward() -> None:
     detector = CollapseDetector()
     for update in range(1, 6):
         sample = HealthSample(
@@ -280,7 +280,7 @@ def test_a_q_value_is_not_judged_before_anything_was_earned() -> None:
         assert CollapseDetector().update(sample).rules == ()
 
 
-def test_the_way_back_from_a_collapse_is_a_change_of_state_as_well() -> None:
+def test_recovery_from_a_collapse_is_a_change_of_state() -> None:
     detector = CollapseDetector()
     feed(detector, 20)
     feed(detector, 3, 21, entropy_ratio=0.01)

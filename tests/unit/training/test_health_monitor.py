@@ -46,7 +46,7 @@ def test_updates_are_numbered_and_reported(caplog: pytest.LogCaptureFixture) -> 
     ]
 
 
-def test_only_a_long_silence_is_a_signal_and_a_selection_is_none() -> None:
+def test_a_late_update_is_a_signal_but_not_after_a_selection() -> None:
     run = Monitored(HealthRules(stale_seconds=10.0))
     for seconds in (0.0, 10.0, 30.0):
         run.now = seconds

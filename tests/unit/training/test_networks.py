@@ -273,7 +273,7 @@ def test_artefact_answers_like_the_network(algorithm: Algorithm, tmp_path: Path)
     assert len(policy.act(observations[:0]).actions) == 0
 
 
-def test_what_was_trained_in_bfloat16_is_exported_in_float32(tmp_path: Path) -> None:
+def test_a_network_trained_in_bfloat16_is_exported_in_float32(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     observations = real_observations(16)
     answers = {}

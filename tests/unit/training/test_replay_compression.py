@@ -1,4 +1,4 @@
-"""Packed replay pictures come back byte for byte."""
+"""Packed observations of a replay buffer are restored byte for byte."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_round_trip_and_size(block: int) -> None:
     assert (out[12:] == 7).all()
 
 
-def test_pictures_without_any_order_come_back_too() -> None:
+def test_unrelated_observations_are_restored_too() -> None:
     observations = np.random.default_rng(1).integers(0, 256, (5, 3, 4, 84, 84), dtype=np.uint8)
     packed = pack(observations)
     out = np.zeros_like(observations)

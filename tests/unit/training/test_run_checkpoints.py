@@ -37,7 +37,7 @@ def checkpoints(tmp_path: Path, listener: Listener) -> RunCheckpoints:
     return RunCheckpoints(tmp_path, 2, SinkSet([listener]))
 
 
-def test_a_point_is_written_once_and_old_ones_go(
+def test_a_point_is_written_once_and_old_ones_are_pruned(
     checkpoints: RunCheckpoints, listener: Listener, tmp_path: Path
 ) -> None:
     checkpoints.write_held(required=True)
@@ -53,7 +53,7 @@ def test_a_point_is_written_once_and_old_ones_go(
     assert read_checkpoint(checkpoints.last).values["steps"] == 192
 
 
-def test_a_disk_that_takes_nothing_costs_a_checkpoint_unless_it_is_required(
+def test_a_full_disk_costs_a_checkpoint_unless_it_is_required(
     checkpoints: RunCheckpoints, listener: Listener, tmp_path: Path
 ) -> None:
     (tmp_path / "checkpoints").write_text("in the way")
@@ -95,7 +95,7 @@ def test_a_resumed_run_forgets_what_was_found_after_its_checkpoint(
     assert resumed.read_best("cpu") is not None
 
 
-def test_a_damaged_best_is_reported_and_found_anew(
+def test_a_damaged_best_is_reported_and_dropped(
     checkpoints: RunCheckpoints, listener: Listener, tmp_path: Path
 ) -> None:
     checkpoints.save_best(64, 0.5, content(64))

@@ -48,15 +48,15 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path: Path) -> None:
     check_resumable(CONFIG, tmp_path)
 
 
-def test_a_run_without_a_checkpoint_begins_anew(tmp_path: Path) -> None:
+def test_a_run_without_a_checkpoint_starts_at_step_0(tmp_path: Path) -> None:
     assert find(tmp_path / "new", resume=False) is None
     (tmp_path / "config.yaml").write_text(CONFIG.to_yaml())
     (tmp_path / "checkpoints" / ".writing-1").mkdir(parents=True)
     assert find(tmp_path) is None
-    assert not list((tmp_path / "checkpoints").iterdir())  # what a killed writer left is gone
+    assert not list((tmp_path / "checkpoints").iterdir())  # what a killed writer left is deleted
 
 
-def test_no_run_is_overwritten_and_none_is_invented(tmp_path: Path) -> None:
+def test_no_run_is_overwritten_and_a_missing_one_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no run to resume"):
         find(tmp_path)
     save(tmp_path, 64)

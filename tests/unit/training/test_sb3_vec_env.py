@@ -98,7 +98,7 @@ def test_end_of_an_episode_keeps_its_last_picture(env: GameVecEnv) -> None:
         assert infos[index]["episode"]["l"] == 5
 
 
-def test_returned_arrays_are_the_callers(env: GameVecEnv) -> None:
+def test_the_caller_owns_returned_arrays(env: GameVecEnv) -> None:
     first = env.reset()
     kept = first.copy()
     env.step(np.full(3, 1))
@@ -128,7 +128,7 @@ def test_an_episode_played_alone_is_the_same() -> None:
             alone.close()
 
 
-def test_snapshot_goes_on_in_the_middle_of_episodes(env: GameVecEnv) -> None:
+def test_snapshot_restores_the_middle_of_episodes(env: GameVecEnv) -> None:
     env.reset()
     play(env, 7, 2)
     snapshot = env.snapshot()
@@ -156,7 +156,7 @@ def test_snapshot_of_another_size_is_refused(env: GameVecEnv) -> None:
         other.close()
 
 
-def test_reset_goes_on_with_new_episodes(env: GameVecEnv) -> None:
+def test_a_second_reset_starts_new_episodes(env: GameVecEnv) -> None:
     env.reset()
     env.reset()
     _, records = play(env, 5, 0)

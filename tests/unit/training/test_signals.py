@@ -1,4 +1,4 @@
-"""Each signal of the collapse detector against a computation of its own, from the raw numbers."""
+"""Each signal of the collapse detector against an independent computation from raw numbers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.training_runs import DQN, PPO, QRDQN, small_config
 
 
 class Hooks:
-    """Keeps the episodes, and what the callback said at each boundary."""
+    """Records the episodes and the arguments of each boundary."""
 
     def __init__(self) -> None:
         self.episodes: list[TrainingEpisode] = []
@@ -183,7 +183,7 @@ def test_q_values_and_their_bound(kind: dict[str, Any]) -> None:
 
 @pytest.fixture
 def acted() -> Iterator[Any]:
-    """A DQN that is told what it did last: 4 games, 7 actions, room for 600 steps of each."""
+    """A DQN with given last actions: 4 games, 7 actions, room for 600 steps of each."""
     config = small_config(DQN | {"buffer_size": 2_400})
     env = make_vec_env(config, threads=1)
     algorithm = build_algorithm(config, env)

@@ -1,4 +1,4 @@
-"""The set of sinks: nothing that one of them does reaches the run or the others."""
+"""The set of sinks: an error or a hang of one sink reaches neither the run nor the others."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ class Fails(BaseSink):
         raise OSError("the disk is full")
 
 
-def test_sinks_end_at_once_so_that_their_waits_do_not_add_up() -> None:
+def test_sinks_end_in_parallel_so_that_their_waits_do_not_add_up() -> None:
     barrier = threading.Barrier(3, timeout=120)
     sinks = SinkSet([Meets(barrier) for _ in range(3)])
     sinks.on_end(END)
     assert sinks.failures == [0, 0, 0]  # one after another, the first would wait for ever
 
 
-def test_a_sink_that_fails_is_counted_and_has_no_say() -> None:
+def test_a_failed_flush_is_counted_and_blocks_no_checkpoint() -> None:
     barrier = threading.Barrier(1, timeout=120)
     sinks = SinkSet([Fails(), Meets(barrier)])
     assert sinks.flush()
@@ -68,7 +68,7 @@ def test_a_sink_that_fails_is_counted_and_has_no_say() -> None:
     assert sinks.failures == [2, 0]
 
 
-def test_a_sink_that_hangs_is_left_behind() -> None:
+def test_a_sink_that_hangs_is_abandoned() -> None:
     def left_behind() -> None:
         released = threading.Event()
         sinks = SinkSet([Hangs(released), Hangs(released), Meets(threading.Barrier(1))])
@@ -85,19 +85,19 @@ def test_a_sink_that_hangs_is_left_behind() -> None:
 
 
 @pytest.mark.parametrize("after_seconds", [0.0, 0.5])
-def test_a_finished_run_that_is_told_to_end_waits_no_longer(after_seconds: float) -> None:
+def test_a_finished_run_that_is_stopped_waits_more_briefly(after_seconds: float) -> None:
     def ends() -> None:
         stop, released, waits = threading.Event(), threading.Event(), Waits()
         sinks = SinkSet([Hangs(released), waits])
         end = RunEnd(RunStatus.FINISHED, "", 0, stop)
-        told = threading.Timer(after_seconds, stop.set)
+        timer = threading.Timer(after_seconds, stop.set)
         began = time.monotonic()
-        told.start()
+        timer.start()
         try:
             sinks.on_end(end)
         finally:
             released.set()
-        # Nobody told it: 20 s for the servers, and 2 more for the one that hangs.
+        # Not stopped: 20 s for the servers, and 2 more for the one that hangs.
         assert time.monotonic() - began < 8
         assert waits.gave_up  # in time to close its journal, so it is not left behind
         assert sinks.failures == [1, 0]
@@ -105,7 +105,7 @@ def test_a_finished_run_that_is_told_to_end_waits_no_longer(after_seconds: float
     without_a_stall(ends)
 
 
-def test_waiting_ends_with_what_is_waited_for() -> None:
+def test_waiting_ends_when_everything_is_done() -> None:
     done, stop = threading.Event(), threading.Event()
     assert not wait_until_done(done.wait, 0.3, stop)
     threading.Timer(0.3, done.set).start()

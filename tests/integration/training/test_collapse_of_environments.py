@@ -1,7 +1,7 @@
-"""The accident this system was born from, replayed in a real run: environments 1 to 7 fall apart.
+"""A collapse in environments 1 to 7, which ends a run although environment 0 plays as before.
 
-The old project trained on 8 environments and watched the first. Here environments 1-7 of a real
-PPO run stop doing what the policy says, environment 0 plays on, and the run must end for it.
+The older project trained on 8 environments, recorded only the first, and did not see its policy
+collapse. Here environments 1 to 7 of a real PPO run stop doing what the policy chooses.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.support.training_runs import Listener, small_config
 ONSET_UPDATES, STEPS_AN_UPDATE = 30, 256
 
 
-class Accident(BaseSink):
+class PartialCollapse(BaseSink):
     """From an update on, only environment 0 still plays what the policy chooses."""
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ def test_a_collapse_in_environments_1_to_7_ends_the_run(tmp_path: Path) -> None:
         collapse={"action": "stop"},
         selection={"every_steps": 8 * STEPS_AN_UPDATE, "units": 4},
     )
-    accident, listener = Accident(), Listener()
+    accident, listener = PartialCollapse(), Listener()
 
     def keep(model: Any) -> None:
         accident.env = model.get_env()
