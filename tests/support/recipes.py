@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from tests.support.paths import ROOT
+
+PAGE = ROOT / "docs/extending.md"
 
 #: Addresses that would make a command in the copy use something outside it.
 _OUTSIDE = (
@@ -22,6 +25,43 @@ import sys
 
 sys.meta_path[:] = [f for f in sys.meta_path if type(f).__name__ != "ScikitBuildRedirectingFinder"]
 """
+
+
+def recipes() -> dict[str, list[str]]:
+    """Read the page: each section's title with its listings, in order."""
+    sections = re.split(r"^## ", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    return {
+        section.splitlines()[0]: re.findall(
+            r"^```\w+\n(.*?)^```", section, re.MULTILINE | re.DOTALL
+        )
+        for section in sections
+    }
+
+
+def apply_recipe(tree: Path, title: str) -> None:
+    """Apply the listings of one section of the page to a copy, such as those of "An algorithm"."""
+    for listing in recipes()[title]:
+        apply_listing(tree, listing)
+
+
+def apply_listing(tree: Path, listing: str) -> None:
+    """Add a new file, append to one, or replace the lines of each hunk, which occur once."""
+    head, body = listing.split("\n", maxsplit=1)
+    if new := re.fullmatch(r"# (\S+) \(new\)", head):
+        (tree / new[1]).write_text(body)
+    elif appended := re.fullmatch(r"# (\S+) \(append\)", head):
+        file = tree / appended[1]
+        file.write_text(file.read_text() + body)
+    elif changed := re.fullmatch(r"--- (\S+)", head):
+        file = tree / changed[1]
+        text = file.read_text()
+        for hunk in body.split("@@\n"):
+            lines = hunk.splitlines()
+            old = "".join(f"{line[1:]}\n" for line in lines if not line.startswith("+"))
+            new_text = "".join(f"{line[1:]}\n" for line in lines if not line.startswith("-"))
+            assert text.count(old) == 1, f"{head}: {old!r} occurs {text.count(old)} times"
+            text = text.replace(old, new_text)
+        file.write_text(text)
 
 
 def copy_tree(tmp_path: Path) -> Path:

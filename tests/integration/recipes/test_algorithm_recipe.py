@@ -5,57 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.support.recipes import changed_files, copy_tree, run
-
-SETTINGS = '''
-class A2CConfig(Section):
-    """Advantage actor-critic (Mnih et al. 2016, arXiv:1602.01783) as stable-baselines3 has it."""
-
-    name: Literal["a2c"]
-    learning_rate: Annotated[float, Field(gt=0)] = 7e-4
-    learning_rate_schedule: ScheduleName = "constant"
-    gamma: Annotated[float, Field(gt=0, le=1)] = 0.95
-    n_steps: PositiveInt = 5
-    max_grad_norm: Annotated[float, Field(gt=0)] = 0.5
-
-    def check(self, *, environments: int, total_steps: int) -> None:
-        """Every combination is possible."""
-
-    def buffered_steps(self, *, environments: int, total_steps: int) -> float:
-        """Steps whose observations are in memory at most: the rollout and its flattened copy."""
-        return 2.0 * self.n_steps * environments
-
-
-#: Every algorithm; `name` chooses one.
-'''
-
-MODULE = '''\
-"""Advantage actor-critic (Mnih et al. 2016, arXiv:1602.01783)."""
-
-from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Any
-
-from stable_baselines3 import A2C
-from stable_baselines3.common.vec_env import VecEnv
-
-from mario.config.algorithms import A2CConfig
-from mario.training.algorithms.actor_critic import ActorCritic
-from mario.training.algorithms.contract import Algorithm
-from mario.training.networks import MarioActorCriticPolicy
-
-
-class A2CAlgorithm(ActorCritic):
-    """A2C: one update with each rollout."""
-
-    def __init__(self, settings: A2CConfig, env: VecEnv, common: Mapping[str, Any]) -> None:
-        """Build the model."""
-        self.model = A2C(MarioActorCriticPolicy, env, n_steps=settings.n_steps, **common)
-
-
-ALGORITHM: type[Algorithm] = A2CAlgorithm
-'''
+from tests.support.recipes import apply_recipe, changed_files, copy_tree, run
 
 CONFIG = """
 name: recipe
@@ -104,11 +54,7 @@ print(json.dumps({
 
 def test_a_new_algorithm_is_two_files(tmp_path: Path) -> None:
     tree = copy_tree(tmp_path)
-    listing = tree / "mario/config/algorithms.py"
-    text = listing.read_text()
-    text = text.replace("\n#: Every algorithm; `name` chooses one.\n", SETTINGS)
-    listing.write_text(text.replace("| QRDQNConfig", "| QRDQNConfig | A2CConfig"))
-    (tree / "mario/training/algorithms/a2c.py").write_text(MODULE)
+    apply_recipe(tree, "An algorithm")
     recipe = ["mario/config/algorithms.py", "mario/training/algorithms/a2c.py"]
     assert changed_files(tree) == recipe
 
