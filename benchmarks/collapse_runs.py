@@ -29,7 +29,7 @@ import torch
 from mario.config.experiment import parse_config
 from mario.config.rewards import RewardConfig
 from mario.training.collapse_detector import Health, HealthSample
-from mario.training.sinks import BaseSink, Progress
+from mario.training.sinks import Progress, TrainingSink
 from mario.training.trainer import train
 
 DATA = Path(__file__).parent / "data" / "collapse"
@@ -141,7 +141,7 @@ RUINS: dict[str, Callable[[Subject], None]] = {
 }
 
 
-class Recorder(BaseSink):
+class Recorder(TrainingSink):
     """Keeps the samples and ruins the run at its onset."""
 
     def __init__(self, onset: int | None, ruin: Callable[[Subject], None] | None) -> None:

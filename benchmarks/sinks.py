@@ -50,7 +50,7 @@ from mario.tracking.mlflow_client import tracking_client
 from mario.tracking.prometheus import PrometheusSink
 from mario.training.collapse_detector import Health, HealthSample
 from mario.training.episodes import TrainingEpisode
-from mario.training.sinks import BaseSink, Progress, RunEnd, RunStart, SinkSet, TrainingSink
+from mario.training.sinks import Progress, RunEnd, RunStart, SinkSet, TrainingSink
 from mario.training.trainer import train
 from tests.support.mlflow_server import MlflowServer
 from tests.support.postgres import PostgresServer
@@ -81,7 +81,7 @@ class Turn:
     recorders_seconds: float
 
 
-class Turns(BaseSink):
+class Turns(TrainingSink):
     """Hands everything on while its turn is on, and measures each turn."""
 
     def __init__(

@@ -18,14 +18,14 @@ from mario.telemetry.store import StoreMetrics
 from mario.telemetry.training import TrainingMetrics
 from mario.tracking.opening import OpenSink, SinkOpening
 from mario.tracking.store import StoreSink
-from mario.training.sinks import BaseSink, SelectionDone, TrainingSink
+from mario.training.sinks import SelectionDone, TrainingSink
 
 log = logging.getLogger(__name__)
 
 OnSelection = Callable[[SelectionDone], None]
 
 
-class _SelectionListener(BaseSink):
+class _SelectionListener(TrainingSink):
     """Passes selections to a callback."""
 
     def __init__(self, callback: OnSelection) -> None:

@@ -23,12 +23,12 @@ from mario.tracking.opening import SinkOpening
 from mario.training.collapse_detector import Health, HealthSample
 from mario.training.run_folder import CONFIG_FILE
 from mario.training.sinks import (
-    BaseSink,
     CheckpointWritten,
     Progress,
     RunEnd,
     RunStart,
     SelectionDone,
+    TrainingSink,
     end_timeout_seconds,
     wait_until_done,
 )
@@ -68,7 +68,7 @@ def data_lineage(config: ExperimentConfig) -> dict[str, dict[str, Any]]:
     return {"training": training, "selection": selection}
 
 
-class MlflowSink(BaseSink):
+class MlflowSink(TrainingSink):
     """Reports to MLflow through the journalled writer, which survives outages of MLflow."""
 
     name: ClassVar[str] = "mlflow"

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 
 from mario.training.collapse_detector import Health, HealthSample
-from mario.training.sinks import BaseSink, Progress, SelectionDone
+from mario.training.sinks import Progress, SelectionDone, TrainingSink
 
 
 def health_metrics(sample: HealthSample) -> dict[str, float]:
@@ -28,7 +28,7 @@ def progress_metrics(progress: Progress) -> dict[str, float]:
     return {name: value for name, value in numbers.items() if math.isfinite(value)}
 
 
-class NumbersSink(BaseSink, ABC):
+class NumbersSink(TrainingSink, ABC):
     """Writes the numbers of a run, one record at a time; a subclass says where."""
 
     def on_health(self, sample: HealthSample, health: Health) -> None:

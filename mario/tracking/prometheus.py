@@ -18,19 +18,19 @@ from mario.tracking.opening import SinkOpening
 from mario.training.collapse_detector import Health, HealthSample
 from mario.training.episodes import WINDOW_EPISODES, TrainingEpisode
 from mario.training.sinks import (
-    BaseSink,
     CheckpointWritten,
     Incident,
     Progress,
     RunEnd,
     RunStart,
     SelectionDone,
+    TrainingSink,
 )
 
 log = logging.getLogger(__name__)
 
 
-class PrometheusSink(BaseSink):
+class PrometheusSink(TrainingSink):
     """Serves a metrics page of the run while it trains."""
 
     name: ClassVar[str] = "prometheus"

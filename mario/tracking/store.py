@@ -27,12 +27,12 @@ from mario.store.records import (
 from mario.training.collapse_detector import Health, HealthSample
 from mario.training.episodes import TrainingEpisode
 from mario.training.sinks import (
-    BaseSink,
     CheckpointWritten,
     Progress,
     RunEnd,
     RunStart,
     SelectionDone,
+    TrainingSink,
     end_timeout_seconds,
     wait_until_done,
 )
@@ -40,7 +40,7 @@ from mario.training.sinks import (
 log = logging.getLogger(__name__)
 
 
-class StoreSink(BaseSink):
+class StoreSink(TrainingSink):
     """Writes episodes, health, checkpoints and the end of a run through the journalled writer."""
 
     name: ClassVar[str] = "store"

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 from mario.config.experiment import ExperimentConfig
 from mario.config.run_states import CheckpointKind, HealthState, RunStatus
@@ -190,45 +190,40 @@ def wait_until_done(
             return False
 
 
-class TrainingSink(Protocol):
-    """Receives the events of a run. No method may block: slow work belongs in the sink's thread.
+class TrainingSink:
+    """Receives the events of a run; a subclass overrides the methods of those that it needs.
+
+    No method may block: slow work belongs in the sink's own thread.
 
     Attributes:
         name: the sink's name in messages and metrics.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[str] = "other"
 
     def on_start(self, start: RunStart) -> None:
         """The run begins or is resumed."""
-        ...
 
     def on_episodes(self, episodes: Sequence[TrainingEpisode]) -> None:
         """Episodes of all environments finished; in order.
 
         After a resume some may be sent again: (env_index, episode_index) identifies an episode.
         """
-        ...
 
     def on_health(self, sample: HealthSample, health: Health) -> None:
         """The detector judged an update."""
-        ...
 
     def on_selection(self, selection: SelectionDone) -> None:
         """The policy was scored on selection seeds."""
-        ...
 
     def on_checkpoint(self, checkpoint: CheckpointWritten) -> None:
         """A checkpoint is complete on the disk."""
-        ...
 
     def on_incident(self, incident: Incident) -> None:
         """A problem occurred, and the run continues."""
-        ...
 
     def on_progress(self, progress: Progress) -> None:
         """An update is done."""
-        ...
 
     def flush(self) -> bool:
         """Make every event so far durable: the checkpoint that follows builds on them.
@@ -237,48 +232,13 @@ class TrainingSink(Protocol):
             False where that is impossible now. Then the checkpoint is not written, as a run that
             is resumed from it would not send these episodes again.
         """
-        ...
+        return True
 
     def on_end(self, end: RunEnd) -> None:
         """The attempt ends; a sink that takes longer than :func:`end_timeout_seconds` is abandoned.
 
         When `end.stop` is set meanwhile, less time is left; :func:`wait_until_done` observes it.
         """
-        ...
-
-
-class BaseSink:
-    """A sink that ignores every event; a subclass overrides those that it needs."""
-
-    name: ClassVar[str] = "other"
-
-    def on_start(self, start: RunStart) -> None:
-        """Ignore."""
-
-    def on_episodes(self, episodes: Sequence[TrainingEpisode]) -> None:
-        """Ignore."""
-
-    def on_health(self, sample: HealthSample, health: Health) -> None:
-        """Ignore."""
-
-    def on_selection(self, selection: SelectionDone) -> None:
-        """Ignore."""
-
-    def on_checkpoint(self, checkpoint: CheckpointWritten) -> None:
-        """Ignore."""
-
-    def on_incident(self, incident: Incident) -> None:
-        """Ignore."""
-
-    def on_progress(self, progress: Progress) -> None:
-        """Ignore."""
-
-    def flush(self) -> bool:
-        """Nothing needs to be made durable."""
-        return True
-
-    def on_end(self, end: RunEnd) -> None:
-        """Ignore."""
 
 
 class SinkSet:

@@ -11,13 +11,13 @@ from mario.training.checkpoint import read_checkpoint
 from mario.training.collapse_detector import Health, HealthSample
 from mario.training.episodes import TrainingEpisode
 from mario.training.sinks import (
-    BaseSink,
     CheckpointWritten,
     Incident,
     Progress,
     RunEnd,
     RunStart,
     SelectionDone,
+    TrainingSink,
 )
 
 PPO = {"name": "ppo", "n_steps": 16, "batch_size": 32, "n_epochs": 2,
@@ -69,7 +69,7 @@ def training_episode(
     )  # fmt: skip
 
 
-class Listener(BaseSink):
+class Listener(TrainingSink):
     """Records every event."""
 
     def __init__(self) -> None:

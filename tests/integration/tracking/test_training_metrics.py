@@ -15,7 +15,7 @@ from mario.telemetry.names import STORE_METRICS, TRAINING_METRICS
 from mario.tracking.prometheus import PrometheusSink
 from mario.training.checkpoint import TENSORS_FILE, list_checkpoints
 from mario.training.collapse_detector import HealthRules
-from mario.training.sinks import BaseSink
+from mario.training.sinks import TrainingSink
 from mario.training.trainer import SelectionScore, train
 from tests.support.processes import free_port
 from tests.support.store_rows import new_run
@@ -78,7 +78,7 @@ def test_a_real_run_sets_every_metric(algorithm: dict[str, Any], tmp_path: Path)
     assert get("mario_training_checkpoint_seconds_count", labels) == written
 
 
-class FailingTracker(BaseSink):
+class FailingTracker(TrainingSink):
     """Takes the place of Weights & Biases, and raises."""
 
     name = "wandb"
@@ -87,7 +87,7 @@ class FailingTracker(BaseSink):
         raise OSError("no network")
 
 
-class FullDisk(BaseSink):
+class FullDisk(TrainingSink):
     """Cannot make anything durable."""
 
     def flush(self) -> bool:

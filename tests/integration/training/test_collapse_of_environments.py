@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from mario.training.episodes import TrainingEpisode
-from mario.training.sinks import BaseSink, Progress
+from mario.training.sinks import Progress, TrainingSink
 from mario.training.trainer import train
 from tests.support.training_runs import Listener, small_config
 
 ONSET_UPDATES, STEPS_AN_UPDATE = 30, 256
 
 
-class PartialCollapse(BaseSink):
+class PartialCollapse(TrainingSink):
     """From an update on, only environment 0 still plays what the policy chooses."""
 
     def __init__(self) -> None:

@@ -24,7 +24,7 @@ from mario.policy.policy import Policy, RandomPolicy
 from mario.training.checkpoint import TENSORS_FILE, list_checkpoints, read_checkpoint
 from mario.training.collapse_detector import HealthRules
 from mario.training.episodes import TrainingEpisode
-from mario.training.sinks import BaseSink, RunStart
+from mario.training.sinks import RunStart, TrainingSink
 from mario.training.trainer import SelectionScore, train
 from tests.support.training_runs import DQN, PPO, Listener, small_config, weights_digest
 
@@ -75,7 +75,7 @@ def test_stopped_and_resumed_run_ends_with_the_same_weights(
     for attempt in range(200):
         stop = threading.Event()
 
-        class Stopper(BaseSink):
+        class Stopper(TrainingSink):
             """Stops the run after a few steps, in the middle of a rollout or an update."""
 
             left = chance.randrange(1, 4)
@@ -208,7 +208,7 @@ def test_no_sink_can_stop_a_run(tmp_path: Path, caplog: pytest.LogCaptureFixture
 
 
 def test_no_checkpoint_without_its_episodes_on_the_disk(tmp_path: Path) -> None:
-    class Forgetful(BaseSink):
+    class Forgetful(TrainingSink):
         """Cannot keep anything for a while, like a store on a full disk with its database away."""
 
         asked = 0
@@ -293,7 +293,7 @@ def test_stop_is_obeyed_within_seconds(tmp_path: Path) -> None:
         stopped_at.append(time.monotonic())
         stop.set()
 
-    class Stopper(BaseSink):
+    class Stopper(TrainingSink):
         def on_start(self, start: RunStart) -> None:
             threading.Timer(3.0, end).start()
 
@@ -333,7 +333,7 @@ def test_best_of_an_older_checkpoint_survives_a_resume(tmp_path: Path) -> None:
     (newest / TENSORS_FILE).write_bytes(b"half")
     assert int(older.name.split("-")[1]) < 9 * 64
 
-    class Holder(BaseSink):
+    class Holder(TrainingSink):
         def on_start(self, start: Any) -> None:
             kept[:] = [type("Steps", (), {"num_timesteps": start.start_steps})]
 

@@ -8,13 +8,13 @@ import time
 import pytest
 
 from mario.config.run_states import RunStatus
-from mario.training.sinks import BaseSink, RunEnd, SinkSet, end_timeout_seconds, wait_until_done
+from mario.training.sinks import RunEnd, SinkSet, TrainingSink, end_timeout_seconds, wait_until_done
 from tests.support.slow_machine import without_a_stall
 
 END = RunEnd(RunStatus.INTERRUPTED, "SIGTERM", 0)
 
 
-class Meets(BaseSink):
+class Meets(TrainingSink):
     """Ends only when the others are ending, too."""
 
     def __init__(self, barrier: threading.Barrier) -> None:
@@ -24,7 +24,7 @@ class Meets(BaseSink):
         self._barrier.wait()
 
 
-class Hangs(BaseSink):
+class Hangs(TrainingSink):
     """Waits for a server that never answers, without a limit of its own."""
 
     def __init__(self, released: threading.Event) -> None:
@@ -34,7 +34,7 @@ class Hangs(BaseSink):
         self._released.wait()
 
 
-class Waits(BaseSink):
+class Waits(TrainingSink):
     """Waits for a server that never answers, as long as it may."""
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class Waits(BaseSink):
         self.gave_up = not wait_until_done(never.wait, end_timeout_seconds(end), end.stop)
 
 
-class Fails(BaseSink):
+class Fails(TrainingSink):
     def flush(self) -> bool:
         raise OSError("the disk is full")
 
