@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from mario.config.run_states import RunStatus
 from mario.errors import ArtefactError, MarioError, RegistryError, RegistryUnavailableError
@@ -141,9 +141,9 @@ class TrackingWriter:
         """Set tags, such as the state of the collapse detector."""
         self._writer.put([{"tag": {name: str(value) for name, value in values.items()}}])
 
-    def file(self, path: Path | str, folder: str = "") -> None:
+    def file(self, path: Path | str) -> None:
         """Upload a file or folder, which must not move before it is delivered."""
-        self._writer.put([{"file": str(Path(path).resolve()), "folder": folder}])
+        self._writer.put([{"file": str(Path(path).resolve()), "folder": ""}])
 
     def dataset(
         self,
@@ -195,16 +195,6 @@ class TrackingWriter:
     def close(self, timeout_seconds: float = 8.0) -> WriterReport:
         """Deliver what can be delivered in time; the rest stays for the next start."""
         return self._writer.close(timeout_seconds)
-
-    def report(self) -> WriterReport:
-        """Return the counts so far."""
-        return self._writer.report()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     # -- in the writer's thread -------------------------------------------------------------
 

@@ -329,13 +329,13 @@ class DaskEngine:
             raise EvaluationError(
                 f"a task ended {_ALLOWED_FAILURES + 1} workers of the Dask cluster ({error}); "
                 "expected workers that live; see their log: too little memory is the usual "
-                "cause; the same command goes on with what is left"
+                "cause; repeat the command to play the rest"
             ) from error
         except (self._dask.CancelledError, ImportError, AttributeError, OSError) as error:
             raise EvaluationError(
                 f"the Dask cluster failed ({type(error).__name__}: {error}); expected a scheduler "
-                "that stays and workers with this version of mario-mlops; the same command goes on "
-                "with what is left"
+                "that keeps running and workers with this version of mario-mlops; repeat the "
+                "command to play the rest"
             ) from error
         return records
 

@@ -158,7 +158,7 @@ def translated(name: str) -> Iterator[None]:
         reason = _first_line(error.__cause__ or error)  # Optuna's own message blames the data
         raise StoreUnavailableError(
             f"the tables of sweep {name} cannot be used ({reason}); expected a database that "
-            "answers; the same command goes on when it does"
+            "answers; repeat the command when it does"
         ) from error
 
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -90,7 +90,7 @@ def test_a_run_in_mlflow_from_start_to_end(tracking_uri: str, tmp_path: Path) ->
 
 
 def test_a_resumed_run_is_the_same_run(tracking_uri: str, tmp_path: Path) -> None:
-    with _writer(tracking_uri, tmp_path) as writer:
+    with closing(_writer(tracking_uri, tmp_path)) as writer:
         writer.parameters({"lr": 1})
         writer.metrics(1, {"return": 1.0}, unix_seconds=1.0)
         writer.end("interrupted")
@@ -99,7 +99,7 @@ def test_a_resumed_run_is_the_same_run(tracking_uri: str, tmp_path: Path) -> Non
     assert first is not None
     client = tracking_client(tracking_uri)
     assert client.get_run(first).info.status == "KILLED"
-    with _writer(tracking_uri, tmp_path) as writer:
+    with closing(_writer(tracking_uri, tmp_path)) as writer:
         writer.parameters({"lr": 2})  # MLflow allows no change of a parameter
         writer.metrics(1, {"return": 1.0}, unix_seconds=1.0)
         writer.metrics(2, {"return": 2.0}, unix_seconds=2.0)
@@ -122,7 +122,7 @@ def test_a_resumed_run_is_the_same_run(tracking_uri: str, tmp_path: Path) -> Non
 def test_a_policy_is_logged_once_even_if_delivered_again(tracking_uri: str, tmp_path: Path) -> None:
     artefact = write_test_artefact(tmp_path / "policy", seed=1)
     for _ in range(2):
-        with _writer(tracking_uri, tmp_path) as writer:
+        with closing(_writer(tracking_uri, tmp_path)) as writer:
             writer.policy(artefact)
             assert writer.flush(60)
             run_id = writer.mlflow_run_id
@@ -143,7 +143,7 @@ def test_a_policy_is_logged_once_even_if_delivered_again(tracking_uri: str, tmp_
     gone = write_test_artefact(tmp_path / "gone", seed=3)
     shutil.rmtree(gone.folder)
     write_test_artefact(gone.folder, seed=4)
-    with _writer(tracking_uri, tmp_path) as writer:
+    with closing(_writer(tracking_uri, tmp_path)) as writer:
         writer.policy(half)
         writer.policy(gone)
         writer.tags({"after": "it"})
@@ -219,7 +219,7 @@ def test_a_killed_run_ended_with_its_last_heartbeat(
     tracking_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not when it was checked; a second check writes nothing."""
-    with _writer(tracking_uri, tmp_path) as writer:
+    with closing(_writer(tracking_uri, tmp_path)) as writer:
         assert writer.flush(60)
         mlflow_run = writer.mlflow_run_id
     assert mlflow_run is not None
@@ -277,7 +277,10 @@ def test_an_unreachable_mlflow_is_asked_once_for_all_killed_runs(
 )
 def test_a_checkpoint_waits_for_numbers_that_a_full_disk_keeps_in_memory(tmp_path: Path) -> None:
     away = f"http://127.0.0.1:{free_port()}"
-    with small_disk(tmp_path / "runs", megabytes=1) as disk, _writer(away, disk.path) as writer:
+    with (
+        small_disk(tmp_path / "runs", megabytes=1) as disk,
+        closing(_writer(away, disk.path)) as writer,
+    ):
         sink = MlflowSink(writer)
         assert sink.flush()
         disk.fill()
