@@ -15,13 +15,13 @@ from mario.config.game import GameConfig
 from mario.errors import ConsoleError
 from mario.game.batch.contract import EpisodeSpec
 from mario.game.batch.factory import open_batch
+from mario.game.batch.rewards import batch_rewards
 from mario.game.console.contract import FRAMES_PER_SECOND, UInt8Array
 from mario.game.smb.actions import action_set
 from mario.game.smb.end_reason import EndReason
 from mario.game.smb.levels import level as find_level
 from mario.game.smb.memory import STATE_FIELDS, StateArray, furthest_at_start
 from mario.game.smb.observations.contract import ObservationKind, Observations
-from mario.game.smb.rewards import step_rewards
 
 StepInfo = dict[str, Any]
 
@@ -141,16 +141,7 @@ class MarioEnv(gymnasium.Env[Observations, np.int64]):
                 "step() after the end of an episode: expected reset() first; call it"
             )
         result = self._batch.step(np.array([int(action)], np.int64), self._observations)
-        reward = step_rewards(
-            self.game.reward,
-            result.before,
-            result.after,
-            furthest_before_px=self._furthest_px,
-            furthest_after_px=result.furthest_x_px,
-            end=result.end,
-            game_reward=result.game_reward,
-            frame_skip=self.game.frame_skip,
-        )
+        reward = batch_rewards(self.game, result, self._furthest_px)
         self._furthest_px[:] = result.furthest_x_px
         end = EndReason(int(result.end[0]))
         info = {

@@ -20,6 +20,7 @@ from mario.config.game import GameConfig
 from mario.errors import ConfigError, ConsoleError
 from mario.game.batch.contract import BatchStep, EpisodeSpec
 from mario.game.batch.factory import open_batch
+from mario.game.batch.rewards import batch_rewards
 from mario.game.console.contract import UInt8Array
 from mario.game.env import observation_space, render_fps
 from mario.game.smb.actions import action_set
@@ -27,7 +28,6 @@ from mario.game.smb.end_reason import EndReason
 from mario.game.smb.levels import level as find_level
 from mario.game.smb.memory import STATE_FIELDS, StateArray, furthest_at_start
 from mario.game.smb.observations.contract import Observations
-from mario.game.smb.rewards import step_rewards
 
 BoolArray = npt.NDArray[np.bool_]
 VectorInfo = dict[str, Any]
@@ -158,16 +158,7 @@ class MarioVectorEnv(VectorEnv[Observations, npt.NDArray[np.int64], npt.NDArray[
         if len(self._generators) < self.num_envs:
             raise ConsoleError("step() before the games were started: call reset() first")
         result = self._batch.step(np.asarray(actions, np.int64), self._observations)
-        rewards = step_rewards(
-            self.game.reward,
-            result.before,
-            result.after,
-            furthest_before_px=self._furthest_px,
-            furthest_after_px=result.furthest_x_px,
-            end=result.end,
-            game_reward=result.game_reward,
-            frame_skip=self.game.frame_skip,
-        )
+        rewards = batch_rewards(self.game, result, self._furthest_px)
         self._furthest_px[:] = result.furthest_x_px
         ended = result.end != EndReason.RUNNING
         info: VectorInfo = {}

@@ -19,12 +19,12 @@ from mario.config.experiment import ExperimentConfig
 from mario.errors import SaveStateError
 from mario.game.batch.contract import BatchStep, EpisodeSpec, GameBatch
 from mario.game.batch.factory import open_batch
+from mario.game.batch.rewards import batch_rewards
 from mario.game.env import observation_space
 from mario.game.rng import derive_seed
 from mario.game.smb.end_reason import EndReason
 from mario.game.smb.memory import STATE_FIELDS, furthest_at_start
 from mario.game.smb.observations.contract import Observations
-from mario.game.smb.rewards import step_rewards
 from mario.training.episodes import TrainingEpisode
 
 EpisodeSource = Callable[[int, int], EpisodeSpec]
@@ -92,7 +92,6 @@ class GameVecEnv(VecEnv):
             gym.spaces.Discrete(len(batch.buttons)),
         )
         self._batch = batch
-        self._reward = batch.game.reward
         self._source = source
         self._observations = batch.observation.zeros(batch.slots)
         self._episodes = np.zeros(batch.slots, np.int64)
@@ -143,16 +142,7 @@ class GameVecEnv(VecEnv):
             float32 (N,), dones bool (N,), infos.
         """
         step = self._batch.step(self._actions, self._observations)
-        rewards = step_rewards(
-            self._reward,
-            step.before,
-            step.after,
-            furthest_before_px=self._furthest_px,
-            furthest_after_px=step.furthest_x_px,
-            end=step.end,
-            game_reward=step.game_reward,
-            frame_skip=self._batch.game.frame_skip,
-        )
+        rewards = batch_rewards(self._batch.game, step, self._furthest_px)
         self._total_steps += self.num_envs
         self._returns += rewards
         self._furthest_px[:] = step.furthest_x_px
