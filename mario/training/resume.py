@@ -36,12 +36,8 @@ def capture(algorithm: Algorithm, env: GameVecEnv, values: Mapping[str, Any]) ->
         values: the run's own state, as JSON types.
     """
     model = algorithm.model
-    policy: Any = model.policy
-    tensors: dict[str, Any] = {
-        "policy": copy.deepcopy(policy.state_dict()),
-        "optimizer": copy.deepcopy(policy.optimizer.state_dict()),
-        "torch_rng": torch.get_rng_state().clone(),
-    }
+    networks = capture_networks(model)
+    tensors = {**networks.tensors, "torch_rng": torch.get_rng_state().clone()}
     if torch.cuda.is_available():
         tensors["cuda_rng"] = torch.cuda.get_rng_state_all()
     _, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - SB3 draws from it
@@ -59,7 +55,7 @@ def capture(algorithm: Algorithm, env: GameVecEnv, values: Mapping[str, Any]) ->
         arrays[f"env_slot_{index}"] = np.frombuffer(slot, np.uint8)
     state: dict[str, Any] = {
         "trainer": dict(values),
-        "counters": {name: getattr(model, name) for name in _COUNTERS},
+        **networks.values,
         "learning_rate_factor": learning_rate(model).factor,
         "python_rng": _listed(random.getstate()),
         "numpy_rng": [int(position), int(has_gauss), float(gauss)],
@@ -70,6 +66,17 @@ def capture(algorithm: Algorithm, env: GameVecEnv, values: Mapping[str, Any]) ->
     }
     own_values, own_arrays = algorithm.capture()
     return CheckpointContent(state | own_values, tensors, arrays | own_arrays)
+
+
+def capture_networks(model: BaseAlgorithm) -> CheckpointContent:
+    """Copy what an export and a rollback need: networks, optimizer and counters."""
+    policy: Any = model.policy
+    tensors = {
+        "policy": copy.deepcopy(policy.state_dict()),
+        "optimizer": copy.deepcopy(policy.optimizer.state_dict()),
+    }
+    values = {"counters": {name: getattr(model, name) for name in _COUNTERS}}
+    return CheckpointContent(values, tensors, {})
 
 
 def restore(algorithm: Algorithm, env: GameVecEnv, content: CheckpointContent) -> dict[str, Any]:

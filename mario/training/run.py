@@ -12,6 +12,7 @@ import logging
 import math
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,13 @@ from mario.training.health_monitor import HealthMonitor
 from mario.training.interval import StepInterval
 from mario.training.reporting import Reporter
 from mario.training.result import Select, SelectionScore, TrainingResult
-from mario.training.resume import PreservedGenerators, capture, restore, restore_networks
+from mario.training.resume import (
+    PreservedGenerators,
+    capture,
+    capture_networks,
+    restore,
+    restore_networks,
+)
 from mario.training.run_folder import CONFIG_FILE, find_saved
 from mario.training.sb3_vec_env import GameVecEnv
 from mario.training.schedules import learning_rate
@@ -273,13 +280,15 @@ class TrainingRun:
         self._checkpoints.hold(self._steps, capture(self._algorithm, self._env, self._values()))
 
     def _capture_best(self, result: SelectionScore) -> CheckpointContent:
-        """Copy what a rollback and an export need: networks and optimizer."""
-        content = capture(self._algorithm, self._env, self._values())
-        return CheckpointContent(
-            {"counters": content.values["counters"], "score": result.score,
-             "details": dict(result.details), "resume_hash": identity_of_run(self._config)},
-            {name: content.tensors[name] for name in ("policy", "optimizer")}, {},
-        )  # fmt: skip
+        """Copy the networks of the best policy, with its score."""
+        content = capture_networks(self._model)
+        values = {
+            **content.values,
+            "score": result.score,
+            "details": dict(result.details),
+            "resume_hash": identity_of_run(self._config),
+        }
+        return replace(content, values=values)
 
     def _values(self) -> dict[str, Any]:
         """What the run itself continues with, as JSON types."""
