@@ -192,6 +192,10 @@ class TrackingWriter:
         """Wait until MLflow has all reports so far; returns False if that takes longer."""
         return self._writer.flush(timeout_seconds)
 
+    def report(self) -> WriterReport:
+        """Return the counts so far."""
+        return self._writer.report()
+
     def close(self, timeout_seconds: float = 8.0) -> WriterReport:
         """Deliver what can be delivered in time; the rest stays for the next start."""
         return self._writer.close(timeout_seconds)
